@@ -1,0 +1,65 @@
+"""Train small adapters on frozen language models: LoRA and its relatives, in PyTorch Lightning.
+
+The public names are loaded on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft_lightning.adapters import Adapter, Full, LoRA, PromptTuning
+    from peft_lightning.adapters.files import load_adapter, read_adapter, save_adapter
+    from peft_lightning.base_model import load_base_model, load_tokenizer
+    from peft_lightning.data.datamodule import SFTDataModule
+    from peft_lightning.module import CausalLMModule
+    from peft_lightning.schedules import Constant, Cosine, Linear, Schedule
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Adapter": "adapters",
+    "CausalLMModule": "module",
+    "Constant": "schedules",
+    "Cosine": "schedules",
+    "Full": "adapters",
+    "Linear": "schedules",
+    "LoRA": "adapters",
+    "PromptTuning": "adapters",
+    "SFTDataModule": "data.datamodule",
+    "Schedule": "schedules",
+    "load_adapter": "adapters.files",
+    "load_base_model": "base_model",
+    "load_tokenizer": "base_model",
+    "read_adapter": "adapters.files",
+    "save_adapter": "adapters.files",
+}
+
+__all__ = [
+    "Adapter",
+    "CausalLMModule",
+    "Constant",
+    "Cosine",
+    "Full",
+    "Linear",
+    "LoRA",
+    "PromptTuning",
+    "SFTDataModule",
+    "Schedule",
+    "load_adapter",
+    "load_base_model",
+    "load_tokenizer",
+    "read_adapter",
+    "save_adapter",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

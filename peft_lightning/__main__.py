@@ -1,0 +1,135 @@
+"""``python -m peft_lightning``: finds the command, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+PROG = "python -m peft_lightning"
+
+TRAINER_COMMANDS = {
+    "fit": "Train an adapter on a frozen base model.",
+    "validate": "Measure the loss on the validation data.",
+    "test": "Measure the loss on the test data.",
+    "predict": "Answer the prompts of a data set.",
+}
+
+# name -> one line of help; the function of that name in commands/<name>.py is the command line
+OWN_COMMANDS = {
+    "generate": "Answer prompts with a base model and an adapter.",
+}
+
+EXAMPLES = """\
+examples:
+  {prog} fit --config configs/lora.yaml
+  {prog} fit --config configs/lora.yaml --model.adapter.r 8 --trainer.max_steps 100
+  {prog} fit --config configs/lora.yaml --ckpt_path last
+  {prog} test --config configs/lora.yaml --data.test data/test.jsonl --ckpt_path best"""
+
+
+def main_help() -> str:
+    """Return the help of the program: its commands with one line each, and examples."""
+    commands = {**TRAINER_COMMANDS, **OWN_COMMANDS}
+    lines = [f"usage: {PROG} COMMAND [OPTIONS]", "", "commands:"]
+    lines += [f"  {name:<{max(map(len, commands))}}  {text}" for name, text in commands.items()]
+    lines += ["", EXAMPLES.format(prog=PROG), ""]
+    lines += [
+        f"{PROG} COMMAND --help   the options of a command",
+        f"{PROG} --version",
+        "--debug                                show the traceback of an error",
+    ]
+    return "\n".join(lines)
+
+
+def find_command(args: list[str]) -> str:
+    """Return the command that ``args`` begin with.
+
+    Raises:
+        ValueError: If they do not begin with a known one; says what to write.
+    """
+    names = [*TRAINER_COMMANDS, *OWN_COMMANDS]
+    first = args[0]
+    if first in names:
+        return first
+    if first.startswith("-"):
+        command = next((a for a in args if a in names), None)
+        rest = [a for a in args if a != command]
+        raise ValueError(
+            f"{first} comes after the command: {PROG} {' '.join([command or 'fit', *rest])}"
+        )
+    near = get_close_matches(first, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"there is no command {first!r}; {hint}There are: {', '.join(names)}")
+
+
+def run(args: list[str]) -> None:
+    """Run the command line ``args``, without the program's name."""
+    if not args or args[0] in ("-h", "--help"):
+        print(main_help())
+        return
+    if args[0] == "--version":
+        from peft_lightning import __version__
+
+        print(__version__)
+        return
+    command, rest = find_command(args), args[1:]
+    asks_help = any(a in ("-h", "--help", "--help-all") for a in rest)
+    if asks_help and command in TRAINER_COMMANDS:
+        if "--help-all" not in rest and "all" not in rest:
+            from peft_lightning.cli_help import command_help
+
+            print(command_help(command, TRAINER_COMMANDS[command]))
+            return
+        rest = ["--help"]
+    if command in OWN_COMMANDS:
+        from peft_lightning.cli_own import run_function
+
+        module = importlib.import_module(f"peft_lightning.commands.{command}")
+        run_function(getattr(module, command), rest, prog=f"{PROG} {command}")
+        return
+    from peft_lightning.cli_given import read_given
+
+    given = read_given(rest)  # a missing file or bad YAML is known without the heavy imports
+    from peft_lightning.cli import run_trainer
+
+    run_trainer(command, rest, given)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line and return the exit status.
+
+    Args:
+        args: Without the program's name; those of the process if None.
+
+    Returns:
+        0 after success, 2 for what the user can correct, 1 for training that failed a guard, 130
+        after Ctrl-C. Unexpected exceptions are not caught.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # so that a console script finds my_experiment.py too
+    try:
+        run(args)
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit(1)
+            return 130
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception as error:
+        from peft_lightning.cli_errors import exit_status, one_line
+
+        status = exit_status(error)
+        if debug or status is None:
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

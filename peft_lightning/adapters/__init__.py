@@ -1,0 +1,18 @@
+"""Adapters over frozen torch models: usable in a notebook, without Lightning."""
+
+from peft_lightning.adapters.base import Adapter, attached_adapter
+from peft_lightning.adapters.files import load_adapter, read_adapter, save_adapter
+from peft_lightning.adapters.full import Full
+from peft_lightning.adapters.lora import LoRA
+from peft_lightning.adapters.prompt_tuning import PromptTuning
+
+__all__ = [
+    "Adapter",
+    "Full",
+    "LoRA",
+    "PromptTuning",
+    "attached_adapter",
+    "load_adapter",
+    "read_adapter",
+    "save_adapter",
+]

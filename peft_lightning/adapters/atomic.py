@@ -1,0 +1,149 @@
+"""Folders and files that are replaced as a whole: after a crash the old or the new one is there."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+_RENAME_EXCHANGE = 2  # linux/fs.h
+_AT_FDCWD = -100  # fcntl.h: paths are relative to the working directory
+_PREVIOUS = ".previous"
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new folder to write into; it takes the place of ``path`` when the block ends.
+
+    The two are exchanged in one step where the file system can. Where it cannot, the old folder
+    is ``<path>.previous`` for the moment between two renames, and ``existing_folder`` finds it
+    there. If the block raises, the new folder is removed and ``path`` is as it was.
+
+    Raises:
+        FileExistsError: If ``path`` is a file.
+    """
+    path = Path(os.path.realpath(path))  # a link stays, its target is replaced
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file: a folder is to be written there")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _sync_tree(temporary)
+        _replace(path, temporary)
+    except BaseException:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        raise
+
+
+def atomic_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to the file ``path``, in place of what it holds; all of it or nothing."""
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def existing_folder(path: str | Path) -> Path:
+    """Return the folder ``path``, or the one that a crash while replacing it has left.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    path = Path(path)
+    for candidate in (path, _previous(Path(os.path.realpath(path)))):
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(
+        f"{path} is a file, not a folder" if path.exists() else f"there is no folder {path}"
+    )
+
+
+def _replace(path: Path, temporary: Path) -> None:
+    """Move ``temporary`` to ``path``, and remove what was there."""
+    previous = _previous(path)
+    if not path.exists():
+        os.rename(temporary, path)
+    elif not _exchange(temporary, path):
+        if previous.exists():
+            shutil.rmtree(previous)
+        os.rename(path, previous)
+        os.rename(temporary, path)
+    _sync(path.parent)
+    for old in (temporary, previous):
+        if old.exists():
+            shutil.rmtree(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(path.name + _PREVIOUS)
+
+
+def _temporary(path: Path) -> Path:
+    """Return a free name beside ``path``, and remove what killed processes left there."""
+    start, end = f".{path.name}.", f".{socket.gethostname()}.tmp"
+    for left in path.parent.iterdir():
+        owner = left.name.removeprefix(start).removesuffix(end)
+        if left.name == f"{start}{owner}{end}" and owner.isdigit() and not _runs(int(owner)):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+    return path.with_name(f"{start}{os.getpid()}{end}")
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of this machine may still be writing."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _sync(Path(root, name))
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

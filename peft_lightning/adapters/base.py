@@ -1,0 +1,220 @@
+"""Adapter: puts trainable tensors into a frozen model and shapes a batch for it."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from peft_lightning.adapters.names import nearest, shortened
+
+PEFT_VERSION = "0.21.2"  # the HF PEFT release whose files ours are
+
+_ATTACHED = "_attached_adapter"  # attribute of a model: the adapter in it
+
+
+@dataclass(frozen=True)
+class Adapter(ABC):
+    """A way to train few tensors instead of a model; its fields are its whole configuration.
+
+    A subclass is a frozen dataclass that names its ``peft_type``, which enters it in
+    ``by_peft_type``, and writes the six methods marked abstract below. Its fields carry the names
+    of HF PEFT's configuration keys.
+    """
+
+    by_peft_type: ClassVar[dict[str, type[Adapter]]] = {}
+    peft_type: ClassVar[str]
+    learning_rate: ClassVar[float]  # the recommended one, for AdamW
+    tensor_file: ClassVar[str] = "adapter_model.safetensors"
+    hf_defaults: ClassVar[dict[str, Any]]  # HF PEFT's keys for this method and its defaults
+    hf_ignored: ClassVar[frozenset[str]] = frozenset(  # keys that do not change what is computed
+        {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version"}
+        | {"revision", "runtime_config"}
+    )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "peft_type" in cls.__dict__:
+            Adapter.by_peft_type[cls.peft_type] = cls
+
+    def options(self) -> dict[str, Any]:
+        """Return the fields and their values."""
+        return asdict(self)
+
+    def attach(self, model: nn.Module, *, initialise: bool = True) -> None:
+        """Put trainable tensors into ``model`` and freeze all the rest of it.
+
+        The tensors are float32 over a base of any lower precision (float64 over float64). An
+        adapter's dropout is on from here until ``model.eval()``; the base's own mode stays.
+
+        Args:
+            model: A model without an adapter. If this fails it is left as it was.
+            initialise: False leaves the tensors zero, to be loaded next, and the random
+                generator untouched.
+
+        Raises:
+            ValueError: If the model has an adapter already, or no place for this one.
+        """
+        if (other := attached_adapter(model)) is not None:
+            raise ValueError(
+                f"the model already has an adapter, {other}: detach it first, one model holds "
+                "one adapter"
+            )
+        self._insert(model, initialise)
+        setattr(model, _ATTACHED, self)
+
+    def detach(self, model: nn.Module) -> None:
+        """Take the adapter out: the base's own modules are back, bit-identical and frozen."""
+        self._require_attached(model)
+        self._undo(model)
+
+    def prepare_inputs(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return ``batch`` as keyword inputs of ``model``; the same object if nothing changes."""
+        return batch
+
+    @abstractmethod
+    def _insert(self, model: nn.Module, initialise: bool) -> None:
+        """Freeze ``model`` and put the trainable tensors in; change nothing if that fails."""
+
+    @abstractmethod
+    def _remove(self, model: nn.Module) -> None:
+        """Take out what ``_insert`` put in."""
+
+    @abstractmethod
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the adapter's tensors in ``model`` by their names in the file."""
+
+    @abstractmethod
+    def hf_config(self, model: nn.Module) -> dict[str, Any]:
+        """Return the content of ``adapter_config.json``: HF PEFT's keys, all of them."""
+
+    def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the adapter's tensors by their names in the file: detached, not copied."""
+        self._require_attached(model)
+        return {name: tensor.detach() for name, tensor in self.tensors(model).items()}
+
+    def load_state_dict(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Copy ``tensors`` into the adapter's, which keep their dtype and device.
+
+        Raises:
+            ValueError: If names are missing or unexpected or shapes differ; lists them all, and
+                nothing is copied.
+        """
+        own = self.state_dict(model)
+        check_names(own, tensors)
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+    def texts(self, model: nn.Module, tokenizer: Any = None) -> dict[str, str | bytes]:
+        """Return the files that stand beside the tensors, by name."""
+        return {"adapter_config.json": as_json(self.hf_config(model))}
+
+    @classmethod
+    def from_hf_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build the adapter from the content of an ``adapter_config.json``.
+
+        Keys that are left out have HF PEFT's defaults, not ours.
+
+        Raises:
+            ValueError: If a key that is not implemented here is away from its default.
+        """
+        own = {f.name for f in fields(cls)}
+        values = {**cls.hf_defaults, **config}
+        foreign = {
+            key: value
+            for key, value in values.items()
+            if key not in own | cls.hf_ignored
+            and value != cls.hf_defaults.get(key)
+            and not (value is None or value is False or value == {} or value == [])
+        }
+        if foreign:
+            given = ", ".join(f"{key}={value!r}" for key, value in foreign.items())
+            raise ValueError(
+                f"the {cls.peft_type} adapter sets {given}, which {cls.__name__} does not "
+                f"implement; it has {', '.join(sorted(own))}"
+            )
+        return cls(**{key: value for key, value in values.items() if key in own})
+
+    def _undo(self, model: nn.Module) -> None:
+        self._remove(model)
+        delattr(model, _ATTACHED)
+
+    def _require_attached(self, model: nn.Module) -> None:
+        other = attached_adapter(model)
+        if other != self:
+            there = "it has no adapter" if other is None else f"it has {other}"
+            raise ValueError(f"{self} is not attached to this model: {there}")
+
+    def _require(self, ok: bool, name: str, rule: str) -> None:
+        """Raise a ValueError that says what field ``name`` has to be, unless ``ok``."""
+        if not ok:
+            raise ValueError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+
+
+def attached_adapter(model: nn.Module) -> Adapter | None:
+    """Return the adapter that is attached to ``model``."""
+    return getattr(model, _ATTACHED, None)
+
+
+def adapter_class(peft_type: Any) -> type[Adapter]:
+    """Return the class for a ``peft_type`` of an ``adapter_config.json``.
+
+    Raises:
+        ValueError: If there is none; names the nearest.
+    """
+    known = Adapter.by_peft_type
+    if peft_type not in known:
+        raise ValueError(
+            f"peft_type {peft_type!r} is not known here; there are {', '.join(sorted(known))}"
+            + nearest([str(peft_type)], known)
+        )
+    return known[peft_type]
+
+
+def adapter_dtype(base: torch.dtype) -> torch.dtype:
+    """Return the dtype of trainable tensors over a base of dtype ``base``."""
+    return torch.float64 if base == torch.float64 else torch.float32
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """Return ``content`` as HF PEFT writes it."""
+    return json.dumps(content, indent=2, sort_keys=True)
+
+
+def plain_number(value: float) -> float:
+    """Return 32 for 32.0: HF PEFT writes whole numbers as integers."""
+    return int(value) if float(value).is_integer() else value
+
+
+def check_names(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes of a model's tensors with a file's.
+
+    Raises:
+        ValueError: If they differ; lists every kind of difference, long lists shortened.
+    """
+    missing = [name for name in model if name not in file]
+    unexpected = [name for name in file if name not in model]
+    misshapen = [
+        f"{name} {tuple(file[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in model.items()
+        if name in file and file[name].shape != tensor.shape
+    ]
+    problems = {
+        "missing in the file": missing,
+        "unexpected in the file": unexpected,
+        "of another shape in the file": misshapen,
+    }
+    if any(problems.values()):
+        raise ValueError(
+            "the tensors do not fit the adapter in this model: "
+            + "; ".join(
+                f"{len(names)} {problem}: {shortened(names)}"
+                for problem, names in problems.items()
+                if names
+            )
+        )

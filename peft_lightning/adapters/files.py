@@ -1,0 +1,206 @@
+"""Adapter folders: HF PEFT's two files and ``peft_lightning.json`` with our own facts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from peft_lightning.adapters.atomic import atomic_folder, atomic_text, existing_folder
+from peft_lightning.adapters.base import Adapter, adapter_class, as_json
+from peft_lightning.adapters.full import Full
+from peft_lightning.adapters.names import shortened
+
+__all__ = [
+    "adapter_files",
+    "atomic_folder",
+    "atomic_text",
+    "existing_folder",
+    "load_adapter",
+    "read_adapter",
+    "save_adapter",
+    "write_files",
+]
+
+CONFIG_FILE = "adapter_config.json"
+FACTS_FILE = "peft_lightning.json"
+FORMAT_VERSION = 1
+
+Texts = Mapping[str, str | bytes]
+
+
+def adapter_files(
+    adapter: Adapter,
+    model: nn.Module,
+    facts: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
+) -> tuple[str, dict[str, Tensor], dict[str, str | bytes]]:
+    """Return what an adapter's folder holds, without writing it.
+
+    Args:
+        adapter: Attached to ``model``.
+        model: The base with the adapter.
+        facts: What to remember besides, in ``peft_lightning.json``: ``base_fingerprint`` and
+            anything else that JSON can hold.
+        tokenizer: Written too where the folder is a whole model (full fine-tuning).
+
+    Returns:
+        The tensor file's name, its tensors, and the other files by name.
+    """
+    own = {
+        "format_version": FORMAT_VERSION,
+        "peft_type": adapter.peft_type,
+        "base_model": getattr(model, "name_or_path", None) or None,
+        "base_fingerprint": None,
+    }
+    texts = adapter.texts(model, tokenizer)
+    texts[FACTS_FILE] = as_json({**own, **(facts or {})})
+    return adapter.tensor_file, adapter.state_dict(model), texts
+
+
+def write_files(
+    folder: Path, tensor_file: str, tensors: Mapping[str, Tensor], texts: Texts
+) -> None:
+    """Write an adapter's files into ``folder``, which exists.
+
+    Raises:
+        ValueError: If there is no tensor, or one is empty or not finite; nothing is written.
+    """
+    empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
+    bad = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    if not tensors or empty:
+        raise ValueError(f"refusing to save: no values in {shortened(empty) or 'the adapter'}")
+    if bad:
+        raise ValueError(
+            f"refusing to save: {len(bad)} of {len(tensors)} tensors have values that are not "
+            f"finite: {shortened(bad)}. Training has diverged: lower the learning rate"
+        )
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, folder / tensor_file, metadata={"format": "pt"})
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def save_adapter(
+    adapter: Adapter,
+    model: nn.Module,
+    folder: str | Path,
+    facts: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
+) -> None:
+    """Write the adapter into ``folder``, in place of what it holds; all of it or nothing.
+
+    HF PEFT and every reader of its files read the folder. See ``adapter_files`` for the
+    arguments.
+    """
+    tensor_file, tensors, texts = adapter_files(adapter, model, facts, tokenizer)
+    with atomic_folder(folder) as temporary:
+        write_files(temporary, tensor_file, tensors, texts)
+
+
+def read_adapter(folder: str | Path) -> tuple[Adapter, dict[str, Tensor], dict[str, Any]]:
+    """Read an adapter's folder, ours or HF PEFT's.
+
+    Returns:
+        The adapter, its tensors on the CPU, and the facts: ``base_model`` (a name or None),
+        ``base_fingerprint`` (None if unknown, as in HF PEFT's folders) and what else was saved.
+
+    Raises:
+        FileNotFoundError: If the folder or a file of it is not there.
+        ValueError: If a file cannot be read, or sets what is not implemented.
+    """
+    folder = existing_folder(folder)
+    facts: dict[str, Any] = {"base_model": None, "base_fingerprint": None}
+    if (folder / FACTS_FILE).is_file():
+        facts |= _read_json(folder / FACTS_FILE)
+        if facts.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
+            raise ValueError(
+                f"{folder / FACTS_FILE} has format_version {facts['format_version']}, and this "
+                f"release reads up to {FORMAT_VERSION}: install a newer one"
+            )
+    adapter: Adapter
+    if facts.get("peft_type") == Full.peft_type:
+        adapter = Full()
+    else:
+        config = _read_json(_required(folder, CONFIG_FILE))
+        adapter = adapter_class(config.get("peft_type")).from_hf_config(config)
+        facts["base_model"] = facts["base_model"] or config.get("base_model_name_or_path")
+    path = _required(folder, adapter.tensor_file)
+    try:
+        return adapter, load_file(path), facts
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read, it may be damaged: {error}") from None
+
+
+def load_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    trainable: bool = False,
+    any_base: bool = False,
+    base_fingerprint: Mapping[str, Any] | None = None,
+) -> Adapter:
+    """Attach the adapter of ``folder`` to ``model`` with its trained tensors.
+
+    Args:
+        model: Without an adapter. If this fails it is left as it was.
+        folder: Ours or HF PEFT's.
+        trainable: Whether to go on training: otherwise the adapter is frozen too, and in eval
+            mode.
+        any_base: Load even if ``base_fingerprint`` is not that of the adapter's base.
+        base_fingerprint: That of ``model``; compared if the folder remembers one.
+
+    Raises:
+        ValueError: If the tensors do not fit, or were trained on another base.
+    """
+    adapter, tensors, facts = read_adapter(folder)
+    expected = facts["base_fingerprint"]
+    if expected and base_fingerprint and not any_base and expected != base_fingerprint:
+        keys = {**expected, **base_fingerprint}
+        differences = ", ".join(
+            f"{k}: {expected.get(k)!r} expected, {base_fingerprint.get(k)!r} here"
+            for k in keys
+            if expected.get(k) != base_fingerprint.get(k)
+        )
+        raise ValueError(
+            f"{folder} was trained on another base model, {facts['base_model']} ({differences}). "
+            "Load that one, or pass any_base=True"
+        )
+    before = set(model.modules())
+    adapter.attach(model, initialise=False)
+    try:
+        adapter.load_state_dict(model, tensors)
+    except BaseException:
+        adapter._undo(model)
+        raise
+    if not trainable:
+        model.requires_grad_(False)
+        for module in set(model.modules()) - before:
+            module.training = False
+    return adapter
+
+
+def _required(folder: Path, name: str) -> Path:
+    """Return the path of file ``name``; if it is not there, raise and say what is."""
+    if (path := folder / name).is_file():
+        return path
+    hint = f"it has {shortened(sorted(p.name for p in folder.iterdir())) or 'nothing'}"
+    if nested := sorted(p.parent for p in folder.glob(f"*/{name}")):
+        hint += f"; there is one in {shortened([str(p) for p in nested])}"
+    elif (folder / name).with_suffix(".bin").is_file():
+        hint += "; a .bin file can run code and is not read: save it again as safetensors"
+    raise FileNotFoundError(f"{folder} is no adapter folder: no {name} in it; {hint}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content

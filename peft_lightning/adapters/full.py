@@ -1,0 +1,84 @@
+"""Full fine-tuning: every weight is trained, the baseline of all adapters."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from peft_lightning.adapters.base import Adapter
+
+
+@dataclass(frozen=True)
+class Full(Adapter):
+    """Trains every weight of the base model, tied ones once.
+
+    Weights are trained in the dtype they are loaded in, which has to be float32: in bfloat16,
+    with its 8 bits, a step of 2e-5 on a weight of 0.02 rounds to nothing. What is saved is a
+    plain HF model folder.
+
+    Raises:
+        ValueError: From ``attach``, if weights are in half precision; from ``detach``, always:
+            the base has been overwritten.
+    """
+
+    peft_type: ClassVar[str] = "FULL"
+    learning_rate: ClassVar[float] = 2e-5
+    tensor_file: ClassVar[str] = "model.safetensors"
+    hf_defaults: ClassVar[dict[str, Any]] = {}
+
+    def detach(self, model: nn.Module) -> None:
+        """Raise: there is no base to go back to."""
+        self._require_attached(model)
+        raise ValueError(
+            "full fine-tuning has overwritten the base model, which cannot be given back: load "
+            "the base again"
+        )
+
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        trained = dict(model.named_parameters())  # tied ones under their first name only
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        saved = model.state_dict(keep_vars=True)
+        buffers = {name: saved[name] for name in saved if name not in parameters}
+        return {**trained, **buffers}
+
+    def hf_config(self, model: nn.Module) -> dict[str, Any]:
+        return {
+            "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+            "peft_type": self.peft_type,
+            "task_type": "CAUSAL_LM",
+        }
+
+    def texts(self, model: Any, tokenizer: Any = None) -> dict[str, str | bytes]:
+        """Return the other files of an HF model folder: configs and, if given, the tokenizer."""
+        config = copy.deepcopy(model.config)
+        config.architectures = [type(model).__name__]
+        config.dtype = str(model.dtype).removeprefix("torch.")
+        texts: dict[str, str | bytes] = {"config.json": config.to_json_string(use_diff=True)}
+        if getattr(model, "generation_config", None) is not None:
+            texts["generation_config.json"] = model.generation_config.to_json_string(use_diff=True)
+        if tokenizer is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                tokenizer.save_pretrained(folder)
+                texts |= {f.name: f.read_bytes() for f in Path(folder).iterdir() if f.is_file()}
+        return texts
+
+    def _insert(self, model: nn.Module, initialise: bool) -> None:
+        half = [
+            n for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)
+        ]
+        if half:
+            raise ValueError(
+                f"full fine-tuning needs float32 weights, and {len(half)} are in half precision, "
+                f"{half[0]} the first: steps of {self.learning_rate:g} would round away. Load "
+                "the base in float32: --model.dtype float32"
+            )
+        model.requires_grad_(True)
+
+    def _remove(self, model: nn.Module) -> None:
+        model.requires_grad_(False)

@@ -1,0 +1,223 @@
+"""Checkpoints that are HF PEFT folders, and what a bit-for-bit resume needs beside them.
+
+A checkpoint is a folder of a few MB: the adapter's own files (``adapter_config.json``,
+``adapter_model.safetensors``, ``peft_lightning.json``) and ``trainer_state.pt`` with everything
+else that Lightning saves. Nothing of the frozen base model is in it.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from safetensors.torch import load_file
+
+from peft_lightning.adapters.files import atomic_folder, existing_folder, write_files
+
+STATE_FILE = "trainer_state.pt"
+
+
+class AdapterCheckpointIO(CheckpointIO):
+    """Writes Lightning's checkpoint as an adapter folder, atomically, and reads it back.
+
+    ``CausalLMModule.on_save_checkpoint`` leaves the adapter's files in the checkpoint under
+    ``"adapter_files"``: the name of the tensor file, whose tensors are the ``state_dict``, and
+    the texts of the others.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        state = dict(checkpoint)
+        tensors = state.pop("state_dict")
+        tensor_file, texts = state.pop("adapter_files")
+        with atomic_folder(Path(path)) as folder:
+            write_files(folder, tensor_file, tensors, texts)
+            torch.save(state, folder / STATE_FILE)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        folder = existing_folder(Path(path))
+        if not (folder / STATE_FILE).is_file():
+            raise FileNotFoundError(
+                f"{path} is no checkpoint of a training run: it has no {STATE_FILE}. To start a "
+                "new run from an adapter's weights use load_adapter"
+            )
+        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        state["state_dict"] = {
+            name: tensor
+            for file in sorted(folder.glob("*.safetensors"))
+            for name, tensor in load_file(file).items()
+        }
+        return state
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class Checkpoints(ModelCheckpoint):
+    """Keeps ``last.ckpt``, from which a run continues bit for bit, and ``best.ckpt``.
+
+    Saves only between optimizer steps: a checkpoint within an accumulation window would lose
+    the gradients gathered so far.
+
+    Args:
+        every_n_steps: Optimizer steps between two saves of ``last.ckpt``; it is also saved after
+            each validation and at the end.
+        monitor: The logged value whose minimum is kept as ``best.ckpt``.
+        dirpath: Folder of both; ``<default_root_dir>/checkpoints`` if None.
+    """
+
+    def __init__(
+        self, every_n_steps: int = 50, monitor: str = "val/loss", dirpath: str | None = None
+    ) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        super().__init__(
+            dirpath=dirpath, filename="best", monitor=monitor, enable_version_counter=False
+        )
+        self.every_n_steps = every_n_steps
+        self._saved_step = -1
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.dirpath is None:
+            self.dirpath = str(Path(trainer.default_root_dir).resolve() / "checkpoints")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 and at_step_boundary(trainer):
+            self.save_now(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.fast_dev_run:
+            return
+        if at_step_boundary(trainer):
+            candidates = self._monitor_candidates(trainer)
+            if self.monitor in candidates:
+                self._save_topk_checkpoint(trainer, candidates)
+            self._saved_step = -1  # the best score so far belongs to the state
+            self.save_now(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave ``last.ckpt`` as validation or the last step left it: before the epoch's end."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save_now(trainer)
+
+    def save_now(self, trainer: L.Trainer) -> None:
+        """Save ``last.ckpt`` now, unless this step is saved already."""
+        if self._saved_step == trainer.global_step or trainer.fast_dev_run:
+            return
+        self._saved_step = trainer.global_step
+        assert self.dirpath is not None
+        self.last_model_path = str(Path(self.dirpath) / "last.ckpt")
+        self._save_checkpoint(trainer, self.last_model_path)
+
+
+def at_step_boundary(trainer: L.Trainer) -> bool:
+    """Whether the last batch ended with an optimizer step, with no gradient waiting."""
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+class ExactResume(Callback):
+    """Saves and restores every random generator, of every rank.
+
+    Lightning saves none. They are restored when training starts, after everything that draws
+    from them on the way there, and before a validation that a resumed epoch may begin with.
+    """
+
+    def __init__(self) -> None:
+        self._restored: list[dict[str, Any]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ranks": _every_rank(_random_state())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict["ranks"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._restored is not None and trainer.global_rank < len(self._restored):
+            _set_random_state(self._restored[trainer.global_rank])
+        self._restored = None
+
+
+def _every_rank(state: dict[str, Any]) -> list[dict[str, Any]]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [state]
+    states: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(states, state)
+    return states
+
+
+def _random_state() -> dict[str, Any]:
+    """Return the generators' states as tensors and plain values, which a safe load accepts."""
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+MAY_CHANGE = {  # of an adapter between two parts of a run: none decides what its tensors mean
+    "base_model_name_or_path",
+    "init_lora_weights",
+    "lora_dropout",
+    "peft_version",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "tokenizer_kwargs",
+    "tokenizer_name_or_path",
+}
+
+
+def check_same_run(saved: dict[str, Any], configured: dict[str, Any]) -> None:
+    """Compare what a checkpoint remembers of the adapter with what is configured now.
+
+    Args:
+        saved: The adapter's configuration in the checkpoint.
+        configured: That of this run.
+
+    Raises:
+        ValueError: If they differ; names every field with both values.
+    """
+    names = [
+        k
+        for k in {**saved, **configured}
+        if k not in MAY_CHANGE and saved.get(k) != configured.get(k)
+    ]
+    if names:
+        listed = ", ".join(
+            f"{k}: {saved.get(k)!r} in the checkpoint, {configured.get(k)!r} configured"
+            for k in sorted(names)
+        )
+        raise ValueError(
+            f"the checkpoint was trained with another adapter ({listed}). Configure the same "
+            "adapter to continue, or start a new run without --ckpt_path"
+        )

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning data: from files of records to batches of token ids."""

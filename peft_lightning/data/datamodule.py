@@ -1,0 +1,335 @@
+"""SFTDataModule: files of records in, batches and an exact position out."""
+
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812, the name its own documentation uses
+import numpy as np
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from transformers import PreTrainedTokenizerBase
+
+from peft_lightning.data.batching import (
+    Batch,
+    BatchPlan,
+    flat_collate,
+    padded_collate,
+    prompt_collate,
+)
+from peft_lightning.data.cache import TokenizedDataset, default_cache_dir, tokenized
+from peft_lightning.data.loader import BatchLoader
+from peft_lightning.data.prompts import read_prompts
+from peft_lightning.data.sources import Record, Source
+from peft_lightning.data.splits import Split, hold_out, listed, open_split
+from peft_lightning.data.tokenization import Encoder, one_of
+from peft_lightning.data.tokenizer import load_tokenizer
+
+VERBS = {"train": "train on", "val": "validate on", "test": "test on"}
+
+
+class SFTDataModule(L.LightningDataModule):
+    """Data for supervised fine-tuning, tokenised once and batched without padding.
+
+    A path is a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub:
+    ``owner/name``, ``owner/name:config``, ``owner/name[split]``.
+
+    Args:
+        train: Path of the training rows, several, or several with weights (how often an epoch
+            shows each row: 2 is twice, 0.5 a different half each epoch).
+        val: Path or paths of the validation rows; without, ``val_fraction`` of ``train``.
+        test: Path or paths of the rows for ``test``.
+        predict: Path or paths of the rows to generate from; they may lack their answers.
+        format: prompt_completion, alpaca, messages, sharegpt, text, the dotted path of your own
+            function from a row to messages or text, or auto: told from the columns.
+        tokenizer: Hub id or folder of the tokenizer; without, that of the base model.
+        chat_template: Path of a Jinja file, or "none" for plain text; without, the tokenizer's own.
+        train_on: What the loss is on: assistant (all its turns), last (its last turn), or all.
+        max_length: Most tokens of a row; prompts for ``predict`` are never cut.
+        truncation: What becomes of longer rows: truncate (the right end, no end marker there), drop
+            or error.
+        on_bad_row: What a malformed row is: error, or skip (counted by reason).
+        val_fraction: Share of the training rows held out if ``val`` is not given, at least one row,
+            the same for every seed; 0 for no validation.
+        batch_size: Rows in a batch of one device.
+        tokens_per_batch: Most tokens in a batch, instead of ``batch_size``.
+        val_batch_size: Rows in a batch for validate, test and predict; without, as for training.
+        layout: flat (rows end to end, no padding) or padded, for models that cannot take flat.
+        shuffle: Whether training rows are in another random order each epoch.
+        seed: Decides that order.
+        num_workers: Processes that read batches ahead; 0 is fast enough for text.
+        cache_dir: Folder for tokenised rows; without, ~/.cache/peft_lightning/tokens.
+        allow_changed_data: Whether a checkpoint may go on with other data than it was made with.
+
+    Attributes:
+        tokenizer: The tokenizer, after ``setup``.
+        data_hash: Hash of all that decides the tokens of the rows, after ``setup``.
+        sizes: Rows, tokens and tokens in the loss for each of train, val, test.
+        predict_records: The rows of ``predict``, as read.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str] | dict[str, float] | None = None,
+        val: str | list[str] | None = None,
+        test: str | list[str] | None = None,
+        predict: str | list[str] | None = None,
+        format: str = "auto",
+        tokenizer: str | None = None,
+        chat_template: str | None = None,
+        train_on: str = "assistant",
+        max_length: int = 1024,
+        truncation: str = "truncate",
+        on_bad_row: str = "error",
+        val_fraction: float = 0.05,
+        batch_size: int = 8,
+        tokens_per_batch: int | None = None,
+        val_batch_size: int | None = None,
+        layout: str = "flat",
+        shuffle: bool = True,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+        allow_changed_data: bool = False,
+    ) -> None:
+        super().__init__()
+        one_of("layout", layout, ("flat", "padded"))
+        one_of("on_bad_row", on_bad_row, ("error", "skip"))
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
+        weights = train.values() if isinstance(train, dict) else []
+        if any(weight <= 0 for weight in weights):
+            raise ValueError(f"a source's weight must be above 0, got {train}")
+        self.paths: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}
+        self.format = "messages" if format == "chat" else format
+        self.tokenizer_name, self.chat_template = tokenizer, chat_template
+        self.encoding = (train_on, max_length, truncation)
+        self.on_bad_row, self.val_fraction = on_bad_row, val_fraction
+        self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
+        self.val_batch_size, self.layout = val_batch_size, layout
+        self.shuffle, self.seed, self.num_workers = shuffle, seed, num_workers
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self.allow_changed_data = allow_changed_data
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.data_hash: str | None = None
+        self.sizes: dict[str, dict[str, int]] = {}
+        self.predict_records: list[Record] = []
+        self._splits: dict[str, Split] = {}
+        self._prompts: list[tuple[int, list[int]]] = []
+        self._train_loader: BatchLoader | None = None
+        self._resumed: tuple[int, int] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Tokenise, or open what was tokenised, all that ``stage`` needs."""
+        self.tokenizer = self.tokenizer or self._load_tokenizer()
+        needed = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,))
+        for name in needed:
+            if name == "predict":
+                self._read_prompts()
+            elif name not in self._splits:
+                self._open(name)
+        self.sizes = {name: split.sizes for name, split in self._splits.items()}
+        self.data_hash = _hash(self._facts())
+        if stage == "fit":
+            self._train_loader = self._resumed = None
+
+    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
+        if isinstance(self.tokenizer_name, PreTrainedTokenizerBase):  # from Python
+            return self.tokenizer_name
+        if self.tokenizer_name is not None:
+            return load_tokenizer(self.tokenizer_name)
+        module: Any = self.trainer.lightning_module if self.trainer else None
+        if getattr(module, "tokenizer", None) is not None:
+            return module.tokenizer
+        if getattr(module, "base_model_name", None) is None:
+            raise ValueError(
+                "no tokenizer: give data.tokenizer a hub id or a folder (without, it is that of"
+                " the base model of the module that is trained)"
+            )
+        return load_tokenizer(module.base_model_name, module.trust_remote_code, module.revision)
+
+    def _open(self, name: str) -> None:
+        paths = self.paths[name]
+        if paths is not None:
+            self._splits[name] = open_split(paths, self._tokenized)
+        elif name != "val" or self.paths["train"] is None:
+            raise ValueError(f"no data to {VERBS[name]}: give data.{name} a file")
+        if name == "test" or self.paths["val"] is not None or not self.val_fraction:
+            return
+        whole = self._splits.get("train") or open_split(self.paths["train"], self._tokenized)
+        self._splits["train"], self._splits["val"] = hold_out(whole, self.val_fraction)
+        rank_zero_info(
+            f"no data.val: {len(self._splits['val'].rows)} of {len(whole.rows)} rows of"
+            f" {', '.join(whole.names)} are held out (val_fraction: {self.val_fraction})"
+        )
+
+    def _encoder(self) -> Encoder:
+        assert self.tokenizer is not None
+        return Encoder(self.tokenizer, self.chat_template, *self.encoding)
+
+    def _tokenized(self, source: Source) -> TokenizedDataset:
+        return tokenized(
+            source, self._encoder(), self.format, self.on_bad_row, self.cache_dir, rank_zero_info
+        )
+
+    def _read_prompts(self) -> None:
+        if self.paths["predict"] is None:
+            raise ValueError("no data to predict: give data.predict a file")
+        self.predict_records, self._prompts = read_prompts(
+            listed(self.paths["predict"]),
+            self._encoder(),
+            self.format,
+            self.on_bad_row,
+            rank_zero_info,
+        )
+
+    def train_dataloader(self) -> BatchLoader:
+        """Return the training batches of this rank; a resumed run's start where it stopped."""
+        self._train_loader = self._loader("train")
+        if self._resumed is not None:
+            self._train_loader.resume(*self._resumed)
+        return self._train_loader
+
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """Return the validation batches of this rank; none without validation rows."""
+        return self._loader("val") if "val" in self._splits else []
+
+    def test_dataloader(self) -> BatchLoader:
+        """Return the test batches of this rank."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> BatchLoader:
+        """Return prompts to generate from, padded on the left, with their records' ``index``."""
+        rank, world_size = self._rank()
+        size = self.val_batch_size or self.batch_size
+        mine = np.arange(len(self._prompts))[rank::world_size]
+        batches = [mine[i : i + size] for i in range(0, len(mine), size)]
+        collate = functools.partial(prompt_collate, pad_id=self._pad_id())
+        return BatchLoader(self._prompts, lambda _: batches, len(batches), collate)
+
+    def _loader(self, name: str) -> BatchLoader:
+        split, training = self._splits[name], name == "train"
+        own_size = self.val_batch_size if not training else None
+        rank, world_size = self._rank()
+        plan = BatchPlan(
+            split.lengths,
+            split.shares,
+            own_size or self.batch_size,
+            None if own_size else self.tokens_per_batch,
+            padded=self.layout == "padded",
+            shuffle=self.shuffle and training and not getattr(self.trainer, "overfit_batches", 0),
+            seed=self.seed,
+            world_size=world_size,
+        )
+        collate: Callable[[Any], Batch] = flat_collate
+        if self.layout == "padded":
+            collate = functools.partial(padded_collate, pad_id=self._pad_id())
+        batches = functools.partial(plan.of_rank, rank=rank)
+        length = len(plan) // world_size
+        return BatchLoader(split.dataset, batches, length, collate, self.num_workers)
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _pad_id(self) -> int:
+        """Return what fills up rows; the mask hides it, so EOS or 0 do as well."""
+        assert self.tokenizer is not None
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(i for i in ids if i is not None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the data: the epoch, and how many of its batches are finished.
+
+        The loader knows which epoch its batches are of; the trainer knows how many of those that
+        it was handed are trained on. The smaller number holds, whatever was read ahead: it is
+        exact within an epoch, on its last batch, and between epochs, where one of the two is
+        still the last epoch's.
+        """
+        loader = self._train_loader
+        if loader is None:
+            return {}
+        position, batches, within_batch = loader.position, float(len(loader)), False
+        if self.trainer is not None:
+            fit_loop = self.trainer.fit_loop
+            progress: Any = fit_loop.epoch_loop.batch_progress.current
+            position = min(position, progress.processed)
+            batches = min(batches, fit_loop.max_batches)  # limit_train_batches
+            within_batch = progress.completed < progress.processed  # in on_train_batch_end
+        return {
+            "epoch": loader.epoch,
+            "position": position,
+            "batches": int(batches),
+            "within_batch": within_batch,
+            "batching": self._batching(),
+            "data": self._facts(),
+            "data_hash": self.data_hash,
+            "files": self._files(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the position in ``state``.
+
+        Raises:
+            ValueError: If the data is other than it was, or, within an epoch, what the order of
+                its batches depends on.
+        """
+        if not state or (self.trainer and self.trainer.state.fn != TrainerFn.FITTING):
+            return
+        changes = differences(state["data"], self._facts())
+        if changes and not self.allow_changed_data:
+            raise ValueError(
+                f"the checkpoint was made with other data: hash {state['data_hash']:.12} of"
+                f" {state['files']}, now {self.data_hash:.12} of {self._files()}"
+                f" ({'; '.join(changes)}). Give the data it was made with, or set"
+                " data.allow_changed_data to true"
+            )
+        done = state["position"] >= state["batches"]
+        if not done:  # with other data the epoch goes on at the same number of its batches
+            changes = []
+        changes += differences(state["batching"], self._batching())
+        if changes and (state["within_batch"] if done else state["position"]):
+            raise ValueError(
+                f"the checkpoint was made within an epoch (batch {state['position']} of"
+                f" {state['batches']}), where the order of the batches cannot change:"
+                f" {'; '.join(changes)}. A checkpoint of an epoch's end allows it"
+            )
+        # Lightning may go back to an epoch that is done: it then finds no batch left in it.
+        self._resumed = state["epoch"], sys.maxsize if done else state["position"]
+        if self._train_loader is not None:  # made early, by trainer.estimated_stepping_batches
+            self._train_loader.resume(*self._resumed)
+
+    def _batching(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "tokens_per_batch": self.tokens_per_batch,
+            "shuffle": self.shuffle,
+            "layout": self.layout,
+            "number of ranks": self._rank()[1],
+        }
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what decided the tokens of each split, for the hash and to compare."""
+        facts: dict[str, Any] = {name: split.facts for name, split in self._splits.items()}
+        return {**facts, "val_fraction": None if self.paths["val"] else self.val_fraction}
+
+    def _files(self) -> str:
+        return ", ".join(name for name in self._splits["train"].names)
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Return what differs between two nested states, as "name was old, is new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [d for k in old for d in differences(old[k], new.get(k), f"{name} {k}".strip())]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True), start=1)
+        return [d for i, pair in pairs for d in differences(*pair, f"{name} {i}")]
+    return [] if old == new else [f"{name} was {old!s:.40}, is {new!s:.40}"]
+
+
+def _hash(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

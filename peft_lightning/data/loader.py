@@ -1,0 +1,88 @@
+"""A loader that knows its position: the part that exact resume needs of the data."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from peft_lightning.data.batching import Batch, Rows
+
+
+class BatchLoader:
+    """Iterates over an epoch's batches, from the first or from where a checkpoint was taken.
+
+    Not a ``DataLoader``, so that Lightning neither wraps nor re-creates it. It is iterated lazily:
+    the order is looked up at the first batch, after Lightning has called ``set_epoch``, which for
+    a resumed run it does later than ``iter``. Random numbers come from a private generator: the
+    global ones are the model's. Workers only copy token ids, so nothing of theirs needs saving.
+
+    Args:
+        dataset: Gives a row by its index.
+        batches: Gives the batches of an epoch, as row indices.
+        length: The number of batches, the same for each epoch.
+        collate: From rows to a batch.
+        num_workers: Processes that read ahead; 0 reads in this one.
+    """
+
+    batch_sampler = None  # Lightning looks for both names
+
+    def __init__(
+        self,
+        dataset: Any,
+        batches: Callable[[int], list[Rows]],
+        length: int,
+        collate: Callable[[Any], Batch],
+        num_workers: int = 0,
+    ) -> None:
+        self._dataset, self._batches, self._collate = dataset, batches, collate
+        self._num_workers = num_workers
+        self._length = length
+        self._start = (0, 0)  # the epoch and batch to go on from
+        self.epoch = 0
+        self.position = 0  # batches of this epoch handed out
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def sampler(self) -> "BatchLoader":
+        """Itself: Lightning calls ``set_epoch`` on a loader's sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make ``epoch`` the one that is iterated over next."""
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def resume(self, epoch: int, position: int) -> None:
+        """Go on behind the first ``position`` batches of ``epoch``; other epochs start anew."""
+        self._start = self.epoch, self.position = epoch, min(position, len(self))
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, start = self._start
+        self._start = (0, 0)
+        self.position = start if epoch == self.epoch else 0
+        yield from self._read(self._batches(self.epoch)[self.position :])
+
+    def _read(self, batches: list[Rows]) -> Iterator[Batch]:
+        if self._num_workers:  # they do not tokenise; tokenizers warns of every fork otherwise
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        loader: DataLoader[Any] = DataLoader(
+            self._dataset,
+            batch_sampler=[rows.tolist() for rows in batches],
+            collate_fn=self._collate,
+            num_workers=self._num_workers,
+            generator=torch.Generator().manual_seed(0),
+        )
+        for batch in loader:
+            self.position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the DataModule keeps the position (Lightning warns without this)."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing; see ``state_dict``."""

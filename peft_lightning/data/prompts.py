@@ -1,0 +1,49 @@
+"""Rows to generate from: their answers may be missing, and are left out if they are not."""
+
+from peft_lightning.data.cache import Announce
+from peft_lightning.data.formats import prompt_of, settle_format
+from peft_lightning.data.sources import Record, RowError, find_source
+from peft_lightning.data.tokenization import Counts, Encoder, encode_prompt
+
+Prompt = tuple[int, list[int]]  # the record's index, and the token ids to generate from
+
+
+def read_prompts(
+    paths: list[str], encoder: Encoder, format_name: str, on_bad_row: str, announce: Announce
+) -> tuple[list[Record], list[Prompt]]:
+    """Read the rows of ``paths`` and tokenise what comes before their answers.
+
+    Args:
+        paths: Where the rows are.
+        encoder: Its tokenizer and template are used; prompts are not cut to its length.
+        format_name: "auto", a format's name, or a dotted path.
+        on_bad_row: "error", or "skip" to leave such rows out and count them by reason.
+        announce: Is told what became of the rows.
+
+    Raises:
+        ValueError: For a bad row, if they are errors, or if no row is left.
+    """
+    records: list[Record] = []
+    prompts: list[Prompt] = []
+    for source in map(find_source, paths):
+        counts, rows = Counts(), source.records()
+        name, _, rows = settle_format(rows, format_name, source.name, prompts_only=True)
+        for record, where in rows:
+            counts.read += 1
+            try:
+                if isinstance(record, RowError):
+                    raise record
+                row = prompt_of(record, name)
+                ids = encode_prompt(encoder.tokenizer, row, encoder.template or "none")
+            except RowError as reason:
+                if on_bad_row == "error":
+                    raise ValueError(f"{where}: {reason}") from reason
+                counts.reasons[reason.reason] += 1
+                continue
+            counts.kept += 1
+            prompts.append((len(records), ids))
+            records.append(record)
+        announce(f"{source.name}: format {name}, to generate from: {counts}")
+        if not counts.kept:
+            raise ValueError(f"{source.name}: no row is left to generate from: {counts}")
+    return records, prompts

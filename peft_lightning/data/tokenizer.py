@@ -1,0 +1,62 @@
+"""What we ask of a tokenizer: to load it, to know it again, and the ids around a text."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+
+def load_tokenizer(
+    name: str, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a hub id, a folder, or a GGUF file."""
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    if name.endswith(".gguf"):
+        options["gguf_file"], name = Path(name).name, str(Path(name).parent)
+    return AutoTokenizer.from_pretrained(name, **options)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of all that decides which ids a text becomes."""
+    facts: dict[str, Any] = {"special": dict(tokenizer.special_tokens_map)}
+    if tokenizer.is_fast:
+        facts["backend"] = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+        facts["backend"].pop("padding")  # what a call sets and the next one overrides
+        facts["backend"].pop("truncation")
+    else:
+        facts["class"] = type(tokenizer).__name__
+        facts["vocabulary"] = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that the tokenizer puts before a text by itself: often BOS, often nothing."""
+    bare = continuation_ids(tokenizer, "a", first=True)
+    full = list(tokenizer("a")["input_ids"])
+    at = (k for k in range(len(full)) if full[k : k + len(bare)] == bare)
+    return full[: next(at, 0)]
+
+
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, first: bool) -> list[int]:
+    """Tokenise ``text`` without special tokens, as the start of a text or as its continuation."""
+
+    def encode(piece: str) -> list[int]:
+        return list(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
+
+    if first:
+        return encode(text)
+    line = encode("\n")  # SentencePiece puts a space before what stands first: let that be a line
+    ids = encode("\n" + text)
+    return ids[len(line) :] if line and ids[: len(line)] == line else encode(text)
+
+
+def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the EOS token's id; raise ValueError if there is none."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer has no EOS token, and nothing else ends an answer: a model trained so"
+            " would never stop; set tokenizer.eos_token"
+        )
+    return int(tokenizer.eos_token_id)

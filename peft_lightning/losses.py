@@ -1,0 +1,161 @@
+"""Token-exact next-token loss: a sum in nats and a count, on labelled positions only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+
+
+def labelled_positions(labels: Tensor, cu_seq_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Find the positions that predict a labelled token, and the tokens they predict.
+
+    Position ``t`` predicts token ``t + 1`` of the same sequence. A sequence's first token is
+    predicted by nothing, so a label on it does not count.
+
+    Args:
+        labels: (B, T) int64, aligned with the inputs, not shifted; -100 marks tokens left out.
+        cu_seq_lens: (S + 1,) cumulative lengths of the sequences of a flat batch, where B is 1;
+            None if every row is one sequence.
+
+    Returns:
+        Indices into the flattened (B * T) positions, (N,) int64, and their targets, (N,) int64.
+    """
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    if cu_seq_lens is not None:
+        targets[0, cu_seq_lens[1:].long() - 1] = IGNORED
+    targets = targets.flatten()
+    positions = (targets != IGNORED).nonzero().squeeze(1)
+    return positions, targets[positions]
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    chunk: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """Sum the cross-entropy of ``softcap(scale * (hidden @ weight.T + bias))`` without keeping it.
+
+    Logits exist for ``chunk`` positions at a time. The gradient with respect to ``hidden`` is
+    computed during the forward pass, from the same logits; so are those of ``weight`` and
+    ``bias`` where they are trained.
+
+    Args:
+        hidden: (N, d), the states at the labelled positions.
+        weight: (V, d), the output embedding.
+        targets: (N,) int64.
+        bias: (V,), added to the logits before scaling.
+        scale: Factor on the logits (Granite, Cohere).
+        softcap: ``softcap * tanh(logits / softcap)`` (Gemma 2), None for none.
+        chunk: Positions whose logits exist at once.
+
+    Returns:
+        The loss in nats, () float32 (float64 for float64 states), and the number of positions
+        whose most likely token is the target, () int64. N = 0 gives zeros, with a graph.
+    """
+    loss, hits = _LinearCrossEntropy.apply(
+        hidden, weight, bias, targets, scale, softcap, chunk
+    )
+    return loss, hits
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        softcap: float | None,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        loss = hidden.new_zeros((), dtype=wide)
+        hits = targets.new_zeros(())
+        head = weight if weight.dtype == hidden.dtype else weight.to(hidden.dtype)
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs_bias else None
+        for start in range(0, len(targets), chunk):
+            part = slice(start, start + chunk)
+            logits = F.linear(hidden[part], head, None if bias is None else bias.to(hidden.dtype))
+            logits = logits.to(wide) * scale if scale != 1.0 else logits.to(wide)  # (n, V)
+            if softcap is not None:
+                logits = softcap * torch.tanh(logits / softcap)
+            hits += (logits.argmax(-1) == targets[part]).sum()
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            rows = torch.arange(len(logits), device=logits.device)
+            loss += (normaliser.squeeze(1) - logits[rows, targets[part]]).sum()
+            if not (needs_hidden or needs_weight or needs_bias):
+                continue
+            slope = None if softcap is None else 1 - (logits / softcap).square()
+            grad = logits.sub_(normaliser).exp_()  # softmax, in place of the logits
+            grad[rows, targets[part]] -= 1
+            if slope is not None:
+                grad *= slope
+            if scale != 1.0:
+                grad *= scale
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+            grad = grad.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad @ head
+            if grad_weight is not None:
+                grad_weight += (grad.T @ hidden[part]).to(wide)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        ctx.mark_non_differentiable(hits)
+        return loss, hits
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        factor = grads[0]
+        hidden, weight, bias = (
+            None if saved is None else (saved * factor).to(dtype)
+            for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return hidden, weight, bias, None, None, None, None
+
+
+def logits_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the cross-entropy of logits that exist already.
+
+    Args:
+        logits: (N, V), any float dtype; the sum is taken in float32 at least.
+        targets: (N,) int64.
+
+    Returns:
+        The loss in nats and the number of positions whose most likely token is the target.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    hits = (logits.detach().argmax(-1) == targets).sum()
+    return F.cross_entropy(logits, targets, reduction="sum"), hits
+
+
+def head_options(config: Mapping[str, Any]) -> dict[str, float]:
+    """Return what lies between a model's output embedding and its logits, from its HF config.
+
+    Args:
+        config: ``model.config.to_dict()``.
+    """
+    options: dict[str, float] = {}
+    if config.get("final_logit_softcapping"):  # Gemma 2 and 3
+        options["softcap"] = config["final_logit_softcapping"]
+    if config.get("logit_scale"):  # Cohere
+        options["scale"] = config["logit_scale"]
+    if config.get("logits_scaling"):  # Granite divides
+        options["scale"] = 1 / config["logits_scaling"]
+    return options

@@ -1,0 +1,396 @@
+"""CausalLMModule: a frozen causal LM, one adapter, and a loss that is exact to the token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from peft_lightning import attention
+from peft_lightning.adapters import Adapter, LoRA
+from peft_lightning.adapters.files import adapter_files, read_adapter
+from peft_lightning.base_model import (
+    base_fingerprint,
+    checkpoint_activations,
+    load_base_model,
+    load_tokenizer,
+)
+from peft_lightning.checkpoint import AdapterCheckpointIO, Checkpoints, ExactResume, check_same_run
+from peft_lightning.generation import encode_prompt, generate_tokens
+from peft_lightning.guards import Guards
+from peft_lightning.losses import (
+    head_options,
+    labelled_positions,
+    linear_cross_entropy,
+    logits_cross_entropy,
+)
+from peft_lightning.preemption import StopOnSignal
+from peft_lightning.report import ProgressBar, Samples, Summary, Throughput
+from peft_lightning.schedules import Cosine, Schedule, ScheduledLR
+
+Batch = dict[str, Any]
+
+LOSS_UNIT = 1024.0  # a power of two, so exact: keeps gradients of a sum in float16's range
+
+
+class CausalLMModule(L.LightningModule):
+    """Trains one adapter on a frozen causal language model.
+
+    Override ``nll`` for another loss: it returns a sum and a count, so gradient accumulation and
+    several processes stay exact. The base model stays in eval mode (its own dropout is off);
+    only the adapter's dropout is active.
+
+    Args:
+        base_model: Hub id, local folder or GGUF file of a causal LM.
+        adapter: What is trained: LoRA, PromptTuning or Full.
+        learning_rate: Peak learning rate; the adapter's recommended one if None.
+        optimizer: A torch optimizer by class path; AdamW without weight decay if None.
+        lr_schedule: Factor on the learning rate over the run.
+        dtype: Of the base's weights: auto (as saved), float32, bfloat16 or float16.
+        activation_checkpointing: Recompute each layer in the backward pass instead of keeping
+            its activations.
+        sample_prompts: Prompts whose greedy answers are logged at each validation.
+        sample_max_new_tokens: Length limit of those answers.
+        attn_implementation: auto (flat batches, one attention per sequence) or a name that
+            transformers knows, such as sdpa, eager, flash_attention_2.
+        trust_remote_code: Whether code that comes with the base model may run.
+        revision: Branch, tag or commit of a hub id.
+    """
+
+    def __init__(
+        self,
+        base_model: str,
+        adapter: Adapter = LoRA(),  # noqa: B008  (frozen)
+        learning_rate: float | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_schedule: Schedule = Cosine(),  # noqa: B008  (frozen)
+        dtype: str = "auto",
+        activation_checkpointing: bool = False,
+        sample_prompts: list[str] | None = None,
+        sample_max_new_tokens: int = 64,
+        attn_implementation: str = "auto",
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+    ) -> None:
+        super().__init__()
+        if learning_rate is not None and learning_rate < 0:
+            raise ValueError(f"learning_rate must not be negative, got {learning_rate}")
+        self.base_model_name = base_model
+        self.adapter = adapter
+        self.learning_rate = adapter.learning_rate if learning_rate is None else learning_rate
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.dtype_name = dtype
+        self.activation_checkpointing = activation_checkpointing
+        self.sample_prompts = sample_prompts or []
+        self.sample_max_new_tokens = sample_max_new_tokens
+        self.attn_implementation = attn_implementation
+        self.trust_remote_code = trust_remote_code
+        self.revision = revision
+        self.model: Any = None
+        self.tokenizer: Any = None
+        self.fingerprint: dict[str, Any] | None = None
+        self.hits: Tensor | None = None  # correct predictions of the last nll, if it counts them
+        self._flat_verified = False
+        self._plain_head: bool | None = None
+        self._step_nll: Tensor | float = 0.0
+        self._step_tokens: Tensor | int = 0
+        self.val_nll, self.val_hits = MeanMetric(), MeanMetric()
+
+    # ---- building -----------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load the base, freeze it and attach the adapter; once, however often it is called."""
+        if self.model is not None:
+            return
+        automatic = self.attn_implementation == "auto"
+        model = load_base_model(
+            self.base_model_name,
+            dtype=self.dtype_name,
+            attn_implementation=attention.NAME if automatic else self.attn_implementation,
+            trust_remote_code=self.trust_remote_code,
+            revision=self.revision,
+        )
+        self.tokenizer = load_tokenizer(
+            self.base_model_name, trust_remote_code=self.trust_remote_code, revision=self.revision
+        )
+        self.fingerprint = base_fingerprint(model)
+        self.adapter.attach(model)
+        if self.activation_checkpointing:
+            checkpoint_activations(model)
+        self.model = model
+
+    def setup(self, stage: str) -> None:
+        self.trainer.strategy.checkpoint_io = AdapterCheckpointIO()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return what exact resume and a readable run need, unless the trainer has its own."""
+        callbacks = self.trainer.callbacks
+        wanted: list[Callback] = [ExactResume(), Guards(), Throughput(), Samples(), Summary()]
+        if self.trainer.checkpoint_callbacks:
+            for callback in [c for c in callbacks if type(c) is ModelCheckpoint]:
+                if callback.dirpath is None and callback.monitor is None:  # Lightning's default
+                    callbacks.remove(callback)
+            wanted.append(Checkpoints())
+        wanted.append(StopOnSignal())
+        present = {type(callback) for callback in callbacks}
+        return [callback for callback in wanted if type(callback) not in present]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        parameters = self.trainable_parameters()
+        if not parameters:
+            raise ValueError(
+                f"nothing is trainable: {self.adapter} left no parameter that requires a gradient"
+            )
+        clip = self.trainer.gradient_clip_val
+        if self.optimizer is None:
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+                parameters, lr=self.learning_rate, weight_decay=0.0, fused=not clip
+            )
+        else:
+            optimizer = self.optimizer(parameters)
+        if clip and any(group.get("fused") for group in optimizer.param_groups):
+            raise ValueError(
+                "a fused optimizer cannot be combined with gradient_clip_val: leave out "
+                "fused: true or gradient_clip_val"
+            )
+        self._configured_groups = [
+            {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
+            for group in optimizer.param_groups
+        ]
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = ScheduledLR(optimizer, self.lr_schedule, steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that the optimizer updates."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    # ---- the loss -----------------------------------------------------------------------------
+
+    def nll(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the summed loss of ``batch`` in nats and the number of tokens it covers."""
+        inputs = dict(self.adapter.prepare_inputs(self.model, batch))
+        positions, targets = labelled_positions(inputs.pop("labels"), inputs.get("cu_seq_lens"))
+        nll, self.hits = self._labelled_nll(self._model_inputs(inputs), positions, targets)
+        return nll, torch.tensor(len(targets), device=nll.device)
+
+    def _model_inputs(self, inputs: Batch) -> Batch:
+        """Turn a batch into what the model's forward takes; the first flat one is verified."""
+        if "cu_seq_lens" in inputs:
+            if not self._flat_verified:
+                self._verify_flat()
+            inputs = {**inputs, **attention.flat_inputs(inputs)}
+            del inputs["cu_seq_lens"]
+            if self.model.config._attn_implementation != attention.NAME:
+                for name in ("seq_lens", "attention_mask"):  # transformers' own packed masks
+                    del inputs[name]
+        return inputs
+
+    def _labelled_nll(
+        self, inputs: Batch, positions: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Meet the LM head at the labelled positions only, by the shortest way that is exact."""
+        if self._plain_head is None:
+            with _eval_mode(self.model):
+                self._plain_head = self._check_plain_head()
+        if self._plain_head:
+            hidden = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+            head = self.model.get_output_embeddings()
+            return linear_cross_entropy(
+                hidden.flatten(0, 1)[positions],
+                head.weight,
+                targets,
+                bias=head.bias,
+                **head_options(self.model.config.to_dict()),
+            )
+        flat = positions if "position_ids" in inputs else 0
+        logits = self.model(**inputs, use_cache=False, logits_to_keep=flat).logits.flatten(0, 1)
+        return logits_cross_entropy(logits if "position_ids" in inputs else logits[positions], targets)
+
+    def _check_plain_head(self) -> bool:
+        """Whether the logits are just the output embedding's, soft-capped and scaled at most."""
+        head = self.model.get_output_embeddings()
+        decoder = getattr(self.model, "get_decoder", lambda: None)()
+        if type(head) is not nn.Linear or decoder is None or decoder is self.model:
+            return False
+        ids = torch.arange(4, device=head.weight.device)[None] % head.out_features
+        options = head_options(self.model.config.to_dict())
+        with torch.no_grad():
+            hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
+            logits = self.model(input_ids=ids, use_cache=False).logits
+            ours = head(hidden) * options.get("scale", 1.0)
+            if cap := options.get("softcap"):
+                ours = cap * torch.tanh(ours / cap)
+        return torch.allclose(ours.float(), logits.float(), rtol=1e-2, atol=1e-3)
+
+    def _verify_flat(self) -> None:
+        """Refuse a model whose flat batches mix their sequences."""
+        self._flat_verified = True
+
+        def forward(batch: Batch) -> Tensor:
+            return self.model(**self._model_inputs(batch), use_cache=False).logits
+
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        with _eval_mode(self.model):
+            problem = attention.isolation_error(forward, vocabulary, self.device)
+        if problem:
+            raise ValueError(
+                f"{type(self.model).__name__} cannot train on flat batches: {problem}. "
+                "Set data.layout: padded"
+            )
+
+    # ---- training -----------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        nll, tokens = self.nll(batch)
+        self._step_nll = self._step_nll + nll.detach().double()
+        self._step_tokens = self._step_tokens + tokens
+        return nll / LOSS_UNIT  # a sum: on_before_optimizer_step makes its gradient the mean's
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide by the tokens of the whole step, so that micro-batches and ranks do not matter.
+
+        Lightning has divided the sum by the micro-batches of a step, and DDP by the ranks; a mean
+        per micro-batch would weigh tokens of short micro-batches more (Lightning issue 20350).
+        """
+        totals = torch.stack(
+            [torch.as_tensor(x, device=self.device).double() for x in (self._step_nll, self._step_tokens)]
+        )
+        nll, tokens = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
+        self._step_nll, self._step_tokens = 0.0, 0
+        micro_batches, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        scale = LOSS_UNIT * micro_batches * ranks / max(1.0, tokens)
+        grads = [p.grad for p in self.trainable_parameters() if p.grad is not None]
+        torch._foreach_mul_(grads, scale)
+        norm = nn.utils.get_total_norm(grads)
+        self.log("train/loss", nll / max(1.0, tokens), prog_bar=True, rank_zero_only=True)
+        self.log("grad_norm", norm, rank_zero_only=True)
+        Guards.check_step(self, nll, int(tokens), norm)
+
+    def on_train_start(self) -> None:
+        """Let the configuration win over what a checkpoint remembers of the optimizer."""
+        for optimizer in self.trainer.optimizers:
+            for group, configured in zip(
+                optimizer.param_groups, self._configured_groups, strict=True
+            ):
+                group.update(configured)
+
+    # ---- evaluation ---------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def _evaluate(self, batch: Batch) -> None:
+        self.hits = None
+        nll, tokens = self.nll(batch)
+        if tokens == 0:
+            return
+        self.val_nll.update(nll / tokens, weight=tokens)
+        if self.hits is not None:
+            self.val_hits.update(self.hits / tokens, weight=tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        if self.val_nll.update_called:
+            loss = self.val_nll.compute()
+            values = {f"{stage}/loss": loss, f"{stage}/perplexity": loss.exp()}
+            if self.val_hits.update_called:
+                values[f"{stage}/accuracy"] = self.val_hits.compute()
+            self.log_dict(values, prog_bar=stage == "val")
+        self.val_nll.reset()
+        self.val_hits.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """Return the greedy answer to each prompt of ``batch``, with the prompt's index."""
+        rows = [
+            ids[mask.bool()].tolist()
+            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ]
+        answers = self.generate(rows)
+        return [{"index": i, "text": t} for i, t in zip(batch["index"], answers, strict=True)]
+
+    def generate(self, prompts: list[list[int]] | list[str], max_new_tokens: int = 128) -> list[str]:
+        """Return the greedy answers to prompts: texts (in the chat template) or token ids."""
+        rows = [encode_prompt(self.tokenizer, p) if isinstance(p, str) else p for p in prompts]
+        outputs = generate_tokens(
+            self.model, self.adapter, self.tokenizer, rows, max_new_tokens=max_new_tokens
+        )
+        return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in outputs]
+
+    # ---- state --------------------------------------------------------------------------------
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """Return the adapter's tensors under HF PEFT's names; nothing of the frozen base."""
+        tensors = self.adapter.state_dict(self.model)
+        return {prefix + name: tensor for name, tensor in tensors.items()}
+
+    def load_state_dict(  # type: ignore[override]
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load the adapter's tensors; missing, unexpected and misshapen ones are an error."""
+        self.adapter.load_state_dict(self.model, state_dict)
+        return nn.modules.module._IncompatibleKeys([], [])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        facts = {"base_fingerprint": self.fingerprint, "step": checkpoint["global_step"]}
+        tensor_file, _, texts = adapter_files(self.adapter, self.model, facts, self.tokenizer)
+        checkpoint["adapter_files"] = (tensor_file, texts)
+        checkpoint["adapter"] = self.adapter.hf_config(self.model)
+        checkpoint["base_fingerprint"] = self.fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_same_run(checkpoint["adapter"], self.adapter.hf_config(self.model))
+        if checkpoint["base_fingerprint"] != self.fingerprint:
+            raise ValueError(
+                f"the checkpoint belongs to another base model: {checkpoint['base_fingerprint']} "
+                f"there, {self.fingerprint} for {self.base_model_name}"
+            )
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, base_model: str | None = None, **kwargs: Any
+    ) -> CausalLMModule:
+        """Build a module with a trained adapter from a checkpoint or an adapter folder.
+
+        Args:
+            checkpoint_path: The folder.
+            base_model: Where the base is, if not where it was when the adapter was trained.
+            **kwargs: Further arguments of the constructor.
+        """
+        adapter, tensors, facts = read_adapter(Path(checkpoint_path))
+        module = cls(base_model or facts["base_model"], adapter, **kwargs)
+        module.configure_model()
+        adapter.load_state_dict(module.model, tensors)
+        return module
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch all dropout off for a check, which then draws no random number, and back on."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

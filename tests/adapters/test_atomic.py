@@ -1,0 +1,180 @@
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from peft_lightning.adapters import atomic
+from peft_lightning.adapters.atomic import atomic_folder, atomic_text, existing_folder
+
+CRASHED = 9
+STEPS = ["fsync", "mkdir", "rename", "replace", "rmdir", "unlink"]  # of the module os
+
+
+def write(path, content):
+    with atomic_folder(path) as folder:
+        (folder / "a").write_text(content)
+        (folder / "sub").mkdir()
+        (folder / "sub" / "b").write_text(content)
+
+
+def content(path):
+    folder = existing_folder(path)
+    return {str(f.relative_to(folder)): f.read_text() for f in folder.rglob("*") if f.is_file()}
+
+
+def whole(text):
+    return {"a": text, "sub/b": text}
+
+
+def crash_at(step, action):
+    """Run ``action`` in a process of its own that is gone before its ``step``-th system call.
+
+    Counted are the calls that change the disk: those of ``STEPS`` and the exchange. Returns
+    whether it got that far.
+    """
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def counting(function):
+            def call(*args, **kwargs):
+                nonlocal calls
+                calls += 1
+                if calls == step:
+                    os._exit(CRASHED)
+                return function(*args, **kwargs)
+
+            return call
+
+        for name in STEPS:
+            setattr(os, name, counting(getattr(os, name)))
+        atomic._exchange = counting(atomic._exchange)
+        status = 1
+        with contextlib.suppress(BaseException):
+            action()
+            status = 0
+        os._exit(status)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, CRASHED)
+    return code == CRASHED
+
+
+@pytest.fixture(params=[True, False], ids=["exchange", "two renames"])
+def exchange(request, monkeypatch):
+    """Whether the file system can exchange two names in one step."""
+    if not request.param:
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    return request.param
+
+
+def test_a_new_folder_takes_the_place_of_the_old_one(exchange, tmp_path):
+    path = tmp_path / "deep" / "x"
+    for text in ("one", "two", "three"):
+        write(path, text)
+        assert content(path) == whole(text)
+    assert [p.name for p in path.parent.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["nothing there", "old one there"])
+def test_a_crash_at_any_step_leaves_the_old_folder_or_the_new_one(exchange, first, tmp_path):
+    step, seen = 0, []
+    while True:
+        step += 1
+        path = tmp_path / str(step) / "x"
+        if not first:
+            write(path, "old")
+        crashed = crash_at(step, lambda path=path: write(path, "new"))
+        try:
+            seen.append(content(path))
+        except FileNotFoundError:
+            seen.append(None)
+        assert seen[-1] in (None if first else whole("old"), whole("new"))
+        write(path, "next")  # and what the crash left does not stand in the way
+        assert content(path) == whole("next")
+        assert [p.name for p in path.parent.iterdir()] == ["x"]
+        if not crashed:
+            break
+    assert step > 5
+    assert seen[0] != seen[-1] == whole("new")
+    assert seen == sorted(seen, key=lambda found: found == whole("new"))  # new once, new for good
+
+
+@pytest.mark.parametrize("text", ["new"])
+def test_a_crash_at_any_step_leaves_the_old_text_or_the_new_one(text, tmp_path):
+    path, step, crashed = tmp_path / "x.json", 0, True
+    while crashed:
+        step += 1
+        atomic_text(path, "old")
+        crashed = crash_at(step, lambda: atomic_text(path, text))
+        assert path.read_text() in ("old", text)
+    assert path.read_text() == text
+    assert step > 2
+    atomic_text(path, "again")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_an_error_leaves_the_old_folder_and_nothing_else(exchange, tmp_path):
+    write(tmp_path / "x", "old")
+    with pytest.raises(OSError, match="disk is full"), atomic_folder(tmp_path / "x") as folder:
+        (folder / "a").write_text("new")
+        raise OSError(errno.ENOSPC, "disk is full")
+    assert content(tmp_path / "x") == whole("old")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("name", ["fsync", "rename"])
+def test_an_error_of_the_disk_leaves_a_whole_folder(name, exchange, tmp_path, monkeypatch):
+    write(tmp_path / "x", "old")
+
+    def fails(*args, **kwargs):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, name, fails)
+    with contextlib.suppress(OSError):
+        write(tmp_path / "x", "new")
+    assert content(tmp_path / "x") in (whole("old"), whole("new"))
+    assert not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp")]
+
+
+def test_everything_is_on_the_disk_before_names_change(tmp_path, monkeypatch):
+    write(tmp_path / "x", "old")
+    events = []
+    sync, exchange = atomic._sync, atomic._exchange
+    monkeypatch.setattr(atomic, "_sync", lambda p: (events.append(p.name), sync(p)))
+    monkeypatch.setattr(atomic, "_exchange", lambda a, b: (events.append("!"), exchange(a, b))[1])
+    write(tmp_path / "x", "new")
+    assert {"a", "b", "sub"} <= set(events[: events.index("!")])
+    assert events[events.index("!") + 1] == tmp_path.name
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path):
+    theirs = tmp_path / f".x.{os.getppid()}.{os.uname().nodename}.tmp"
+    theirs.mkdir()
+    write(tmp_path / "x", "new")
+    assert theirs.is_dir()
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    write(tmp_path / "target", "old")
+    (tmp_path / "link").symlink_to("target")
+    write(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert content(tmp_path / "target") == whole("new")
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(FileExistsError, match="x is a file: a folder is to be written there"):
+        write(tmp_path / "x", "new")
+    assert (tmp_path / "x").read_text() == "mine"
+
+
+def test_the_previous_folder_is_found_only_where_the_folder_is_gone(tmp_path):
+    write(tmp_path / "x.previous", "old")
+    assert content(tmp_path / "x") == whole("old")
+    write(tmp_path / "x", "new")
+    assert existing_folder(tmp_path / "x") == tmp_path / "x"
+    assert not Path(tmp_path / "x.previous").exists()

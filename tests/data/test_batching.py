@@ -1,0 +1,187 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from peft_lightning.data.batching import (
+    BatchPlan,
+    Share,
+    flat_collate,
+    halve_largest,
+    padded_collate,
+    prompt_collate,
+)
+
+
+def all_rows(lengths):
+    return [Share(np.arange(len(lengths)))]
+
+
+def plan(lengths, shares=None, **options):
+    lengths = np.array(lengths)
+    return BatchPlan(lengths, shares or all_rows(lengths), **options)
+
+
+def random_plans(count, **fixed):
+    """Plans over rows of random number and length, of any world size and budget."""
+    draw = random.Random(0)
+    for _ in range(count):
+        longest = draw.choice([1, 7, 50])
+        lengths = [draw.randint(1, longest) for _ in range(draw.choice([1, 3, 17, 90]))]
+        options = {
+            "tokens_per_batch": longest * draw.choice([1, 2, 5]),
+            "padded": draw.random() < 0.5,
+            "shuffle": draw.random() < 0.8,
+            "seed": draw.randint(0, 9),
+            "world_size": draw.choice([1, 1, 2, 3]),
+        }
+        yield plan(lengths, **(options | fixed))
+
+
+def test_every_row_is_in_one_batch_of_every_epoch():
+    for p in [*random_plans(60), *random_plans(40, tokens_per_batch=None, batch_size=4)]:
+        for epoch in range(6):
+            rows = np.concatenate(p.batches(epoch))
+            assert sorted(rows) == list(range(len(p.lengths)))
+
+
+def test_every_epoch_has_as_many_batches_and_the_ranks_have_as_many_each():
+    for p in [*random_plans(60), *random_plans(40, tokens_per_batch=None, batch_size=4)]:
+        for epoch in range(6):
+            assert len(p.batches(epoch)) == len(p)
+            parts = [p.of_rank(epoch, rank) for rank in range(p.world_size)]
+            assert {len(part) for part in parts} == {len(p) // p.world_size}
+
+
+def test_no_batch_exceeds_its_budget():
+    for p in random_plans(60):
+        for epoch in range(6):
+            for batch in filter(len, p.batches(epoch)):
+                lengths = p.lengths[batch]
+                used = lengths.max() * len(batch) if p.padded else lengths.sum()
+                assert used <= p.tokens_per_batch
+
+
+def test_an_epoch_that_needs_too_many_batches_takes_the_first_ones():
+    # Rows of 2 and 3 tokens in batches of 4: an order decides whether 2s pair.
+    lengths = [2, 3] * 100
+    plans = [plan(lengths, tokens_per_batch=4, seed=seed) for seed in range(8)]
+    needed = {p.seed: [len(p._fill(p._rows(epoch))) for epoch in range(20)] for p in plans}
+    over = [(p, e) for p in plans for e, n in enumerate(needed[p.seed]) if n > len(p)]
+    assert over, "the case does not occur any more"
+    for p, epoch in over:
+        assert len(p.batches(epoch)) == len(p)
+        first = {tuple(batch) for batch in p._fill(p._rows(0))}
+        assert len(first - {tuple(batch) for batch in p.batches(epoch)}) <= len(p) - len(first)
+
+
+def test_the_order_depends_on_the_seed_and_the_epoch_alone():
+    def order(seed, epoch):
+        return [batch.tolist() for batch in plan([3] * 50, seed=seed).batches(epoch)]
+
+    assert order(1, 2) == order(1, 2)
+    assert len({str(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_without_shuffling_rows_stay_in_order():
+    p = plan([3, 3, 3, 5, 1], tokens_per_batch=6, shuffle=False)
+    assert [b.tolist() for b in p.batches(0)] == [[0, 1], [2], [3, 4]]
+    assert [b.tolist() for b in p.batches(7)] == [[0, 1], [2], [3, 4]]
+    padded = plan([3, 3, 3, 5, 1], tokens_per_batch=6, shuffle=False, padded=True)
+    assert [b.tolist() for b in padded.batches(0)] == [[0, 1], [2], [3], [4]]
+
+
+def test_a_step_has_the_same_rows_whatever_the_number_of_ranks():
+    lengths = [1] * 27
+    one = plan(lengths, batch_size=8, seed=3)
+    two = plan(lengths, batch_size=4, seed=3, world_size=2)
+    steps = [np.concatenate(two.batches(1)[i : i + 2]) for i in range(0, len(two), 2)]
+    assert [s.tolist() for s in steps] == [b.tolist() for b in one.batches(1)]
+    assert [len(b) for b in two.batches(1)] == [4, 4, 4, 4, 4, 4, 2, 1]
+
+
+def test_too_few_rows_for_the_ranks_leave_empty_batches():
+    assert [b.tolist() for b in plan([1], world_size=2).batches(0)] == [[0], []]
+
+
+def test_the_largest_batches_are_halved_in_place():
+    batches = [np.array(b) for b in ([0], [1, 2, 3, 4, 5], [6, 7])]
+    assert [b.tolist() for b in halve_largest(batches, 5)] == [[0], [1, 2], [3], [4, 5], [6, 7]]
+    assert [len(b) for b in halve_largest(batches[:1], 3)] == [1, 0, 0]
+
+
+def test_a_weight_is_how_often_an_epoch_shows_each_row():
+    shares = [Share(np.arange(4), 2.0), Share(np.arange(4, 10), 0.5), Share(np.arange(10, 12), 1.5)]
+    p = plan([1] * 12, shares, batch_size=3)
+    seen = [np.bincount(np.concatenate(p.batches(epoch)), minlength=12) for epoch in range(2)]
+    for counts in seen:
+        assert counts[:4].tolist() == [2] * 4
+        assert counts[4:10].sum() == 3
+        assert sorted(counts[10:]) == [1, 2]
+    # another half in the next epoch, so that two epochs show every row
+    assert (seen[0] + seen[1]).tolist() == [4] * 4 + [1] * 6 + [3] * 2
+
+
+def test_a_small_weight_shows_at_least_one_row():
+    assert len(Share(np.arange(3), 0.1).of_epoch(0, 0)) == 1
+
+
+def test_weights_keep_the_number_of_batches():
+    lengths = np.random.default_rng(0).integers(1, 40, 101)
+    shares = [Share(np.arange(50), 0.5), Share(np.arange(50, 101), 1.3)]
+    p = plan(lengths, shares, tokens_per_batch=60, world_size=2)
+    assert {len(p.batches(epoch)) for epoch in range(50)} == {len(p)}
+
+
+def test_a_row_longer_than_the_budget_is_an_error_that_names_max_length():
+    with pytest.raises(ValueError, match=r"tokens_per_batch is 9, .* 10 tokens; .* max_length to 9"):
+        plan([3, 10], tokens_per_batch=9)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        plan([3], batch_size=0)
+
+
+def rows(*contents):
+    return [{"input_ids": np.array(ids), "labels": np.array(labels)} for ids, labels in contents]
+
+
+TWO = rows(([5, 6, 7], [-100, 6, 7]), ([8, 9], [-100, 9]))
+
+
+def test_flat_rows_lie_end_to_end():
+    batch = flat_collate(TWO)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
+    assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch["cu_seq_lens"].tolist() == [0, 3, 5]
+    assert batch["seq_lens"] == [3, 2]
+    assert {k: v.dtype for k, v in batch.items() if k != "seq_lens"} == {
+        "input_ids": torch.int64,
+        "labels": torch.int64,
+        "position_ids": torch.int64,
+        "cu_seq_lens": torch.int32,
+    }
+    assert all(type(n) is int for n in batch["seq_lens"])
+
+
+def test_padded_rows_are_filled_on_the_right():
+    batch = padded_collate(TWO, pad_id=1)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 1]]
+    assert batch["labels"].tolist() == [[-100, 6, 7], [-100, 9, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_an_empty_batch_is_one_token_that_is_not_in_the_loss():
+    flat, padded = flat_collate([]), padded_collate([], pad_id=1)
+    for batch in (flat, padded):
+        assert batch["input_ids"].shape == (1, 1)
+        assert batch["labels"].tolist() == [[-100]]
+    assert flat["seq_lens"] == [1]
+    assert padded["attention_mask"].tolist() == [[1]]
+
+
+def test_prompts_are_filled_on_the_left():
+    batch = prompt_collate([(4, [5, 6, 7]), (9, [8])], pad_id=1)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [1, 1, 8]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert batch["index"] == [4, 9]

@@ -1,0 +1,242 @@
+import multiprocessing
+import pickle
+import time
+
+import numpy as np
+import pytest
+from toy_tokenizers import CHATML, byte_tokenizer
+
+from peft_lightning.data import cache
+from peft_lightning.data.cache import TokenizedDataset, default_cache_dir, tokenized
+from peft_lightning.data.sources import find_source
+from peft_lightning.data.tokenization import Encoder
+
+ROWS = [{"prompt": "p" * n, "completion": "c" * n} for n in range(1, 8)]
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Return a function that tokenises a file; what it is told is in ``make.said``."""
+
+    def make(path, format_name="auto", on_bad_row="error", tokenizer=None, **options):
+        encoder = Encoder(tokenizer or byte_tokenizer(), **options)
+        said.clear()
+        source = find_source(path)
+        return tokenized(source, encoder, format_name, on_bad_row, tmp_path / "cache", said.append)
+
+    said = make.said = []
+    return make
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The number of times that anything was tokenised."""
+    calls = []
+    original = cache._make
+    monkeypatch.setattr(cache, "_make", lambda *args: calls.append(1) or original(*args))
+    return calls
+
+
+def test_rows_come_back_as_they_were_tokenised(make, jsonl, monkeypatch):
+    monkeypatch.setattr(cache, "ROWS_AT_ONCE", 3)  # several writes
+    dataset = make(jsonl("x.jsonl", ROWS))
+    assert len(dataset) == 7
+    eos = byte_tokenizer().eos_token_id
+    p, c = byte_tokenizer().convert_tokens_to_ids(["p", "c"])
+    for n in range(1, 8):
+        row = dataset[n - 1]
+        assert row["input_ids"].tolist() == [p] * n + [c] * n + [eos]
+        assert row["labels"].tolist() == [-100] * n + [c] * n + [eos]
+        assert row["labels"].dtype == row["input_ids"].dtype == np.int64
+    assert dataset.lengths.tolist() == [2 * n + 1 for n in range(1, 8)]
+    assert dataset.labelled_lengths.tolist() == [n + 1 for n in range(1, 8)]
+
+
+def test_files_are_plain_numpy_files(make, jsonl):
+    folder = make(jsonl("x.jsonl", ROWS)).folder
+    shapes = {p.stem: np.load(p).shape for p in folder.glob("*.npy")}
+    assert shapes == {"input_ids": (63,), "labelled": (63,), "offsets": (8,)}
+    assert np.load(folder / "input_ids.npy").dtype == np.int32
+
+
+def test_the_same_rows_are_tokenised_once_and_announced_each_time(make, jsonl, built):
+    path = jsonl("x.jsonl", ROWS)
+    make(path)
+    first = list(make.said)
+    make(path)
+    make(jsonl("same_content.jsonl", ROWS))
+    assert len(built) == 1
+    assert first == [
+        f"{path}: format prompt_completion (columns: prompt, completion)",
+        f"{path}: 7 read = 7 kept",
+    ]
+    assert make.said[1].endswith("same_content.jsonl: 7 read = 7 kept")
+
+
+def test_whatever_decides_the_tokens_makes_another_cache(make, jsonl, built, tmp_path, monkeypatch):
+    path = jsonl("x.jsonl", ROWS)
+    make(path)
+    make(path, train_on="all")
+    make(path, max_length=9)
+    make(path, max_length=9, truncation="drop")
+    make(path, on_bad_row="skip")
+    make(path, chat_template=CHATML)
+    make(path, tokenizer=byte_tokenizer(eos_token="<eos>"))
+    make(path, format_name="prompt_completion")
+    make(jsonl("y.jsonl", ROWS[:-1]))
+    assert len(built) == 9
+    monkeypatch.setattr(cache, "VERSION", 0)
+    make(path)
+    assert len(built) == 10
+
+
+def test_a_changed_function_of_the_users_makes_another_cache(
+    make, jsonl, built, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = jsonl("x.jsonl", ROWS)
+    module = tmp_path / "my_rows.py"
+    for i, code in enumerate(["record['prompt']", "record['completion'] * 2"]):
+        name = f"my_rows{i}"
+        module = tmp_path / f"{name}.py"
+        module.write_text(f"def row(record):\n    return {code}\n")
+        make(path, format_name=f"{name}.row")
+        make(path, format_name=f"{name}.row")
+        assert len(built) == i + 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "meta", "torn meta", "longer"])
+def test_a_damaged_cache_is_made_anew(make, jsonl, built, damage):
+    path = jsonl("x.jsonl", ROWS)
+    dataset = make(path)
+    expected = [row["labels"].tolist() for row in map(dataset.__getitem__, range(7))]
+    file = dataset.folder / ("meta.json" if "meta" in damage else "input_ids.npy")
+    content = file.read_bytes()
+    match damage:
+        case "cut" | "torn meta":
+            file.write_bytes(content[: len(content) // 2])
+        case "longer":
+            file.write_bytes(content + b"\0\0\0\0")
+        case _:
+            file.unlink()
+    dataset = make(path)
+    assert len(built) == 2
+    assert [row["labels"].tolist() for row in map(dataset.__getitem__, range(7))] == expected
+
+
+def test_a_cache_that_failed_half_way_leaves_nothing(make, jsonl, tmp_path):
+    path = jsonl("x.jsonl", [*ROWS, {"prompt": "p", "completion": ""}])
+    with pytest.raises(ValueError, match="empty completion"):
+        make(path)
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_what_a_killed_process_left_is_removed(make, jsonl, tmp_path):
+    path = jsonl("x.jsonl", ROWS)
+    folder = make(path).folder
+    stale = folder.with_name(f"{folder.name}.1.tmp")
+    folder.rename(stale)
+    make(path)
+    assert folder.exists()
+    assert not stale.exists()
+
+
+def test_a_bad_row_is_an_error_that_names_file_line_and_reason(make, jsonl):
+    path = jsonl("x.jsonl", [*ROWS, {"prompt": "p"}])
+    with pytest.raises(
+        ValueError, match=r"x\.jsonl:8: no column 'completion': .*Mend the row, or set on_bad_row"
+    ):
+        make(path)
+
+
+def test_skipped_rows_are_counted_by_reason_and_the_totals_add_up(make, jsonl):
+    bad = [{"prompt": "p"}, {"prompt": "p", "completion": ""}, "{oops", {"prompt": "p"}]
+    path = jsonl("x.jsonl", [*ROWS, *bad])
+    make(path, on_bad_row="skip", max_length=13)
+    assert make.said[1] == (
+        f"{path}: 11 read = 7 kept (1 of them truncated) + no column 'completion': 2"
+        " + empty completion: 1 + invalid JSON: 1"
+    )
+
+
+def test_rows_dropped_for_their_length_are_no_error_and_are_counted(make, jsonl):
+    path = jsonl("x.jsonl", ROWS)
+    make(path, max_length=4)
+    assert make.said[1].endswith(
+        "7 read = 3 kept (2 of them truncated) + no labelled token left: 4"
+    )
+    make(path, max_length=9, truncation="drop")
+    assert make.said[1].endswith("7 read = 4 kept + longer than max_length: 3")
+
+
+def test_a_row_that_must_not_be_too_long_is_an_error_even_where_bad_rows_are_skipped(make, jsonl):
+    path = jsonl("x.jsonl", ROWS)
+    with pytest.raises(ValueError, match=r"x\.jsonl:5: longer than max_length: 11 tokens, .* is 9"):
+        make(path, max_length=9, truncation="error", on_bad_row="skip")
+
+
+def test_no_row_left_is_an_error_with_the_counts(make, jsonl):
+    path = jsonl("x.jsonl", [{"prompt": "p", "completion": ""}] * 3)
+    with pytest.raises(ValueError, match=r"no row is left .*: 3 read = 0 kept \+ empty completion"):
+        make(path, on_bad_row="skip")
+
+
+def test_the_format_is_told_from_the_first_well_formed_row(make, jsonl):
+    path = jsonl("x.jsonl", ["{oops", "[]", *ROWS])
+    assert len(make(path, on_bad_row="skip")) == 7
+    assert make.said[1].endswith("9 read = 7 kept + invalid JSON: 1 + not an object: 1")
+    with pytest.raises(ValueError, match=r"x\.jsonl:1: invalid JSON"):
+        make(path)
+    with pytest.raises(ValueError, match=r"1 read = 0 kept \+ invalid JSON: 1"):
+        make(jsonl("y.jsonl", ["{oops"]), on_bad_row="skip")
+
+
+def _tokenise(path, folder, barrier, results):
+    source, said = find_source(path), []
+    original = cache._make
+
+    def slowly(*args):
+        time.sleep(0.3)
+        results.put("made")
+        original(*args)
+
+    cache._make = slowly
+    barrier.wait()
+    dataset = tokenized(source, Encoder(byte_tokenizer()), "auto", "error", folder, said.append)
+    results.put(len(dataset))
+
+
+def test_one_process_tokenises_and_the_others_wait(jsonl, tmp_path):
+    context = multiprocessing.get_context("fork")
+    path, results, barrier = jsonl("x.jsonl", ROWS), context.Queue(), context.Barrier(3)
+    processes = [
+        context.Process(target=_tokenise, args=(path, tmp_path / "cache", barrier, results))
+        for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    outcomes = [results.get(timeout=30) for _ in range(4)]
+    for process in processes:
+        process.join(timeout=30)
+        assert process.exitcode == 0
+    assert sorted(outcomes, key=str) == [7, 7, 7, "made"]
+
+
+def test_a_worker_maps_the_files_itself(make, jsonl):
+    dataset = make(jsonl("x.jsonl", ROWS))
+    sent = pickle.dumps(dataset)
+    assert len(sent) < 3000
+    assert pickle.loads(sent)[3]["labels"].tolist() == dataset[3]["labels"].tolist()
+
+
+def test_a_folder_that_is_no_cache_says_so(tmp_path):
+    with pytest.raises(ValueError, match="not a whole token cache"):
+        TokenizedDataset(tmp_path)
+
+
+def test_the_cache_folder_follows_the_users_setting(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "peft_lightning" / "tokens"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / ".cache" / "peft_lightning" / "tokens"
