@@ -11,14 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import transformers
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
-from peft_lightning.adapters.atomic import existing_folder
+from peft_lightning.cli_defaults import (
+    TRAINER_DEFAULTS,
+    checkpoint_path,
+    default_loggers,
+    default_root,
+    fill_learning_rate,
+    with_progress_bar,
+)
 from peft_lightning.cli_errors import explain, innermost, one_line
 from peft_lightning.cli_given import Given, module_class
 from peft_lightning.cli_signatures import Option, find_class, options_of
@@ -28,18 +35,13 @@ from peft_lightning.schedules import Schedule
 
 PROG = "python -m peft_lightning"
 
-TRAINER_DEFAULTS = {
-    "use_distributed_sampler": False,  # the data module's own order is the one that is resumed
-    "enable_model_summary": False,  # report.trained_table says it better
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 5,
-}
-NOISE = "litlogger|litmodels|TPU available"
+NOISE = "litlogger|litmodels|TPU available|to estimate number of stepping batches"
 WARNINGS = (
     "does not have many workers",
     "Checkpoint directory .* exists",
     "LeafSpec",
     "smaller than the logging interval",
+    "in eval mode at the start of training",  # the frozen base, on purpose
 )
 
 
@@ -62,18 +64,24 @@ def _quiet() -> None:
     logger.addFilter(lambda record: not re.search(NOISE, record.getMessage(), re.I))
     for message in WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")
+    transformers.utils.logging.disable_progress_bar()
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the whole configuration of a ``fit`` to ``<default_root_dir>/config.yaml``."""
+    """Writes the whole configuration to ``<default_root_dir>/config.yaml`` when training starts.
+
+    Not before: a run that fails while it is set up leaves the file of the last one alone.
+    """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
+        """Do nothing yet."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the file."""
+        if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / self.config_filename
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(
-                self.config, path, skip_none=False, overwrite=True, multifile=False
-            )
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
 
 
 class Parser(LightningArgumentParser):
@@ -82,7 +90,8 @@ class Parser(LightningArgumentParser):
     cli: PeftCLI | None = None
 
     def dump(self, cfg: Namespace, **kwargs: Any) -> str:
-        if self.cli is not None and not hasattr(self.cli, "config"):  # still parsing: this is --print_config
+        """Return ``cfg`` as YAML; while options are parsed, only --print_config asks for it."""
+        if self.cli is not None and not hasattr(self.cli, "config"):
             cfg = cfg.clone()
             self.cli.fill_learning_rate(cfg)
         return super().dump(cfg, **kwargs)
@@ -122,25 +131,23 @@ class PeftCLI(LightningCLI):
 
     # ---- parsing ------------------------------------------------------------------------------
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        data = {"model", "dataloaders", "datamodule", "weights_only"}
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
-            "validate": data,
-            "test": data,
-            "predict": data | {"return_predictions"},
-        }
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the one command that runs, with the arguments that are no options of ours."""
+        method = set(options_of(getattr(L.Trainer, self.command)))
+        return {self.command: method - {"ckpt_path", "verbose"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser that raises its errors and accepts no abbreviations."""
         kwargs |= {"allow_abbrev": False, "exit_on_error": False}
         kwargs.setdefault("prog", PROG)
         parser = super().init_parser(**kwargs)
+        assert isinstance(parser, Parser)
         parser.cli = self
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        if self.experiment is not None:  # then a plain 'model:' section gives its arguments
+        """Let a plain ``model:`` section give the arguments of an experiment's class."""
+        if self.experiment is not None:
             parser.set_defaults({"model": {"class_path": self.experiment}})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -161,13 +168,12 @@ class PeftCLI(LightningCLI):
     def _options(self) -> dict[str, Option]:
         """Return the options of the command as its sections and plain options."""
         method = options_of(getattr(L.Trainer, self.command))
-        skipped = self.subcommands()[self.command] | {"self"}
         return {
             "model": Option(section=self.module_class),
             "data": Option(section=SFTDataModule),
             "trainer": Option(section=L.Trainer),
             "seed_everything": Option(bool | int),
-            **{name: option for name, option in method.items() if name not in skipped},
+            **{name: method[name] for name in ("ckpt_path", "verbose") if name in method},
         }
 
     def _parse_ckpt_path(self) -> None:
@@ -176,74 +182,30 @@ class PeftCLI(LightningCLI):
     # ---- what is left open by the user ---------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
-        config, chosen = self.config[self.command], self.chosen[self.command]
+        """Fill in the run folder, the learning rate and the checkpoint."""
+        config = self.config[self.command]
         if config.trainer.default_root_dir is None:
-            config.trainer.default_root_dir = self._default_root()
+            config.trainer.default_root_dir = default_root(config.get("config") or [])
         if self.command == "fit" and config.data.train is None:
             raise ValueError(
                 "data.train is required for fit: give it in the config under 'data:' "
                 "or as --data.train"
             )
         self.fill_learning_rate(config)
-        config.ckpt_path = self._checkpoint(config.ckpt_path, Path(config.trainer.default_root_dir))
+        config.ckpt_path = checkpoint_path(
+            self.command, config.ckpt_path, Path(config.trainer.default_root_dir)
+        )
 
     def fill_learning_rate(self, config: Namespace) -> None:
-        """Give the optimizer the module's or the adapter's learning rate unless it has its own.
-
-        Without this an optimizer named without ``lr`` would train at its class's default.
+        """Give an optimizer that was named without ``lr`` the rate that is meant for it.
 
         Args:
             config: The command's configuration; changed in place.
         """
         section = "model.init_args" if self.experiment else "model"
-        model = config.get(section)
-        arguments = model.get("optimizer.init_args") if model else None
-        if arguments is None or "lr" not in arguments:
-            return
-        if self.chosen[self.command].get(f"{section}.optimizer.init_args.lr") is not None:
-            if model.learning_rate is not None:
-                raise ValueError(
-                    f"two learning rates: model.learning_rate is {model.learning_rate} and "
-                    f"model.optimizer.init_args.lr is {arguments.lr}; leave one out"
-                )
-        elif model.learning_rate is not None:
-            arguments.lr, model.learning_rate = model.learning_rate, None
-        else:
-            adapter = find_class(model.adapter.class_path, (Adapter,))
-            assert not isinstance(adapter, str), adapter
-            arguments.lr = adapter.learning_rate
-
-    def _default_root(self) -> str:
-        """Return ``runs/<name of the config file>``, the names joined by + if there are several."""
-        files = self.config[self.command].get("config") or []
-        stems = [Path(str(file)).stem for file in files if file is not None]
-        return str(Path("runs") / ("+".join(stems) or "default"))
-
-    def _checkpoint(self, name: str | None, root: Path) -> str | None:
-        """Return the checkpoint that ``last``, ``best`` or a path means.
-
-        Raises:
-            ValueError: If it is not there; says what is.
-        """
-        if name is None:
-            if self.command != "fit":
-                rank_zero_info(
-                    f"no --ckpt_path: this {self.command} uses an untrained adapter; "
-                    "--ckpt_path best is the trained one"
-                )
-            return None
-        folder = root / "checkpoints"
-        path = folder / f"{name}.ckpt" if name in ("last", "best") else Path(name)
-        if existing_folder(path).exists():
-            return str(path)
-        if name == "last" and self.command == "fit":
-            rank_zero_info(f"there is no {path} yet: starting from the beginning")
-            return None
-        there = sorted(str(p) for p in folder.glob("*.ckpt"))
-        raise ValueError(
-            f"--ckpt_path {name}: there is no {path}; "
-            + (f"there are: {', '.join(there)}" if there else f"{folder} holds no checkpoint")
-        )
+        given = self.chosen[self.command].get(section) or Namespace()
+        if config.get(f"{section}.optimizer.init_args") is not None:
+            fill_learning_rate(config[section], given)
 
     # ---- building ------------------------------------------------------------------------------
 
@@ -255,11 +217,12 @@ class PeftCLI(LightningCLI):
             raise ValueError(one_line(innermost(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer with our loggers and progress bar, unless others are given."""
         trainer = self.config_init[self.command].trainer
         if trainer.logger in (None, True):
-            root = trainer.default_root_dir
-            csv = CSVLogger(root, name="logs")
-            kwargs["logger"] = [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
+            kwargs["logger"] = default_loggers(trainer.default_root_dir)
+        if trainer.enable_progress_bar is not False:
+            kwargs["callbacks"] = with_progress_bar(trainer.callbacks)
         return super().instantiate_trainer(**kwargs)
 
     # ---- running -------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any
 
 import jsonargparse
-from jsonargparse import ArgumentError
 
 from peft_lightning.cli_given import Given, read_config
 from peft_lightning.cli_signatures import (
@@ -59,10 +58,12 @@ def _last(traceback: TracebackType | None) -> TracebackType | None:
 def exit_status(error: BaseException) -> int | None:
     """Return the exit status for an error that was foreseen, None for one that was not.
 
-    Foreseen is what a ``raise`` statement of this package raised, and what Lightning calls a
-    misconfiguration: 1 if the training itself failed, 2 if the user's input is wrong.
+    Foreseen is what a ``raise`` statement of this package raised, what the system refused (a
+    file, the network, disk space), and what Lightning calls a misconfiguration: 1 if the training
+    itself failed, 2 if the user's input is wrong.
     """
-    if any(c.__name__ == "MisconfigurationException" for c in type(error).__mro__):
+    names = {c.__name__ for c in type(error).__mro__}
+    if "MisconfigurationException" in names or isinstance(error, OSError):
         return 2
     if not _raised_here(error.__traceback__) or isinstance(error, NotImplementedError):
         return None
@@ -110,14 +111,14 @@ class _Walk:
             elif option.required and not any(name in source.value for source in given):
                 return f"--{name} is required"
         for path, cls in self.classes.items():
-            for name, option in options_of(cls).items() if cls else ():
+            if cls is None:
+                continue
+            for name, option in options_of(cls).items():
                 if option.required and name not in self.arguments.get(path, ()):
                     return _missing(path, cls, name, path in self.root)
         return None
 
-    def _option(
-        self, known: dict[str, Option], name: str, given: Given, path: str
-    ) -> str | None:
+    def _option(self, known: dict[str, Option], name: str, given: Given, path: str) -> str | None:
         name = name.removesuffix("+")
         place = f"{path}.{name}" if path else name
         if name == "help" and path:
@@ -139,9 +140,7 @@ class _Walk:
             return f"{_at(given, place)} is {got}; {nearest(str(value), fixed)}"
         return f"{_at(given, place)} must be {type_name(option.hint)}, got {got}"
 
-    def _unknown(
-        self, known: dict[str, Option], name: str, given: Given, path: str
-    ) -> str:
+    def _unknown(self, known: dict[str, Option], name: str, given: Given, path: str) -> str:
         if path:
             cls = self.classes[path]
             owner = path if path in self.root or cls is None else cls.__name__
@@ -170,9 +169,7 @@ class _Walk:
             return not any(accepts(h, given.value, given.where) for h in others)
         return isinstance(given.value, dict)
 
-    def _instance(
-        self, given: Given, bases: tuple[type, ...], path: str, hint: Any
-    ) -> str | None:
+    def _instance(self, given: Given, bases: tuple[type, ...], path: str, hint: Any) -> str | None:
         value = given.value
         if isinstance(value, list):
             faults = (
@@ -211,9 +208,7 @@ class _Walk:
                 return fault
         return None
 
-    def _class(
-        self, given: Given, bases: tuple[type, ...], path: str, hint: Any
-    ) -> str | None:
+    def _class(self, given: Given, bases: tuple[type, ...], path: str, hint: Any) -> str | None:
         found = find_class(str(given.value), bases)
         if isinstance(found, str):
             return f"{_at(given, path)}: {found}"
@@ -242,4 +237,5 @@ def _missing(path: str, cls: type, name: str, section: bool) -> str:
             f"{path}.{name} is required: give it in the config under '{path}:' "
             f"or as --{path}.{name}"
         )
-    return f"{path}: {cls.__name__} needs {name!r}: {{class_path: {cls.__name__}, init_args: {{{name}: ...}}}}"
+    example = f"{{class_path: {cls.__name__}, init_args: {{{name}: ...}}}}"
+    return f"{path}: {cls.__name__} needs {name!r}: {example}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 CONFIG_OPTIONS = ("-c", "--config")
+YAML = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,14 @@ def read_given(args: list[str]) -> list[Given]:
         elif option.startswith("--"):
             found.append(_nested(option, value))
         else:
-            write = f"--config {value}" if str(value).endswith((".yaml", ".yml")) else "--option value"
+            is_config = Path(str(value)).suffix in YAML
+            write = f"--config {value}" if is_config else "--option value"
             raise ValueError(f"unexpected {option or value!r}; options are written {write}")
     return found
 
 
 def options(args: list[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield (option, value): the value is None where none follows; the option ``""`` for a stray."""
+    """Yield (option, value): None where no value follows, ``""`` before a stray one."""
     i = 0
     while i < len(args):
         name, equals, value = args[i].partition("=")
@@ -127,17 +130,17 @@ def _no_file(path: Path) -> str:
         names = " or ".join(str(path.parent / name) for name in near)
         return f"there is no config file {path}; did you mean {names}?"
     listed = ", ".join(map(str, beside or _yaml_files(Path("configs"))))
-    return f"there is no config file {path}; " + (f"there are: {listed}" if listed else "see --help")
+    return f"there is no config file {path}" + (f"; there are: {listed}" if listed else "")
 
 
 def _yaml_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*.y*ml") if p.suffix in (".yaml", ".yml"))
+    return sorted(p for p in folder.glob("*.y*ml") if p.suffix in YAML)
 
 
 def _from_node(node: yaml.Node, path: Path) -> Given:
     where = f"{path}, line {node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
-        members = {}
+        members: dict[str, Given] = {}
         for key, value in node.value:
             member = _from_node(value, path)
             if key.tag == "tag:yaml.org,2002:merge" and isinstance(member.value, dict):
@@ -156,10 +159,8 @@ def _nested(option: str, value: str | None) -> Given:
     """Turn ``--model.adapter.r 8`` into {model: {adapter: {r: 8}}}."""
     given = Given(value, option)
     if value is not None and value.startswith(("{", "[")):
-        try:
-            given = _placed(_from_node(yaml.compose(value, Loader=_Loader), Path(".")), option)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{option}: {value!r} is not YAML: {error.problem}") from error
+        with suppress(yaml.YAMLError):  # then it is a text, such as a prompt
+            given = _placed(_from_node(yaml.compose(value, Loader=_Loader), Path()), option)
     for key in reversed(option.removeprefix("--").removesuffix("+").split(".")):
         given = Given({key: given}, option)
     return given
@@ -181,7 +182,7 @@ def module_class(given: list[Given]) -> Given | None:
     for source in given:
         if "model" in source.value:
             model = source.value["model"]
-            if isinstance(model.value, str) and Path(model.value).suffix in (".yaml", ".yml"):
+            if isinstance(model.value, str) and Path(model.value).suffix in YAML:
                 model = read_config(model.folder / model.value)
             if isinstance(model.value, dict) and "class_path" in model.value:
                 model = model.value["class_path"]

@@ -104,8 +104,7 @@ def _argument_docs(docstring: str) -> dict[str, str]:
         return {}
     entries = re.findall(r"^    (\w+): (.*?)(?=^    \S|\Z)", match[1], re.MULTILINE | re.DOTALL)
     return {
-        name: re.split(r"(?<=[a-z\d)`\"])\. ", " ".join(text.split()))[0]
-        for name, text in entries
+        name: re.split(r"(?<=[a-z\d)`\"])\. ", " ".join(text.split()))[0] for name, text in entries
     }
 
 

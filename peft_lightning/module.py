@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    ModelCheckpoint,
+    RichProgressBar,
+    TQDMProgressBar,
+)
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -19,7 +26,6 @@ from peft_lightning.adapters import Adapter, LoRA
 from peft_lightning.adapters.files import adapter_files, read_adapter
 from peft_lightning.base_model import (
     base_fingerprint,
-    checkpoint_activations,
     load_base_model,
     load_tokenizer,
 )
@@ -33,6 +39,7 @@ from peft_lightning.losses import (
     logits_cross_entropy,
 )
 from peft_lightning.preemption import StopOnSignal
+from peft_lightning.recompute import recompute_activations
 from peft_lightning.report import ProgressBar, Samples, Summary, Throughput
 from peft_lightning.schedules import Cosine, Schedule, ScheduledLR
 
@@ -125,21 +132,22 @@ class CausalLMModule(L.LightningModule):
         self.fingerprint = base_fingerprint(model)
         self.adapter.attach(model)
         if self.activation_checkpointing:
-            checkpoint_activations(model)
+            recompute_activations(model)
         self.model = model
 
     def setup(self, stage: str) -> None:
+        """Make every checkpoint of this trainer an adapter folder."""
+        warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # wanted
         self.trainer.strategy.checkpoint_io = AdapterCheckpointIO()
 
     def configure_callbacks(self) -> list[Callback]:
         """Return what exact resume and a readable run need, unless the trainer has its own."""
         callbacks = self.trainer.callbacks
         wanted: list[Callback] = [ExactResume(), Guards(), Throughput(), Samples(), Summary()]
-        if self.trainer.checkpoint_callbacks:
-            for callback in [c for c in callbacks if type(c) is ModelCheckpoint]:
-                if callback.dirpath is None and callback.monitor is None:  # Lightning's default
-                    callbacks.remove(callback)
-            wanted.append(Checkpoints())
+        for default in [c for c in callbacks if _is_lightnings_default(c)]:
+            callbacks.remove(default)
+            is_bar = isinstance(default, LightningProgressBar)
+            wanted.append(ProgressBar() if is_bar else Checkpoints())
         wanted.append(StopOnSignal())
         present = {type(callback) for callback in callbacks}
         return [callback for callback in wanted if type(callback) not in present]
@@ -217,7 +225,8 @@ class CausalLMModule(L.LightningModule):
             )
         flat = positions if "position_ids" in inputs else 0
         logits = self.model(**inputs, use_cache=False, logits_to_keep=flat).logits.flatten(0, 1)
-        return logits_cross_entropy(logits if "position_ids" in inputs else logits[positions], targets)
+        kept = logits if "position_ids" in inputs else logits[positions]
+        return logits_cross_entropy(kept, targets)
 
     def _check_plain_head(self) -> bool:
         """Whether the logits are just the output embedding's, soft-capped and scaled at most."""
@@ -265,9 +274,8 @@ class CausalLMModule(L.LightningModule):
         Lightning has divided the sum by the micro-batches of a step, and DDP by the ranks; a mean
         per micro-batch would weigh tokens of short micro-batches more (Lightning issue 20350).
         """
-        totals = torch.stack(
-            [torch.as_tensor(x, device=self.device).double() for x in (self._step_nll, self._step_tokens)]
-        )
+        sums = (self._step_nll, self._step_tokens)
+        totals = torch.stack([torch.as_tensor(x, device=self.device).double() for x in sums])
         nll, tokens = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
         self._step_nll, self._step_tokens = 0.0, 0
         micro_batches, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
@@ -382,6 +390,13 @@ class CausalLMModule(L.LightningModule):
         module.configure_model()
         adapter.load_state_dict(module.model, tensors)
         return module
+
+
+def _is_lightnings_default(callback: Callback) -> bool:
+    """Whether Lightning added ``callback`` itself, where ours takes the place."""
+    if type(callback) is ModelCheckpoint:
+        return callback.dirpath is None and callback.filename is None and callback.monitor is None
+    return type(callback) in (RichProgressBar, TQDMProgressBar)
 
 
 @contextmanager

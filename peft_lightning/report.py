@@ -34,7 +34,8 @@ def trained_table(model: nn.Module) -> str:
     groups: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            pattern = re.sub(r"\.\d+\.", ".*.", name)
+            pattern = re.sub(r"\.\d+\.", ".*.", name).removesuffix(".weight")
+            pattern = re.sub(r"\.lora_[AB]$", "", pattern)
             group = groups.setdefault(pattern, [0, 0, 0])
             group[0] += 1
             group[1] += parameter.numel()
@@ -127,7 +128,9 @@ class ProgressBar(TQDMProgressBar):
 
     SHORT = {"train/loss": "loss", "tokens_per_second": "tok/s"}
 
-    def __init__(self, refresh_rate: int = 1) -> None:
+    def __init__(self, refresh_rate: int | None = None) -> None:
+        if refresh_rate is None:  # a log file gets a line now and then, a terminal every step
+            refresh_rate = 1 if sys.stderr.isatty() else 20
         super().__init__(refresh_rate=refresh_rate)
         self._start: tuple[float, int] | None = None
 
@@ -140,7 +143,7 @@ class ProgressBar(TQDMProgressBar):
         if "tok/s" in shown:
             shown["tok/s"] = f"{shown['tok/s']:,.0f}"
         left = self._time_left(trainer)
-        return shown if left is None else {**shown, "left": left}
+        return shown if left is None else {"left": left, **shown}
 
     def _time_left(self, trainer: L.Trainer) -> str | None:
         done, total = trainer.global_step, trainer.estimated_stepping_batches
@@ -257,8 +260,9 @@ class Samples(Callback):
             for prompt, answer in zip(pl_module.sample_prompts, answers, strict=True):
                 row = {"step": step, "prompt": prompt, "answer": answer}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                rank_zero_print(f"step {step}  {prompt!r} -> {answer!r}")
+                trainer.print(f"step {step}  {prompt!r} -> {answer!r}")
         for logger in trainer.loggers:
             if hasattr(logger.experiment, "add_text"):
-                text = "\n\n".join(f"**{p}**\n\n{a}" for p, a in zip(pl_module.sample_prompts, answers, strict=True))
+                pairs = zip(pl_module.sample_prompts, answers, strict=True)
+                text = "\n\n".join(f"**{prompt}**\n\n{answer}" for prompt, answer in pairs)
                 logger.experiment.add_text("samples", text, step)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from peft_lightning.adapters.names import nearest, shortened
+from peft_lightning.adapters.names import check_names, nearest
 
 PEFT_VERSION = "0.21.2"  # the HF PEFT release whose files ours are
 
@@ -189,32 +189,3 @@ def as_json(content: Mapping[str, Any]) -> str:
 def plain_number(value: float) -> float:
     """Return 32 for 32.0: HF PEFT writes whole numbers as integers."""
     return int(value) if float(value).is_integer() else value
-
-
-def check_names(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes of a model's tensors with a file's.
-
-    Raises:
-        ValueError: If they differ; lists every kind of difference, long lists shortened.
-    """
-    missing = [name for name in model if name not in file]
-    unexpected = [name for name in file if name not in model]
-    misshapen = [
-        f"{name} {tuple(file[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in model.items()
-        if name in file and file[name].shape != tensor.shape
-    ]
-    problems = {
-        "missing in the file": missing,
-        "unexpected in the file": unexpected,
-        "of another shape in the file": misshapen,
-    }
-    if any(problems.values()):
-        raise ValueError(
-            "the tensors do not fit the adapter in this model: "
-            + "; ".join(
-                f"{len(names)} {problem}: {shortened(names)}"
-                for problem, names in problems.items()
-                if names
-            )
-        )

@@ -45,7 +45,7 @@ class Full(Adapter):
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         saved = model.state_dict(keep_vars=True)
         buffers = {name: saved[name] for name in saved if name not in parameters}
-        return {**trained, **buffers}
+        return _names_in_files(model, {**trained, **buffers})
 
     def hf_config(self, model: nn.Module) -> dict[str, Any]:
         return {
@@ -82,3 +82,16 @@ class Full(Adapter):
 
     def _remove(self, model: nn.Module) -> None:
         model.requires_grad_(False)
+
+
+def _names_in_files(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``tensors`` under the names that this architecture's files have.
+
+    Transformers renames some on loading, GPT-NeoX's ``embed_out`` for one. Where it also fuses
+    tensors (mixtures of experts), the names of the model are kept, which it reads as well.
+    """
+    from transformers.core_model_loading import revert_weight_conversion  # only here
+
+    renamed = revert_weight_conversion(model, dict(tensors))
+    same = {t.data_ptr() for t in renamed.values()} == {t.data_ptr() for t in tensors.values()}
+    return renamed if same and len(renamed) == len(tensors) else tensors

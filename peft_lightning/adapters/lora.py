@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters.base import PEFT_VERSION, Adapter, plain_number
 from peft_lightning.adapters.lora_layers import LoRALinear, is_conv1d
+from peft_lightning.adapters.matching import match_pattern
 from peft_lightning.adapters.names import nearest
-from peft_lightning.adapters.targeting import Targets, match_pattern
+from peft_lightning.adapters.targeting import Targets
 
 _INITS = ("kaiming", "gaussian")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from torch import nn
 
 from peft_lightning.adapters.lora_layers import is_linear
+from peft_lightning.adapters.matching import ends_with, matches, shortest_suffixes
 from peft_lightning.adapters.names import nearest, shortened
 
 SHORTHANDS = ("all-linear", "attention", "mlp")
@@ -20,8 +20,6 @@ _BARE_MLP = ("fc1", "fc2")  # OPT has them directly in the layer
 _ROUTERS = ("gate", "router")  # of mixtures of experts: not part of "mlp"
 
 MINIMISE_FROM = 20  # names; from there on HF PEFT writes suffixes that tell targets from the rest
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Targets:
         layers = {name: layer for name, layer in modules(model).items() if is_linear(layer)}
         wanted = self._expanded(model)
         unmatched = (
-            [w for w in wanted if not any(_ends_with(name, [w]) for name in layers)]
+            [w for w in wanted if not any(ends_with(name, [w]) for name in layers)]
             if isinstance(wanted, list)
             else []
             if any(re.fullmatch(wanted, name) for name in layers)
@@ -125,7 +123,7 @@ class Targets:
         everything = [name for name in modules(model) if name]
         names = self._expanded(model)
         if isinstance(names, list) and len(names) >= MINIMISE_FROM:
-            others = [n for n in everything if not _ends_with(n, names)]
+            others = [n for n in everything if not ends_with(n, names)]
             suffixes = shortest_suffixes(names, others)
             names = suffixes if len(suffixes) < len(names) else names
         if [n for n in everything if self._chooses(names, n)] == list(found):
@@ -147,11 +145,11 @@ class Targets:
 
     def _chooses(self, wanted: list[str] | str, name: str) -> bool:
         """Whether HF PEFT, given ``wanted`` as ``target_modules``, acts on layer ``name``."""
-        if self.exclude_modules is not None and _matches(self.exclude_modules, name):
+        if self.exclude_modules is not None and matches(self.exclude_modules, name):
             return False
         if isinstance(wanted, list) and name in wanted:
             return True  # a whole name stands for itself, whatever its number
-        return _matches(wanted, name) and self._has_number(name)
+        return matches(wanted, name) and self._has_number(name)
 
     def _has_number(self, name: str) -> bool:
         return self.layers_to_transform is None or self._number(name) in self._numbers()
@@ -197,44 +195,6 @@ def modules(model: nn.Module) -> dict[str, nn.Module]:
             module = module.base_layer
         found[name] = module
     return found
-
-
-def match_pattern(patterns: Mapping[str, Value], name: str) -> Value | None:
-    """Return the value of the first key that matches ``name``, as for ``rank_pattern``.
-
-    A key is a regular expression for the whole name or for the end of it after a dot; a leading
-    ``^`` makes it the whole name.
-    """
-    for key, value in patterns.items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return value
-    return None
-
-
-def shortest_suffixes(names: Iterable[str], others: Iterable[str]) -> list[str]:
-    """Return as few suffixes as cover all ``names`` and none of ``others``, as HF PEFT does."""
-    names = list(names)
-    taken = {suffix for name in others for suffix in _suffixes(name)}
-    chosen: list[str] = []
-    for name in sorted(names, key=_suffixes):
-        if not _ends_with(name, chosen):
-            chosen += [suffix for suffix in _suffixes(name) if suffix not in taken][:1]
-    return chosen if all(_ends_with(name, chosen) for name in names) else names
-
-
-def _suffixes(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[i:]) for i in reversed(range(len(parts)))]  # the shortest first
-
-
-def _ends_with(name: str, endings: list[str]) -> bool:
-    return name in endings or name.endswith(tuple(f".{ending}" for ending in endings))
-
-
-def _matches(wanted: list[str] | str, name: str) -> bool:
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, name) is not None
-    return _ends_with(name, wanted)
 
 
 def _inside(name: str, words: tuple[str, ...]) -> bool:

@@ -35,6 +35,7 @@ FILES: dict[str, np.dtype[Any]] = {
     "input_ids": np.dtype("<i4"),
     "labelled": np.dtype("u1"),
     "offsets": np.dtype("<i8"),
+    "labelled_lengths": np.dtype("<i4"),
 }
 
 Announce = Callable[[str], None]
@@ -45,7 +46,7 @@ class TokenizedDataset(Dataset[dict[str, NDArray[np.int64]]]):
 
     Args:
         folder: Holds ``input_ids.npy`` and ``labelled.npy``, all rows end to end,
-            ``offsets.npy`` (rows + 1), and ``meta.json``.
+            ``offsets.npy`` (rows + 1), ``labelled_lengths.npy`` (rows), and ``meta.json``.
 
     Raises:
         ValueError: If a file is missing, torn, or not what ``meta.json`` says.
@@ -68,7 +69,7 @@ class TokenizedDataset(Dataset[dict[str, NDArray[np.int64]]]):
             raise ValueError(f"sizes {sizes}, written were {self.meta['sizes']}")
         arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in FILES}
         self._input_ids, self._labelled = arrays["input_ids"], arrays["labelled"]
-        self._offsets = arrays["offsets"]
+        self._offsets, self._labelled_lengths = arrays["offsets"], arrays["labelled_lengths"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "meta": self.meta}  # a worker maps the files itself
@@ -97,7 +98,7 @@ class TokenizedDataset(Dataset[dict[str, NDArray[np.int64]]]):
     @property
     def labelled_lengths(self) -> NDArray[np.int64]:
         """The rows' numbers of tokens in the loss, (rows,)."""
-        return np.add.reduceat(self._labelled, self._offsets[:-1], dtype=np.int64)
+        return self._labelled_lengths.astype(np.int64)
 
 
 def tokenized(
@@ -186,6 +187,7 @@ def _make(
             writers["input_ids"].append(np.concatenate(ids))
             writers["labelled"].append(np.concatenate([e.labelled for e in encoded]))
             writers["offsets"].append(start + np.cumsum([len(i) for i in ids]))
+            writers["labelled_lengths"].append(np.array([e.labelled.sum() for e in encoded]))
         if not counts.kept:
             raise ValueError(f"{source.name}: no row is left to train on: {counts}")
         meta = {

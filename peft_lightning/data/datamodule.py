@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L  # noqa: N812, the name its own documentation uses
 import numpy as np
+from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ from peft_lightning.data.batching import (
 from peft_lightning.data.cache import TokenizedDataset, default_cache_dir, tokenized
 from peft_lightning.data.loader import BatchLoader
 from peft_lightning.data.prompts import read_prompts
+from peft_lightning.data.resume import resume_point
 from peft_lightning.data.sources import Record, Source
 from peft_lightning.data.splits import Split, hold_out, listed, open_split
 from peft_lightning.data.tokenization import Encoder, one_of
@@ -230,7 +232,33 @@ class SFTDataModule(L.LightningDataModule):
             collate = functools.partial(padded_collate, pad_id=self._pad_id())
         batches = functools.partial(plan.of_rank, rank=rank)
         length = len(plan) // world_size
-        return BatchLoader(split.dataset, batches, length, collate, self.num_workers)
+        before_epoch = self._before_epoch if training else None
+        return BatchLoader(split.dataset, batches, length, collate, self.num_workers, before_epoch)
+
+    def _before_epoch(self, epoch: int) -> None:
+        """Correct Lightning where a run with ``max_steps`` resumes from the end of an epoch.
+
+        It takes the epoch for an unfinished one then, trains one more batch in it and counts it
+        twice; with ``max_epochs`` it does not. It calls ``set_epoch`` in time to be corrected.
+        """
+        cut, done = self._resumed or (epoch, 0)
+        self._resumed = None
+        if cut < epoch and 0 < done < sys.maxsize:
+            rank_zero_info(
+                f"epoch {cut} was stopped at batch {done}, which Lightning takes for its end:"
+                f" training goes on with epoch {epoch}"
+            )
+        fit_loop = self.trainer.fit_loop if self.trainer else None
+        if fit_loop is None or not fit_loop.restarting:
+            return
+        progress: Any = fit_loop.epoch_progress
+        if progress.current.ready == progress.current.processed:
+            if progress.current.completed < progress.current.processed:
+                progress.increment_completed()
+            setter: Any = _Loop.restarting  # the fit loop's own would set it to True
+            setter.fset(fit_loop, False)
+            fit_loop.reset_restart_stage()
+            fit_loop.epoch_loop.reset_restart_stage()
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -279,26 +307,10 @@ class SFTDataModule(L.LightningDataModule):
         """
         if not state or (self.trainer and self.trainer.state.fn != TrainerFn.FITTING):
             return
-        changes = differences(state["data"], self._facts())
-        if changes and not self.allow_changed_data:
-            raise ValueError(
-                f"the checkpoint was made with other data: hash {state['data_hash']:.12} of"
-                f" {state['files']}, now {self.data_hash:.12} of {self._files()}"
-                f" ({'; '.join(changes)}). Give the data it was made with, or set"
-                " data.allow_changed_data to true"
-            )
-        done = state["position"] >= state["batches"]
-        if not done:  # with other data the epoch goes on at the same number of its batches
-            changes = []
-        changes += differences(state["batching"], self._batching())
-        if changes and (state["within_batch"] if done else state["position"]):
-            raise ValueError(
-                f"the checkpoint was made within an epoch (batch {state['position']} of"
-                f" {state['batches']}), where the order of the batches cannot change:"
-                f" {'; '.join(changes)}. A checkpoint of an epoch's end allows it"
-            )
-        # Lightning may go back to an epoch that is done: it then finds no batch left in it.
-        self._resumed = state["epoch"], sys.maxsize if done else state["position"]
+        now = {"data": self._facts(), "batching": self._batching(), "data_hash": self.data_hash}
+        self._resumed = resume_point(
+            state, {**now, "files": self._files()}, self.allow_changed_data
+        )
         if self._train_loader is not None:  # made early, by trainer.estimated_stepping_batches
             self._train_loader.resume(*self._resumed)
 
@@ -318,17 +330,7 @@ class SFTDataModule(L.LightningDataModule):
         return {**facts, "val_fraction": None if self.paths["val"] else self.val_fraction}
 
     def _files(self) -> str:
-        return ", ".join(name for name in self._splits["train"].names)
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Return what differs between two nested states, as "name was old, is new"."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [d for k in old for d in differences(old[k], new.get(k), f"{name} {k}".strip())]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True), start=1)
-        return [d for i, pair in pairs for d in differences(*pair, f"{name} {i}")]
-    return [] if old == new else [f"{name} was {old!s:.40}, is {new!s:.40}"]
+        return ", ".join(self._splits["train"].names)
 
 
 def _hash(facts: Any) -> str:

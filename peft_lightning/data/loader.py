@@ -24,6 +24,7 @@ class BatchLoader:
         length: The number of batches, the same for each epoch.
         collate: From rows to a batch.
         num_workers: Processes that read ahead; 0 reads in this one.
+        before_epoch: Called by ``set_epoch``, with the epoch.
     """
 
     batch_sampler = None  # Lightning looks for both names
@@ -35,9 +36,10 @@ class BatchLoader:
         length: int,
         collate: Callable[[Any], Batch],
         num_workers: int = 0,
+        before_epoch: Callable[[int], None] | None = None,
     ) -> None:
         self._dataset, self._batches, self._collate = dataset, batches, collate
-        self._num_workers = num_workers
+        self._num_workers, self._before_epoch = num_workers, before_epoch
         self._length = length
         self._start = (0, 0)  # the epoch and batch to go on from
         self.epoch = 0
@@ -53,6 +55,8 @@ class BatchLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the one that is iterated over next."""
+        if self._before_epoch is not None:
+            self._before_epoch(epoch)
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 

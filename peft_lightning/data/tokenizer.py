@@ -21,10 +21,9 @@ def load_tokenizer(
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of all that decides which ids a text becomes."""
     facts: dict[str, Any] = {"special": dict(tokenizer.special_tokens_map)}
-    if tokenizer.is_fast:
-        facts["backend"] = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
-        facts["backend"].pop("padding")  # what a call sets and the next one overrides
-        facts["backend"].pop("truncation")
+    if tokenizer.is_fast:  # before its added tokens stand padding and truncation of the last call
+        backend = tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
+        facts["backend"] = backend[backend.index('"added_tokens"') :]
     else:
         facts["class"] = type(tokenizer).__name__
         facts["vocabulary"] = sorted(tokenizer.get_vocab().items())

@@ -57,7 +57,7 @@ def test_a_trainable_adapter_trains_on_with_its_dropout(saved):
 
 
 def test_our_own_facts_stand_in_their_own_file(saved):
-    _, adapter, folder = saved
+    _, _, folder = saved
     assert sorted(path.name for path in folder.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -100,7 +100,9 @@ def test_nothing_is_written_to_list_the_files(saved):
 def test_another_base_is_refused_unless_asked_for(saved):
     _, _, folder = saved
     fresh = tiny_model("llama")
-    with pytest.raises(ValueError, match="another base model.*weights: 'abc' expected, 'xyz' here"):
+    with pytest.raises(
+        ValueError, match=r"another base model.*weights: 'abc' expected, 'xyz' here"
+    ):
         load_adapter(fresh, folder, base_fingerprint={"weights": "xyz"})
     load_adapter(fresh, folder, any_base=True, base_fingerprint={"weights": "xyz"}).detach(fresh)
     load_adapter(fresh, folder, base_fingerprint={"weights": "abc"})
@@ -157,7 +159,7 @@ def test_values_that_are_not_finite_are_not_saved_and_the_old_folder_stays(value
         3, 1
     ] = value
     with pytest.raises(
-        ValueError, match="1 of 4 tensors .* not finite: .*0.self_attn.q_proj.lora_B"
+        ValueError, match=r"1 of 4 tensors .* not finite: .*0.self_attn.q_proj.lora_B"
     ):
         save_adapter(adapter, model, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -5,7 +5,12 @@ import torch
 from safetensors.torch import load_file
 from tiny import ARCHITECTURES, tiny_model
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    MixtralConfig,
+    PreTrainedTokenizerFast,
+)
 
 from peft_lightning.adapters import Full, LoRA, load_adapter, read_adapter, save_adapter
 
@@ -64,6 +69,21 @@ def test_the_folder_is_read_back_and_loaded_onto_a_base(tmp_path):
         adapter.load_state_dict(model, {k: v for k, v in tensors.items() if "wte" not in k})
 
 
+def test_a_mixture_of_experts_is_loaded_again_though_its_names_are_not_the_usual_ones(tmp_path):
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=4, pad_token_id=0,
+    )  # fmt: skip
+    model, adapter = AutoModelForCausalLM.from_config(config).eval(), Full()
+    adapter.attach(model)
+    save_adapter(adapter, model, tmp_path / "x")
+    loaded, problems = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "x", output_loading_info=True
+    )
+    assert not any(problems.values())
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+
+
 def test_the_tokenizer_is_written_with_the_model(tmp_path):
     core = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
@@ -89,5 +109,5 @@ def test_half_precision_is_refused_with_the_remedy():
 
 def test_the_base_cannot_be_had_back():
     model, adapter = trained("llama")
-    with pytest.raises(ValueError, match="has overwritten the base model.*load the base again"):
+    with pytest.raises(ValueError, match=r"has overwritten the base model.*load the base again"):
         adapter.detach(model)

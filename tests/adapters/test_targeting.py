@@ -3,7 +3,8 @@ import torch
 from tiny import ARCHITECTURES, tiny_model
 
 from peft_lightning.adapters.lora import LoRA
-from peft_lightning.adapters.targeting import Targets, match_pattern, shortest_suffixes
+from peft_lightning.adapters.matching import match_pattern, shortest_suffixes
+from peft_lightning.adapters.targeting import Targets
 
 ATTENTION = {
     "llama": "q_proj k_proj v_proj o_proj",

@@ -135,7 +135,9 @@ def test_weights_keep_the_number_of_batches():
 
 
 def test_a_row_longer_than_the_budget_is_an_error_that_names_max_length():
-    with pytest.raises(ValueError, match=r"tokens_per_batch is 9, .* 10 tokens; .* max_length to 9"):
+    with pytest.raises(
+        ValueError, match=r"tokens_per_batch is 9, .* 10 tokens; .* max_length to 9"
+    ):
         plan([3, 10], tokens_per_batch=9)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         plan([3], batch_size=0)

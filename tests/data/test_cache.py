@@ -55,7 +55,12 @@ def test_rows_come_back_as_they_were_tokenised(make, jsonl, monkeypatch):
 def test_files_are_plain_numpy_files(make, jsonl):
     folder = make(jsonl("x.jsonl", ROWS)).folder
     shapes = {p.stem: np.load(p).shape for p in folder.glob("*.npy")}
-    assert shapes == {"input_ids": (63,), "labelled": (63,), "offsets": (8,)}
+    assert shapes == {
+        "input_ids": (63,),
+        "labelled": (63,),
+        "offsets": (8,),
+        "labelled_lengths": (7,),
+    }
     assert np.load(folder / "input_ids.npy").dtype == np.int32
 
 

@@ -1,7 +1,7 @@
 import itertools
 import json
 
-import lightning as L
+import lightning as L  # noqa: N812
 import pytest
 import torch
 from lightning.pytorch.loops.fit_loop import _FitLoop
@@ -95,6 +95,7 @@ CASES = {
     "end of the second epoch": ("on_train_epoch_end", 2, {}, {}, False),
     "end of validation": ("on_validation_end", 2, {}, {}, False),
     "validation within an epoch": ("on_validation_end", 3, {}, {"val_check_interval": 2}, False),
+    "a batch under way": ("on_train_batch_start", 9, {}, {}, False),
     "accumulation": ("on_train_batch_end", 8, {}, {"accumulate_grad_batches": 2}, False),
     "workers": ("on_train_batch_end", 9, {"num_workers": 2}, {}, False),
     "workers, last batch": ("on_train_batch_end", 6, {"num_workers": 2}, {}, False),
@@ -106,6 +107,13 @@ CASES = {
     "steps": ("on_train_batch_end", 8, {}, {"max_steps": 15, "max_epochs": -1}, False),
     "steps, last batch": ("on_train_batch_end", 6, {}, {"max_steps": 15, "max_epochs": -1}, False),
     "steps, epoch's end": ("on_train_epoch_end", 1, {}, {"max_steps": 15, "max_epochs": -1}, False),
+    "steps, second epoch's end": (
+        "on_train_epoch_end",
+        2,
+        {"num_workers": 2},
+        {"max_steps": 15, "max_epochs": -1},
+        True,
+    ),
     "steps, validation": ("on_validation_end", 1, {}, {"max_steps": 15, "max_epochs": -1}, False),
     "loader made early": ("on_train_batch_end", 9, {}, {}, True),
     "loader made early, last batch": ("on_train_batch_end", 6, {}, {}, True),
@@ -127,6 +135,40 @@ def test_a_killed_run_goes_on_with_the_very_batches_it_would_have_had(data, tmp_
     assert 0 < len(before.seen) < len(whole)
     assert before.seen + after == whole
     assert len({str(batch) for _, batch in whole}) > len(whole) // 2  # epochs differ
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize(
+    ("first", "longer"),
+    [
+        ({"max_epochs": 1}, {"max_epochs": 3}),
+        ({"max_epochs": 1}, {"max_epochs": -1, "max_steps": 15}),
+        ({"max_epochs": -1, "max_steps": 12}, {"max_epochs": -1, "max_steps": 15}),
+        ({"max_epochs": -1, "max_steps": 12}, {"max_epochs": 3}),
+    ],
+)
+def test_a_finished_run_can_be_made_longer(data, tmp_path, first, longer, early):
+    whole = fit(data(), Recorder(early), **longer).seen
+    before = Recorder(early)
+    path = tmp_path / "finished.ckpt"
+    with pytest.raises(Killed):
+        fit(data(), before, callbacks=[SaveAt("on_train_end", 1, path)], **first)
+    after = fit(data(), Recorder(early), ckpt_path=path, **longer).seen
+    assert before.seen + after == whole
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_epoch_that_max_steps_cut_is_over_and_that_is_said(data, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("peft_lightning.data.datamodule.rank_zero_info", said.append)
+    path, longer = tmp_path / "cut.ckpt", {"max_epochs": -1, "max_steps": 15}
+    with pytest.raises(Killed):
+        fit(data(), callbacks=[SaveAt("on_train_end", 1, path)], max_epochs=-1, max_steps=8)
+    last_epoch = [batch for epoch, batch in fit(data(), max_epochs=3).seen if epoch == 2]
+    after = fit(data(), ckpt_path=path, **longer).seen
+    assert [batch for _, batch in after][:6] == last_epoch
+    assert said[-1].startswith("epoch 1 was stopped at batch 2, which Lightning takes for its end")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -89,9 +89,8 @@ def test_sharegpt_roles_become_openai_ones():
         {"from": "gpt", "value": "ho"},
     ]
     result = row("sharegpt", conversations=turns, system="s")
-    assert [m["role"] for m in result.messages] == ["system", "user", "assistant", "tool"] + [
-        "assistant"
-    ]
+    roles = [m["role"] for m in result.messages]
+    assert roles == ["system", "user", "assistant", "tool", "assistant"]
     assert result.messages[2] == ASSISTANT
 
 
@@ -119,7 +118,11 @@ def test_text_trains_whole():
         ("messages", {"messages": "hi"}, "messages are not a list of messages: got str"),
         ("messages", {"messages": ["hi"]}, "a message is not an object: got str"),
         ("messages", {"messages": [{"content": "x"}]}, "a message without a role"),
-        ("messages", {"messages": [{"role": "bot", "content": "x"}]}, "unknown role: 'bot'; 'role'"),
+        (
+            "messages",
+            {"messages": [{"role": "bot", "content": "x"}]},
+            "unknown role: 'bot'; 'role'",
+        ),
         ("messages", {"messages": [USER]}, "no assistant turn"),
         ("messages", {"messages": [USER, ASSISTANT, USER]}, "last message not from the assistant"),
         ("messages", {"messages": [USER, {"role": "assistant"}]}, "a message without content"),

@@ -55,7 +55,9 @@ def test_a_folder_is_all_its_data_files_by_name(folder):
 
 def test_a_folder_without_data_files_says_so(tmp_path):
     (tmp_path / "x.txt").write_text("")
-    with pytest.raises(ValueError, match=r"no data file in this folder; .*\.jsonl, .* or \.parquet"):
+    with pytest.raises(
+        ValueError, match=r"no data file in this folder; .*\.jsonl, .* or \.parquet"
+    ):
         find_source(str(tmp_path))
 
 

@@ -155,9 +155,7 @@ def test_an_answer_that_nothing_ends_gets_an_eos_token_in_the_loss():
 def test_a_prompt_that_opens_what_the_answer_lacks_is_not_in_the_way():
     template = CHATML.replace("'<|im_start|>assistant\n' }}", "'<|im_start|>assistant\n<think>' }}")
     tokenizer = byte_tokenizer(template)
-    assert masked(tokenizer, chat("a", "<tool>b")) == (
-        f"{U}a<|im_end|>\n{A}⟦<tool>b<|im_end|>⟧\n"
-    )
+    assert masked(tokenizer, chat("a", "<tool>b")) == (f"{U}a<|im_end|>\n{A}⟦<tool>b<|im_end|>⟧\n")
     assert masked(tokenizer, chat("a", "<think>b")) == (
         f"{U}a<|im_end|>\n{A}<think>⟦b<|im_end|>⟧\n"
     )
@@ -166,9 +164,7 @@ def test_a_prompt_that_opens_what_the_answer_lacks_is_not_in_the_way():
 def test_a_conversation_may_start_with_the_assistant():
     tokenizer = byte_tokenizer(CHATML)
     row = chat("a", "b", "c", first="assistant")
-    assert masked(tokenizer, row) == (
-        f"{A}⟦a<|im_end|>⟧\n{U}b<|im_end|>\n{A}⟦c<|im_end|>⟧\n"
-    )
+    assert masked(tokenizer, row) == (f"{A}⟦a<|im_end|>⟧\n{U}b<|im_end|>\n{A}⟦c<|im_end|>⟧\n")
 
 
 def test_untrained_turns_are_not_in_the_loss():
@@ -216,7 +212,7 @@ def test_tools_and_tool_calls_reach_the_template():
 
 def test_a_template_that_refuses_the_messages_is_a_reason():
     template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(RowError, match="the chat template refuses .*: roles must alternate"):
+    with pytest.raises(RowError, match=r"the chat template refuses .*: roles must alternate"):
         masked(byte_tokenizer(template), chat("a", "b"))
 
 

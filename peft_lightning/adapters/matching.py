@@ -1,0 +1,47 @@
+"""How HF PEFT compares the names of modules: endings, expressions, patterns, short suffixes."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+def match_pattern(patterns: Mapping[str, Value], name: str) -> Value | None:
+    """Return the value of the first key that matches ``name``, as for ``rank_pattern``.
+
+    A key is a regular expression for the whole name or for the end of it after a dot; a leading
+    ``^`` makes it the whole name.
+    """
+    for key, value in patterns.items():
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
+    return None
+
+
+def shortest_suffixes(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Return as few suffixes as cover all ``names`` and none of ``others``, as HF PEFT does."""
+    names = list(names)
+    taken = {suffix for name in others for suffix in _suffixes(name)}
+    chosen: list[str] = []
+    for name in sorted(names, key=_suffixes):
+        if not ends_with(name, chosen):
+            chosen += [suffix for suffix in _suffixes(name) if suffix not in taken][:1]
+    return chosen if all(ends_with(name, chosen) for name in names) else names
+
+
+def _suffixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[i:]) for i in reversed(range(len(parts)))]  # the shortest first
+
+
+def ends_with(name: str, endings: list[str]) -> bool:
+    """Whether ``name`` is one of ``endings`` or ends with a dot and one of them."""
+    return name in endings or name.endswith(tuple(f".{ending}" for ending in endings))
+
+
+def matches(wanted: list[str] | str, name: str) -> bool:
+    """Whether a list of endings or a regular expression for the whole meets ``name``."""
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, name) is not None
+    return ends_with(name, wanted)

@@ -1,0 +1,52 @@
+"""What tells a base model from others, whatever its dtype and whichever adapter is in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def base_fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Return what tells a base model from others, the same with an adapter in it as without.
+
+    ``weights`` is a hash of up to 64 values of each tensor, rounded to bfloat16, and those that
+    float16 cannot hold exactly taken as 0: the same model has one fingerprint in every dtype. (One
+    saved in float32 and loaded in float16 is the exception: it has been rounded twice.)
+    """
+    parameters = dict(_base_parameters(model))
+    shapes = "".join(f"{n} {tuple(p.shape)}\n" for n, p in sorted(parameters.items()))
+    samples = [_sample(parameters[name]) for name in sorted(parameters)]
+    weights = torch.cat(samples).cpu().view(torch.int16).numpy().tobytes()
+    return {
+        "architecture": type(model).__name__,
+        "parameters": sum(p.numel() for p in parameters.values()),
+        "shapes": hashlib.sha256(shapes.encode()).hexdigest(),
+        "weights": hashlib.sha256(weights).hexdigest(),
+    }
+
+
+def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters without an adapter's, by their names without an adapter's infixes.
+
+    An adapter's parameters stand beside a ``base_layer``, or on the model itself, where no
+    transformers model has any.
+    """
+    wrapped = {name for name, module in model.named_modules() if hasattr(module, "base_layer")}
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        above = [".".join(parts[:i]) for i in range(1, len(parts))]
+        beside = any(a in wrapped and f"{a}.base_layer" not in above for a in above)
+        if above and not beside:
+            yield ".".join(p for p in parts if p != "base_layer"), parameter
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """Return up to 64 evenly spaced values in bfloat16, tiny ones as 0."""
+    flat = weight.detach().reshape(-1)
+    picked = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16)
+    # float16 holds each bfloat16 from 2^-16 up exactly, so no value crosses this bound in it
+    return torch.where(picked.abs() < 2**-15, 0.0, picked).to(torch.bfloat16)

@@ -1,0 +1,75 @@
+"""Where a base model is: a local folder, a GGUF file or the hub; and what is near if it is not."""
+
+from __future__ import annotations
+
+import os
+import re
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
+
+
+def locate(name: str, revision: str | None, weights: bool = True) -> tuple[str, dict[str, Any]]:
+    """Return what ``from_pretrained`` takes for ``name``: a source and options.
+
+    Raises:
+        ValueError: If it is a path that is not there, or a folder that holds something else.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _require_model_folder(path, weights)
+        return str(path), {}
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ValueError(f"{name} is a file: give a model's folder, a .gguf file or a hub id")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.suffix == ".gguf" or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise ValueError(f"there is no {name}{nearest_place(path)}")
+    return name, {"revision": revision or "main", "local_files_only": not _hub_answers()}
+
+
+def _require_model_folder(path: Path, weights: bool) -> None:
+    if (path / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{path} is an adapter's folder: the base model is the one it was trained on, named in "
+            "its adapter_config.json"
+        )
+    if not weights:
+        return
+    found = any(next(path.glob(pattern), None) for pattern in _WEIGHTS)
+    if not (path / "config.json").is_file() or not found:
+        lacks = "no weights" if (path / "config.json").is_file() else "no config.json"
+        files = sorted(p.name for p in path.glob("*.gguf"))
+        hint = f": give the file, {path / files[0]}" if files else ""
+        hint = hint or f": it needs config.json and model.safetensors{nearest_place(path / 'x')}"
+        raise ValueError(f"{path} holds no model, it has {lacks}{hint}")
+
+
+def nearest_place(path: Path) -> str:
+    """Return a hint at folders and files of a name near that of ``path``."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    cached = caches / "peft_lightning" / "models" / path.name  # where get_smollm2.py writes
+    if cached.is_dir() and cached != path:
+        return f"; did you mean {cached}?"
+    folder = path.parent if path.parent.is_dir() else Path()
+    names = [p.name for p in folder.iterdir() if p.is_dir() or p.suffix == ".gguf"]
+    near = get_close_matches(path.name, names, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(str(folder / n) for n in near)}?" if near else ""
+
+
+@cache
+def _hub_answers() -> bool:
+    """Whether the model hub can be reached: asked once, as transformers would retry for 70 s."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever the HTTP client of this release raises
+        return False
+    return True

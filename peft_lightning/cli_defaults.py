@@ -1,0 +1,110 @@
+"""What the user left open: run folder, checkpoint, learning rate, loggers, progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from peft_lightning.adapters import Adapter
+from peft_lightning.adapters.atomic import existing_folder
+from peft_lightning.cli_signatures import find_class
+from peft_lightning.report import ProgressBar
+
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # the data module's own order is the one that is resumed
+    "enable_model_summary": False,  # report.trained_table says it better
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 5,
+}
+
+
+def default_root(configs: Iterable[Any]) -> str:
+    """Return ``runs/<name of the config file>``, the names joined by + if there are several."""
+    stems = [Path(str(file)).stem for file in configs if file is not None]
+    return str(Path("runs") / ("+".join(stems) or "default"))
+
+
+def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
+    """Return the checkpoint that ``--ckpt_path`` means.
+
+    Args:
+        command: fit, validate, test or predict.
+        name: last, best or a path; None for no checkpoint.
+        root: The run's folder.
+
+    Returns:
+        The path, None to begin without: also where ``fit`` is to continue from ``last`` and there
+        is none yet.
+
+    Raises:
+        ValueError: If it is not there; says what is.
+    """
+    if name is None:
+        if command != "fit":
+            rank_zero_info(
+                f"no --ckpt_path: this {command} uses an untrained adapter; "
+                "--ckpt_path best is the trained one"
+            )
+        return None
+    folder = root / "checkpoints"
+    path = folder / f"{name}.ckpt" if name in ("last", "best") else Path(name)
+    if existing_folder(path).exists():
+        return str(path)
+    if name == "last" and command == "fit":
+        rank_zero_info(f"there is no {path} yet: starting from the beginning")
+        return None
+    there = sorted(str(p) for p in folder.glob("*.ckpt"))
+    raise ValueError(
+        f"--ckpt_path {name}: there is no {path}; "
+        + (f"there are: {', '.join(there)}" if there else f"{folder} holds no checkpoint")
+    )
+
+
+def fill_learning_rate(model: Namespace, given: Namespace) -> None:
+    """Give the optimizer the module's or the adapter's learning rate unless it has its own.
+
+    Without this an optimizer named without ``lr`` would train at its class's default.
+
+    Args:
+        model: The module's arguments, with an optimizer; changed in place.
+        given: Those of them that the user gave.
+
+    Raises:
+        ValueError: If both the module and the optimizer are given a rate.
+    """
+    arguments = model.optimizer.init_args
+    if "lr" not in arguments:
+        return
+    if given.get("optimizer.init_args.lr") is not None:
+        if model.learning_rate is not None:
+            raise ValueError(
+                f"two learning rates: model.learning_rate is {model.learning_rate} and "
+                f"model.optimizer.init_args.lr is {arguments.lr}; leave one out"
+            )
+    elif model.learning_rate is not None:
+        # moved, not copied, so that the saved config.yaml does not hold two
+        arguments.lr, model.learning_rate = model.learning_rate, None
+    else:
+        adapter: Any = find_class(model.adapter.class_path, (Adapter,))
+        arguments.lr = adapter.learning_rate
+
+
+def default_loggers(root: str) -> list[Logger]:
+    """Return a CSV and a TensorBoard logger that write to ``<root>/logs/version_<n>``."""
+    csv = CSVLogger(root, name="logs")
+    return [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
+
+
+def with_progress_bar(callbacks: list[Callback] | Callback | None) -> list[Callback]:
+    """Return ``callbacks`` with our progress bar, unless another one is among them."""
+    listed = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+    if any(isinstance(callback, LightningProgressBar) for callback in listed):
+        return listed
+    return [*listed, ProgressBar()]

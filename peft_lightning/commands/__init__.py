@@ -1,0 +1,1 @@
+"""Commands that are no verb of the Trainer: one file and one function each."""

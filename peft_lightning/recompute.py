@@ -1,0 +1,40 @@
+"""Activation checkpointing (Chen et al. 2016, arXiv:1604.06174) that works on a frozen base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Make every decoder layer of ``model`` recompute its activations in the backward pass.
+
+    transformers' own switch is silently off in eval mode, which a frozen base is in, and its
+    training mode would switch the base's dropout on. This one depends on neither.
+
+    Args:
+        model: Its decoder layers are changed in place.
+
+    Raises:
+        ValueError: If it has no layer that transformers can checkpoint.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no layers that can recompute their activations: "
+            "set activation_checkpointing to false"
+        )
+    for layer in layers:
+        layer.forward = partial(_recomputed, layer.forward)  # type: ignore[method-assign]
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled() or kwargs.get("past_key_values") is not None:
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)

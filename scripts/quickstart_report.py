@@ -1,0 +1,98 @@
+"""Compare a base model with its adapter on held-out rows: what it answers, how often it is right.
+
+    python scripts/quickstart_report.py BASE_MODEL ADAPTER_FOLDER [ROWS.jsonl]
+
+A row's completion is a call, ``{"function": ..., "arguments": {...}}``. An answer is exact if it
+is JSON for an equal call, and has the right function if it is JSON that names the same function.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROWS = Path(__file__).parent.parent / "examples" / "home_assistant" / "val.jsonl"
+SHOWN = 8
+MAX_NEW_TOKENS = 40  # the longest completion of the data has 35
+
+
+def main(arguments: list[str]) -> int:
+    """Answer all rows with and without the adapter and print both; return the exit status."""
+    if len(arguments) not in (2, 3):
+        print(__doc__, file=sys.stderr)
+        return 2
+    base_name, folder = arguments[:2]
+    file = Path(arguments[2]) if len(arguments) == 3 else ROWS
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    print(f"\nanswering the {len(rows)} held-out rows of {file.name} ...", flush=True)
+    started = time.perf_counter()
+    before, after = answer(base_name, folder, [row["prompt"] for row in rows])
+    calls = [json.loads(row["completion"]) for row in rows]
+    for i in range(0, len(rows), max(1, len(rows) // SHOWN))[:SHOWN]:
+        print(f"\n  {rows[i]['prompt']}")
+        print(f"    base     {shortened(before[i])}")
+        print(f"    adapted  {after[i]}{'' if parsed(after[i]) == calls[i] else '   (wrong)'}")
+        if parsed(after[i]) != calls[i]:
+            print(f"    right    {rows[i]['completion']}")
+    print(f"\n{'':18}{'base':>8}{'adapted':>10}")
+    for name, right in (("exact match", exact), ("right function", same_function)):
+        rates = [rate(map(right, answers, calls)) for answers in (before, after)]
+        print(f"{name:18}{rates[0]:>8.1%}{rates[1]:>10.1%}")
+    print(f"{len(rows)} rows twice in {time.perf_counter() - started:.0f} s")
+    return 0
+
+
+def answer(base_name: str, folder: str, prompts: list[str]) -> tuple[list[str], list[str]]:
+    """Return the greedy answers without and with the adapter, in bfloat16."""
+    from peft_lightning.adapters import load_adapter
+    from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+    from peft_lightning.generation import encode_prompt, generate_tokens
+
+    tokenizer = load_tokenizer(base_name)
+    model: Any = load_base_model(base_name, dtype="bfloat16")
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+
+    def answers(adapter: Any) -> list[str]:
+        out = generate_tokens(model, adapter, tokenizer, ids, MAX_NEW_TOKENS)
+        return [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in out]
+
+    before = answers(None)
+    return before, answers(load_adapter(model, folder, base_fingerprint=base_fingerprint(model)))
+
+
+def parsed(text: str) -> Any:
+    """Return the JSON value of ``text``; None if it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def exact(text: str, call: dict[str, Any]) -> bool:
+    """Whether ``text`` is JSON for ``call``, in whatever order and spacing."""
+    return bool(parsed(text) == call)
+
+
+def same_function(text: str, call: dict[str, Any]) -> bool:
+    """Whether ``text`` is JSON that names the function of ``call``."""
+    found = parsed(text)
+    return isinstance(found, dict) and found.get("function") == call["function"]
+
+
+def rate(hits: Any) -> float:
+    """Return the share of true values."""
+    found = list(hits)
+    return sum(found) / max(1, len(found))
+
+
+def shortened(text: str, width: int = 88) -> str:
+    """Return the start of ``text`` in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

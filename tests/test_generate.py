@@ -1,0 +1,314 @@
+"""Batched generation with and without adapters, and the command over it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
+from peft_lightning.base_model import base_fingerprint, load_base_model
+from peft_lightning.commands.generate import generate
+from peft_lightning.data.tokenization import encode_prompt as data_encode_prompt
+from peft_lightning.generation import encode_prompt, find_end_ids, generate_tokens
+from tiny import ARCHITECTURES, tiny_model
+from tiny_run import byte_tokenizer
+
+ROWS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46], [8, 3], [90, 17, 60, 61, 11]]
+ADAPTERS = [None, LoRA(r=2, lora_dropout=0.5), PromptTuning(num_virtual_tokens=3)]
+
+
+class Ends:
+    """Stands for a tokenizer whose answers end at ``eos_token_id``."""
+
+    chat_template = None
+    pad_token_id = 0
+
+    def __init__(self, eos_token_id: int | None = None) -> None:
+        self.eos_token_id = eos_token_id
+
+
+def adapted(architecture, adapter):
+    """Return a float64 model, in which rounding decides nothing, with a random adapter."""
+    model = tiny_model(architecture, torch.float64)
+    if adapter is not None:
+        torch.manual_seed(1)
+        adapter.attach(model)
+        for tensor in adapter.state_dict(model).values():
+            tensor.normal_(std=0.5)
+    return model
+
+
+def by_hand(model, adapter, row, count):
+    """Return ``count`` most probable tokens, from the whole sequence anew each time."""
+    ids = list(row)
+    model.eval()
+    for _ in range(count):
+        batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()}
+        inputs = batch if adapter is None else adapter.prepare_inputs(model, batch)
+        with torch.no_grad():
+            ids.append(int(model(**inputs, use_cache=False).logits[0, -1].argmax()))
+    return ids[len(row) :]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=["base", "lora", "prompt"])
+def test_greedy_answers_are_those_of_the_row_alone_without_cache_and_padding(architecture, adapter):
+    model = adapted(architecture, adapter)
+    want = [by_hand(model, adapter, row, 6) for row in ROWS]
+    assert generate_tokens(model, adapter, Ends(), ROWS, 6, batch_size=5) == want
+    assert generate_tokens(model, adapter, Ends(), ROWS, 6, batch_size=2) == want
+    assert len({tuple(answer) for answer in want}) > 1
+
+
+def test_an_answer_ends_before_its_end_token():
+    model = adapted("llama", None)
+    free = generate_tokens(model, None, Ends(), ROWS, 8)
+    end = free[0][3]
+    ended = generate_tokens(model, None, Ends(end), ROWS, 8)
+    for short, long in zip(ended, free, strict=True):
+        assert short == (long[: long.index(end)] if end in long else long)
+
+
+def test_end_ids_that_are_given_replace_the_tokenizers():
+    model = adapted("llama", None)
+    free = generate_tokens(model, None, Ends(), ROWS, 8)
+    end = free[0][3]
+    assert generate_tokens(model, None, Ends(end), ROWS, 8, end_ids=()) == free
+
+
+def test_the_end_of_a_turn_ends_an_answer_though_another_token_is_eos():
+    tokenizer = byte_tokenizer()
+    turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tokenizer.eos_token = "<unk>"
+    assert find_end_ids(tiny_model("llama"), tokenizer) == {turn, tokenizer.eos_token_id}
+
+
+def test_all_end_tokens_of_a_model_end_an_answer():
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id = [4, 5]
+    assert find_end_ids(model, Ends(6)) == {4, 5, 6}
+
+
+def test_the_sampling_settings_of_the_model_are_not_used_and_stay():
+    model = adapted("llama", None)
+    want = generate_tokens(model, None, Ends(), ROWS, 6)
+    own = model.generation_config
+    own.repetition_penalty, own.do_sample, own.max_length = 9.0, True, 8
+    assert generate_tokens(model, None, Ends(), ROWS, 6) == want
+    assert model.generation_config is own
+
+
+def test_dropout_is_off_in_generation_and_as_before_after_it():
+    adapter = LoRA(r=2, lora_dropout=0.9)
+    model = adapted("llama", adapter)
+    dropouts = [m for m in model.modules() if isinstance(m, nn.Dropout)]
+    assert dropouts
+    assert all(d.training for d in dropouts)
+    answers = generate_tokens(model, adapter, Ends(), ROWS, 6)
+    assert all(d.training for d in dropouts)
+    assert answers == [by_hand(model, adapter, row, 6) for row in ROWS]
+
+
+def test_a_seed_decides_the_samples_and_the_global_random_state_stays():
+    model = adapted("llama", None)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    one, same, other = (
+        generate_tokens(model, None, Ends(), ROWS, 8, temperature=1.5, seed=s) for s in (1, 1, 2)
+    )
+    assert one == same != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_small_top_p_leaves_only_the_most_probable_token():
+    model = adapted("llama", None)
+    greedy = generate_tokens(model, None, Ends(), ROWS, 8)
+    assert generate_tokens(model, None, Ends(), ROWS, 8, temperature=1.0, top_p=1e-6) == greedy
+    assert generate_tokens(model, None, Ends(), ROWS, 8, temperature=1.0) != greedy
+
+
+def test_progress_counts_the_rows_that_are_done():
+    seen = []
+    generate_tokens(
+        adapted("llama", None), None, Ends(), ROWS, 2, batch_size=2, progress=seen.append
+    )
+    assert seen == [2, 4, 5]
+
+
+def test_no_rows_have_no_answers():
+    assert generate_tokens(adapted("llama", None), None, Ends(), []) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"temperature": -1.0}, "temperature must be 0 or more, got -1.0"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"rows": [[4], []]}, "prompt 1 has no tokens"),
+        ({"max_new_tokens": 254}, "prompt 1 has 3 tokens.*254 it exceeds the model's 256 pos"),
+    ],
+)
+def test_an_impossible_request_is_named(options, message):
+    options = {"rows": [[4], [4, 5, 6]], **options}
+    with pytest.raises(ValueError, match=message):
+        generate_tokens(adapted("gpt2", None), None, Ends(), **options)
+
+
+def test_virtual_tokens_take_room_too():
+    adapter = PromptTuning(num_virtual_tokens=3)
+    model = adapted("gpt2", adapter)
+    with pytest.raises(ValueError, match="prompt 0 has 4 tokens, virtual ones included"):
+        generate_tokens(model, adapter, Ends(), [[4]], 253)
+    assert len(generate_tokens(model, adapter, Ends(), [[4]], 252)[0]) == 252
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_prompt_is_encoded_as_training_encodes_it(template):
+    tokenizer = byte_tokenizer()
+    if not template:
+        tokenizer.chat_template = None
+    for prompt in ("turn it off", "  spaces \n", "größer 2"):
+        assert encode_prompt(tokenizer, prompt) == data_encode_prompt(tokenizer, prompt)
+
+
+# ---- the command ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lora_folder(base, tmp_path_factory):
+    """A LoRA over ``base`` that changes its answers much."""
+    folder = tmp_path_factory.mktemp("lora") / "best.ckpt"
+    model, adapter = load_base_model(str(base)), LoRA(r=2)
+    facts = {"base_fingerprint": base_fingerprint(model)}
+    adapter.attach(model)
+    torch.manual_seed(2)
+    for tensor in adapter.state_dict(model).values():
+        tensor.normal_()
+    save_adapter(adapter, model, folder, facts)
+    return folder
+
+
+def answers(file):
+    return [json.loads(line)["generated"] for line in file.read_text().splitlines()]
+
+
+def test_rows_of_a_file_get_their_answers_in_their_order(base, rows, tmp_path):
+    out = tmp_path / "new" / "answers.jsonl"
+    generate(model=str(base), file=str(rows), output=str(out), max_new_tokens=5, batch_size=7)
+    given = [json.loads(line) for line in rows.read_text().splitlines()]
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [{**row, "generated": "x"} for row in given] == [
+        {**row, "generated": "x"} for row in written
+    ]
+    alone = tmp_path / "alone.jsonl"
+    generate(model=str(base), file=str(rows), output=str(alone), max_new_tokens=5, batch_size=1)
+    assert answers(alone) == answers(out)
+
+
+def test_text_rows_and_messages_ask_the_same(base, tmp_path):
+    text, chat = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    text.write_text("open the door\n\nstop\n")
+    chat.write_text(
+        "".join(
+            json.dumps({"messages": [{"role": "user", "content": p}]}) + "\n"
+            for p in ("open the door", "stop")
+        )
+    )
+    for file in (text, chat):
+        generate(model=str(base), file=str(file), output=f"{file}.out", max_new_tokens=5)
+    one, other = (answers(file.with_name(file.name + ".out")) for file in (text, chat))
+    assert one == other
+    assert len(one) == 2
+
+
+def test_the_adapters_base_is_found_and_its_answers_are_others(base, rows, lora_folder, tmp_path):
+    generate(model=str(base), file=str(rows), output=str(tmp_path / "base"), max_new_tokens=5)
+    generate(ckpt=str(lora_folder), file=str(rows), output=str(tmp_path / "lora"), max_new_tokens=5)
+    assert answers(tmp_path / "base") != answers(tmp_path / "lora")
+
+
+def test_a_fully_trained_model_is_its_own_base(base, tmp_path, capsys):
+    model = load_base_model(str(base))
+    adapter = Full()
+    adapter.attach(model)
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    save_adapter(adapter, model, tmp_path / "full.ckpt", {}, byte_tokenizer())
+    generate(model=str(base), prompt="a", max_new_tokens=5)
+    before = capsys.readouterr().out
+    generate(ckpt=str(tmp_path / "full.ckpt"), prompt="a", max_new_tokens=5)
+    assert capsys.readouterr().out != before
+    with pytest.raises(ValueError, match="is a whole model: give it without --model"):
+        generate(model=str(base), ckpt=str(tmp_path / "full.ckpt"), prompt="a")
+
+
+def test_several_prompts_are_answered_one_below_the_other(base, capsys):
+    generate(model=str(base), prompt=["a", "b"], max_new_tokens=3)
+    both = capsys.readouterr().out
+    single = []
+    for prompt in ("a", "b"):
+        generate(model=str(base), prompt=prompt, max_new_tokens=3)
+        single.append(capsys.readouterr().out.rstrip("\n"))
+    assert both.rstrip("\n") == "\n\n".join(single)
+
+
+def test_a_system_message_changes_the_prompt_of_those_that_have_none(base, tmp_path):
+    def ask(name, messages, **options):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text(json.dumps({"messages": messages}) + "\n")
+        out = tmp_path / f"{name}.out"
+        generate(model=str(base), file=str(file), output=str(out), max_new_tokens=12, **options)
+        return answers(out)
+
+    user = {"role": "user", "content": "hello"}
+    own = {"role": "system", "content": "be brief"}
+    assert ask("given", [user], system="be brief") == ask("own", [own, user])
+    assert ask("kept", [own, user], system="be long") == ask("own", [own, user])
+    assert ask("none", [user]) != ask("own", [own, user])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "BASE"}, "give either --prompt, a text, or --file"),
+        ({"model": "BASE", "prompt": "a", "file": "x"}, "give either --prompt, a text, or --file"),
+        ({"prompt": "a"}, "give --ckpt, an adapter's folder, or --model"),
+        ({"model": "BASE", "file": "x.txt"}, "there is no file x.txt"),
+        ({"model": "BASE", "file": "x.jsonl"}, "x.jsonl: no such file"),
+        ({"model": "BASE", "prompt": []}, "there is no prompt in --prompt"),
+        ({"model": "BASE", "prompt": "a", "output": "."}, r"output \. is a folder"),
+        ({"ckpt": "no/best.ckpt", "prompt": "a"}, "there is no folder no/best.ckpt"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(base, options, message):
+    options = {k: str(base) if v == "BASE" else v for k, v in options.items()}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        generate(**options)
+
+
+def test_a_malformed_row_is_named_with_its_line(base, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": 3}\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: .*prompt"):
+        generate(model=str(base), file=str(file))
+
+
+def test_an_adapter_of_another_base_is_refused_unless_any_base(lora_folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    tokenizer = byte_tokenizer()
+    tiny_model("llama", vocab_size=len(tokenizer), seed=7).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    with pytest.raises(ValueError, match="was trained on another base model"):
+        generate(ckpt=str(lora_folder), model=str(other), prompt="a")
+    generate(ckpt=str(lora_folder), model=str(other), prompt="a", any_base=True, max_new_tokens=2)
+    assert capsys.readouterr().out
+
+
+def test_naming_the_command_does_not_import_torch():
+    code = "import sys, peft_lightning.commands.generate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,97 @@
+"""However a step's rows are cut up, its update is that of the mean over all its tokens."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from exactness import defined, train
+from tiny_run import write_base, write_rows
+
+HERE = Path(__file__).parent
+ROWS = 10
+CUTS = {
+    "a batch of 8": {"data": {"batch_size": 8}},
+    "8 batches of 1": {"data": {"batch_size": 1}, "accumulate_grad_batches": 8},
+    "4 batches of 2, padded": {
+        "data": {"batch_size": 2, "layout": "padded"},
+        "accumulate_grad_batches": 4,
+    },
+    "a padded batch of 8": {"data": {"batch_size": 8, "layout": "padded"}},
+    "recomputed activations": {
+        "data": {"batch_size": 4},
+        "accumulate_grad_batches": 2,
+        "module": {"activation_checkpointing": True},
+    },
+    "transformers' own packed mask": {
+        "data": {"batch_size": 8},
+        "module": {"attn_implementation": "sdpa"},
+    },
+    "eager attention, padded": {
+        "data": {"batch_size": 8, "layout": "padded"},
+        "module": {"attn_implementation": "eager"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """GPT-2: unlike Llama's norm and positions, all of it computes in float64."""
+    return write_base(tmp_path_factory.mktemp("gpt2"), "gpt2")
+
+
+@pytest.fixture(scope="module")
+def ten_rows(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("ten") / "rows.jsonl", ROWS)
+
+
+@pytest.fixture(scope="module")
+def expected(base, ten_rows):
+    return defined(base, ten_rows, [8, 2])  # the last, short window included
+
+
+def assert_same(ours, expected):
+    assert ours.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_the_update_is_that_of_the_mean_over_tokens(cut, base, ten_rows, expected, tmp_path):
+    _, ours = train(base, ten_rows, tmp_path / "run", **CUTS[cut])
+    assert_same(ours, expected)
+
+
+def test_a_token_budget_gives_the_same_update(base, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", 6)
+    data = {"batch_size": 1, "tokens_per_batch": 100_000}
+    _, ours = train(base, rows, tmp_path / "run", data=data)
+    assert_same(ours, defined(base, rows, [6]))
+
+
+@pytest.mark.parametrize("batch_size", [4, 1])
+def test_two_processes_give_the_same_update(batch_size, base, ten_rows, expected, tmp_path):
+    options = {
+        "data": {"batch_size": batch_size},
+        "accumulate_grad_batches": 4 // batch_size,
+        "strategy": "ddp",
+        "devices": 2,
+    }
+    out = tmp_path / "weights.safetensors"
+    subprocess.run(
+        [sys.executable, HERE / "exact_driver.py", base, ten_rows, tmp_path / "run", out],
+        check=True,
+        timeout=300,
+        env={
+            **os.environ,
+            "EXACT_OPTIONS": json.dumps(options),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{HERE}:{HERE.parent}",
+        },
+    )
+    assert_same(load_file(out), expected)
