@@ -71,15 +71,14 @@ def attention_per_sequence(
         softcap: ``softcap * tanh(scores / softcap)``; None for none.
         s_aux: (H,) attention sinks: a score per head that takes weight and gives no value.
         seq_lens: Lengths of the sequences; they add up to T.
+        **kwargs: What else transformers passes; not used on flat batches.
 
     Returns:
         (1, T, H, Dv), and no attention weights.
     """
     if seq_lens is None:
         if softcap is not None or s_aux is not None:
-            out = _explicit(
-                query, key, value, attention_mask, scaling, dropout, softcap, s_aux
-            )
+            out = _explicit(query, key, value, attention_mask, scaling, dropout, softcap, s_aux)
             return out.transpose(1, 2).contiguous(), None
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -92,9 +91,7 @@ def attention_per_sequence(
         return _CPUAttention.apply(query, key, value, scaling, seq_lens), None
     grouped = query.shape[1] != key.shape[1]
     parts = []
-    for q, k, v in zip(
-        *(x.split(list(seq_lens), dim=2) for x in (query, key, value)), strict=True
-    ):
+    for q, k, v in zip(*(x.split(list(seq_lens), dim=2) for x in (query, key, value)), strict=True):
         mask = _window_mask(q, sliding_window)
         if softcap is not None or s_aux is not None:
             mask = _causal_mask(q) if mask is None else mask

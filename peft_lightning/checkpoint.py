@@ -73,6 +73,8 @@ class Checkpoints(ModelCheckpoint):
     Saves only between optimizer steps: a checkpoint within an accumulation window would lose
     the gradients gathered so far.
 
+    A run that ends at ``max_steps``, in the middle of an epoch, is validated there.
+
     Args:
         every_n_steps: Optimizer steps between two saves of ``last.ckpt``; it is also saved after
             each validation and at the end.
@@ -101,6 +103,8 @@ class Checkpoints(ModelCheckpoint):
         step = trainer.global_step
         if step % self.every_n_steps == 0 and at_step_boundary(trainer):
             self.save_now(trainer)
+        if step == trainer.max_steps:  # Lightning then validates before it ends, for best.ckpt
+            trainer.should_stop = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.fast_dev_run:
@@ -165,7 +169,7 @@ def _every_rank(state: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _random_state() -> dict[str, Any]:
     """Return the generators' states as tensors and plain values, which a safe load accepts."""
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    name, keys, position, has_gauss, cached = np.random.get_state()
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
@@ -179,7 +183,7 @@ def _random_state() -> dict[str, Any]:
 def _set_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])

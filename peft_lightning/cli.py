@@ -24,7 +24,6 @@ from peft_lightning.cli_defaults import (
     default_loggers,
     default_root,
     fill_learning_rate,
-    with_progress_bar,
 )
 from peft_lightning.cli_errors import explain, innermost, one_line
 from peft_lightning.cli_given import Given, module_class
@@ -217,12 +216,10 @@ class PeftCLI(LightningCLI):
             raise ValueError(one_line(innermost(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Build the trainer with our loggers and progress bar, unless others are given."""
+        """Build the trainer with our loggers, unless others are given."""
         trainer = self.config_init[self.command].trainer
         if trainer.logger in (None, True):
             kwargs["logger"] = default_loggers(trainer.default_root_dir)
-        if trainer.enable_progress_bar is not False:
-            kwargs["callbacks"] = with_progress_bar(trainer.callbacks)
         return super().instantiate_trainer(**kwargs)
 
     # ---- running -------------------------------------------------------------------------------

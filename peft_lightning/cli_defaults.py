@@ -1,21 +1,19 @@
-"""What the user left open: run folder, checkpoint, learning rate, loggers, progress bar."""
+"""What the user left open: run folder, checkpoint, learning rate, loggers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.atomic import existing_folder
 from peft_lightning.cli_signatures import find_class
-from peft_lightning.report import ProgressBar
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the data module's own order is the one that is resumed
@@ -55,8 +53,8 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
         return None
     folder = root / "checkpoints"
     path = folder / f"{name}.ckpt" if name in ("last", "best") else Path(name)
-    if existing_folder(path).exists():
-        return str(path)
+    with suppress(FileNotFoundError):
+        return str(existing_folder(path))
     if name == "last" and command == "fit":
         rank_zero_info(f"there is no {path} yet: starting from the beginning")
         return None
@@ -100,11 +98,3 @@ def default_loggers(root: str) -> list[Logger]:
     """Return a CSV and a TensorBoard logger that write to ``<root>/logs/version_<n>``."""
     csv = CSVLogger(root, name="logs")
     return [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
-
-
-def with_progress_bar(callbacks: list[Callback] | Callback | None) -> list[Callback]:
-    """Return ``callbacks`` with our progress bar, unless another one is among them."""
-    listed = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-    if any(isinstance(callback, LightningProgressBar) for callback in listed):
-        return listed
-    return [*listed, ProgressBar()]

@@ -157,7 +157,7 @@ class _Walk:
         if name in inside:
             right = f"did you mean {dashes + inside[name]!r}?"
         else:
-            right = nearest(name, known)
+            right = nearest(dashes + name, [dashes + option for option in known])
         return f"{given.where}: there is no option {dashes + name!r}; {right}"
 
     @staticmethod

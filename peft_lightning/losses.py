@@ -63,9 +63,7 @@ def linear_cross_entropy(
         The loss in nats, () float32 (float64 for float64 states), and the number of positions
         whose most likely token is the target, () int64. N = 0 gives zeros, with a graph.
     """
-    loss, hits = _LinearCrossEntropy.apply(
-        hidden, weight, bias, targets, scale, softcap, chunk
-    )
+    loss, hits = _LinearCrossEntropy.apply(hidden, weight, bias, targets, scale, softcap, chunk)
     return loss, hits
 
 

@@ -58,8 +58,8 @@ class CausalLMModule(L.LightningModule):
     Args:
         base_model: Hub id, local folder or GGUF file of a causal LM.
         adapter: What is trained: LoRA, PromptTuning or Full.
-        learning_rate: Peak learning rate; the adapter's recommended one if None.
-        optimizer: A torch optimizer by class path; AdamW without weight decay if None.
+        learning_rate: Peak learning rate; by default the one its adapter recommends.
+        optimizer: A torch optimizer by class path; by default AdamW without weight decay.
         lr_schedule: Factor on the learning rate over the run.
         dtype: Of the base's weights: auto (as saved), float32, bfloat16 or float16.
         activation_checkpointing: Recompute each layer in the backward pass instead of keeping
@@ -324,7 +324,8 @@ class CausalLMModule(L.LightningModule):
             values = {f"{stage}/loss": loss, f"{stage}/perplexity": loss.exp()}
             if self.val_hits.update_called:
                 values[f"{stage}/accuracy"] = self.val_hits.compute()
-            self.log_dict(values, prog_bar=stage == "val")
+            for name, value in values.items():
+                self.log(name, value, prog_bar=name == "val/loss")
         self.val_nll.reset()
         self.val_hits.reset()
 
@@ -337,7 +338,9 @@ class CausalLMModule(L.LightningModule):
         answers = self.generate(rows)
         return [{"index": i, "text": t} for i, t in zip(batch["index"], answers, strict=True)]
 
-    def generate(self, prompts: list[list[int]] | list[str], max_new_tokens: int = 128) -> list[str]:
+    def generate(
+        self, prompts: list[list[int]] | list[str], max_new_tokens: int = 128
+    ) -> list[str]:
         """Return the greedy answers to prompts: texts (in the chat template) or token ids."""
         rows = [encode_prompt(self.tokenizer, p) if isinstance(p, str) else p for p in prompts]
         outputs = generate_tokens(

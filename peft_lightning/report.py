@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -118,15 +118,13 @@ class Throughput(Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
         pl_module.log_dict(values, prog_bar=True, rank_zero_only=True)
-        pl_module.log(
-            "peak_memory_mib", peak_memory(pl_module.device) / 2**20, rank_zero_only=True
-        )
+        pl_module.log("peak_memory_mib", peak_memory(pl_module.device) / 2**20, rank_zero_only=True)
 
 
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar with short names and the time left of the whole run."""
 
-    SHORT = {"train/loss": "loss", "tokens_per_second": "tok/s"}
+    SHORT: ClassVar = {"train/loss": "loss", "tokens_per_second": "tok/s"}
 
     def __init__(self, refresh_rate: int | None = None) -> None:
         if refresh_rate is None:  # a log file gets a line now and then, a terminal every step
@@ -142,6 +140,8 @@ class ProgressBar(TQDMProgressBar):
         shown: dict[str, Any] = {self.SHORT.get(name, name): v for name, v in items.items()}
         if "tok/s" in shown:
             shown["tok/s"] = f"{shown['tok/s']:,.0f}"
+        if "lr" in shown:
+            shown["lr"] = f"{shown['lr']:.1e}"
         left = self._time_left(trainer)
         return shown if left is None else {"left": left, **shown}
 
@@ -228,8 +228,7 @@ class Summary(Callback):
             world_size=trainer.world_size,
             data_hash=getattr(trainer.datamodule, "data_hash", None),
             base_fingerprint=module.fingerprint,
-            versions={"peft_lightning": __version__}
-            | {name: version(name) for name in PACKAGES},
+            versions={"peft_lightning": __version__} | {name: version(name) for name in PACKAGES},
         )
         path = Path(trainer.default_root_dir) / "summary.json"
         atomic_text(path, json.dumps(asdict(summary), indent=2) + "\n")

@@ -7,6 +7,7 @@ Usage: python cli_driver.py, a list of argument lists as JSON on standard input.
 import contextlib
 import io
 import json
+import logging
 import sys
 import traceback
 import warnings
@@ -28,6 +29,12 @@ def run(args: list[str]) -> tuple[int | str, str, str]:
 
 
 if __name__ == "__main__":
+    import lightning.pytorch  # noqa: F401  (its log handlers hold on to the stream they meet first)
+
+    for handler in [
+        h for n in ("lightning", "lightning.pytorch") for h in logging.getLogger(n).handlers
+    ]:
+        handler.__class__ = logging._StderrHandler  # writes to what sys.stderr is at the time
     warnings.simplefilter("ignore")
     sys.path.insert(0, ".")
     print(json.dumps([run(args) for args in json.load(sys.stdin)]))

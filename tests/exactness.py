@@ -20,7 +20,9 @@ def sgd(parameters: Any) -> torch.optim.SGD:
     return torch.optim.SGD(parameters, lr=RATE)
 
 
-def train(base: Path, rows: Path, root: Path, **options: Any) -> tuple[L.Trainer, dict[str, Tensor]]:
+def train(
+    base: Path, rows: Path, root: Path, **options: Any
+) -> tuple[L.Trainer, dict[str, Tensor]]:
     """Train a LoRA for one epoch with plain SGD, without shuffling; return its tensors."""
     data = {"val_fraction": 0, "shuffle": False, **options.pop("data", {})}
     from peft_lightning.schedules import Constant

@@ -26,7 +26,9 @@ class Trace(Callback):
         self.file, self.kill_batch, self.kill_in_save = file, kill_batch, kill_in_save
         self.saves = 0
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         row = {
             "batch": trainer.fit_loop.epoch_loop.total_batch_idx,
             "step": trainer.global_step,

@@ -67,8 +67,14 @@ ERRORS = {
     "refused_value": (["--model.adapter.r", "0"], None, r"r must be .*1.* 0"),
     "refused_by_lightning": (["--trainer.num_nodes", "0"], None, r"num_nodes.*0"),
     "two_rates": (
-        ["--model.learning_rate", "1e-4", "--model.optimizer", "SGD"]
-        + ["--model.optimizer.lr", "0.1"],
+        [
+            "--model.learning_rate",
+            "1e-4",
+            "--model.optimizer",
+            "SGD",
+            "--model.optimizer.lr",
+            "0.1",
+        ],
         None,
         r"two learning rates.*0\.0001.*0\.1",
     ),
@@ -305,8 +311,12 @@ def test_the_help_of_fit_is_short_and_tells_the_options_of_the_real_parser():
     assert len(text.splitlines()) < 120
     shown = set(re.findall(r"^  --(\w+\.\w+)", text, re.MULTILINE))
     for section, cls in (("model", CausalLMModule), ("data", SFTDataModule)):
-        assert {o for o in shown if o.startswith(section)} == {f"{section}.{o}" for o in options_of(cls)}
-    assert {o.split(".")[1] for o in shown if o.startswith("trainer")} <= options_of(L.Trainer).keys()
+        assert {o for o in shown if o.startswith(section)} == {
+            f"{section}.{o}" for o in options_of(cls)
+        }
+    assert {o.split(".")[1] for o in shown if o.startswith("trainer")} <= options_of(
+        L.Trainer
+    ).keys()
     for adapter in (LoRA, PromptTuning):
         listed = re.search(rf"^  {adapter.__name__}: .*\n((?:      .*\n)+)", text, re.MULTILINE)
         assert re.findall(r"\w+", listed[1]) == list(options_of(adapter))
@@ -317,7 +327,10 @@ def test_the_help_of_fit_is_short_and_tells_the_options_of_the_real_parser():
 def test_the_full_help_and_the_help_of_an_adapter_come_from_the_parser(user):
     full, lora = drive(
         user,
-        [["fit", "--help", "all"], ["fit", "--config", "good.yaml", "--model.adapter.help", "LoRA"]],
+        [
+            ["fit", "--help", "all"],
+            ["fit", "--config", "good.yaml", "--model.adapter.help", "LoRA"],
+        ],
     )
     assert full[0] == 0
     assert "--trainer.reload_dataloaders_every_n_epochs" in full[1]
@@ -354,19 +367,26 @@ def runs(tmp_path_factory, base, rows):
         "failed": [*fit, "--model.adapter.target_modules", "[wq]"],
         "validate": ["validate", "--config", "runs/good/config.yaml", "--ckpt_path", "best"],
         "untrained": ["validate", "--config", "good.yaml"],
-        "predict": ["predict", "--config", "good.yaml", "--ckpt_path", "last"]
-        + ["--data.predict", "rows.jsonl", "--trainer.limit_predict_batches", "1"],
+        "predict": [
+            *["predict", "--config", "good.yaml", "--ckpt_path", "last"],
+            *["--data.predict", "rows.jsonl", "--trainer.limit_predict_batches", "1"],
+        ],
         "two_configs": [*fit, "--config", "r3.yaml", "--model.adapter.lora_alpha", "5"],
         "last_of_nothing": [*steps, "new", "--ckpt_path", "last"],
         "experiment": ["fit", "--config", "exp.yaml"],
-        "plain_experiment": [*fit, "--model", "my_exp.Smoothed", "--model.smoothing", "0.4"]
-        + ["--trainer.default_root_dir", "plain", "--model.adapter.r", "4"],
+        "plain_experiment": [
+            *[*steps, "plain", "--model", "my_exp.Smoothed", "--model.smoothing", "0.4"],
+            *["--model.adapter.r", "4"],
+        ],
         "adapter_rate": [*steps, "rate1", "--model.optimizer", "SGD"],
-        "module_rate": [*steps, "rate2", "--model.optimizer", "torch.optim.SGD"]
-        + ["--model.learning_rate", "0.5"],
+        "module_rate": [
+            *[*steps, "rate2", "--model.optimizer", "torch.optim.SGD"],
+            *["--model.learning_rate", "0.5"],
+        ],
         "own_rate": [*steps, "rate3", "--model.optimizer", "AdamW", "--model.optimizer.lr", "1e-3"],
-        "prompt_rate": [*steps, "rate4", "--model.optimizer", "SGD"]
-        + ["--model.adapter", "PromptTuning"],
+        "prompt_rate": [
+            *[*steps, "rate4", "--model.optimizer", "SGD", "--model.adapter", "PromptTuning"],
+        ],
         "resaved": ["fit", "--config", "rate2/config.yaml", "--trainer.default_root_dir", "rate5"],
         "print_config": [*fit, "--model.optimizer", "SGD", "--print_config"],
         "print_nothing": ["fit", "--print_config"],
@@ -393,7 +413,9 @@ def test_a_run_continues_in_its_folder_and_a_failed_one_leaves_the_config_alone(
     assert results["again"][0] == 0, results["again"][2]
     assert results["failed"][0] == 2
     assert config(user, "runs/good")["trainer"]["max_steps"] == 2
-    assert config(user, "runs/good")["model"]["adapter"]["init_args"]["target_modules"] == "all-linear"
+    assert (
+        config(user, "runs/good")["model"]["adapter"]["init_args"]["target_modules"] == "all-linear"
+    )
     summary = json.loads((user / "runs" / "good" / "summary.json").read_text())
     assert summary["steps"] == 2
 
@@ -485,7 +507,12 @@ def test_ctrl_c_leaves_a_checkpoint_and_status_130(user):
     command += ["--trainer.max_steps", "-1", "--trainer.max_epochs", "10000"]
     command += ["--trainer.default_root_dir", "stopped"]
     process = subprocess.Popen(
-        command, cwd=user, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=user,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     events = user / "stopped" / "config.yaml"  # written when training starts
     deadline = time.monotonic() + 60

@@ -41,7 +41,11 @@ def drive(base: Path, rows: Path, folder: Path, scenarios: list[dict]) -> dict[s
         text=True,
         check=True,
         timeout=600,
-        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{HERE.parent}"},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{HERE}:{HERE.parent}",
+        },
     )
     return {(row := json.loads(line))["name"]: row["status"] for line in out.stdout.splitlines()}
 

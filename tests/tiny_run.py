@@ -38,7 +38,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_base(folder: Path, architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Path:
+def write_base(
+    folder: Path, architecture: str = "llama", dtype: torch.dtype = torch.float32
+) -> Path:
     """Write a tiny random model and its tokenizer as an HF folder."""
     tokenizer = byte_tokenizer()
     tiny_model(architecture, dtype, vocab_size=len(tokenizer)).save_pretrained(folder)
@@ -91,8 +93,6 @@ def fit(
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
     }
-    runner = L.Trainer(
-        default_root_dir=root, callbacks=callbacks or [], **{**options, **trainer}
-    )
+    runner = L.Trainer(default_root_dir=root, callbacks=callbacks or [], **{**options, **trainer})
     runner.fit(model, datamodule, ckpt_path=ckpt_path)
     return runner

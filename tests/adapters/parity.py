@@ -8,10 +8,10 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import tiny_model
 from torch import Tensor, nn
 
 from peft_lightning.adapters import Adapter, save_adapter
+from tiny import tiny_model
 
 IDS = torch.arange(3, 17).view(2, 7)
 

@@ -5,7 +5,6 @@ from typing import ClassVar
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model
 
 from peft_lightning.adapters import (
     Adapter,
@@ -17,6 +16,7 @@ from peft_lightning.adapters import (
     save_adapter,
 )
 from peft_lightning.adapters.files import adapter_files
+from tiny import tiny_model
 
 IDS = torch.arange(3, 17).view(2, 7)
 

@@ -3,7 +3,6 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import ARCHITECTURES, tiny_model
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForCausalLM,
@@ -13,6 +12,7 @@ from transformers import (
 )
 
 from peft_lightning.adapters import Full, LoRA, load_adapter, read_adapter, save_adapter
+from tiny import ARCHITECTURES, tiny_model
 
 IDS = torch.arange(3, 17).view(2, 7)
 

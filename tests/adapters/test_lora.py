@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_model
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
 from peft_lightning.adapters import Full, LoRA, PromptTuning, attached_adapter
 from peft_lightning.adapters.lora_layers import LoRALinear
+from tiny import ARCHITECTURES, tiny_model
 
 IDS = torch.arange(3, 17).view(2, 7)
 

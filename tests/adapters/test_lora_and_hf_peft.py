@@ -14,10 +14,10 @@ from parity import (
 )
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
-from tiny import tiny_model
 from torch.testing import assert_close
 
 from peft_lightning.adapters import LoRA, load_adapter, read_adapter, save_adapter
+from tiny import tiny_model
 
 NAMES = {"llama": ["q_proj", "up_proj"], "gpt2": ["c_attn", "mlp.c_proj"]}
 LAST = {"llama": "up_proj", "gpt2": "c_attn"}

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 
 from peft_lightning.adapters import PromptTuning, attached_adapter
+from tiny import ARCHITECTURES, tiny_model
 
 ROWS = [[5, 9, 23, 7], [11, 3], [30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40]]
 N = 3

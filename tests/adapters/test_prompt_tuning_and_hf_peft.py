@@ -14,10 +14,10 @@ from parity import (
 )
 from peft import PromptTuningConfig
 from peft.utils import get_peft_model_state_dict
-from tiny import tiny_model
 from torch.testing import assert_close
 
 from peft_lightning.adapters import PromptTuning, load_adapter, save_adapter
+from tiny import tiny_model
 
 N = 5
 

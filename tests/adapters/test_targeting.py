@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_model
 
 from peft_lightning.adapters.lora import LoRA
 from peft_lightning.adapters.matching import match_pattern, shortest_suffixes
 from peft_lightning.adapters.targeting import Targets
+from tiny import ARCHITECTURES, tiny_model
 
 ATTENTION = {
     "llama": "q_proj k_proj v_proj o_proj",

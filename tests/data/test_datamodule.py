@@ -1,7 +1,7 @@
 import itertools
 import json
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loops.fit_loop import _FitLoop
