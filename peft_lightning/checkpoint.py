@@ -106,7 +106,7 @@ class Checkpoints(ModelCheckpoint):
         if step == trainer.max_steps:  # Lightning then validates before it ends, for best.ckpt
             trainer.should_stop = True
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.fast_dev_run:
             return
         if at_step_boundary(trainer):
@@ -122,7 +122,7 @@ class Checkpoints(ModelCheckpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save_now(trainer)
 
-    def save_now(self, trainer: L.Trainer) -> None:
+    def save_now(self, trainer: Any) -> None:
         """Save ``last.ckpt`` now, unless this step is saved already."""
         if self._saved_step == trainer.global_step or trainer.fast_dev_run:
             return
@@ -169,10 +169,16 @@ def _every_rank(state: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _random_state() -> dict[str, Any]:
     """Return the generators' states as tensors and plain values, which a safe load accepts."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "numpy": (
+            name,
+            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            position,
+            has_gauss,
+            cached,
+        ),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -143,13 +143,13 @@ def logits_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tenso
     return F.cross_entropy(logits, targets, reduction="sum"), hits
 
 
-def head_options(config: Mapping[str, Any]) -> dict[str, float]:
+def head_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what lies between a model's output embedding and its logits, from its HF config.
 
     Args:
         config: ``model.config.to_dict()``.
     """
-    options: dict[str, float] = {}
+    options: dict[str, Any] = {}
     if config.get("final_logit_softcapping"):  # Gemma 2 and 3
         options["softcap"] = config["final_logit_softcapping"]
     if config.get("logit_scale"):  # Cohere

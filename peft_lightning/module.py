@@ -18,8 +18,10 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
+from transformers import PreTrainedTokenizerBase
 
 from peft_lightning import attention
 from peft_lightning.adapters import Adapter, LoRA
@@ -103,7 +105,7 @@ class CausalLMModule(L.LightningModule):
         self.trust_remote_code = trust_remote_code
         self.revision = revision
         self.model: Any = None
-        self.tokenizer: Any = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
         self.fingerprint: dict[str, Any] | None = None
         self.hits: Tensor | None = None  # correct predictions of the last nll, if it counts them
         self._flat_verified = False
@@ -126,14 +128,22 @@ class CausalLMModule(L.LightningModule):
             trust_remote_code=self.trust_remote_code,
             revision=self.revision,
         )
-        self.tokenizer = load_tokenizer(
-            self.base_model_name, trust_remote_code=self.trust_remote_code, revision=self.revision
-        )
+        self.load_tokenizer()
         self.fingerprint = base_fingerprint(model)
         self.adapter.attach(model)
         if self.activation_checkpointing:
             recompute_activations(model)
         self.model = model
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the base's tokenizer; loaded once, by the data module before the model is."""
+        if self.tokenizer is None:
+            self.tokenizer = load_tokenizer(
+                self.base_model_name,
+                trust_remote_code=self.trust_remote_code,
+                revision=self.revision,
+            )
+        return self.tokenizer
 
     def setup(self, stage: str) -> None:
         """Make every checkpoint of this trainer an adapter folder."""
@@ -142,7 +152,7 @@ class CausalLMModule(L.LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return what exact resume and a readable run need, unless the trainer has its own."""
-        callbacks = self.trainer.callbacks
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         wanted: list[Callback] = [ExactResume(), Guards(), Throughput(), Samples(), Summary()]
         for default in [c for c in callbacks if _is_lightnings_default(c)]:
             callbacks.remove(default)
@@ -152,7 +162,7 @@ class CausalLMModule(L.LightningModule):
         present = {type(callback) for callback in callbacks}
         return [callback for callback in wanted if type(callback) not in present]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         parameters = self.trainable_parameters()
         if not parameters:
             raise ValueError(
@@ -342,11 +352,10 @@ class CausalLMModule(L.LightningModule):
         self, prompts: list[list[int]] | list[str], max_new_tokens: int = 128
     ) -> list[str]:
         """Return the greedy answers to prompts: texts (in the chat template) or token ids."""
-        rows = [encode_prompt(self.tokenizer, p) if isinstance(p, str) else p for p in prompts]
-        outputs = generate_tokens(
-            self.model, self.adapter, self.tokenizer, rows, max_new_tokens=max_new_tokens
-        )
-        return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in outputs]
+        tokenizer = self.load_tokenizer()
+        rows = [encode_prompt(tokenizer, p) if isinstance(p, str) else p for p in prompts]
+        outputs = generate_tokens(self.model, self.adapter, tokenizer, rows, max_new_tokens)
+        return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in outputs]
 
     # ---- state --------------------------------------------------------------------------------
 
@@ -355,7 +364,7 @@ class CausalLMModule(L.LightningModule):
         tensors = self.adapter.state_dict(self.model)
         return {prefix + name: tensor for name, tensor in tensors.items()}
 
-    def load_state_dict(  # type: ignore[override]
+    def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load the adapter's tensors; missing, unexpected and misshapen ones are an error."""

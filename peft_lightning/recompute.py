@@ -31,7 +31,7 @@ def recompute_activations(model: nn.Module) -> None:
             "set activation_checkpointing to false"
         )
     for layer in layers:
-        layer.forward = partial(_recomputed, layer.forward)  # type: ignore[method-assign]
+        layer.forward = partial(_recomputed, layer.forward)
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

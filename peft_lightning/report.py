@@ -201,7 +201,7 @@ class Summary(Callback):
             self._write(trainer, pl_module, f"stopped: {type(exception).__name__}")
 
     @rank_zero_only
-    def _write(self, trainer: L.Trainer, module: Any, status: str) -> None:
+    def _write(self, trainer: Any, module: Any, status: str) -> None:
         if trainer.fast_dev_run:
             return
         throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))
@@ -260,8 +260,9 @@ class Samples(Callback):
                 row = {"step": step, "prompt": prompt, "answer": answer}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 trainer.print(f"step {step}  {prompt!r} -> {answer!r}")
-        for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_text"):
+        writers: list[Any] = [logger.experiment for logger in trainer.loggers]  # type: ignore[attr-defined]
+        for writer in writers:
+            if hasattr(writer, "add_text"):
                 pairs = zip(pl_module.sample_prompts, answers, strict=True)
                 text = "\n\n".join(f"**{prompt}**\n\n{answer}" for prompt, answer in pairs)
-                logger.experiment.add_text("samples", text, step)
+                writer.add_text("samples", text, step)

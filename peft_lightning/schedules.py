@@ -109,7 +109,7 @@ class ScheduledLR(LRScheduler):
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         factor = self.schedule.factor(self.last_epoch, self.total_steps)
-        return [base * factor for base in self.base_lrs]
+        return [float(base) * factor for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.last_epoch}
@@ -117,7 +117,7 @@ class ScheduledLR(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.last_epoch = self._step_count = state_dict["step"]
         self._step_count += 1
-        self._last_lr = self.get_lr()
+        self._last_lr: list[Any] = self.get_lr()
         for group, base, lr in zip(
             self.optimizer.param_groups, self.base_lrs, self._last_lr, strict=True
         ):

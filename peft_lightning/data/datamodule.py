@@ -145,14 +145,12 @@ class SFTDataModule(L.LightningDataModule):
         if self.tokenizer_name is not None:
             return load_tokenizer(self.tokenizer_name)
         module: Any = self.trainer.lightning_module if self.trainer else None
-        if getattr(module, "tokenizer", None) is not None:
-            return module.tokenizer
-        if getattr(module, "base_model_name", None) is None:
+        if not hasattr(module, "load_tokenizer"):
             raise ValueError(
                 "no tokenizer: give data.tokenizer a hub id or a folder (without, it is that of"
                 " the base model of the module that is trained)"
             )
-        return load_tokenizer(module.base_model_name, module.trust_remote_code, module.revision)
+        return module.load_tokenizer()
 
     def _open(self, name: str) -> None:
         paths = self.paths[name]

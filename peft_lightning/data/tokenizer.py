@@ -8,21 +8,24 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 
-def load_tokenizer(
-    name: str, trust_remote_code: bool = False, revision: str | None = None
-) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a hub id, a folder, or a GGUF file."""
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
-    if name.endswith(".gguf"):
-        options["gguf_file"], name = Path(name).name, str(Path(name).parent)
-    return AutoTokenizer.from_pretrained(name, **options)
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that is not the base model's own, from a hub id or a folder.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(Path(name).expanduser())
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"data.tokenizer {name} cannot be loaded: {reason}") from error
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of all that decides which ids a text becomes."""
     facts: dict[str, Any] = {"special": dict(tokenizer.special_tokens_map)}
     if tokenizer.is_fast:  # before its added tokens stand padding and truncation of the last call
-        backend = tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
+        backend = tokenizer.backend_tokenizer.to_str()
         facts["backend"] = backend[backend.index('"added_tokens"') :]
     else:
         facts["class"] = type(tokenizer).__name__
