@@ -8,7 +8,6 @@ as they are; called without (generation, padded batches) it is transformers' own
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from peft_lightning.cpu_attention import Causal, cpu_attention
 
 NAME = "peft_lightning"
 
@@ -84,11 +85,9 @@ def attention_per_sequence(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return out, None
-    plain = softcap is None and s_aux is None and dropout == 0
-    if sliding_window is not None and max(seq_lens) > sliding_window:
-        plain = False
-    if plain and query.device.type == "cpu":
-        return _CPUAttention.apply(query, key, value, scaling, seq_lens), None
+    if query.device.type == "cpu" and s_aux is None and dropout == 0:
+        causal = Causal(scaling or query.shape[-1] ** -0.5, sliding_window, softcap)
+        return cpu_attention(query, key, value, seq_lens, causal), None
     grouped = query.shape[1] != key.shape[1]
     parts = []
     for q, k, v in zip(*(x.split(list(seq_lens), dim=2) for x in (query, key, value)), strict=True):
@@ -110,63 +109,6 @@ def attention_per_sequence(
                 )
             )
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
-
-
-class _CPUAttention(torch.autograd.Function):
-    """Causal attention of each sequence by torch's flash kernel for the CPU.
-
-    The kernel's backward is slow in bfloat16, whose products it converts one by one: here it runs
-    in float32 whatever the inputs, which is also more exact. Results are written in the layout
-    that the next layer reads.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, lens: list[int]
-    ) -> Tensor:
-        _, heads, length, _ = query.shape
-        out = query.new_empty(1, length, heads, value.shape[-1])
-        logsumexps = []
-        heads_alike = _same_heads(query, key, value)
-        for part in _parts(lens):
-            q, k, v = (x[:, :, part] for x in heads_alike)
-            result, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q, k, v, 0.0, True, scale=scaling
-            )
-            out[:, part] = result.transpose(1, 2)
-            logsumexps.append(logsumexp)
-        ctx.save_for_backward(query, key, value, out, *logsumexps)
-        ctx.scaling, ctx.lens = scaling, lens
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, *logsumexps = ctx.saved_tensors
-        groups = query.shape[1] // key.shape[1]
-        wide = torch.promote_types(query.dtype, torch.float32)
-        # (1, T, H, D) in memory, seen as (1, H, T, D): what the projections' backward reads
-        results = tuple(
-            torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format)
-            for x in (query, key, value)
-        )
-        heads_alike = _same_heads(query, key, value)
-        for part, logsumexp in zip(_parts(ctx.lens), logsumexps, strict=True):
-            inputs = (x[:, :, part].to(wide) for x in heads_alike)
-            grad, saved = (x[:, part].transpose(1, 2).to(wide) for x in (grads[0], out))
-            found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad, *inputs, saved, logsumexp, 0.0, True, scale=ctx.scaling
-            )
-            results[0][:, part] = found[0].transpose(1, 2)
-            for result, shared in zip(results[1:], found[1:], strict=True):
-                summed = shared.unflatten(1, (-1, groups)).sum(2) if groups > 1 else shared
-                result[:, part] = summed.transpose(1, 2)
-        return *(result.transpose(1, 2) for result in results), None, None
-
-
-def _parts(lens: Sequence[int]) -> list[slice]:
-    """Return where each sequence lies in the flat batch."""
-    ends = list(accumulate(lens))
-    return [slice(end - length, end) for end, length in zip(ends, lens, strict=True)]
 
 
 def _same_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -42,7 +42,7 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
-    chunk: int = 1024,
+    chunk: int = 256,
 ) -> tuple[Tensor, Tensor]:
     """Sum the cross-entropy of ``softcap(scale * (hidden @ weight.T + bias))`` without keeping it.
 
@@ -90,17 +90,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
             logits = F.linear(hidden[part], head, None if bias is None else bias.to(hidden.dtype))
-            logits = logits.to(wide) * scale if scale != 1.0 else logits.to(wide)  # (n, V)
+            if scale != 1.0 or softcap is not None:
+                logits = logits.to(wide) * scale  # (n, V)
             if softcap is not None:
                 logits = softcap * torch.tanh(logits / softcap)
-            hits += (logits.argmax(-1) == targets[part]).sum()
-            normaliser = logits.logsumexp(-1, keepdim=True)
             rows = torch.arange(len(logits), device=logits.device)
-            loss += (normaliser.squeeze(1) - logits[rows, targets[part]]).sum()
+            top, likeliest = logits.max(-1)
+            hits += (likeliest == targets[part]).sum()
+            grad = torch.softmax(logits, -1, dtype=wide)
+            # the largest probability is at least 1 / V, so its logarithm is exact
+            normaliser = top.to(wide) - grad[rows, likeliest].log()
+            loss += (normaliser - logits[rows, targets[part]].to(wide)).sum()
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
             slope = None if softcap is None else 1 - (logits / softcap).square()
-            grad = logits.sub_(normaliser).exp_()  # softmax, in place of the logits
             grad[rows, targets[part]] -= 1
             if slope is not None:
                 grad *= slope

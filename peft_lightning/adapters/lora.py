@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.base import PEFT_VERSION, Adapter, plain_number
-from peft_lightning.adapters.lora_layers import LoRALinear, is_conv1d
+from peft_lightning.adapters.lora_layers import LoRALinear, group_by_input, is_conv1d
 from peft_lightning.adapters.matching import match_pattern
 from peft_lightning.adapters.names import nearest
 from peft_lightning.adapters.targeting import Targets
@@ -196,6 +196,7 @@ class LoRA(Adapter):
             rank, scaling = self.rank(name), self.scaling(name)
             layer = LoRALinear(base, rank, scaling, self.lora_dropout, init)
             model.set_submodule(name, layer)
+        group_by_input(model)
 
     def _remove(self, model: nn.Module) -> None:
         for name, layer in self.layers(model).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_lightning.adapters.base import adapter_dtype
+from peft_lightning.adapters.lora_function import Projection, lora_linear
+
+SHARED_INPUTS = (  # names of layers that read the same input in models of transformers
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+)
 
 
 class LoRALinear(nn.Module):
@@ -20,6 +29,9 @@ class LoRALinear(nn.Module):
     cast down, never the input up; for a float32 ``x`` everything is float32, as in HF PEFT.
     Under autocast its dtype rules, as for any linear layer. The update is added in the dtype of
     the base layer's output, which is the dtype of ``y``.
+
+    Computed by ``lora_linear`` where that gives the same; module by module with dropout, over a
+    layer that is no plain linear one, and under ``torch.compile``.
 
     Args:
         base_layer: The frozen ``nn.Linear`` or GPT-2's ``Conv1D``, (..., in) -> (..., out).
@@ -47,6 +59,7 @@ class LoRALinear(nn.Module):
         self.lora_B = _zero_linear(r, self.out_features, dtype)
         self.dropout = nn.Dropout(dropout)
         self.scaling = scaling
+        self.shared_input: SharedInput | None = None
         if init is not None:
             init_lora(self, init)
         self.lora_A.to(device)
@@ -65,13 +78,107 @@ class LoRALinear(nn.Module):
         return cast(Tensor | None, self.base_layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        dtype = _dtype_of_products(x)
+        if not self._is_fast(dtype):
+            return self._plain(x)
+        if self.shared_input is not None:
+            return self.shared_input.result(self, x, dtype)
+        return lora_linear(x.to(dtype), [self.projection()])[0]
+
+    def _is_fast(self, dtype: torch.dtype) -> bool:
+        """Whether ``lora_linear`` computes what the plain modules would."""
+        autocasts = torch.is_autocast_enabled(self.weight.device.type)
+        return (
+            self.path != "plain"
+            and (autocasts or dtype == self.weight.dtype)
+            and not (self.training and self.dropout.p > 0)
+            and not self.weight.requires_grad
+            and not torch.compiler.is_compiling()
+        )
+
+    def _plain(self, x: Tensor) -> Tensor:
         y = self.base_layer(x)
         a, b = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
         update = F.linear(F.linear(self.dropout(x), a), b)  # (..., in) -> (..., r) -> (..., out)
         return y + (update * self.scaling).to(y.dtype)
 
+    def projection(self) -> Projection:
+        """Return what ``lora_linear`` takes of this layer."""
+        weight = self.weight.T if is_conv1d(self.base_layer) else self.weight
+        a, b = self.lora_A.weight, self.lora_B.weight
+        return Projection(weight, self.bias, a, b, self.scaling)
+
+    @property
+    def path(self) -> str:
+        """How it is computed: plain (module by module), fused, or grouped with others."""
+        if type(self.base_layer) is not nn.Linear and not is_conv1d(self.base_layer):
+            return "plain"  # such as a quantised layer, which does its product itself
+        if self.base_layer._forward_hooks or self.base_layer._forward_pre_hooks:
+            return "plain"
+        return "grouped" if self.shared_input is not None else "fused"
+
     def extra_repr(self) -> str:
         return f"r={self.r}, scaling={self.scaling:g}"
+
+
+class SharedInput:
+    """Layers that read the same input: the first one called computes the results of all.
+
+    Args:
+        layers: Two or more, in the order in which they are called.
+    """
+
+    def __init__(self, layers: Sequence[LoRALinear]) -> None:
+        self.layers = list(layers)
+        self._input: tuple[Tensor, int, bool] | None = None
+        self._waiting: dict[LoRALinear, Tensor] = {}
+        for layer in self.layers:
+            layer.shared_input = self
+
+    def result(self, layer: LoRALinear, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the output of ``layer`` for ``x``, computed in ``dtype``."""
+        if not self._is_for(layer, x):
+            if self._waiting:  # they do not read the same input after all
+                self.dissolve()
+                return lora_linear(x.to(dtype), [layer.projection()])[0]
+            found = lora_linear(x.to(dtype), [member.projection() for member in self.layers])
+            self._waiting = dict(zip(self.layers, found, strict=True))
+            self._input = (x, x._version, torch.is_grad_enabled())
+        result = self._waiting.pop(layer)
+        if not self._waiting:
+            self._input = None
+        return result
+
+    def _is_for(self, layer: LoRALinear, x: Tensor) -> bool:
+        return (
+            layer in self._waiting
+            and self._input is not None
+            and self._input[0] is x
+            and self._input[1:] == (x._version, torch.is_grad_enabled())
+        )
+
+    def dissolve(self) -> None:
+        """Let each layer compute its own output from now on."""
+        for layer in self.layers:
+            layer.shared_input = None
+        self._input, self._waiting = None, {}
+
+
+def group_by_input(model: nn.Module) -> None:
+    """Let the adapted layers that usually share an input be computed together."""
+    for module in model.modules():
+        for names in SHARED_INPUTS:
+            layers = [getattr(module, name, None) for name in names]
+            found = [layer for layer in layers if isinstance(layer, LoRALinear)]
+            if len(found) > 1 and all(layer.path == "fused" for layer in found):
+                SharedInput(found)
+
+
+def _dtype_of_products(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a linear layer computes: that of ``x``, or autocast's."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
 @torch.no_grad()

@@ -364,7 +364,8 @@ def test_the_tokenizer_follows_the_base_model(data, tmp_path):
     byte_tokenizer(CHATML).save_pretrained(tmp_path / "model")
 
     class Module(Recorder):
-        base_model_name, trust_remote_code, revision = str(tmp_path / "model"), False, None
+        def load_tokenizer(self):
+            return byte_tokenizer(CHATML)
 
     module = data(tokenizer=None)
     fit(module, Module(), max_epochs=1)
