@@ -63,6 +63,9 @@ def linear_cross_entropy(
         The loss in nats, () float32 (float64 for float64 states), and the number of positions
         whose most likely token is the target, () int64. N = 0 gives zeros, with a graph.
     """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        hidden = hidden.to(torch.get_autocast_dtype(device))
     loss, hits = _LinearCrossEntropy.apply(hidden, weight, bias, targets, scale, softcap, chunk)
     return loss, hits
 
@@ -87,35 +90,43 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs_bias else None
+        size = min(chunk, len(targets)), len(weight)
+        logits_buffer = hidden.new_empty(size)  # allocated once: fresh memory is slow to touch
+        wide_buffer = logits_buffer if hidden.dtype == wide else hidden.new_empty(size, dtype=wide)
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
-            logits = F.linear(hidden[part], head, None if bias is None else bias.to(hidden.dtype))
-            if scale != 1.0 or softcap is not None:
-                logits = logits.to(wide) * scale  # (n, V)
+            target = targets[part]
+            narrow, logits = logits_buffer[: len(target)], wide_buffer[: len(target)]
+            logits.copy_(torch.mm(hidden[part], head.T, out=narrow))  # (n, V)
+            if bias is not None:
+                logits += bias
+            if scale != 1.0:
+                logits *= scale
             if softcap is not None:
-                logits = softcap * torch.tanh(logits / softcap)
-            rows = torch.arange(len(logits), device=logits.device)
+                logits.div_(softcap).tanh_()
+                slope = 1 - logits.square()
+                logits *= softcap
+            rows = torch.arange(len(target), device=logits.device)
+            of_target = logits[rows, target]
             top, likeliest = logits.max(-1)
-            hits += (likeliest == targets[part]).sum()
-            grad = torch.softmax(logits, -1, dtype=wide)
+            hits += (likeliest == target).sum()
+            grad = torch.softmax(logits, -1, out=logits)
             # the largest probability is at least 1 / V, so its logarithm is exact
-            normaliser = top.to(wide) - grad[rows, likeliest].log()
-            loss += (normaliser - logits[rows, targets[part]].to(wide)).sum()
+            loss += (top - grad[rows, likeliest].log() - of_target).sum()
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
-            slope = None if softcap is None else 1 - (logits / softcap).square()
-            grad[rows, targets[part]] -= 1
-            if slope is not None:
+            grad[rows, target] -= 1
+            if softcap is not None:
                 grad *= slope
             if scale != 1.0:
                 grad *= scale
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
-            grad = grad.to(hidden.dtype)
+            narrow.copy_(grad)
             if grad_hidden is not None:
-                grad_hidden[part] = grad @ head
+                torch.mm(narrow, head, out=grad_hidden[part])
             if grad_weight is not None:
-                grad_weight += (grad.T @ hidden[part]).to(wide)
+                grad_weight += (narrow.T @ hidden[part]).to(wide)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(hits)

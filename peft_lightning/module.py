@@ -199,10 +199,35 @@ class CausalLMModule(L.LightningModule):
 
     def nll(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed loss of ``batch`` in nats and the number of tokens it covers."""
+        inputs, positions, targets = self._inputs(batch)
+        if self._has_plain_head():
+            hidden = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+            head = self.model.get_output_embeddings()
+            nll, self.hits = linear_cross_entropy(
+                hidden.flatten(0, 1)[positions],
+                head.weight,
+                targets,
+                bias=head.bias,
+                **head_options(self.model.config.to_dict()),
+            )
+        else:
+            logits = self._logits(inputs, positions)
+            nll, self.hits = logits_cross_entropy(logits, targets)
+        return nll, torch.tensor(len(targets), device=nll.device)
+
+    def labelled_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits that predict labelled tokens, (N, V), and those tokens, (N,).
+
+        What another loss in ``nll`` starts from; the default one never holds all of them.
+        """
+        inputs, positions, targets = self._inputs(batch)
+        return self._logits(inputs, positions), targets
+
+    def _inputs(self, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
+        """Return the model's inputs, the places whose outputs are labelled, and their targets."""
         inputs = dict(self.adapter.prepare_inputs(self.model, batch))
         positions, targets = labelled_positions(inputs.pop("labels"), inputs.get("cu_seq_lens"))
-        nll, self.hits = self._labelled_nll(self._model_inputs(inputs), positions, targets)
-        return nll, torch.tensor(len(targets), device=nll.device)
+        return self._model_inputs(inputs), positions, targets
 
     def _model_inputs(self, inputs: Batch) -> Batch:
         """Turn a batch into what the model's forward takes; the first flat one is verified."""
@@ -216,27 +241,19 @@ class CausalLMModule(L.LightningModule):
                     del inputs[name]
         return inputs
 
-    def _labelled_nll(
-        self, inputs: Batch, positions: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Meet the LM head at the labelled positions only, by the shortest way that is exact."""
+    def _logits(self, inputs: Batch, positions: Tensor) -> Tensor:
+        """Return the model's own logits at ``positions`` of the flattened batch."""
+        flat = "position_ids" in inputs
+        keep = positions if flat else 0  # 0: all, as the rows of a padded batch keep different ones
+        logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits.flatten(0, 1)
+        return logits if flat else logits[positions]
+
+    def _has_plain_head(self) -> bool:
+        """Whether the loss may skip the model's own head; found out once."""
         if self._plain_head is None:
             with _eval_mode(self.model):
                 self._plain_head = self._check_plain_head()
-        if self._plain_head:
-            hidden = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
-            head = self.model.get_output_embeddings()
-            return linear_cross_entropy(
-                hidden.flatten(0, 1)[positions],
-                head.weight,
-                targets,
-                bias=head.bias,
-                **head_options(self.model.config.to_dict()),
-            )
-        flat = positions if "position_ids" in inputs else 0
-        logits = self.model(**inputs, use_cache=False, logits_to_keep=flat).logits.flatten(0, 1)
-        kept = logits if "position_ids" in inputs else logits[positions]
-        return logits_cross_entropy(kept, targets)
+        return self._plain_head
 
     def _check_plain_head(self) -> bool:
         """Whether the logits are just the output embedding's, soft-capped and scaled at most."""
