@@ -89,8 +89,9 @@ def run(args: list[str]) -> None:
         module = importlib.import_module(f"peft_lightning.commands.{command}")
         run_function(getattr(module, command), rest, prog=f"{PROG} {command}")
         return
-    from peft_lightning.cli_given import read_given
+    from peft_lightning.cli_given import configs_first, read_given
 
+    rest = configs_first(rest)
     given = read_given(rest)  # a missing file or bad YAML is known without the heavy imports
     from peft_lightning.cli import run_trainer
 

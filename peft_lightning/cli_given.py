@@ -92,6 +92,21 @@ def options(args: list[str]) -> Iterator[tuple[str, str | None]]:
             yield name, None
 
 
+def configs_first(args: list[str]) -> list[str]:
+    """Return ``args`` with the config files before the options, which win over all of them."""
+    files: list[str] = []
+    rest: list[str] = []
+    i = 0
+    while i < len(args):
+        if args[i] in CONFIG_OPTIONS:
+            files += args[i : i + 2]
+            i += 2
+            continue
+        (files if args[i].startswith("--config=") else rest).append(args[i])
+        i += 1
+    return files + rest
+
+
 def read_config(path: Path) -> Given:
     """Read a YAML file that holds a mapping.
 

@@ -371,6 +371,10 @@ def runs(tmp_path_factory, base, rows):
             *["predict", "--config", "good.yaml", "--ckpt_path", "last"],
             *["--data.predict", "rows.jsonl", "--trainer.limit_predict_batches", "1"],
         ],
+        "config_last": [
+            *["fit", "--trainer.default_root_dir", "late", "--model.adapter.r", "5"],
+            *["--config", "good.yaml", "--config=r3.yaml"],
+        ],
         "two_configs": [*fit, "--config", "r3.yaml", "--model.adapter.lora_alpha", "5"],
         "last_of_nothing": [*steps, "new", "--ckpt_path", "last"],
         "experiment": ["fit", "--config", "exp.yaml"],
@@ -449,6 +453,12 @@ def test_configs_and_options_are_merged_from_left_to_right(runs):
     assert results["two_configs"][0] == 0, results["two_configs"][2]
     adapter = config(user, "runs/good+r3")["model"]["adapter"]["init_args"]
     assert (adapter["r"], adapter["lora_alpha"]) == (3, 5)
+
+
+def test_options_win_over_config_files_wherever_they_stand(runs):
+    user, results = runs
+    assert results["config_last"][0] == 0, results["config_last"][2]
+    assert config(user, "late")["model"]["adapter"]["init_args"]["r"] == 5
 
 
 def test_continuing_from_last_where_nothing_is_starts_from_the_beginning_and_says_so(runs):

@@ -143,7 +143,7 @@ class SharedInput:
                 return lora_linear(x.to(dtype), [layer.projection()])[0]
             found = lora_linear(x.to(dtype), [member.projection() for member in self.layers])
             self._waiting = dict(zip(self.layers, found, strict=True))
-            self._input = (x, x._version, torch.is_grad_enabled())
+            self._input = (x, _version(x), torch.is_grad_enabled())
         result = self._waiting.pop(layer)
         if not self._waiting:
             self._input = None
@@ -154,7 +154,7 @@ class SharedInput:
             layer in self._waiting
             and self._input is not None
             and self._input[0] is x
-            and self._input[1:] == (x._version, torch.is_grad_enabled())
+            and self._input[1:] == (_version(x), torch.is_grad_enabled())
         )
 
     def dissolve(self) -> None:
@@ -162,6 +162,11 @@ class SharedInput:
         for layer in self.layers:
             layer.shared_input = None
         self._input, self._waiting = None, {}
+
+
+def _version(x: Tensor) -> int:
+    """Return how often ``x`` was changed in place; inference tensors do not count."""
+    return 0 if x.is_inference() else x._version
 
 
 def group_by_input(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,7 @@ class SFTDataModule(L.LightningDataModule):
         val_batch_size: Rows in a batch for validate, test and predict; without, as for training.
         layout: flat (rows end to end, no padding) or padded, for models that cannot take flat.
         shuffle: Whether training rows are in another random order each epoch.
-        seed: Decides that order.
+        seed: Decides that order; without, that of seed_everything.
         num_workers: Processes that read batches ahead; 0 is fast enough for text.
         cache_dir: Folder for tokenised rows; without, ~/.cache/peft_lightning/tokens.
         allow_changed_data: Whether a checkpoint may go on with other data than it was made with.
@@ -93,7 +94,7 @@ class SFTDataModule(L.LightningDataModule):
         val_batch_size: int | None = None,
         layout: str = "flat",
         shuffle: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         num_workers: int = 0,
         cache_dir: str | None = None,
         allow_changed_data: bool = False,
@@ -113,7 +114,8 @@ class SFTDataModule(L.LightningDataModule):
         self.on_bad_row, self.val_fraction = on_bad_row, val_fraction
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
         self.val_batch_size, self.layout = val_batch_size, layout
-        self.shuffle, self.seed, self.num_workers = shuffle, seed, num_workers
+        self.shuffle, self.num_workers = shuffle, num_workers
+        self._seed = seed
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.allow_changed_data = allow_changed_data
         self.tokenizer: PreTrainedTokenizerBase | None = None
@@ -128,6 +130,7 @@ class SFTDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Tokenise, or open what was tokenised, all that ``stage`` needs."""
         self.tokenizer = self.tokenizer or self._load_tokenizer()
+        stage = TrainerFn(stage).value
         needed = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,))
         for name in needed:
             if name == "predict":
@@ -138,6 +141,11 @@ class SFTDataModule(L.LightningDataModule):
         self.data_hash = _hash(self._facts())
         if stage == "fit":
             self._train_loader = self._resumed = None
+
+    @property
+    def seed(self) -> int:
+        """What decides the order of the training rows."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
 
     def _load_tokenizer(self) -> PreTrainedTokenizerBase:
         if isinstance(self.tokenizer_name, PreTrainedTokenizerBase):  # from Python

@@ -293,3 +293,49 @@ def test_an_adapter_that_is_not_attached_is_refused():
 def test_inputs_pass_through_unchanged():
     batch = {"input_ids": IDS}
     assert LoRA().prepare_inputs(tiny_model("llama"), batch) is batch
+
+
+def test_grouped_layers_compute_what_each_alone_does_also_in_inference_mode():
+    model = tiny_model("llama")
+    LoRA(r=2, init_lora_weights=False).attach(model)
+    attention = model.model.layers[0].self_attn
+    layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    assert {layer.path for layer in layers} == {"grouped"}
+    x = torch.randn(2, 5, 32)
+    for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with context():
+            inside = x.clone()
+            for layer in layers:
+                assert_close(layer(inside), layer._plain(inside))
+            changed = layers[0](inside)
+            inside += 1  # the stored results of the others are of another input now
+            assert_close(layers[1](inside), layers[1]._plain(inside))
+            assert not torch.equal(changed, layers[0](inside))
+
+
+def test_layers_that_do_not_share_their_input_after_all_are_computed_alone():
+    model = tiny_model("llama")
+    LoRA(r=2, init_lora_weights=False).attach(model)
+    attention = model.model.layers[0].self_attn
+    for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
+        own = torch.randn(5, 32)
+        assert_close(layer(own), layer._plain(own))
+    assert attention.q_proj.path == attention.v_proj.path == "fused"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_fused_gradients_are_those_of_the_plain_layers(architecture):
+    model = tiny_model(architecture, torch.float64)
+    LoRA(r=2, init_lora_weights=False).attach(model)
+    layers = [m for m in model.modules() if isinstance(m, LoRALinear)][:4]
+    grads = []
+    for plain in (False, True):
+        x = torch.linspace(-1, 1, 3 * layers[0].in_features, dtype=torch.float64)
+        x = x.view(1, 3, -1).requires_grad_()
+        same = [layer for layer in layers if layer.in_features == x.shape[-1]]
+        out = sum((layer._plain(x) if plain else layer(x)).square().sum() for layer in same)
+        parameters = [p for layer in same for p in (layer.lora_A.weight, layer.lora_B.weight)]
+        grads.append(torch.autograd.grad(out, [x, *parameters]))
+    assert len(grads[0]) >= 5
+    for ours, plain in zip(*grads, strict=True):
+        assert_close(ours, plain, rtol=1e-12, atol=1e-12)

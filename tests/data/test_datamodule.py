@@ -5,6 +5,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.trainer.states import TrainerFn
 from toy_tokenizers import CHATML, byte_tokenizer
 
 from peft_lightning.data.datamodule import SFTDataModule
@@ -348,7 +349,7 @@ def test_the_trainer_tests_and_predicts(data, jsonl):
 
 
 def test_missing_data_is_said_with_the_key_to_set(data):
-    for stage, key in [("test", "test"), ("predict", "predict")]:
+    for stage, key in [("test", "test"), (TrainerFn.TESTING, "test"), ("predict", "predict")]:
         with pytest.raises(ValueError, match=f"no data to .*: give data.{key} a file"):
             data().setup(stage)
     with pytest.raises(ValueError, match=r"no data to train on: give data\.train a file"):
