@@ -21,12 +21,25 @@ from peft_lightning.generation import encode_prompt, generate_tokens
 
 BASE = "~/.cache/peft_lightning/models/SmolLM2-135M-Instruct"  # from scripts/get_smollm2.py
 ROWS = "examples/home_assistant/train.jsonl"
-BASE, ROWS = [*sys.argv[1:3], *[BASE, ROWS][len(sys.argv) - 1 :]]
+given = [a for a in sys.argv[1:3] if a[0] != "-" and not a.endswith(".json")]  # not a kernel's
+BASE, ROWS = [*given, *[BASE, ROWS][len(given) :]]
 
-# %% The frozen base, and an adapter in it. Only the adapter's tensors require a gradient.
+# %% The frozen base, and what it answers.
 torch.manual_seed(0)
 tokenizer = load_tokenizer(BASE)
 model = load_base_model(BASE, dtype="float32")
+PROMPT = "could you warm up the kitchen a bit"
+
+
+def answer(prompt: str, adapter: LoRA | None) -> str:
+    """Return the greedy answer to ``prompt``."""
+    ids = generate_tokens(model, adapter, tokenizer, [encode_prompt(tokenizer, prompt)], 40)
+    return str(tokenizer.decode(ids[0], skip_special_tokens=True)).strip()
+
+
+print(answer(PROMPT, None))
+
+# %% An adapter in it. Only the adapter's tensors require a gradient.
 adapter = LoRA(r=8, lora_alpha=16, target_modules="all-linear")
 adapter.attach(model)
 trained = [p for p in model.parameters() if p.requires_grad]
@@ -47,22 +60,25 @@ for step, batch in enumerate(batches):
     if step % 5 == 0:
         print(f"step {step:2}  loss {loss.item():.3f}")
 
-
 # %% What it answers now.
-def answer(prompt: str) -> str:
-    """Return the greedy answer to ``prompt``."""
-    ids = generate_tokens(model, adapter, tokenizer, [encode_prompt(tokenizer, prompt)], 40)
-    return str(tokenizer.decode(ids[0], skip_special_tokens=True)).strip()
-
-
-answered = answer("could you warm up the kitchen a bit")
+model.eval()  # switches the adapter's dropout off; the base is in eval mode all along
+answered = answer(PROMPT, adapter)
 print(answered)
 
 # %% Save the adapter, take it out, and load it again: the base is as it was in between.
 save_adapter(adapter, model, "runs/notebook/adapter", tokenizer=tokenizer)
 adapter.detach(model)
 adapter = load_adapter(model, "runs/notebook/adapter")
-assert answer("could you warm up the kitchen a bit") == answered
+assert answer(PROMPT, adapter) == answered
 
 # %% [markdown]
-# HF PEFT reads the same folder: `PeftModel.from_pretrained(model, "runs/notebook/adapter")`.
+# HF PEFT reads the same folder (`pip install peft`):
+
+# %%
+# from peft import PeftModel
+#
+# base = load_base_model(BASE, dtype="float32")
+# theirs = PeftModel.from_pretrained(base, "runs/notebook/adapter")
+# prompt = torch.tensor([encode_prompt(tokenizer, PROMPT)])
+# difference = theirs(prompt).logits - model(prompt).logits
+# print("HF PEFT's logits differ from ours by at most", difference.abs().max().item())

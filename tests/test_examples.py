@@ -152,32 +152,35 @@ def test_the_label_smoothing_config_trains_from_the_repositorys_root(user, base)
 # ---- the notebook -----------------------------------------------------------------------------
 
 
-def test_the_notebook_trains_saves_and_loads_without_lightning_and_hf_peft_agrees(user, base):
-    source = (EXAMPLES / "notebook.py").read_text()
-    cells, commented = source.rsplit("# %%\n", 1)
+def test_the_notebook_trains_saves_and_loads_and_hf_peft_computes_its_logits(user, base):
+    cells, commented = (EXAMPLES / "notebook.py").read_text().rsplit("# %%\n", 1)
     assert all(line.startswith("#") for line in commented.splitlines())
     for_peft = "".join(line[2:] + "\n" for line in commented.splitlines())
-    without = 'print("Lightning:", "lightning" in sys.modules, "jsonargparse" in sys.modules)\n'
-    (user / "notebook.py").write_text(cells + without + for_peft)
+    (user / "notebook.py").write_text(cells + for_peft)
     done = python(user, "notebook.py", str(base))
     assert done.returncode == 0, done.stderr
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", done.stdout)]
-    assert losses[-1] < 0.9 * losses[0]
-    assert "the loaded adapter answers the same: True" in done.stdout
-    assert "Lightning: False False" in done.stdout
-    assert (user / "runs" / "notebook" / "adapter_config.json").is_file()
+    assert len(losses) >= 3
+    assert losses[-1] < losses[0] - 0.1
+    assert (user / "runs" / "notebook" / "adapter" / "adapter_config.json").is_file()
     difference = re.search(r"differ from ours by at most (\S+)", done.stdout)
     assert float(difference[1]) < 1e-4
 
 
 def test_the_options_of_a_notebooks_kernel_are_not_taken_for_a_model(monkeypatch):
-    cell = (EXAMPLES / "notebook.py").read_text().split("# %%\n")[1]
-    default = re.search(r'^MODEL = "(.*)"', cell, re.MULTILINE)[1]
-    for arguments, expected in (["-f", "kernel.json"], default), (["own/model"], "own/model"):
+    cell = (EXAMPLES / "notebook.py").read_text().split("# %%\n")[1].split("# %%")[0]
+    base = re.search(r'^BASE = "(.*?)"', cell, re.MULTILINE)[1]
+    rows = re.search(r'^ROWS = "(.*?)"', cell, re.MULTILINE)[1]
+    for arguments, expected in (
+        (["-f", "kernel.json"], [base, rows]),
+        (["--f=kernel.json"], [base, rows]),
+        (["own/model"], ["own/model", rows]),
+        (["own/model", "own.jsonl"], ["own/model", "own.jsonl"]),
+    ):
         monkeypatch.setattr(sys, "argv", ["program", *arguments])
         names: dict[str, Any] = {}
         exec(cell, names)
-        assert names["MODEL"] == expected
+        assert [names["BASE"], names["ROWS"]] == expected
 
 
 # ---- the home assistant's rows ----------------------------------------------------------------
