@@ -40,6 +40,7 @@ from peft_lightning.losses import (
     linear_cross_entropy,
     logits_cross_entropy,
 )
+from peft_lightning.norms import fuse_norms
 from peft_lightning.preemption import StopOnSignal
 from peft_lightning.recompute import recompute_activations
 from peft_lightning.report import ProgressBar, Samples, Summary, Throughput
@@ -130,6 +131,7 @@ class CausalLMModule(L.LightningModule):
         )
         self.load_tokenizer()
         self.fingerprint = base_fingerprint(model)
+        fuse_norms(model)
         self.adapter.attach(model)
         if self.activation_checkpointing:
             recompute_activations(model)
