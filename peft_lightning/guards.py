@@ -75,5 +75,6 @@ class Guards(Callback):
         if norm == 0:
             raise RuntimeError(
                 f"all gradients of the first step are zero: {module.adapter} is not part of "
-                "what the loss depends on; look at target_modules"
+                "what the loss depends on; look at target_modules or, for virtual tokens, at a "
+                "sliding window that they lie outside of"
             )

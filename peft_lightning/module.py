@@ -282,7 +282,10 @@ class CausalLMModule(L.LightningModule):
 
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         with _eval_mode(self.model):
-            problem = attention.isolation_error(forward, vocabulary, self.device)
+            try:
+                problem = attention.isolation_error(forward, vocabulary, self.device)
+            except Exception as error:  # whatever a model makes of inputs it does not know
+                problem = f"its forward fails on them: {error}"
         if problem:
             raise ValueError(
                 f"{type(self.model).__name__} cannot train on flat batches: {problem}. "

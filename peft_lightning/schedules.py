@@ -21,13 +21,13 @@ class Schedule(ABC):
         warmup: Warm-up, as a share of all optimizer steps if below 1, else as a number of steps.
 
     Raises:
-        ValueError: If ``warmup`` is negative.
+        ValueError: If ``warmup`` is negative, or a number of steps that is not whole.
     """
 
     warmup: float = 0.03
 
     def __post_init__(self) -> None:
-        if self.warmup < 0:
+        if self.warmup < 0 or (self.warmup >= 1 and self.warmup != int(self.warmup)):
             raise ValueError(
                 f"warmup must be a share of the steps in [0, 1) or a number of steps, "
                 f"got {self.warmup}"

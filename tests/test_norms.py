@@ -24,9 +24,9 @@ def test_it_is_the_input_over_its_root_mean_square_in_float64():
     y, grad = outputs(layer, x)
     assert_close(y, layer.weight * x / root, rtol=1e-14, atol=1e-14)
     expected = outputs(
-        lambda x: layer.weight
-        * x
-        / (x.square().mean(-1, keepdim=True) + layer.variance_epsilon).sqrt(),
+        lambda x: (
+            layer.weight * x / (x.square().mean(-1, keepdim=True) + layer.variance_epsilon).sqrt()
+        ),
         x,
     )[1]
     assert_close(grad, expected, rtol=1e-12, atol=1e-12)

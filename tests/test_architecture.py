@@ -1,0 +1,121 @@
+"""The three floors: who may import whom, read from the sources."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "peft_lightning"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# unit -> floor; a unit of floor 1 imports no other unit, those above only lower ones or their own
+UNITS = {
+    **dict.fromkeys(["adapters", "data", "base_model", "losses", "attention"], 1),
+    **dict.fromkeys(["schedules", "generation", "recompute", "norms"], 1),
+    **dict.fromkeys(["module", "checkpoint", "preemption", "report", "guards"], 2),
+    **dict.fromkeys(["__main__", "cli", "commands"], 3),
+}
+PARTS = {"cpu_attention": "attention", "": "version"}  # files that belong to a unit beside them
+
+LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
+    1: {"torch", "transformers", "safetensors", "numpy", "tokenizers"},
+    2: {"torch", "transformers", "safetensors", "numpy", "lightning", "torchmetrics"},
+    3: {"torch", "transformers", "lightning", "jsonargparse", "yaml"},
+}
+ALSO = {
+    "data/sources.py": {"datasets", "pyarrow"},
+    "data/cache.py": {"filelock"},
+    "data/templates.py": {"jinja2"},
+    "data/datamodule.py": {"lightning"},
+    "base_model/loading.py": {"gguf"},
+    "base_model/places.py": {"huggingface_hub"},
+}
+BEFORE_THE_COMMAND_IS_KNOWN = ["__init__.py", "__main__.py", "cli_help.py", "cli_given.py"]
+HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}
+
+
+def unit_of(name: str) -> str:
+    """Return the unit of a module: its folder, its file, or cli for what serves that."""
+    first = name.split(".")[0].removesuffix(".py")
+    return "cli" if first.startswith("cli_") else PARTS.get(first, first)
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Return the full names of the modules that are imported anywhere in ``tree``."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found.add(node.module)
+            if node.module == "peft_lightning":
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def relative(file: Path) -> str:
+    return file.relative_to(PACKAGE).as_posix()
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.name != "__init__.py"], ids=relative)
+def test_a_file_imports_only_from_below(file):
+    own = unit_of(relative(file).replace("/", "."))
+    names = {n.partition("peft_lightning.")[2] for n in imports(ast.parse(file.read_text()))}
+    others = {unit_of(n) for n in names if n and n != "__version__"} - {own}
+    floor = UNITS[own]
+    allowed = {u for u, f in UNITS.items() if f < floor} | ({"cli"} if own == "__main__" else set())
+    if floor == 2:
+        allowed |= {u for u, f in UNITS.items() if f == 2} - {"data"}
+        allowed -= {"data"}  # the module knows batches, not where they come from
+    assert others <= allowed
+
+
+def test_modules_of_one_floor_do_not_import_each_other_in_a_circle():
+    edges: dict[str, set[str]] = {}
+    for file in FILES:
+        name = relative(file).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        tree = ast.parse(file.read_text())
+        top = ast.Module([n for n in tree.body if not isinstance(n, ast.If)], [])
+        found = {n.removeprefix("peft_lightning.") for n in imports(top) if "peft_lightning." in n}
+        edges[name] = found - {name}
+    while leaves := [name for name, found in edges.items() if not found & edges.keys()]:
+        for name in leaves:
+            del edges[name]
+    assert not edges, f"a circle among {sorted(edges)}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_a_file_uses_the_libraries_of_its_floor(file):
+    floor = UNITS.get(unit_of(relative(file).replace("/", ".")), 3)
+    roots = {name.split(".")[0] for name in imports(ast.parse(file.read_text()))}
+    foreign = roots - sys.stdlib_module_names - {"peft_lightning"}
+    assert foreign <= LIBRARIES[floor] | ALSO.get(relative(file), set())
+
+
+@pytest.mark.parametrize("name", BEFORE_THE_COMMAND_IS_KNOWN)
+def test_nothing_heavy_is_imported_before_the_command_is_known(name):
+    body = [n for n in ast.parse((PACKAGE / name).read_text()).body if not isinstance(n, ast.If)]
+    at_top = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
+    roots = {name.split(".")[0] for name in imports(ast.Module(at_top, []))}
+    assert roots <= sys.stdlib_module_names | {"yaml", "peft_lightning"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_a_file_says_its_subject_and_has_a_home(file):
+    assert not HOMELESS & set(relative(file).removesuffix(".py").split("/"))
+    doc = ast.get_docstring(ast.parse(file.read_text()))
+    assert doc
+    assert doc.split("\n")[0].endswith((".", ":"))
+
+
+def test_every_dependency_is_used_and_every_library_declared():
+    import tomllib
+
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    names = {"jinja2": "Jinja2", "yaml": "PyYAML"}
+    declared = {d.split("[")[0].split(">")[0].split("=")[0] for d in project["dependencies"]}
+    used = set.union(*LIBRARIES.values(), *ALSO.values())
+    # imported by the libraries themselves: transformers' loading, Lightning's default logger
+    assert declared - {"accelerate", "tensorboard"} == {names.get(name, name) for name in used}

@@ -1,0 +1,124 @@
+"""The loss over labelled positions against its definition in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from peft_lightning.losses import (
+    head_options,
+    labelled_positions,
+    linear_cross_entropy,
+    logits_cross_entropy,
+)
+
+
+def inputs(dtype=torch.float64, count=7):
+    torch.manual_seed(0)
+    hidden = torch.randn(count, 6, dtype=dtype, requires_grad=True)
+    weight = torch.randn(11, 6, dtype=dtype, requires_grad=True)
+    bias = torch.randn(11, dtype=dtype, requires_grad=True)
+    return hidden, weight, bias, torch.randint(0, 11, (count,))
+
+
+def definition(hidden, weight, bias, targets, scale=1.0, softcap=None):
+    logits = hidden @ weight.T
+    logits = (logits if bias is None else logits + bias) * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    probability = torch.exp(logits) / torch.exp(logits).sum(-1, keepdim=True)
+    loss = -torch.log(probability[range(len(targets)), targets]).sum()
+    return loss, (logits.argmax(-1) == targets).sum()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize(
+    "options", [{}, {"scale": 0.3}, {"softcap": 2.0}, {"scale": 3.0, "softcap": 1.5}]
+)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_loss_hits_and_all_gradients_are_those_of_the_definition(chunk, options, with_bias):
+    hidden, weight, bias, targets = inputs()
+    bias = bias if with_bias else None
+    found = linear_cross_entropy(hidden, weight, targets, bias=bias, chunk=chunk, **options)
+    expected = definition(hidden, weight, bias, targets, **options)
+    assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    trained = [t for t in (hidden, weight, bias) if t is not None]
+    ours = torch.autograd.grad(found[0] * 2.5, trained)
+    theirs = torch.autograd.grad(expected[0] * 2.5, trained)
+    assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+def test_a_frozen_head_gets_no_gradient():
+    hidden, weight, _, targets = inputs()
+    loss, _ = linear_cross_entropy(hidden, weight.detach(), targets)
+    loss.backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
+def test_an_improbable_target_has_a_finite_loss_and_gradient():
+    hidden = torch.tensor([[200.0]], requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0]])
+    loss, hits = linear_cross_entropy(hidden, weight, torch.tensor([1]))
+    loss.backward()
+    assert_close(loss.item(), 400.0)
+    assert hits == 0
+    assert_close(hidden.grad, torch.tensor([[2.0]]))
+
+
+def test_no_labelled_position_gives_a_zero_that_can_be_differentiated():
+    hidden, weight, _, targets = inputs(count=0)
+    loss, hits = linear_cross_entropy(hidden, weight, targets)
+    loss.backward()
+    assert (loss, hits) == (0, 0)
+    assert hidden.grad.shape == (0, 6)
+
+
+def test_in_bfloat16_the_sum_is_float32_and_near_the_definition():
+    hidden, weight, _, targets = inputs(torch.bfloat16)
+    loss, _ = linear_cross_entropy(hidden, weight, targets, chunk=3)
+    expected, _ = definition(hidden.double(), weight.double(), None, targets)
+    assert loss.dtype == torch.float32
+    assert_close(loss.double(), expected, rtol=0.02, atol=0)  # logits have 8 bits
+
+
+def test_under_autocast_the_products_are_autocasts():
+    hidden, weight, _, targets = inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = linear_cross_entropy(hidden, weight, targets)
+    same, _ = linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), targets)
+    assert loss == same
+
+
+def test_the_loss_of_logits_is_the_sum_of_cross_entropies():
+    logits, targets = torch.randn(5, 9), torch.randint(0, 9, (5,))
+    loss, hits = logits_cross_entropy(logits, targets)
+    assert_close(loss, F.cross_entropy(logits, targets) * 5)
+    assert hits == (logits.argmax(-1) == targets).sum()
+
+
+def test_a_label_is_predicted_one_place_earlier_and_not_across_rows():
+    labels = torch.tensor([[-100, 5, 6], [7, -100, 8]])
+    positions, targets = labelled_positions(labels)
+    assert positions.tolist() == [0, 1, 4]  # 7 is the first of its row: nothing predicts it
+    assert targets.tolist() == [5, 6, 8]
+
+
+def test_a_label_is_not_predicted_across_sequences_of_a_flat_batch():
+    labels = torch.tensor([[1, 2, 3, 4, 5]])
+    positions, targets = labelled_positions(labels, torch.tensor([0, 2, 5], dtype=torch.int32))
+    assert positions.tolist() == [0, 2, 3]
+    assert targets.tolist() == [2, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ({"final_logit_softcapping": 30.0}, {"softcap": 30.0}),
+        ({"final_logit_softcapping": None}, {}),
+        ({"logit_scale": 0.0625}, {"scale": 0.0625}),
+        ({"logits_scaling": 8.0}, {"scale": 0.125}),
+    ],
+)
+def test_what_lies_between_head_and_logits_is_read_from_the_config(config, options):
+    assert head_options(config) == options

@@ -1,0 +1,264 @@
+"""What README.md shows runs, and what it names is there."""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import yaml
+
+from peft_lightning import CausalLMModule, SFTDataModule
+from peft_lightning.adapters import Adapter
+from peft_lightning.cli_signatures import options_of
+from peft_lightning.data.formats import FORMATS, NEEDS
+from tiny_run import fit
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+PROGRAM = "python -m peft_lightning"
+SMALL = {"max_steps": 2, "limit_val_batches": 1, "limit_predict_batches": 1, "accelerator": "cpu"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Return the arguments of every command of the program in a bash block."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [w[3:] for w in words if " ".join(w[:3]) == PROGRAM]
+
+
+def table(header: str) -> list[list[str]]:
+    """Return the cells of the table whose first line starts with ``header``."""
+    rows = re.search(rf"^\| {header} .*\n\|[-|:]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)[1]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines()]
+
+
+def names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+@pytest.fixture(scope="module")
+def base(base, tmp_path_factory):
+    """The tiny base with room for the home assistant's prompts, byte by byte, and answers."""
+    roomy = shutil.copytree(base, tmp_path_factory.mktemp("roomy") / "base")
+    config = json.loads((roomy / "config.json").read_text())
+    (roomy / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
+    return roomy
+
+
+def on_tiny_base(config: str, base: Path) -> str:
+    """Return a config as one of two steps on a tiny base."""
+    content = yaml.safe_load(config)
+    content["model"]["base_model"] = str(base)
+    content["model"]["dtype"] = "float32"
+    content["model"]["sample_prompts"] = ["it's freezing in the den"]
+    content["data"]["cache_dir"] = "cache"
+    content["trainer"] |= SMALL
+    return yaml.safe_dump(content)
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory, base):
+    """A folder like the repository's root, whose configs have a tiny base."""
+    folder = tmp_path_factory.mktemp("root")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    (folder / "configs").mkdir()
+    for file in (ROOT / "configs").glob("*.yaml"):
+        (folder / "configs" / file.name).write_text(on_tiny_base(file.read_text("utf-8"), base))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ran(user, base):
+    """(arguments, status, output, errors) of every command and every YAML block, in order."""
+    lines = commands()
+    for i, block in enumerate(blocks("yaml")):
+        (user / f"readme{i}.yaml").write_text(on_tiny_base(block, base))
+        lines.append(["fit", "--config", f"readme{i}.yaml"])
+    for block in blocks("console"):
+        lines += [shlex.split(line)[4:] for line in block.splitlines() if line.startswith("$ ")]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "cli_driver.py")],
+        cwd=user,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    return [(line, *result) for line, result in zip(lines, results, strict=True)]
+
+
+# ---- what it shows runs -----------------------------------------------------------------------
+
+
+def test_every_command_runs(ran):
+    checked = [result for result in ran if result[0] in commands()]
+    assert {"fit", "test", "generate"} <= {args[0] for args, *_ in checked}
+    for args, status, _, errors in checked:
+        assert status == 0, f"{args}: {errors}"
+
+
+def test_every_yaml_block_trains_and_its_folder_has_its_name(ran, user):
+    assert blocks("yaml")
+    for i in range(len(blocks("yaml"))):
+        summary = user / "runs" / f"readme{i}" / "summary.json"
+        assert json.loads(summary.read_text())["steps"] == 2
+
+
+def test_every_session_shows_the_real_output(ran):
+    sessions = [session for block in blocks("console") for session in block.split("$ ")[1:]]
+    assert sessions
+    shown = ran[-len(sessions) :]
+    for session, (_, status, output, errors) in zip(sessions, shown, strict=True):
+        assert (output + errors).splitlines() == session.splitlines()[1:]
+        assert status == (2 if "error: " in session else 0)
+
+
+def test_the_other_commands_are_scripts_that_are_there():
+    lines = [shlex.split(line, comments=True) for b in blocks("bash") for line in b.splitlines()]
+    others = [words for words in lines if words and " ".join(words[:3]) != PROGRAM]
+    assert len(others) >= 2
+    for program, argument in others:
+        assert program == "bash"
+        assert (ROOT / argument).is_file()
+
+
+def test_the_tree_shows_what_a_run_leaves(ran, user):
+    """Every path in it is there, and nothing lies in the run's folder that it does not name."""
+    block = re.search(r"^```\n(runs/\S+/ .*?)^```$", README, re.MULTILINE | re.DOTALL)[1]
+    first, *rest = [line.split()[0] for line in block.splitlines()]
+    assert len(rest) > 4
+    assert [path for path in rest if not (user / first / path).exists()] == []
+    assert {path.split("/")[0] for path in rest} == {f.name for f in (user / first).iterdir()}
+
+
+@pytest.fixture
+def python_blocks(base, tmp_path, monkeypatch):
+    """The names that each Python block defines, on a tiny base."""
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for source in blocks("python"):
+        source = source.replace('"HuggingFaceTB/SmolLM2-135M-Instruct"', repr(str(base)))
+        defined: dict[str, Any] = {}
+        exec(source, defined)
+        found.append(defined)
+    return found
+
+
+def test_every_python_block_runs_and_the_notebook_cell_leaves_the_base_as_it_was(
+    python_blocks, base, tmp_path
+):
+    import torch
+
+    from peft_lightning import load_adapter, load_base_model
+
+    cell = next(names for names in python_blocks if "adapter" in names)
+    fresh = load_base_model(str(base)).state_dict()
+    assert fresh.keys() == cell["model"].state_dict().keys()
+    assert all(torch.equal(t, fresh[n]) for n, t in cell["model"].state_dict().items())
+    (folder,) = re.findall(r'^save_adapter\(.*"(runs/\S+)"', README, re.MULTILINE)
+    assert load_adapter(cell["model"], tmp_path / folder).r == cell["adapter"].r
+
+
+def test_the_experiment_trains(python_blocks, base, rows, tmp_path):
+    values = [value for names in python_blocks for value in names.values()]
+    classes = [v for v in values if isinstance(v, type) and issubclass(v, CausalLMModule)]
+    (experiment,) = {cls for cls in classes if cls is not CausalLMModule}
+    trainer = fit(base, rows, tmp_path / "run", module_class=experiment, max_steps=2)
+    assert trainer.global_step == 2
+
+
+# ---- what it names is there -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_local_link_points_to_something_that_is_there(page):
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text("utf-8"))
+    local = [link for link in links if not link.startswith("https://")]
+    assert page != "README.md" or len(local) >= 3
+    assert [link for link in local if not (ROOT / link).exists()] == []
+
+
+def test_the_commit_hooks_are_commands_of_the_test_script():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    script = (ROOT / "scripts" / "test.sh").read_text().splitlines()
+    checks = [line.removesuffix(" .") for line in script if line.startswith(".venv/bin/")]
+    assert [hook["entry"] for hook in hooks] == checks[:3]
+    assert {hook["language"] for hook in hooks} == {"system"}  # which fetches nothing
+
+
+def test_every_option_it_names_exists():
+    sections: dict[str, type] = {
+        "model": CausalLMModule,
+        "data": SFTDataModule,
+        "trainer": L.Trainer,
+    }
+    known = {f"{name}.{option}" for name, cls in sections.items() for option in options_of(cls)}
+    known |= {
+        f"model.adapter.{field.name}"
+        for cls in Adapter.by_peft_type.values()
+        for field in dataclasses.fields(cls)
+    }
+    known |= {"model.class_path", "model.adapter.help"}
+    text = re.sub(r"^```console\n.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    named = re.findall(r"(?:--|`)((?:model|data|trainer)\.[\w.]+)", text)
+    assert len(named) > 4
+    assert set(named) <= known
+
+
+def test_the_table_of_methods_has_every_adapter_with_its_rate_and_its_own_options():
+    rows = {names(row[0])[0]: row for row in table("adapter")}
+    assert set(rows) == {cls.__name__ for cls in Adapter.by_peft_type.values()}
+    for cls in Adapter.by_peft_type.values():
+        _, _, rate, options = rows[cls.__name__]
+        fields = {field.name for field in dataclasses.fields(cls)}
+        assert float(rate) == cls.learning_rate
+        assert {name for name in names(options) if "_" in name and name.islower()} <= fields
+        assert bool(fields) == bool(names(options))
+
+
+def test_the_table_of_formats_has_every_format_with_the_columns_it_needs():
+    rows = {names(row[0])[0]: names(row[1]) for row in table("`data.format`")}
+    own = [name for name in rows if "." in name]
+    assert len(own) == 1
+    assert set(rows) - set(own) == set(FORMATS)
+    for name, needed in NEEDS.items():
+        assert set(needed) <= set(rows[name])
+
+
+# ---- what it says of a signal -----------------------------------------------------------------
+
+
+def test_sigterm_gives_the_status_that_it_says_and_leaves_a_checkpoint(user):
+    said = re.search(r"Ctrl-C and SIGTERM .*?exit with 130 and (\d+)", README, re.DOTALL)[1]
+    root = user / "runs" / "stopped"
+    command = [sys.executable, "-m", "peft_lightning", "fit", "--config", "configs/lora.yaml"]
+    command += ["--trainer.max_steps", "-1", "--trainer.max_epochs", "10000"]
+    command += ["--trainer.default_root_dir", str(root), "--trainer.enable_progress_bar", "false"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=user, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not (root / "config.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)  # it is written when training starts
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == int(said), errors.decode()
+    assert (root / "checkpoints" / "last.ckpt" / "trainer_state.pt").is_file()
