@@ -29,7 +29,8 @@ class StopOnSignal(Callback):
         self._previous: dict[int, Any] = {}
         self._pid = os.getpid()
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # not earlier: Lightning's own handler, which ends a run within a step, comes after setup
         self._pid = os.getpid()
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._handle)

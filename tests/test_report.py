@@ -1,0 +1,122 @@
+"""What a run tells: the table, the bar, the logged values, summary.json, the samples."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from peft_lightning import LoRA
+from peft_lightning.report import ProgressBar, trained_table, useful_tokens
+from tiny import tiny_model
+from tiny_run import byte_tokenizer, fit
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, base, rows):
+    root = tmp_path_factory.mktemp("report") / "run"
+    options = {"sample_prompts": ["say 1", "say 2"], "sample_max_new_tokens": 4}
+    logger = CSVLogger(root, name="logs")
+    trainer = fit(
+        base, rows, root, module=options, data={"val_fraction": 0.25}, logger=logger,
+        log_every_n_steps=1, enable_progress_bar=True,
+    )  # fmt: skip
+    return trainer, root
+
+
+def test_the_table_counts_what_is_trained_by_pattern():
+    model = tiny_model("llama")
+    LoRA(r=2, target_modules=["q_proj", "down_proj"]).attach(model)
+    lines = trained_table(model).splitlines()
+    numbers = {line.split()[0]: line.split()[1:3] for line in lines[1:-1]}
+    queries, downs = 2 * 2 * (32 + 32), 2 * 2 * (48 + 32)
+    assert numbers["model.layers.*.self_attn.q_proj"] == ["4", str(queries)]
+    assert numbers["model.layers.*.mlp.down_proj"] == ["4", str(downs)]
+    assert numbers["all"] == ["8", str(queries + downs)]
+    share = (queries + downs) / sum(p.numel() for p in model.parameters())
+    assert f"{share:.4%}" in lines[-2]
+    assert f"{4 * (queries + downs):,}" in lines[-2]
+
+
+def test_the_summary_holds_the_runs_real_numbers(run, rows):
+    trainer, root = run
+    summary = json.loads((root / "summary.json").read_text())
+    model = trainer.lightning_module.model
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert summary["status"] == "finished"
+    assert (summary["method"], summary["steps"], summary["epochs"]) == ("LORA", 10, 2)
+    assert summary["trainable_parameters"] == sum(p.numel() for p in trained)
+    assert summary["total_parameters"] == sum(p.numel() for p in model.parameters())
+    sizes = trainer.datamodule.sizes["train"]
+    assert sizes["rows"] == 18
+    assert summary["tokens"] == 2 * sizes["tokens"]
+    assert summary["tokens_per_second"] > 0
+    assert summary["peak_memory_bytes"] > 50e6  # torch alone is more
+    assert summary["seed"] == 0
+    assert summary["data_hash"] == trainer.datamodule.data_hash
+    assert summary["base_fingerprint"] == trainer.lightning_module.fingerprint
+    assert summary["versions"]["torch"] == torch.__version__
+    assert summary["best_val_loss"] == pytest.approx(
+        min(float(row["val/loss"]) for row in logged(root) if row["val/loss"])
+    )
+
+
+def logged(root):
+    with (root / "logs" / "version_0" / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_step_and_validation_is_logged(run):
+    _, root = run
+    steps = [row for row in logged(root) if row["train/loss"]]
+    assert len(steps) == 10
+    for name in ("grad_norm", "tokens_per_second", "peak_memory_mib", "lr"):
+        assert all(float(row[name]) >= 0 for row in steps)
+    validations = [row for row in logged(root) if row["val/loss"]]
+    assert len(validations) == 2
+    for row in validations:
+        loss = torch.tensor(float(row["val/loss"]))
+        assert float(row["val/perplexity"]) == pytest.approx(loss.exp().item(), rel=1e-5)
+        assert 0 <= float(row["val/accuracy"]) <= 1
+
+
+def test_token_accuracy_is_the_share_of_tokens_that_were_likeliest(run):
+    trainer, _ = run
+    module, hits, total = trainer.lightning_module, 0, 0
+    module.eval()
+    with torch.no_grad():
+        for batch in trainer.datamodule.val_dataloader():
+            logits, targets = module.labelled_logits(batch)
+            hits += (logits.argmax(-1) == targets).sum().item()
+            total += len(targets)
+    assert trainer.callback_metrics["val/accuracy"].item() == pytest.approx(hits / total)
+
+
+def test_samples_are_written_at_each_validation(run):
+    trainer, root = run
+    rows = [json.loads(line) for line in (root / "samples.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["prompt"]) for r in rows] == [
+        (step, prompt) for step in (5, 10) for prompt in ("say 1", "say 2")
+    ]
+    answers = trainer.lightning_module.generate(["say 1", "say 2"], 4)
+    assert [r["answer"] for r in rows[2:]] == answers
+    assert all(len(byte_tokenizer()(a)["input_ids"]) <= 4 for a in answers)
+
+
+def test_the_bar_tells_the_time_left_of_the_whole_run(monkeypatch):
+    bar = ProgressBar()
+    trainer = SimpleNamespace(global_step=2, estimated_stepping_batches=12, training=True)
+    now = iter([100.0, 700.0])
+    monkeypatch.setattr("peft_lightning.report.time.monotonic", lambda: next(now))
+    assert bar._time_left(trainer) is None  # nothing measured yet
+    trainer.global_step = 4
+    assert bar._time_left(trainer) == "0:40:00"  # 8 steps of 300 s
+
+
+def test_useful_tokens_leave_out_padding():
+    ids = torch.zeros(2, 5)
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
+    assert useful_tokens({"input_ids": ids, "attention_mask": mask}) == 7
+    assert useful_tokens({"input_ids": ids}) == 10
