@@ -1,0 +1,204 @@
+"""Speed and memory of one optimizer step against TRL, HF PEFT and litgpt, in one interleaved run.
+
+    python scripts/benchmarks/throughput.py [--quick] [--only NAME ...] [--write FILE]
+
+Each round runs every variant in a fresh process; a variant's first step is warm-up. The last
+line is a JSON object: ``ratio`` (useful tokens/s of ours over theirs, in bf16, by medians over
+all steps) and ``memory_ratio`` (peak memory of theirs over ours).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+MODEL = "~/.cache/peft_lightning/models/SmolLM2-135M-Instruct"
+BASELINES = ("trl_default", "trl_grouped", "peft_padded", "peft_packed", "litgpt")
+NEEDS = {"trl_default": "trl", "trl_grouped": "trl", "litgpt": "litgpt"}
+NEEDS |= dict.fromkeys(["peft_padded", "peft_packed", "peft_prompt"], "peft")
+QUICK = ("ours", "ours_recomputed", *BASELINES)
+
+
+def main() -> None:
+    """Measure, print the table, and the JSON object as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=MODEL, help="a model's folder or hub id")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="of a process, the first is warm-up")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--only", nargs="+", help="variants, besides ours")
+    parser.add_argument("--quick", action="store_true", help="one round of two steps")
+    parser.add_argument("--write", type=Path, help="Markdown file for the table")
+    options = parser.parse_args()
+    options.model = str(Path(options.model).expanduser())
+    if options.quick:
+        options.rounds, options.steps = 1, 2
+    names = ["ours", *(options.only or [*QUICK[1:], "ours_prompt", "peft_prompt"])]
+    if options.quick and not options.only:
+        names = list(QUICK)
+    results = measure(names, options)
+    limit = gemm_limit(options)
+    table = report(results, limit, options)
+    print(table)
+    if options.write:
+        options.write.write_text(table + "\n")
+    print(json.dumps(summary(results, limit)))
+
+
+def measure(names: list[str], options: Any) -> dict[str, list[dict[str, Any]]]:
+    """Return the measurements of each variant, one entry a round; None for one that failed."""
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for number in range(options.rounds):
+        for name in names:
+            if (needed := NEEDS.get(name)) and importlib.util.find_spec(needed) is None:
+                print(f"{name}: {needed} is not installed", file=sys.stderr)
+                continue
+            started = time.perf_counter()
+            if found := run(name, options):
+                results[name].append(found)
+            spent = time.perf_counter() - started
+            print(f"round {number + 1}: {name} in {spent:.0f} s", file=sys.stderr, flush=True)
+    return results
+
+
+def run(name: str, options: Any) -> dict[str, Any] | None:
+    """Run a variant in a process of its own."""
+    command = [sys.executable, str(HERE / "variants.py"), name, "--model", options.model]
+    for option in ("steps", "batch_size", "precision", "device"):
+        command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        return None
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def rate(found: list[dict[str, Any]], clock: str = "wall") -> float | None:
+    """Return the median useful tokens per second, without each process's first step.
+
+    TRL draws its own batches, so the tokens of a step are the mean over all of its rows.
+    """
+    rates = [
+        sum(r["tokens"]) / len(r["tokens"]) / seconds if r["own_batches"] else tokens / seconds
+        for r in found
+        for tokens, seconds in list(zip(r["tokens"], r[clock], strict=True))[1:]
+    ]
+    return statistics.median(rates) if rates else None
+
+
+def gemm_limit(options: Any) -> float:
+    """Return tokens per second if the matrix products of a step were all it did.
+
+    The products that no LoRA on this model can leave out: each linear layer forward and for the
+    gradient of its input, the adapter's, and the head at labelled tokens. At the rate measured
+    here for the model's own shapes.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(options.model)
+    dim, inner = config.hidden_size, config.intermediate_size
+    shared = config.num_key_value_heads * (dim // config.num_attention_heads)
+    shapes = [(dim, dim)] * 2 + [(dim, shared)] * 2 + [(dim, inner)] * 2 + [(inner, dim)]
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    tokens = 1764
+    work = [
+        (
+            torch.randn(tokens, i).to(options.device, dtype),
+            torch.randn(i, o).to(options.device, dtype),
+        )
+        for i, o in shapes
+    ]
+    seconds = []
+    for _ in range(12):
+        started = time.perf_counter()
+        for x, w in work:
+            x @ w
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    weights = sum(i * o for i, o in shapes)
+    flops = 2 * tokens * weights / statistics.median(seconds)
+    adapter = 16 * sum(i + o for i, o in shapes)
+    head = config.vocab_size * dim / 3  # a third of the tokens is labelled
+    needed = config.num_hidden_layers * (4 * weights + 6 * adapter) + 4 * head
+    return flops / needed
+
+
+def summary(results: dict[str, list[dict[str, Any]]], limit: float) -> dict[str, Any]:
+    """Return the ratios; None for a variant without a measurement."""
+    own, memory = rate(results["ours"]), peak(results["ours"])
+    assert own is not None
+    assert memory is not None
+    rates = {name: rate(results.get(name, [])) for name in BASELINES}
+    peaks = {name: peak(results.get(name, [])) for name in BASELINES}
+    prompts = rate(results.get("ours_prompt", [])), rate(results.get("peft_prompt", []))
+    recomputed = peak(results.get("ours_recomputed", []))
+    trl = peaks["trl_default"]
+    return {
+        "ratio": {n: None if r is None else round(own / r, 2) for n, r in rates.items()},
+        "memory_ratio": {n: None if p is None else round(p / memory, 2) for n, p in peaks.items()},
+        "memory_ratio_recomputed": round(trl / recomputed, 2) if trl and recomputed else None,
+        "prompt_tuning_ratio": round(prompts[0] / prompts[1], 2) if all(prompts) else None,
+        "share_of_gemm_limit": round(own / limit, 3),
+    }
+
+
+def peak(found: list[dict[str, Any]]) -> float | None:
+    """Return the median peak memory in bytes."""
+    return statistics.median(r["peak_bytes"] for r in found) if found else None
+
+
+def report(results: dict[str, list[dict[str, Any]]], limit: float, options: Any) -> str:
+    """Return the table as Markdown, with the machine's description."""
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    lines = [
+        f"{datetime.date.today()}, {os.cpu_count()} cores of {cpu}, {options.device}, "
+        f"{options.precision}, {options.rounds} rounds of {options.steps - 1} steps, "
+        f"batches of {options.batch_size} rows",
+        "",
+        "| variant | useful tokens/s | CPU us per token | peak MiB | ours is faster by | "
+        "first losses |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    own = rate(results["ours"]) or 1.0
+    for name, found in results.items():
+        speed, cpu_rate, memory = rate(found), rate(found, "cpu"), peak(found)
+        if speed is None or cpu_rate is None or memory is None:
+            lines.append(f"| {name} | not measured | | | | |")
+            continue
+        losses = ", ".join(f"{loss:.3f}" for loss in found[0]["losses"][:2])
+        lines.append(
+            f"| {name} | {speed:,.0f} | {1e6 / cpu_rate:,.0f} | {memory / 2**20:,.0f} "
+            f"| {own / speed:.2f} | {losses} |"
+        )
+    lines += [
+        "",
+        f"Limit by matrix products: {limit:,.0f} tokens/s; ours is {own / limit:.0%} of it.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
