@@ -69,6 +69,7 @@ class CausalLMModule(L.LightningModule):
             its activations.
         sample_prompts: Prompts whose greedy answers are logged at each validation.
         sample_max_new_tokens: Length limit of those answers.
+        predict_max_new_tokens: Length limit of the answers of ``predict``.
         attn_implementation: auto (flat batches, one attention per sequence) or a name that
             transformers knows, such as sdpa, eager, flash_attention_2.
         trust_remote_code: Whether code that comes with the base model may run.
@@ -86,6 +87,7 @@ class CausalLMModule(L.LightningModule):
         activation_checkpointing: bool = False,
         sample_prompts: list[str] | None = None,
         sample_max_new_tokens: int = 64,
+        predict_max_new_tokens: int = 128,
         attn_implementation: str = "auto",
         trust_remote_code: bool = False,
         revision: str | None = None,
@@ -102,6 +104,7 @@ class CausalLMModule(L.LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.sample_prompts = sample_prompts or []
         self.sample_max_new_tokens = sample_max_new_tokens
+        self.predict_max_new_tokens = predict_max_new_tokens
         self.attn_implementation = attn_implementation
         self.trust_remote_code = trust_remote_code
         self.revision = revision
@@ -367,7 +370,7 @@ class CausalLMModule(L.LightningModule):
             ids[mask.bool()].tolist()
             for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
         ]
-        answers = self.generate(rows)
+        answers = self.generate(rows, self.predict_max_new_tokens)
         return [{"index": i, "text": t} for i, t in zip(batch["index"], answers, strict=True)]
 
     def generate(

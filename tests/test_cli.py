@@ -370,6 +370,7 @@ def runs(tmp_path_factory, base, rows):
         "predict": [
             *["predict", "--config", "good.yaml", "--ckpt_path", "last"],
             *["--data.predict", "rows.jsonl", "--trainer.limit_predict_batches", "1"],
+            *["--model.predict_max_new_tokens", "3"],
         ],
         "config_last": [
             *["fit", "--trainer.default_root_dir", "late", "--model.adapter.r", "5"],
@@ -443,6 +444,7 @@ def test_predict_writes_each_row_with_its_answer(runs):
     lines = (user / "runs" / "good" / "predictions.jsonl").read_text().splitlines()
     rows = (user / "rows.jsonl").read_text().splitlines()
     assert len(lines) == 4
+    assert all(len(json.loads(line)["prediction"]) <= 3 for line in lines)  # tokens are bytes
     assert {**json.loads(rows[0]), "prediction": json.loads(lines[0])["prediction"]} == json.loads(
         lines[0]
     )
