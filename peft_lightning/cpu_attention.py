@@ -2,8 +2,7 @@
 
 torch's own CPU kernel multiplies bfloat16 numbers one by one in its backward pass, and computes
 much of what the causal mask then discards. Here every product goes to the matrix library, the
-scores stay in float32, and nothing but query, key and value is kept for the backward pass
-(measured by ``scripts/benchmarks/attention.py``).
+scores stay in float32, and nothing but query, key and value is kept for the backward pass.
 """
 
 from __future__ import annotations

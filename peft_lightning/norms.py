@@ -1,7 +1,7 @@
 """RMSNorm of a frozen base as one function: its input is all that is kept for the backward pass.
 
-As transformers writes it, autograd keeps five tensors of the input's size, most of them in
-float32; in a small model that is more than attention and MLP keep together.
+As transformers writes it, autograd keeps several tensors of the input's size, most of them in
+float32.
 """
 
 from __future__ import annotations
