@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,7 @@ from peft_lightning.base_model import (
 from peft_lightning.checkpoint import AdapterCheckpointIO, Checkpoints, ExactResume, check_same_run
 from peft_lightning.generation import encode_prompt, generate_tokens
 from peft_lightning.guards import Guards
-from peft_lightning.losses import (
-    head_options,
-    labelled_positions,
-    linear_cross_entropy,
-    logits_cross_entropy,
-)
+from peft_lightning.labelled import LabelledOutputs
 from peft_lightning.norms import fuse_norms
 from peft_lightning.preemption import StopOnSignal
 from peft_lightning.recompute import recompute_activations
@@ -112,8 +106,6 @@ class CausalLMModule(L.LightningModule):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.fingerprint: dict[str, Any] | None = None
         self.hits: Tensor | None = None  # correct predictions of the last nll, if it counts them
-        self._flat_verified = False
-        self._plain_head: bool | None = None
         self._step_nll: Tensor | float = 0.0
         self._step_tokens: Tensor | int = 0
         self.val_nll, self.val_hits = MeanMetric(), MeanMetric()
@@ -139,6 +131,7 @@ class CausalLMModule(L.LightningModule):
         if self.activation_checkpointing:
             recompute_activations(model)
         self.model = model
+        self.outputs = LabelledOutputs(model, self.adapter)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the base's tokenizer; loaded once, by the data module before the model is."""
@@ -204,96 +197,15 @@ class CausalLMModule(L.LightningModule):
 
     def nll(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed loss of ``batch`` in nats and the number of tokens it covers."""
-        inputs, positions, targets = self._inputs(batch)
-        if self._has_plain_head():
-            hidden = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
-            head = self.model.get_output_embeddings()
-            nll, self.hits = linear_cross_entropy(
-                hidden.flatten(0, 1)[positions],
-                head.weight,
-                targets,
-                bias=head.bias,
-                **head_options(self.model.config.to_dict()),
-            )
-        else:
-            logits = self._logits(inputs, positions)
-            nll, self.hits = logits_cross_entropy(logits, targets)
-        return nll, torch.tensor(len(targets), device=nll.device)
+        nll, tokens, self.hits = self.outputs.nll(batch)
+        return nll, tokens
 
     def labelled_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the logits that predict labelled tokens, (N, V), and those tokens, (N,).
 
         What another loss in ``nll`` starts from; the default one never holds all of them.
         """
-        inputs, positions, targets = self._inputs(batch)
-        return self._logits(inputs, positions), targets
-
-    def _inputs(self, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
-        """Return the model's inputs, the places whose outputs are labelled, and their targets."""
-        inputs = dict(self.adapter.prepare_inputs(self.model, batch))
-        positions, targets = labelled_positions(inputs.pop("labels"), inputs.get("cu_seq_lens"))
-        return self._model_inputs(inputs), positions, targets
-
-    def _model_inputs(self, inputs: Batch) -> Batch:
-        """Turn a batch into what the model's forward takes; the first flat one is verified."""
-        if "cu_seq_lens" in inputs:
-            if not self._flat_verified:
-                self._verify_flat()
-            inputs = {**inputs, **attention.flat_inputs(inputs)}
-            del inputs["cu_seq_lens"]
-            if self.model.config._attn_implementation != attention.NAME:
-                for name in ("seq_lens", "attention_mask"):  # transformers' own packed masks
-                    del inputs[name]
-        return inputs
-
-    def _logits(self, inputs: Batch, positions: Tensor) -> Tensor:
-        """Return the model's own logits at ``positions`` of the flattened batch."""
-        flat = "position_ids" in inputs
-        keep = positions if flat else 0  # 0: all, as the rows of a padded batch keep different ones
-        logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits.flatten(0, 1)
-        return logits if flat else logits[positions]
-
-    def _has_plain_head(self) -> bool:
-        """Whether the loss may skip the model's own head; found out once."""
-        if self._plain_head is None:
-            with _eval_mode(self.model):
-                self._plain_head = self._check_plain_head()
-        return self._plain_head
-
-    def _check_plain_head(self) -> bool:
-        """Whether the logits are just the output embedding's, soft-capped and scaled at most."""
-        head = self.model.get_output_embeddings()
-        decoder = getattr(self.model, "get_decoder", lambda: None)()
-        if type(head) is not nn.Linear or decoder is None or decoder is self.model:
-            return False
-        ids = torch.arange(4, device=head.weight.device)[None] % head.out_features
-        options = head_options(self.model.config.to_dict())
-        with torch.no_grad():
-            hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
-            logits = self.model(input_ids=ids, use_cache=False).logits
-            ours = head(hidden) * options.get("scale", 1.0)
-            if cap := options.get("softcap"):
-                ours = cap * torch.tanh(ours / cap)
-        return torch.allclose(ours.float(), logits.float(), rtol=1e-2, atol=1e-3)
-
-    def _verify_flat(self) -> None:
-        """Refuse a model whose flat batches mix their sequences."""
-        self._flat_verified = True
-
-        def forward(batch: Batch) -> Tensor:
-            return self.model(**self._model_inputs(batch), use_cache=False).logits
-
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        with _eval_mode(self.model):
-            try:
-                problem = attention.isolation_error(forward, vocabulary, self.device)
-            except Exception as error:  # whatever a model makes of inputs it does not know
-                problem = f"its forward fails on them: {error}"
-        if problem:
-            raise ValueError(
-                f"{type(self.model).__name__} cannot train on flat batches: {problem}. "
-                "Set data.layout: padded"
-            )
+        return self.outputs.logits(batch)
 
     # ---- training -----------------------------------------------------------------------------
 
@@ -434,15 +346,3 @@ def _is_lightnings_default(callback: Callback) -> bool:
     if type(callback) is ModelCheckpoint:
         return callback.dirpath is None and callback.filename is None and callback.monitor is None
     return type(callback) in (RichProgressBar, TQDMProgressBar)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch all dropout off for a check, which then draws no random number, and back on."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

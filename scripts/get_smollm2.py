@@ -103,7 +103,7 @@ def copy_and_hash(source: IO[bytes], target: Path) -> str:
 
 def write_model(gguf: Path, folder: Path) -> None:
     """Write the GGUF file's model, tokenizer and chat template as a folder of transformers."""
-    print("converting (about 20 s) ...", flush=True)
+    print("converting ...", flush=True)
     started = time.perf_counter()
     os.environ["TQDM_DISABLE"] = "1"
     from peft_lightning.adapters.atomic import atomic_folder

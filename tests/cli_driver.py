@@ -1,4 +1,4 @@
-"""Runs many command lines in one process, so that the imports are paid once.
+"""Runs many command lines in one process, so that the imports are paid once; see ``drive``.
 
 Usage: python cli_driver.py, a list of argument lists as JSON on standard input. Prints a list of
 [exit status, standard output, standard error]; the status is "traceback" for an exception.
@@ -8,11 +8,49 @@ import contextlib
 import io
 import json
 import logging
+import os
+import subprocess
 import sys
+import time
 import traceback
 import warnings
+from pathlib import Path
+
+import torch
 
 from peft_lightning.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+
+
+def drive(folder: Path, lines: list[list[str]]) -> list[tuple[int | str, str, str]]:
+    """Run several command lines in one process; return (status, output, errors) of each."""
+    command = [sys.executable, str(Path(__file__))]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=ENVIRONMENT,
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return [tuple(result) for result in json.loads(done.stdout.splitlines()[-1])]
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    """Return when ``path`` exists."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} is not there after {seconds} s"
+        time.sleep(0.02)
+
+
+def saved_step(checkpoint: Path) -> int:
+    """Return the optimizer steps that the run behind ``checkpoint`` had made."""
+    return torch.load(checkpoint / "trainer_state.pt", weights_only=True)["global_step"]
 
 
 def run(args: list[str]) -> tuple[int | str, str, str]:

@@ -1,7 +1,6 @@
 """The command line as a user meets it: help, one line for each mistake, and what a run leaves."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -12,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
+
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
 EXPERIMENT = '''
 """An experiment."""
@@ -170,22 +170,6 @@ def run(folder: Path, *args: str, **options: object) -> subprocess.CompletedProc
     return subprocess.run(
         command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, **options
     )
-
-
-def drive(folder: Path, lines: list[list[str]]) -> list[tuple[int | str, str, str]]:
-    """Run several command lines in one process; return (status, output, errors) of each."""
-    command = [sys.executable, str(ROOT / "tests" / "cli_driver.py")]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=ENVIRONMENT,
-        input=json.dumps(lines),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return [tuple(result) for result in json.loads(done.stdout.splitlines()[-1])]
 
 
 def prepare(folder: Path, base: Path, rows: Path) -> Path:
@@ -383,6 +367,10 @@ def runs(tmp_path_factory, base, rows):
             *[*steps, "plain", "--model", "my_exp.Smoothed", "--model.smoothing", "0.4"],
             *["--model.adapter.r", "4"],
         ],
+        "own_logger": [
+            *[*steps, "own", "--trainer.logger", "lightning.pytorch.loggers.CSVLogger"],
+            *["--trainer.logger.save_dir", "elsewhere"],
+        ],
         "adapter_rate": [*steps, "rate1", "--model.optimizer", "SGD"],
         "module_rate": [
             *[*steps, "rate2", "--model.optimizer", "torch.optim.SGD"],
@@ -448,6 +436,13 @@ def test_predict_writes_each_row_with_its_answer(runs):
     assert {**json.loads(rows[0]), "prediction": json.loads(lines[0])["prediction"]} == json.loads(
         lines[0]
     )
+
+
+def test_another_logger_is_taken_by_class_path(runs):
+    user, results = runs
+    assert results["own_logger"][0] == 0, results["own_logger"][2]
+    assert list((user / "elsewhere").rglob("metrics.csv"))
+    assert not (user / "own" / "logs").exists()
 
 
 def test_configs_and_options_are_merged_from_left_to_right(runs):
@@ -526,12 +521,10 @@ def test_ctrl_c_leaves_a_checkpoint_and_status_130(user):
         stderr=subprocess.PIPE,
         text=True,
     )
-    events = user / "stopped" / "config.yaml"  # written when training starts
-    deadline = time.monotonic() + 60
-    while not events.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    last = user / "stopped" / "checkpoints" / "last.ckpt"
+    wait_for(last)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert (user / "stopped" / "checkpoints" / "last.ckpt" / "trainer_state.pt").is_file()
+    assert f"stopped at step {saved_step(last)}; " in errors
     assert "Traceback" not in errors

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from test_cli import drive
+from cli_driver import drive
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

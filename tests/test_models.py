@@ -82,6 +82,27 @@ def test_the_gradients_are_those_of_transformers_own_forward(bases, architecture
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_logits_are_never_held_by_a_model_with_a_plain_head(bases, architecture):
+    module = loaded(bases[architecture])
+    module.model.forward = None  # what would make them
+    module.outputs._plain_head = module.outputs._flat_verified = True
+    assert module.nll(flat_batch())[0] > 0
+    assert loaded(bases[architecture]).outputs._has_plain_head()
+
+
+def test_a_head_that_does_more_than_its_weight_says_computes_its_own_logits(bases):
+    module = loaded(bases["llama"])
+    module.model.lm_head.register_forward_hook(lambda head, given, logits: logits * 1.002)
+    with torch.no_grad():
+        nll, tokens = module.nll(flat_batch())
+        logits, targets = module.labelled_logits(flat_batch())
+        plain = loaded(bases["llama"]).nll(flat_batch())[0]
+    assert_close(nll, F.cross_entropy(logits, targets, reduction="sum"))
+    assert len(targets) == tokens
+    assert nll != plain
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_start_equals_the_base(bases, architecture):
     module = loaded(bases[architecture], LoRA(r=4))
     ids = sequences()[3][0][None]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from test_cli import ENVIRONMENT, MODEL
+from cli_driver import ENVIRONMENT
+from test_cli import MODEL
 
 CONFIG = """
 data: {train: rows.jsonl, batch_size: 2, cache_dir: cache, num_workers: WORKERS}

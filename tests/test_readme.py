@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import lightning as L
 import pytest
 import yaml
 
+from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
 from peft_lightning import CausalLMModule, SFTDataModule
 from peft_lightning.adapters import Adapter
 from peft_lightning.cli_signatures import options_of
@@ -90,17 +89,7 @@ def ran(user, base):
         lines.append(["fit", "--config", f"readme{i}.yaml"])
     for block in blocks("console"):
         lines += [shlex.split(line)[4:] for line in block.splitlines() if line.startswith("$ ")]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "cli_driver.py")],
-        cwd=user,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        input=json.dumps(lines),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout.splitlines()[-1])
+    results = drive(user, lines)
     return [(line, *result) for line, result in zip(lines, results, strict=True)]
 
 
@@ -263,14 +252,12 @@ def test_sigterm_gives_the_status_that_it_says_and_leaves_a_checkpoint(user):
     command = [sys.executable, "-m", "peft_lightning", "fit", "--config", "configs/lora.yaml"]
     command += ["--trainer.max_steps", "-1", "--trainer.max_epochs", "10000"]
     command += ["--trainer.default_root_dir", str(root), "--trainer.enable_progress_bar", "false"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, cwd=user, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command, cwd=user, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    deadline = time.monotonic() + 60
-    while not (root / "config.yaml").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)  # it is written when training starts
+    last = root / "checkpoints" / "last.ckpt"
+    wait_for(last)
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == int(said), errors.decode()
-    assert (root / "checkpoints" / "last.ckpt" / "trainer_state.pt").is_file()
+    assert f"stopped at step {saved_step(last)}; " in errors.decode()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from peft_lightning import LoRA
+from peft_lightning.generation import encode_prompt, find_end_ids
 from peft_lightning.report import ProgressBar, trained_table, useful_tokens
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, fit
@@ -120,3 +122,18 @@ def test_useful_tokens_leave_out_padding():
     mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
     assert useful_tokens({"input_ids": ids, "attention_mask": mask}) == 7
     assert useful_tokens({"input_ids": ids}) == 10
+
+
+def test_sample_answers_use_the_template_that_the_data_were_written_in(base, rows, tmp_path):
+    plain = tmp_path / "base"
+    shutil.copytree(base, plain)
+    tokenizer = byte_tokenizer()
+    template, tokenizer.chat_template = tokenizer.chat_template, None
+    (plain / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(plain)
+    trainer = fit(plain, rows, tmp_path / "run", data={"chat_template": template}, max_steps=1)
+    module = trainer.lightning_module
+    text = module.tokenizer.decode(encode_prompt(module.tokenizer, "hello"))
+    assert text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    end = module.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end in find_end_ids(module.model, module.tokenizer)

@@ -29,6 +29,7 @@ from peft_lightning.data.prompts import read_prompts
 from peft_lightning.data.resume import resume_point
 from peft_lightning.data.sources import Record, Source
 from peft_lightning.data.splits import Split, hold_out, listed, open_split
+from peft_lightning.data.templates import load_template
 from peft_lightning.data.tokenization import Encoder, one_of
 from peft_lightning.data.tokenizer import load_tokenizer
 
@@ -158,7 +159,10 @@ class SFTDataModule(L.LightningDataModule):
                 "no tokenizer: give data.tokenizer a hub id or a folder (without, it is that of"
                 " the base model of the module that is trained)"
             )
-        return module.load_tokenizer()
+        tokenizer = module.load_tokenizer()
+        if self.chat_template is not None:  # so that its sample answers and predictions use it too
+            tokenizer.chat_template = load_template(tokenizer, self.chat_template)
+        return tokenizer
 
     def _open(self, name: str) -> None:
         paths = self.paths[name]

@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/throughput.py [--quick] [--only NAME ...] [--write FILE]
 
-Each round runs every variant in a fresh process; a variant's first step is warm-up. The last
+Each round runs every variant in a fresh process; a variant's first two steps are warm-up. The last
 line is a JSON object: ``ratio`` (useful tokens/s of ours over theirs, in bf16, by medians over
 all steps) and ``memory_ratio`` (peak memory of theirs over ours).
 """
@@ -27,6 +27,7 @@ MODEL = "~/.cache/peft_lightning/models/SmolLM2-135M-Instruct"
 BASELINES = ("trl_default", "trl_grouped", "peft_padded", "peft_packed", "litgpt")
 NEEDS = {"trl_default": "trl", "trl_grouped": "trl", "litgpt": "litgpt"}
 NEEDS |= dict.fromkeys(["peft_padded", "peft_packed", "peft_prompt"], "peft")
+WARM_UP = 2  # steps: the allocator touches fresh memory in them
 QUICK = ("ours", "ours_recomputed", *BASELINES)
 
 
@@ -35,17 +36,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=MODEL, help="a model's folder or hub id")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="of a process, the first is warm-up")
+    parser.add_argument("--steps", type=int, default=5, help="of a process, warm-up included")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--only", nargs="+", help="variants, besides ours")
-    parser.add_argument("--quick", action="store_true", help="one round of two steps")
+    parser.add_argument("--quick", action="store_true", help="one round, one measured step")
     parser.add_argument("--write", type=Path, help="Markdown file for the table")
     options = parser.parse_args()
     options.model = str(Path(options.model).expanduser())
     if options.quick:
-        options.rounds, options.steps = 1, 2
+        options.rounds, options.steps = 1, WARM_UP + 1
     names = ["ours", *(options.only or [*QUICK[1:], "ours_prompt", "peft_prompt"])]
     if options.quick and not options.only:
         names = list(QUICK)
@@ -88,14 +89,11 @@ def run(name: str, options: Any) -> dict[str, Any] | None:
 
 
 def rate(found: list[dict[str, Any]], clock: str = "wall") -> float | None:
-    """Return the median useful tokens per second, without each process's first step.
-
-    TRL draws its own batches, so the tokens of a step are the mean over all of its rows.
-    """
+    """Return the median useful tokens per second, without each process's warm-up steps."""
     rates = [
-        sum(r["tokens"]) / len(r["tokens"]) / seconds if r["own_batches"] else tokens / seconds
+        tokens / seconds
         for r in found
-        for tokens, seconds in list(zip(r["tokens"], r[clock], strict=True))[1:]
+        for tokens, seconds in list(zip(r["tokens"], r[clock], strict=True))[WARM_UP:]
     ]
     return statistics.median(rates) if rates else None
 
@@ -175,7 +173,8 @@ def report(results: dict[str, list[dict[str, Any]]], limit: float, options: Any)
     )
     lines = [
         f"{datetime.date.today()}, {os.cpu_count()} cores of {cpu}, {options.device}, "
-        f"{options.precision}, {options.rounds} rounds of {options.steps - 1} steps, "
+        f"{options.precision}, {options.rounds} rounds of "
+        f"{options.steps - WARM_UP} measured steps, "
         f"batches of {options.batch_size} rows",
         "",
         "| variant | useful tokens/s | CPU us per token | peak MiB | ours is faster by | "

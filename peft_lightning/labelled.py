@@ -1,0 +1,138 @@
+"""What a model says of the labelled tokens of a batch: their loss, or their logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peft_lightning import attention
+from peft_lightning.adapters import Adapter
+from peft_lightning.losses import (
+    head_options,
+    labelled_positions,
+    linear_cross_entropy,
+    logits_cross_entropy,
+)
+
+Batch = dict[str, Any]
+
+
+class LabelledOutputs:
+    """Meets the LM head at the labelled positions only, by the shortest way that is exact.
+
+    Args:
+        model: A causal LM of transformers with ``adapter`` attached.
+        adapter: Prepares its inputs.
+    """
+
+    def __init__(self, model: Any, adapter: Adapter) -> None:
+        self.model, self.adapter = model, adapter
+        self._flat_verified = False
+        self._plain_head: bool | None = None
+
+    def nll(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the summed loss in nats, the labelled tokens, and how many were likeliest."""
+        inputs, positions, targets = self._inputs(batch)
+        if self._has_plain_head():
+            hidden = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+            head = self.model.get_output_embeddings()
+            nll, hits = linear_cross_entropy(
+                hidden.flatten(0, 1)[positions],
+                head.weight,
+                targets,
+                bias=head.bias,
+                **head_options(self.model.config.to_dict()),
+            )
+        else:
+            nll, hits = logits_cross_entropy(self._logits(inputs, positions), targets)
+        return nll, torch.tensor(len(targets), device=nll.device), hits
+
+    def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits that predict labelled tokens, (N, V), and those tokens, (N,)."""
+        inputs, positions, targets = self._inputs(batch)
+        return self._logits(inputs, positions), targets
+
+    def _inputs(self, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
+        """Return the model's inputs, the places whose outputs are labelled, and their targets."""
+        inputs = dict(self.adapter.prepare_inputs(self.model, batch))
+        positions, targets = labelled_positions(inputs.pop("labels"), inputs.get("cu_seq_lens"))
+        return self._model_inputs(inputs), positions, targets
+
+    def _model_inputs(self, inputs: Batch) -> Batch:
+        """Turn a batch into what the model's forward takes; the first flat one is verified."""
+        if "cu_seq_lens" in inputs:
+            if not self._flat_verified:
+                self._verify_flat()
+            inputs = {**inputs, **attention.flat_inputs(inputs)}
+            del inputs["cu_seq_lens"]
+            if self.model.config._attn_implementation != attention.NAME:
+                for name in ("seq_lens", "attention_mask"):  # transformers' own packed masks
+                    del inputs[name]
+        return inputs
+
+    def _logits(self, inputs: Batch, positions: Tensor) -> Tensor:
+        """Return the model's own logits at ``positions`` of the flattened batch."""
+        flat = "position_ids" in inputs
+        keep = positions if flat else 0  # 0: all, as the rows of a padded batch keep different ones
+        logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits.flatten(0, 1)
+        return logits if flat else logits[positions]
+
+    def _has_plain_head(self) -> bool:
+        """Whether the loss may skip the model's own head; found out once."""
+        if self._plain_head is None:
+            with _eval_mode(self.model):
+                self._plain_head = self._check_plain_head()
+        return self._plain_head
+
+    def _check_plain_head(self) -> bool:
+        """Whether the logits are just the output embedding's, soft-capped and scaled at most."""
+        head = self.model.get_output_embeddings()
+        decoder = getattr(self.model, "get_decoder", lambda: None)()
+        if type(head) is not nn.Linear or decoder is None or decoder is self.model:
+            return False
+        ids = torch.arange(4, device=head.weight.device)[None] % head.out_features
+        options = head_options(self.model.config.to_dict())
+        with torch.no_grad():
+            hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
+            logits = self.model(input_ids=ids, use_cache=False).logits
+            ours = F.linear(hidden, head.weight, head.bias) * options.get("scale", 1.0)
+            if cap := options.get("softcap"):
+                ours = cap * torch.tanh(ours / cap)
+        tolerance = 4 * max(torch.finfo(t.dtype).eps for t in (ours, logits))
+        return (ours - logits).abs().max().item() <= tolerance * logits.abs().max().item()
+
+    def _verify_flat(self) -> None:
+        """Refuse a model whose flat batches mix their sequences."""
+        self._flat_verified = True
+
+        def forward(batch: Batch) -> Tensor:
+            return self.model(**self._model_inputs(batch), use_cache=False).logits
+
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        with _eval_mode(self.model):
+            try:
+                problem = attention.isolation_error(forward, vocabulary, self.model.device)
+            except Exception as error:  # whatever a model makes of inputs it does not know
+                problem = f"its forward fails on them: {error}"
+        if problem:
+            raise ValueError(
+                f"{type(self.model).__name__} cannot train on flat batches: {problem}. "
+                "Set data.layout: padded"
+            )
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch all dropout off for a check, which then draws no random number, and back on."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
