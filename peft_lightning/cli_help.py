@@ -79,7 +79,7 @@ def _signature(file: Path, class_name: str, prefix: str) -> list[tuple[str, str]
     """Return (option, sentence) for each argument of a class's constructor."""
     cls = _classes(file)[class_name]
     init = next(n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
-    docs = _argument_docs(ast.get_docstring(cls) or "") | _argument_docs(
+    docs = argument_docs(ast.get_docstring(cls) or "") | argument_docs(
         ast.get_docstring(init) or ""
     )
     arguments = init.args.args[1:] + init.args.kwonlyargs
@@ -97,7 +97,7 @@ def _classes(file: Path) -> dict[str, ast.ClassDef]:
     return {n.name: n for n in ast.parse(file.read_text()).body if isinstance(n, ast.ClassDef)}
 
 
-def _argument_docs(docstring: str) -> dict[str, str]:
+def argument_docs(docstring: str) -> dict[str, str]:
     """Return the first sentence on each argument of a Google-style docstring."""
     match = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docstring, re.MULTILINE | re.DOTALL)
     if match is None:

@@ -1,35 +1,88 @@
-"""Commands of our own: a function whose signature is its command line."""
+"""Commands of our own: a function whose signature is its command line.
+
+Its positional-only parameters and ``*rest`` are words, in their order; all others are options.
+"""
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, auto_cli
+from jsonargparse import ArgumentError, ArgumentParser
 
 from peft_lightning.cli_errors import explain, one_line
 from peft_lightning.cli_given import read_given
+from peft_lightning.cli_help import argument_docs
 from peft_lightning.cli_signatures import options_of
 
 
 def run_function(function: Callable[..., Any], args: list[str], prog: str) -> None:
-    """Call ``function`` with the options ``args``.
+    """Call ``function`` with the words and options ``args``.
 
     Args:
-        function: Its parameters are the options, its docstring their help.
+        function: Its parameters are the command line, its docstring the help.
         args: The command line after the command's name.
         prog: What the help calls the command.
+
+    Raises:
+        ValueError: If a word is missing or too many, or an option is unknown or wrong.
     """
-    given = read_given(args)
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    more = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+    usage = " ".join(
+        [prog, *(n.upper() for n in names), *([f"{more.upper()} ..."] if more else [])]
+    )
+    parser = ArgumentParser(
+        prog=prog,
+        usage=f"{usage} [--OPTION VALUE ...]",
+        description=_words_help(function, [*names, *([more] if more else [])]),
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("-c", "--config", action="config", help="YAML file with options.")
+    parser.add_function_arguments(function, as_positional=False, skip=set(names))
+    if "-h" in args or "--help" in args:
+        parser.print_help()
+        return
+    words, options = _split(function, args)
+    if len(words) < len(names) + bool(more) or (len(words) > len(names) and not more):
+        extra = words[len(names) :]
+        problem = f"unexpected {extra[0]!r}" if extra else "too few words"
+        raise ValueError(f"{problem}; usage: {usage}")
+    given = read_given(options)
     try:
-        auto_cli(
-            function,
-            args=args,
-            as_positional=False,
-            parser_class=ArgumentParser,
-            prog=prog,
-            allow_abbrev=False,
-            exit_on_error=False,
-        )
+        values = parser.instantiate_classes(parser.parse_args(options))
     except ArgumentError as error:
         raise ValueError(explain(given, options_of(function)) or one_line(error)) from error
+    function(*words, **{k: v for k, v in vars(values).items() if k != "config"})
+
+
+def _words_help(function: Callable[..., Any], words: list[str]) -> str | None:
+    """Return what the docstring says of each word."""
+    docs = argument_docs(inspect.getdoc(function) or "")
+    return "\n".join(f"{name.upper()}: {docs.get(name, '')}" for name in words) or None
+
+
+def _split(function: Callable[..., Any], args: list[str]) -> tuple[list[str], list[str]]:
+    """Return the words and the options among ``args``; a flag alone is true."""
+    flags = {f"--{name}" for name, option in options_of(function).items() if option.hint is bool}
+    words: list[str] = []
+    options: list[str] = []
+    waiting = list(args)
+    while waiting:
+        arg = waiting.pop(0)
+        if not re.match(r"--?[a-zA-Z]", arg):
+            words.append(arg)
+            continue
+        options.append(arg)
+        if "=" in arg:
+            continue
+        if arg in flags:
+            is_given = waiting and waiting[0].lower() in ("true", "false")
+            options.append(waiting.pop(0) if is_given else "true")
+        elif waiting and not re.match(r"--?[a-zA-Z]", waiting[0]):
+            options.append(waiting.pop(0))
+    return words, options

@@ -69,7 +69,7 @@ def _options_of(function: Callable[..., Any]) -> dict[str, Option]:
         if isinstance(cls, type):
             parameters = parameters[1:]
         for p in parameters:
-            if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in found:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in found:
                 required = p.default is p.empty
                 found[p.name] = Option(
                     hints.get(p.name, Any), required, None if required else p.default
