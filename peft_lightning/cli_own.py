@@ -32,7 +32,7 @@ def run_function(function: Callable[..., Any], args: list[str], prog: str) -> No
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
     more = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
-    usage = " ".join(
+    usage = " ".join([prog, *map(str.upper, names), *([f"{more.upper()} ..."] if more else [])])
         [prog, *(n.upper() for n in names), *([f"{more.upper()} ..."] if more else [])]
     )
     parser = ArgumentParser(
