@@ -33,8 +33,6 @@ def run_function(function: Callable[..., Any], args: list[str], prog: str) -> No
     names = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
     more = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
     usage = " ".join([prog, *map(str.upper, names), *([f"{more.upper()} ..."] if more else [])])
-        [prog, *(n.upper() for n in names), *([f"{more.upper()} ..."] if more else [])]
-    )
     parser = ArgumentParser(
         prog=prog,
         usage=f"{usage} [--OPTION VALUE ...]",
