@@ -31,6 +31,7 @@ from peft_lightning.base_model import (
     load_tokenizer,
 )
 from peft_lightning.checkpoint import AdapterCheckpointIO, Checkpoints, ExactResume, check_same_run
+from peft_lightning.gated_mlp import fuse_gated_mlps
 from peft_lightning.generation import encode_prompt, generate_tokens
 from peft_lightning.guards import Guards
 from peft_lightning.labelled import LabelledOutputs
@@ -127,6 +128,7 @@ class CausalLMModule(L.LightningModule):
         self.load_tokenizer()
         self.fingerprint = base_fingerprint(model)
         fuse_norms(model)
+        fuse_gated_mlps(model)
         self.adapter.attach(model)
         if self.activation_checkpointing:
             recompute_activations(model)

@@ -36,7 +36,7 @@ def _is_rms_norm(layer: Any) -> bool:
         return False
     with torch.random.fork_rng([]), torch.no_grad():
         x = torch.randn(3, len(weight)).to(weight)
-        theirs, ours = layer(x), _RMSNorm.apply(x, weight, _eps(layer))
+        theirs, ours = layer(x), _RMSNorm.apply(x, weight, _eps(layer))[0]
     if theirs.dtype != ours.dtype:
         return False
     return torch.allclose(theirs, ours, rtol=2 * torch.finfo(x.dtype).eps, atol=1e-6)
@@ -49,17 +49,25 @@ def _eps(layer: Any) -> float | None:
 def _forward(layer: Any, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if layer.weight.requires_grad or torch.compiler.is_compiling():
         return original(x)
-    return _RMSNorm.apply(x, layer.weight, _eps(layer))
+    y, inverse = _RMSNorm.apply(x, layer.weight, _eps(layer))
+    if y.requires_grad:
+        y.remake = (_scaled, (x, inverse, layer.weight))  # see lora_linear
+    return y
+
+
+def _scaled(x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+    return weight * (x.to(inverse.dtype) * inverse).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # of the root mean square
+        ctx.mark_non_differentiable(inverse)
         ctx.save_for_backward(x, inverse, weight)
-        return weight * (wide * inverse).to(x.dtype)
+        return weight * (wide * inverse).to(x.dtype), inverse
 
     @staticmethod
     @once_differentiable

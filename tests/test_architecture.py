@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # unit -> floor; a unit of floor 1 imports no other unit, those above only lower ones or their own
 UNITS = {
     **dict.fromkeys(["adapters", "data", "base_model", "losses", "attention"], 1),
-    **dict.fromkeys(["schedules", "generation", "recompute", "norms"], 1),
+    **dict.fromkeys(["schedules", "generation", "recompute", "norms", "gated_mlp"], 1),
     **dict.fromkeys(["module", "labelled", "checkpoint", "preemption", "report", "guards"], 2),
     **dict.fromkeys(["__main__", "cli", "commands"], 3),
 }

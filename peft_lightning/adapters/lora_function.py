@@ -8,7 +8,7 @@ gradients of the input are summed in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,20 +38,29 @@ def lora_linear(x: Tensor, layers: Sequence[Projection]) -> tuple[Tensor, ...]:
     """Return ``x W^T + bias + scaling * x A^T B^T`` of each layer, computed in the dtype of ``x``.
 
     Args:
-        x: (..., in), in the dtype to compute in; weights of others are cast to it.
+        x: (..., in), in the dtype to compute in; weights of others are cast to it. If it has an
+            attribute ``remake``, (function, tensors), it is not kept for the backward pass but
+            made again by ``function(*tensors)``: a norm's or activation's output, cheaply.
         layers: Those that read ``x``; no gradient is computed of their weights and biases.
 
     Returns:
         One (..., out) for each layer.
     """
     tensors = [t for layer in layers for t in layer[:4]]
-    return _LoRALinear.apply(x, [layer.scaling for layer in layers], *tensors)
+    remake, makers = getattr(x, "remake", (None, ()))
+    scalings = [layer.scaling for layer in layers]
+    return _LoRALinear.apply(x, scalings, remake, [t.detach() for t in makers], *tensors)
 
 
 class _LoRALinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scalings: list[float], *tensors: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        scalings: list[float],
+        remake: Callable[..., Tensor] | None,
+        makers: list[Tensor],
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
         downs, results = [], []
@@ -63,16 +72,17 @@ class _LoRALinear(torch.autograd.Function):
             downs.append(down)
             results.append(y.view(*x.shape[:-1], -1))
         kept = [t for weight, _, a, b in _fours(tensors) for t in (weight, a, b)]
-        ctx.save_for_backward(flat, *downs, *kept)
-        ctx.scalings, ctx.shape = scalings, x.shape
+        ctx.save_for_backward(*downs, *kept, *(makers or [flat]))
+        ctx.scalings, ctx.shape, ctx.remake = scalings, x.shape, remake
         return tuple(results)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         n = len(ctx.scalings)
-        flat, *saved = ctx.saved_tensors
-        downs, weights = saved[:n], saved[n:]
+        saved = ctx.saved_tensors
+        downs, weights, source = saved[:n], saved[n : 4 * n], saved[4 * n :]
+        flat = source[0] if ctx.remake is None else ctx.remake(*source).flatten(0, -2)
         needs_x = ctx.needs_input_grad[0]
         d_x: Tensor | None = None
         found: list[Tensor | None] = []
@@ -87,7 +97,7 @@ class _LoRALinear(torch.autograd.Function):
                 weight = weight.to(dy.dtype)
                 d_x = dy @ weight if d_x is None else d_x.addmm_(dy, weight)
                 d_x.addmm_(d_down, a.to(dy.dtype))
-        return None if d_x is None else d_x.view(ctx.shape), None, *found
+        return None if d_x is None else d_x.view(ctx.shape), None, None, None, *found
 
 
 def _fours(tensors: Sequence[Any]) -> list[Any]:
