@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peft_lightning.adapters import Adapter, Full, LoRA, PromptTuning
+    from peft_lightning.adapters import Adapter, AdapterBank, Full, LoRA, PromptTuning
     from peft_lightning.adapters.files import load_adapter, read_adapter, save_adapter
     from peft_lightning.base_model import load_base_model, load_tokenizer
     from peft_lightning.data.datamodule import SFTDataModule
@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Adapter": "adapters",
+    "AdapterBank": "adapters",
     "CausalLMModule": "module",
     "Constant": "schedules",
     "Cosine": "schedules",
@@ -38,6 +39,7 @@ _HOME = {
 
 __all__ = [
     "Adapter",
+    "AdapterBank",
     "CausalLMModule",
     "Constant",
     "Cosine",

@@ -18,7 +18,8 @@ TRAINER_COMMANDS = {
 
 # name -> one line of help; the function of that name in commands/<name>.py is the command line
 OWN_COMMANDS = {
-    "generate": "Answer prompts with a base model and an adapter.",
+    "generate": "Answer prompts with a base model and adapters.",
+    "chat": "Talk with a base model and adapters in the terminal.",
 }
 
 EXAMPLES = """\

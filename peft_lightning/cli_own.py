@@ -17,6 +17,8 @@ from peft_lightning.cli_given import read_given
 from peft_lightning.cli_help import argument_docs
 from peft_lightning.cli_signatures import options_of
 
+LIST_OR_NONE = list[str] | None
+
 
 def run_function(function: Callable[..., Any], args: list[str], prog: str) -> None:
     """Call ``function`` with the words and options ``args``.
@@ -65,22 +67,31 @@ def _words_help(function: Callable[..., Any], words: list[str]) -> str | None:
 
 
 def _split(function: Callable[..., Any], args: list[str]) -> tuple[list[str], list[str]]:
-    """Return the words and the options among ``args``; a flag alone is true."""
-    flags = {f"--{name}" for name, option in options_of(function).items() if option.hint is bool}
+    """Return the words and the options among ``args``.
+
+    A flag alone is true, and an option that takes a list may be given several times.
+    """
+    known = options_of(function)
+    flags = {f"--{name}" for name, option in known.items() if option.hint is bool}
+    lists = {f"--{n}" for n, option in known.items() if option.hint in (list[str], LIST_OR_NONE)}
     words: list[str] = []
     options: list[str] = []
     waiting = list(args)
     while waiting:
-        arg = waiting.pop(0)
-        if not re.match(r"--?[a-zA-Z]", arg):
-            words.append(arg)
+        name, equals, value = waiting.pop(0).partition("=")
+        if not _is_option(name):
+            words.append(name + equals + value)
             continue
-        options.append(arg)
-        if "=" in arg:
-            continue
-        if arg in flags:
+        if name in flags and not equals:
             is_given = waiting and waiting[0].lower() in ("true", "false")
-            options.append(waiting.pop(0) if is_given else "true")
-        elif waiting and not re.match(r"--?[a-zA-Z]", waiting[0]):
-            options.append(waiting.pop(0))
+            equals, value = "=", waiting.pop(0) if is_given else "true"
+        elif not equals and waiting and not _is_option(waiting[0]):
+            equals, value = "=", waiting.pop(0)
+        if name in lists and not value.startswith("["):
+            name += "+"
+        options += [name, value] if equals else [name]
     return words, options
+
+
+def _is_option(word: str) -> bool:
+    return re.match(r"--?[a-zA-Z]", word) is not None

@@ -30,7 +30,9 @@ def generate_tokens(
     top_p: float = 1.0,
     seed: int = 0,
     end_ids: Collection[int] | None = None,
-    progress: Callable[[int], None] | None = None,
+    skip: Collection[int] = (),
+    on_answers: Callable[[list[int], list[list[int]]], None] | None = None,
+    streamer: Any = None,
 ) -> list[list[int]]:
     """Continue token sequences.
 
@@ -48,7 +50,10 @@ def generate_tokens(
         top_p: Sample only from the most probable tokens that together have this probability.
         seed: Of the samples; the global random state is left alone.
         end_ids: Ids that end an answer; those of the model and tokenizer if None.
-        progress: Told the number of rows done after each batch.
+        skip: Numbers of rows that need no answer; batches are the same as without, so that what
+            was cut off goes on to the same samples.
+        on_answers: Called after each batch with the numbers of its rows and their answers.
+        streamer: transformers' streamer for the answer to a single row.
 
     Returns:
         The new token ids of each row, without the one that ended them.
@@ -76,19 +81,21 @@ def generate_tokens(
     answers: list[list[int]] = [[] for _ in rows]
     devices = [model.device] if model.device.type == "cuda" else []
     with _bare(model), torch.random.fork_rng(devices), torch.no_grad():
-        torch.manual_seed(seed)
         for start in range(0, len(rows), batch_size):
             picked = order[start : start + batch_size]
+            if all(i in skip for i in picked):
+                continue
+            torch.manual_seed(seed + start)
             batch = _left_padded([rows[i] for i in picked], pad, model.device)
             inputs = batch if adapter is None else adapter.prepare_inputs(model, batch)
             _check_room(model, inputs["attention_mask"].shape[1], max_new_tokens, picked[-1])
-            output = model.generate(**inputs, generation_config=config)
+            output = model.generate(**inputs, generation_config=config, streamer=streamer)
             if "input_ids" in inputs:  # given back before the answer; embeddings are not
                 output = output[:, inputs["input_ids"].shape[1] :]
             for i, ids in zip(picked, output.tolist(), strict=True):
                 answers[i] = _until(ids, ends)
-            if progress is not None:
-                progress(start + len(picked))
+            if on_answers is not None:
+                on_answers(picked, [answers[i] for i in picked])
     return answers
 
 

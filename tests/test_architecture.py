@@ -13,7 +13,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 UNITS = {
     **dict.fromkeys(["adapters", "data", "base_model", "losses", "attention"], 1),
     **dict.fromkeys(["schedules", "generation", "recompute", "norms", "gated_mlp"], 1),
-    **dict.fromkeys(["module", "labelled", "checkpoint", "preemption", "report", "guards"], 2),
+    **dict.fromkeys(
+        ["module", "labelled", "answering", "checkpoint", "preemption", "report", "guards"], 2
+    ),
     **dict.fromkeys(["__main__", "cli", "commands"], 3),
 }
 PARTS = {"cpu_attention": "attention", "": "version"}  # files that belong to a unit beside them

@@ -130,12 +130,19 @@ def test_a_small_top_p_leaves_only_the_most_probable_token():
     assert generate_tokens(model, None, Ends(), ROWS, 8, temperature=1.0) != greedy
 
 
-def test_progress_counts_the_rows_that_are_done():
-    seen = []
-    generate_tokens(
-        adapted("llama", None), None, Ends(), ROWS, 2, batch_size=2, progress=seen.append
-    )
-    assert seen == [2, 4, 5]
+def test_what_was_cut_off_goes_on_to_the_same_samples():
+    model, seen = adapted("llama", None), {}
+    options = {"batch_size": 2, "temperature": 1.5}
+
+    def remember(rows, answers):
+        seen.update(zip(rows, answers, strict=True))
+
+    whole = generate_tokens(model, None, Ends(), ROWS, 4, on_answers=remember, **options)
+    assert [seen[i] for i in range(5)] == whole
+    done = list(seen)[:2]
+    seen.clear()
+    generate_tokens(model, None, Ends(), ROWS, 4, skip=done, on_answers=remember, **options)
+    assert seen == {i: whole[i] for i in range(5) if i not in done}
 
 
 def test_no_rows_have_no_answers():

@@ -1,5 +1,6 @@
 """Adapters over frozen torch models: usable in a notebook, without Lightning."""
 
+from peft_lightning.adapters.bank import AdapterBank
 from peft_lightning.adapters.base import Adapter, attached_adapter
 from peft_lightning.adapters.files import load_adapter, read_adapter, save_adapter
 from peft_lightning.adapters.full import Full
@@ -8,6 +9,7 @@ from peft_lightning.adapters.prompt_tuning import PromptTuning
 
 __all__ = [
     "Adapter",
+    "AdapterBank",
     "Full",
     "LoRA",
     "PromptTuning",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ def generate(
     output: str | None = None,
     ckpt: str | None = None,
     model: str | None = None,
+    adapter: list[str] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -35,9 +37,11 @@ def generate(
         file: Prompts from a file: a .txt file with one a line, or rows as for training, whose
             answers may be missing.
         output: JSONL file to write: each row with its answer as "generated". Without it, answers
-            are printed.
+            are printed. What was cut off is in FILE.part and goes on with the same command.
         ckpt: Folder of an adapter or checkpoint; its base model is found by itself.
         model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
+        adapter: An adapter, FOLDER or NAME=FOLDER; may be given several times. A row's "adapter"
+            says which one answers it ("base" for none); without, each of them does.
         max_new_tokens: Most tokens of an answer.
         temperature: Of sampling; 0 takes the most probable token each time.
         top_p: Sample only from the most probable tokens that together have this probability.
@@ -54,79 +58,151 @@ def generate(
     """
     if (prompt is None) == (file is None):
         raise ValueError("give either --prompt, a text, or --file, a file of prompts")
-    if model is None and ckpt is None:
-        raise ValueError("give --ckpt, an adapter's folder, or --model, a base model, or both")
-    import torch
-
-    from peft_lightning.adapters.atomic import atomic_text
-    from peft_lightning.adapters.files import load_adapter
-    from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+    from peft_lightning.answering import load_answerer
     from peft_lightning.data.tokenization import end_token_ids
     from peft_lightning.generation import find_end_ids, generate_tokens
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if output is not None and Path(output).is_dir():
         raise ValueError(f"output {output} is a folder: give the name of a JSONL file")
-    base_name, tokenizer_name, folder = _places(model, ckpt)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
-    tokenizer = load_tokenizer(tokenizer_name, **options)
+    loaded = load_answerer(
+        model,
+        [*([ckpt] if ckpt else []), *(adapter or [])],
+        dtype=dtype,
+        device=device,
+        any_base=any_base,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+    )
+    base, tokenizer, bank = loaded.model, loaded.tokenizer, loaded.bank
     prompts = [prompt] if isinstance(prompt, str) else prompt
     records, rows = _encoded(prompts, file, tokenizer, format, system, chat_template)
-    base = load_base_model(base_name, dtype=dtype, device=device, **options)
-    adapter = None
-    if folder is not None:
-        found = base_fingerprint(base)
-        adapter = load_adapter(base, folder, any_base=any_base, base_fingerprint=found)
-    answers = generate_tokens(
-        base,
-        adapter,
-        tokenizer,
-        rows,
-        max_new_tokens,
-        batch_size=batch_size,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        end_ids=find_end_ids(base, tokenizer) | end_token_ids(tokenizer, chat_template),
-        progress=_progress(len(rows)) if len(rows) > batch_size else None,
-    )
-    texts = [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in answers]
-    lines = [
-        json.dumps({**record, "generated": text}, ensure_ascii=False) + "\n"
-        for record, text in zip(records, texts, strict=True)
-    ]
+    tasks = _tasks(records, loaded.names, bank.names)
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "end_ids": sorted(find_end_ids(base, tokenizer) | end_token_ids(tokenizer, chat_template)),
+    }
+    what = [rows, tasks, options, loaded.fingerprint]
+    what += [{n: _digest(t) for n, t in bank.tensors(a).items()} for a in loaded.names]
+    with PartialAnswers(output, hashlib.sha256(json.dumps(what).encode()).hexdigest()) as answers:
+        for name in dict.fromkeys(name for _, name in tasks):
+            mine = [k for k, (_, by) in enumerate(tasks) if by == name]
+
+            def keep(done: list[int], found: list[list[int]], mine: list[int] = mine) -> None:
+                texts = tokenizer.batch_decode(found, skip_special_tokens=True)
+                answers.add({mine[i]: t.strip() for i, t in zip(done, texts, strict=True)})
+                if len(tasks) > batch_size:
+                    end = "\n" * (len(answers.texts) == len(tasks))
+                    print(f"\r{len(answers.texts)} of {len(tasks)}", end=end, file=sys.stderr)
+
+            generate_tokens(
+                base,
+                bank.use(name),
+                tokenizer,
+                [rows[tasks[k][0]] for k in mine],
+                **options,
+                skip=[i for i, k in enumerate(mine) if k in answers.texts],
+                on_answers=keep,
+            )
+        texts = [answers.texts[k] for k in range(len(tasks))]
+        names = [name for _, name in tasks] if len(tasks) > len(records) else None
+        lines = [
+            json.dumps(
+                {**records[row], **({"adapter": name} if names else {}), "generated": text},
+                ensure_ascii=False,
+            )
+            for (row, name), text in zip(tasks, texts, strict=True)
+        ]
+        answers.finish(lines)
     if output is not None:
-        atomic_text(output, "".join(lines))
         print(f"{len(lines)} answers: {output}")
     elif file is not None:
-        print("".join(lines), end="")
+        print("\n".join(lines))
+    elif names is not None:
+        print("\n\n".join(f"[{n}] {t}" for n, t in zip(names, texts, strict=True)))
     else:
         print("\n\n".join(texts))
 
 
-def _places(model: str | None, ckpt: str | None) -> tuple[str, str, str | None]:
-    """Return where the base model, the tokenizer and the adapter are.
+class PartialAnswers:
+    """Answers that survive being cut off: kept in ``<output>.part`` until all are there.
+
+    Args:
+        output: The file to write in the end; None keeps nothing.
+        run: What the answers depend on, as a hash: others' are not taken over.
+    """
+
+    def __init__(self, output: str | None, run: str) -> None:
+        self.output = None if output is None else Path(output)
+        self.run = run
+        self.texts: dict[int, str] = {}
+
+    def __enter__(self) -> PartialAnswers:
+        self._file: Any = None
+        if self.output is None:
+            return self
+        path = self.output.with_name(self.output.name + ".part")
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        if lines and lines[0] == self.run:
+            for line in lines[1:-1]:  # after the last newline stands nothing, or what was torn
+                self.texts |= {int(k): text for k, text in json.loads(line).items()}
+            print(f"{path}: {len(self.texts)} answers are there already", file=sys.stderr)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8")
+        self._file.write(self.run + "\n")
+        self._write(self.texts)
+        return self
+
+    def add(self, texts: dict[int, str]) -> None:
+        """Keep the answers ``texts`` by their numbers."""
+        self.texts |= texts
+        if self._file is not None:
+            self._write(texts)
+
+    def finish(self, lines: list[str]) -> None:
+        """Write ``lines`` to the output, whole."""
+        from peft_lightning.adapters.atomic import atomic_text
+
+        if self.output is not None:
+            atomic_text(self.output, "\n".join(lines) + "\n")
+            Path(self._file.name).unlink()
+
+    def __exit__(self, *args: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, texts: dict[int, str]) -> None:
+        self._file.write(json.dumps(texts) + "\n")
+        self._file.flush()
+
+
+def _tasks(
+    records: list[dict[str, Any]], asked: list[str], known: list[str]
+) -> list[tuple[int, str]]:
+    """Return (row, adapter) of each answer to make, in the order of the output.
 
     Raises:
-        ValueError: If an adapter does not say what its base model is.
+        ValueError: If a row names an adapter that was not given.
     """
-    from peft_lightning.adapters.files import read_adapter
-    from peft_lightning.adapters.full import Full
+    if not any("adapter" in record for record in records):
+        return [(row, name) for row in range(len(records)) for name in asked]
+    tasks = []
+    for row, record in enumerate(records):
+        name = record.get("adapter", asked[0] if len(asked) == 1 else None)
+        if name not in known:
+            raise ValueError(
+                f"row {row + 1} has adapter {name!r}; with --adapter NAME=FOLDER these were "
+                f"given: {', '.join(known)}"
+            )
+        tasks.append((row, name))
+    return tasks
 
-    if ckpt is None:
-        assert model is not None
-        return model, model, None
-    adapter, _, facts = read_adapter(ckpt)
-    name = model or facts["base_model"]
-    if isinstance(adapter, Full):
-        if model is not None:
-            raise ValueError(f"{ckpt} is a whole model: give it without --model {model}")
-        has_tokenizer = Path(ckpt, "tokenizer_config.json").is_file()
-        return ckpt, ckpt if has_tokenizer or not name else name, None
-    if not name:
-        raise ValueError(f"{ckpt} does not name its base model: give it with --model")
-    return name, name, ckpt
+
+def _digest(tensor: Any) -> str:
+    return hashlib.sha256(tensor.float().cpu().numpy().tobytes()).hexdigest()
 
 
 def _encoded(
@@ -183,7 +259,3 @@ def _lines(file: str) -> list[str]:
         return Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise ValueError(f"there is no file {file}") from None
-
-
-def _progress(total: int) -> Any:
-    return lambda done: print(f"\r{done} of {total}", end="\n" * (done == total), file=sys.stderr)

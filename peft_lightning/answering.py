@@ -1,0 +1,101 @@
+"""A base model, its tokenizer and the adapters over it, loaded to answer prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peft_lightning.adapters.bank import BASE, AdapterBank
+from peft_lightning.adapters.files import read_adapter
+from peft_lightning.adapters.full import Full
+from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """What answers: a model and the adapters to switch between.
+
+    Args:
+        model: The base.
+        tokenizer: Its tokenizer.
+        bank: The adapters by name.
+        fingerprint: Of the base.
+    """
+
+    model: Any
+    tokenizer: Any
+    bank: AdapterBank
+    fingerprint: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters that were asked for; ``base`` if none was."""
+        return self.bank.names[1:] or [BASE]
+
+
+def load_answerer(
+    model: str | None,
+    folders: Sequence[str],
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    any_base: bool = False,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Answerer:
+    """Load a base model and adapters.
+
+    Args:
+        model: The base; None for the one that the adapters name.
+        folders: Adapters, ``NAME=FOLDER`` or a folder, which is its own name then; or one folder
+            of a fully fine-tuned model.
+        dtype: Of the base's weights.
+        device: auto for the GPU if there is one.
+        any_base: Whether to use adapters of other bases.
+        trust_remote_code: Whether code that comes with the model may run.
+        revision: Of a hub id.
+
+    Raises:
+        ValueError: If there is no base model, or something does not fit.
+    """
+    named = dict(map(_named, folders))
+    if len(named) < len(folders):
+        raise ValueError(f"two adapters have one name: {', '.join(folders)}")
+    found = {name: read_adapter(folder) for name, folder in named.items()}
+    tokenizer_name = model
+    for name, (adapter, _, facts) in found.items():
+        if isinstance(adapter, Full):
+            if model is not None or len(named) > 1:
+                other = f"--model {model}" if model else "other adapters"
+                raise ValueError(f"{named[name]} is a whole model: give it without {other}")
+            has_tokenizer = Path(named[name], "tokenizer_config.json").is_file()
+            tokenizer_name = named[name] if has_tokenizer else facts["base_model"]
+            model, named = named[name], {}
+            break
+        model = model or facts["base_model"]
+    if model is None:
+        raise ValueError(
+            f"{next(iter(named.values()))} does not name its base model: give it with --model"
+            if named
+            else "give --ckpt, an adapter's folder, or --model, a base model, or both"
+        )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    tokenizer = load_tokenizer(tokenizer_name or model, **options)
+    base = load_base_model(model, dtype=dtype, device=device, **options)
+    fingerprint = base_fingerprint(base)
+    bank = AdapterBank(base, fingerprint, any_base)
+    for name, folder in named.items():
+        bank.add(name, folder)
+    return Answerer(base, tokenizer, bank, fingerprint)
+
+
+def _named(folder: str) -> tuple[str, str]:
+    """Split ``NAME=FOLDER``; a folder alone is its own name."""
+    name, equals, path = folder.partition("=")
+    return (name, path) if equals and "/" not in name else (folder, folder)
