@@ -30,6 +30,7 @@ ALSO = {
     "data/datamodule.py": {"lightning"},
     "base_model/loading.py": {"gguf"},
     "base_model/places.py": {"huggingface_hub"},
+    "commands/merged_folder.py": {"safetensors"},
 }
 BEFORE_THE_COMMAND_IS_KNOWN = ["__init__.py", "__main__.py", "cli_help.py", "cli_given.py"]
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}

@@ -91,8 +91,8 @@ def open_weights(
 
     Raises:
         ValueError: If there is no such model, it is not a causal LM, or it is quantised.
-        NotStreamableError: If the model has no safetensors files, these lack weights, or transformers
-            fuses or splits tensors when it loads them.
+        NotStreamableError: If the model has no safetensors files, these lack weights, or
+            transformers fuses or splits tensors when it loads them.
     """
     source, options = locate(name, revision)
     if "gguf_file" in options:

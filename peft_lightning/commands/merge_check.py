@@ -20,8 +20,8 @@ LONGEST_ROW, MOST_TOKENS = 512, 1024
 THRESHOLDS = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.04, torch.bfloat16: 0.2}
 MOST_NOISE = 0.5
 
-TEXT = """The lighthouse keeper climbed 199 steps each evening. At the top she wiped the salt from the
-glass, lit the lamp and wrote the weather into a book: wind from the west, rain by midnight.
+TEXT = """The lighthouse keeper climbed 199 steps each evening. At the top she wiped the salt from
+the glass, lit the lamp and wrote the weather into a book: wind from the west, rain by midnight.
 Question: How many apples are left if 7 of 12 are eaten?
 Answer: 12 - 7 = 5 apples are left.
 def mean(values):
