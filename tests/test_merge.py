@@ -18,7 +18,7 @@ from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter, save
 from peft_lightning.adapters.merging import merged
 from peft_lightning.base_model import base_fingerprint, load_base_model, places
 from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
-from peft_lightning.commands import merged_folder
+from peft_lightning.commands import merged_tensors
 from peft_lightning.commands.merge import merge
 from peft_lightning.commands.merge_check import Agreement
 from peft_lightning.commands.merged_folder import size_in_bytes
@@ -185,6 +185,7 @@ from pathlib import Path
 from peft_lightning.adapters.files import read_adapter
 from peft_lightning.base_model.weight_files import open_weights
 from peft_lightning.commands.merged_folder import write_streamed
+from peft_lightning.commands.merged_tensors import MergedTensors
 base, ckpt, out = map(Path, sys.argv[1:])
 def high():
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
@@ -193,7 +194,7 @@ weights = open_weights(str(base))
 Path("/proc/self/clear_refs").write_text("5")
 before = high()
 weights.fingerprint()
-write_streamed(out, weights, adapter, tensors, None, 20_000_000)
+write_streamed(out, MergedTensors(weights, adapter, tensors, None), 20_000_000)
 print(high() - before)
 """
 
@@ -284,7 +285,9 @@ def test_both_losses_and_the_difference_are_printed(lora, tmp_path, capsys):
 
 
 def test_a_merge_that_is_wrong_leaves_a_file_that_says_so(lora, tmp_path, monkeypatch):
-    monkeypatch.setattr(merged_folder, "add_update", lambda weight, *args, **kwargs: weight.clone())
+    monkeypatch.setattr(
+        merged_tensors, "add_update", lambda weight, *args, **kwargs: weight.clone()
+    )
     out = tmp_path / "out"
     with pytest.raises(RuntimeError, match="out is not what was trained: its logits differ"):
         merge(str(lora), str(out))

@@ -72,6 +72,13 @@ class WeightFiles:
         """Return where the model's parameter ``name`` is stored."""
         return self.stored[self.keys[name]]
 
+    def names(self) -> dict[str, list[str]]:
+        """Return the names in the model of each key that it reads."""
+        found: dict[str, list[str]] = {}
+        for name, key in self.keys.items():
+            found.setdefault(key, []).append(name)
+        return found
+
     def fingerprint(self) -> dict[str, Any]:
         """Return ``base_fingerprint`` of the model, read tensor by tensor."""
         names = (name for name, _ in self.model.named_parameters() if "." in name)

@@ -104,20 +104,22 @@ def _write(
     from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
     from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
     from peft_lightning.commands.merged_folder import write_streamed, write_whole
+    from peft_lightning.commands.merged_tensors import MergedTensors
 
     try:
         weights = open_weights(base, **options)
     except NotStreamableError as reason:
         print(f"{base} cannot be read tensor by tensor, it is loaded whole: {reason}")
         loaded = load_base_model(base, dtype="auto" if dtype is None else "float32", **options)
-        found = base_fingerprint(loaded)
-        load_adapter(loaded, ckpt, any_base=any_base, base_fingerprint=found)
+        fingerprint = base_fingerprint(loaded)
+        load_adapter(loaded, ckpt, any_base=any_base, base_fingerprint=fingerprint)
         write_whole(folder, loaded, load_tokenizer(base, **options), dtype, size)
         return
     adapter, tensors, facts = read_adapter(ckpt)
     if not any_base and facts["base_fingerprint"]:
         require_base(ckpt, facts, weights.fingerprint())
-    write_streamed(folder, weights, require_mergeable(adapter, ckpt), tensors, dtype, size)
+    found = MergedTensors(weights, require_mergeable(adapter, ckpt), tensors, dtype)
+    write_streamed(folder, found, size)
 
 
 def _require_free(out: Path, *sources: Path) -> None:
