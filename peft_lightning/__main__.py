@@ -19,6 +19,7 @@ TRAINER_COMMANDS = {
 # name -> one line of help; the function of that name in commands/<name>.py is the command line
 OWN_COMMANDS = {
     "generate": "Answer prompts with a base model and an adapter.",
+    "export": "Write an adapter, or a model with it merged, as a GGUF file for llama.cpp.",
     "merge": "Merge an adapter into its base: a model's folder.",
 }
 

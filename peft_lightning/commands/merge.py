@@ -54,13 +54,13 @@ def merge(
     from peft_lightning.adapters.merging import require_mergeable
     from peft_lightning.base_model.loading import require_dtype
     from peft_lightning.commands.merge_check import TEXT, THRESHOLDS, compare
-    from peft_lightning.commands.merged_folder import size_in_bytes
+    from peft_lightning.commands.merged_folder import size_in_bytes, write_merged
 
     require_dtype(dtype)
     size = size_in_bytes(max_shard_size)
     if threshold is not None and not threshold > 0:
         raise ValueError(f"threshold must be above 0, got {threshold:g}")
-    sample = TEXT if text is None else _text(text)
+    sample = TEXT if text is None else read_text(text)
     adapter, _, facts = read_adapter(ckpt)
     require_mergeable(adapter, ckpt)
     base = model or facts["base_model"]
@@ -70,7 +70,7 @@ def merge(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     with atomic_folder(out) as folder:
-        _write(folder, ckpt, base, wanted, size, any_base, options)
+        write_merged(folder, ckpt, base, wanted, size, any_base, options)
         if verify:
             (folder / UNVERIFIED).write_text("the verification was not finished\n")
     files = sorted(Path(out).glob("*.safetensors"))
@@ -87,39 +87,6 @@ def merge(
         atomic_text(Path(out, UNVERIFIED), f"{problem}\n{found}\n")
         raise RuntimeError(f"{out} is not what was trained: {problem}")
     Path(out, UNVERIFIED).unlink()
-
-
-def _write(
-    folder: Path,
-    ckpt: str,
-    base: str,
-    dtype: torch.dtype | None,
-    size: int,
-    any_base: bool,
-    options: dict[str, Any],
-) -> None:
-    """Write the merged model into ``folder``: streamed, or loaded whole where that cannot be."""
-    from peft_lightning.adapters.files import load_adapter, read_adapter, require_base
-    from peft_lightning.adapters.merging import require_mergeable
-    from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
-    from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
-    from peft_lightning.commands.merged_folder import write_streamed, write_whole
-    from peft_lightning.commands.merged_tensors import MergedTensors
-
-    try:
-        weights = open_weights(base, **options)
-    except NotStreamableError as reason:
-        print(f"{base} cannot be read tensor by tensor, it is loaded whole: {reason}")
-        loaded = load_base_model(base, dtype="auto" if dtype is None else "float32", **options)
-        fingerprint = base_fingerprint(loaded)
-        load_adapter(loaded, ckpt, any_base=any_base, base_fingerprint=fingerprint)
-        write_whole(folder, loaded, load_tokenizer(base, **options), dtype, size)
-        return
-    adapter, tensors, facts = read_adapter(ckpt)
-    if not any_base and facts["base_fingerprint"]:
-        require_base(ckpt, facts, weights.fingerprint())
-    found = MergedTensors(weights, require_mergeable(adapter, ckpt), tensors, dtype)
-    write_streamed(folder, found, size)
 
 
 def _require_free(out: Path, *sources: Path) -> None:
@@ -141,7 +108,8 @@ def _dtypes(files: list[Path]) -> set[torch.dtype]:
     return {dtype for dtype in dtypes if dtype.is_floating_point}
 
 
-def _text(file: str) -> str:
+def read_text(file: str) -> str:
+    """Return the text of ``file``; raise ValueError if it is not there."""
     try:
         return Path(file).expanduser().read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -77,7 +77,13 @@ class Agreement:
 
 
 def compare(
-    out: str, base: str, ckpt: str, text: str, device: str, options: dict[str, Any]
+    out: str,
+    base: str,
+    ckpt: str | None,
+    text: str,
+    device: str,
+    options: dict[str, Any],
+    longest_row: int = LONGEST_ROW,
 ) -> Agreement:
     """Compare a merged model with its base and adapter on ``text``.
 
@@ -85,27 +91,30 @@ def compare(
     rounding the weights have done and nothing else.
 
     Args:
-        out: Folder of the merged model.
+        out: Folder or GGUF file of the merged model.
         base: Hub id, folder or GGUF file.
-        ckpt: The adapter's folder.
-        text: Its first tokens are used, at most 1024 in rows of up to 512.
+        ckpt: The adapter's folder; None if ``out`` is the base in another form.
+        text: Its first tokens are used, at most 1024 in rows of ``longest_row``.
         device: Where to compute.
         options: ``trust_remote_code`` and ``revision``, for the base.
+        longest_row: Most tokens of a row, if the model has that many positions.
 
     Raises:
         ValueError: If the text has less than two tokens.
     """
     model: Any = load_base_model(base, dtype="float32", device=device, **options)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", LONGEST_ROW)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", longest_row)
     ids = list(load_tokenizer(base, **options)(text, verbose=False)["input_ids"])[:MOST_TOKENS]
-    length = min(LONGEST_ROW, positions)
+    length = min(longest_row, positions)
     rows = [ids[i : i + length] for i in range(0, len(ids), length)]
     rows = [row for row in rows if len(row) > 1]
     if not rows:
         raise ValueError("the text to verify with has less than two tokens: give a longer one")
     plain = _logits(model, rows)
-    load_adapter(model, ckpt, any_base=True)
-    adapted = _logits(model, rows)
+    adapted = plain
+    if ckpt is not None:
+        load_adapter(model, ckpt, any_base=True)
+        adapted = _logits(model, rows)
     del model
     trust = options["trust_remote_code"]
     model = load_base_model(out, dtype="float32", device=device, trust_remote_code=trust)

@@ -13,8 +13,15 @@ import torch
 from safetensors.torch import save_file
 
 from peft_lightning.adapters.base import as_json
-from peft_lightning.adapters.merging import merged
-from peft_lightning.base_model.weight_files import INDEX_FILE, SINGLE_FILE
+from peft_lightning.adapters.files import load_adapter, read_adapter, require_base
+from peft_lightning.adapters.merging import merged, require_mergeable
+from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.base_model.weight_files import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    NotStreamableError,
+    open_weights,
+)
 from peft_lightning.commands.merged_tensors import MergedTensors, Piece
 
 _COPIED = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
@@ -33,6 +40,45 @@ def size_in_bytes(text: str) -> int:
     if size < 1:
         raise ValueError(f"max_shard_size must be a size such as 2GB or 500MB, got {text!r}")
     return size
+
+
+def write_merged(
+    folder: Path,
+    ckpt: str,
+    base: str,
+    dtype: torch.dtype | None,
+    max_shard_size: int,
+    any_base: bool,
+    options: dict[str, Any],
+) -> None:
+    """Merge an adapter into its base: streamed, or loaded whole where that cannot be.
+
+    Args:
+        folder: To write into; exists, and is empty.
+        ckpt: Folder of a LoRA.
+        base: Hub id, folder or GGUF file.
+        dtype: Of the floating-point tensors; as the base's if None.
+        max_shard_size: In bytes.
+        any_base: Merge even if the adapter was trained on another base.
+        options: ``trust_remote_code`` and ``revision``, for the base.
+
+    Raises:
+        ValueError: If the two do not belong together, or a layer cannot be merged.
+    """
+    try:
+        weights = open_weights(base, **options)
+    except NotStreamableError as reason:
+        print(f"{base} cannot be read tensor by tensor, it is loaded whole: {reason}")
+        loaded = load_base_model(base, dtype="auto" if dtype is None else "float32", **options)
+        fingerprint = base_fingerprint(loaded)
+        load_adapter(loaded, ckpt, any_base=any_base, base_fingerprint=fingerprint)
+        write_whole(folder, loaded, load_tokenizer(base, **options), dtype, max_shard_size)
+        return
+    adapter, tensors, facts = read_adapter(ckpt)
+    if not any_base and facts["base_fingerprint"]:
+        require_base(ckpt, facts, weights.fingerprint())
+    found = MergedTensors(weights, require_mergeable(adapter, ckpt), tensors, dtype)
+    write_streamed(folder, found, max_shard_size)
 
 
 def write_streamed(folder: Path, merged_tensors: MergedTensors, max_shard_size: int) -> None:
