@@ -34,7 +34,7 @@ def export(
     """Write a GGUF file for llama.cpp, Ollama and others: a LoRA alone, or the merged model.
 
     For Llama, Mistral, Qwen 2 and Qwen 3. A merged model is then loaded and compared, as merge
-    does it.
+    does it; if they disagree, the file OUT.UNVERIFIED says why.
 
     Args:
         ckpt: Folder of an adapter or checkpoint; for gguf a model's folder will do too.
@@ -58,7 +58,9 @@ def export(
     if not out.endswith(".gguf") or Path(out).is_dir():
         raise ValueError(f"out must be a file's name that ends in .gguf, got {out!r}")
     import torch
+    from transformers import AutoConfig
 
+    from peft_lightning.adapters.atomic import atomic_text
     from peft_lightning.base_model.loading import require_dtype
     from peft_lightning.commands.merge import read_text
     from peft_lightning.commands.merge_check import TEXT, THRESHOLDS, compare
@@ -79,17 +81,21 @@ def export(
             f"its context is {layout.context_length} tokens: llama.cpp has no sliding window of "
             "attention for this architecture, and beyond it the two would differ"
         )
-    rope = layout.config.rope_parameters.get("rope_type", "default")
-    if verify and rope != "default":
-        print(f"not verified: transformers does not read rope_type {rope} from a GGUF file")
-    elif verify:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        length = min(512, layout.context_length)
-        found = compare(out, base, folder, sample, device, options, length)
-        print(f"verified on {found}")
-        if problem := found.problem(threshold or THRESHOLDS[stored]):
-            raise RuntimeError(f"{out} is not what was trained: {problem}")
+    if not verify:
+        return
+    if unread := layout.unread(
+        AutoConfig.from_pretrained(Path(out).parent, gguf_file=Path(out).name)
+    ):
+        print(f"not verified: transformers reads {unread}; llama.cpp reads it right")
+        return
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    length = min(512, layout.context_length)
+    found = compare(out, base, folder, sample, device, options, length)
+    print(f"verified on {found}")
+    if problem := found.problem(threshold or THRESHOLDS[stored]):
+        atomic_text(f"{out}.UNVERIFIED", f"{problem}\n{found}\n")
+        raise RuntimeError(f"{out} is not what was trained: {problem}")
 
 
 def _places(ckpt: str, model: str | None) -> tuple[str, str | None]:
@@ -157,6 +163,7 @@ def _write_model(
 ) -> tuple[Layout, torch.dtype]:
     """Write the merged model; return its layout and the dtype of its matrices."""
     import tempfile
+    from functools import partial
 
     from peft_lightning.adapters.atomic import atomic_file
     from peft_lightning.adapters.files import read_adapter, require_base
@@ -164,11 +171,10 @@ def _write_model(
     from peft_lightning.base_model import load_tokenizer
     from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
     from peft_lightning.commands.gguf_files import write_model
-    from peft_lightning.commands.gguf_vocabulary import stored_pre
+    from peft_lightning.commands.gguf_vocabulary import add_vocabulary, copy_vocabulary
     from peft_lightning.commands.merged_folder import write_merged
     from peft_lightning.commands.merged_tensors import MergedTensors
 
-    tokenizer = load_tokenizer(base, **options)
     adapter: LoRA | None = None
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {"base_fingerprint": None}
@@ -186,7 +192,12 @@ def _write_model(
                 raise
             write_merged(Path(temporary), folder, base, dtype, 2 * 10**9, any_base, options)
             weights, adapter, tensors = open_weights(temporary), None, {}
-            pre = pre or stored_pre(base)
+        size = weights.model.config.vocab_size
+        if base.endswith(".gguf"):
+            vocabulary = partial(copy_vocabulary, file=Path(base).expanduser())
+        else:
+            tokenizer = load_tokenizer(base, **options)
+            vocabulary = partial(add_vocabulary, tokenizer=tokenizer, size=size, pre=pre)
         merged = MergedTensors(weights, adapter, tensors, dtype)
         with atomic_file(out) as file:
-            return write_model(file, merged, tokenizer, out.stem, pre)
+            return write_model(file, merged, out.stem, vocabulary)

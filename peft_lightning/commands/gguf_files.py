@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from torch import Tensor
 from peft_lightning.adapters.lora import LoRA
 from peft_lightning.adapters.names import check_names
 from peft_lightning.commands.gguf_layout import Layout
-from peft_lightning.commands.gguf_vocabulary import add_vocabulary
 from peft_lightning.commands.merged_tensors import MergedTensors, Piece
 
 _TYPES = {
@@ -77,7 +76,7 @@ def write_lora(
 
 
 def write_model(
-    file: Path, merged: MergedTensors, tokenizer: Any, name: str, pre: str | None
+    file: Path, merged: MergedTensors, name: str, add_vocabulary: Callable[[gguf.GGUFWriter], None]
 ) -> tuple[Layout, torch.dtype]:
     """Write a model with its tokenizer, one tensor at a time in memory.
 
@@ -86,9 +85,8 @@ def write_model(
     Args:
         file: To write.
         merged: The model.
-        tokenizer: Its tokenizer.
         name: What the file calls the model.
-        pre: llama.cpp's name of how the tokenizer cuts text; found by itself if None.
+        add_vocabulary: Adds the tokenizer.
 
     Returns:
         The layout, and the dtype of most matrices.
@@ -110,7 +108,7 @@ def write_model(
         writer.add_name(name)
         writer.add_file_type(_TYPES[common][1])
         layout.add_parameters(writer)
-        add_vocabulary(writer, tokenizer, model.config.vocab_size, pre)
+        add_vocabulary(writer)
         for place, tensor in extra.items():
             writer.add_tensor_info(place, tensor.shape, np.dtype("float32"), tensor.nbytes)
         for place, piece in places.items():

@@ -130,6 +130,20 @@ class Layout:
             return {}
         return {"rope_freqs.weight": _llama3_divisors(rope, self.head_dim)}
 
+    def unread(self, config: Any) -> str | None:
+        """Return what transformers takes otherwise in a file of this layout, if anything.
+
+        Args:
+            config: As transformers reads it from the file.
+        """
+        for name in ("head_dim", "attention_bias", "mlp_bias"):
+            own, found = getattr(self.config, name, None), getattr(config, name, None)
+            if own != found and (own or found):
+                return f"{name} as {found}, and it is {own}"
+        own, found = self.config.rope_parameters, config.rope_parameters
+        kinds = [rope.get("rope_type", "default") for rope in (own, found)]
+        return None if kinds[0] == kinds[1] else f"rope_type as {kinds[1]}, and it is {kinds[0]}"
+
     def _window(self) -> int | None:
         return getattr(self.config, "sliding_window", None)
 

@@ -92,13 +92,11 @@ def find_pre(content: dict[str, Any]) -> str:
     return pre
 
 
-def stored_pre(name: str) -> str | None:
-    """Return what the GGUF file ``name`` says of how text is cut; None if it is no such file."""
-    path = Path(name).expanduser()
-    if path.suffix != ".gguf" or not path.is_file():
-        return None
-    field = gguf.GGUFReader(path).get_field("tokenizer.ggml.pre")
-    return None if field is None else str(field.contents())
+def copy_vocabulary(writer: gguf.GGUFWriter, file: Path) -> None:
+    """Add all that another GGUF file says of its tokenizer."""
+    for key, field in gguf.GGUFReader(file).fields.items():
+        if key.startswith("tokenizer."):
+            writer.add_key_value(key, field.contents(), *field.types)
 
 
 def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
