@@ -32,6 +32,10 @@ ALSO = {
     "data/datamodule.py": {"lightning"},
     "base_model/loading.py": {"gguf"},
     "base_model/places.py": {"huggingface_hub"},
+    "commands/merged_folder.py": {"safetensors"},
+    "commands/gguf_files.py": {"gguf", "numpy"},
+    "commands/gguf_layout.py": {"gguf"},
+    "commands/gguf_vocabulary.py": {"gguf"},
 }
 BEFORE_THE_COMMAND_IS_KNOWN = ["__init__.py", "__main__.py", "cli_help.py", "cli_given.py"]
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}

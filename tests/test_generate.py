@@ -10,7 +10,7 @@ from torch import nn
 
 from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model
-from peft_lightning.commands.generate import generate
+from peft_lightning.commands.generate import PartialAnswers, generate
 from peft_lightning.data.tokenization import encode_prompt as data_encode_prompt
 from peft_lightning.generation import encode_prompt, find_end_ids, generate_tokens
 from tiny import ARCHITECTURES, tiny_model
@@ -319,3 +319,75 @@ def test_an_adapter_of_another_base_is_refused_unless_any_base(lora_folder, tmp_
 def test_naming_the_command_does_not_import_torch():
     code = "import sys, peft_lightning.commands.generate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def prompt_folder(base, tmp_path_factory):
+    """A soft prompt over ``base`` that changes its answers much."""
+    folder = tmp_path_factory.mktemp("prompt") / "soft"
+    model, adapter = load_base_model(str(base)), PromptTuning(num_virtual_tokens=3)
+    facts = {"base_fingerprint": base_fingerprint(model)}
+    adapter.attach(model)
+    torch.manual_seed(5)
+    adapter.state_dict(model)["prompt_embeddings"].normal_(std=0.5)
+    save_adapter(adapter, model, folder, facts)
+    return folder
+
+
+def test_each_row_is_answered_by_the_adapter_it_names(
+    base, rows, lora_folder, prompt_folder, tmp_path
+):
+    adapters = [f"a={lora_folder}", f"soft={prompt_folder}"]
+    given = [json.loads(line) for line in rows.read_text().splitlines()][:7]
+    names = ["soft", "a", "base", "a", "soft", "base", "a"]
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        "".join(json.dumps({**r, "adapter": n}) + "\n" for r, n in zip(given, names, strict=True))
+    )
+    generate(file=str(file), output=str(tmp_path / "o"), adapter=adapters, max_new_tokens=5)
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("".join(json.dumps(r) + "\n" for r in given))
+    options = {"file": str(plain), "max_new_tokens": 5}
+    alone = {"a": {"ckpt": str(lora_folder)}, "soft": {"ckpt": str(prompt_folder)}}
+    alone["base"] = {"model": str(base)}
+    for name, source in alone.items():
+        generate(**source, output=str(tmp_path / name), **options)
+    expected = {name: answers(tmp_path / name) for name in alone}
+    assert answers(tmp_path / "o") == [expected[n][i] for i, n in enumerate(names)]
+    generate(adapter=adapters, output=str(tmp_path / "each"), **options)
+    each = [json.loads(line) for line in (tmp_path / "each").read_text().splitlines()]
+    assert [(r["adapter"], r["generated"]) for r in each] == [
+        (name, expected[name][i]) for i in range(7) for name in ("a", "soft")
+    ]
+    file.write_text(json.dumps({**given[0], "adapter": "b"}) + "\n")
+    with pytest.raises(ValueError, match=r"row 1 has adapter 'b'; .* given: base, a, soft"):
+        generate(file=str(file), adapter=adapters)
+
+
+def test_a_killed_run_goes_on_where_it_stopped(base, rows, tmp_path, capsys, monkeypatch):
+    options = {"model": str(base), "file": str(rows), "max_new_tokens": 5, "batch_size": 4}
+    options |= {"temperature": 1.5}
+    generate(**options, output=str(tmp_path / "whole"))
+    add, calls = PartialAnswers.add, []
+
+    def dies(self, texts):
+        calls.append(len(texts))
+        add(self, texts)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PartialAnswers, "add", dies)
+    with pytest.raises(KeyboardInterrupt):
+        generate(**options, output=str(tmp_path / "cut"))
+    assert not (tmp_path / "cut").exists()
+    part = tmp_path / "cut.part"
+    part.write_text(part.read_text() + '{"22": "torn')
+    capsys.readouterr()
+    generate(**options, output=str(tmp_path / "cut"))
+    assert "12 answers are there already" in capsys.readouterr().err
+    assert sum(calls) == len(answers(tmp_path / "whole"))
+    assert (tmp_path / "cut").read_text() == (tmp_path / "whole").read_text()
+    assert not part.exists()
+    part.write_text("another run\n")
+    generate(**options, output=str(tmp_path / "cut"))
+    assert "already" not in capsys.readouterr().err

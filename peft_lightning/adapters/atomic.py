@@ -43,19 +43,29 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def atomic_text(path: str | Path, text: str) -> None:
-    """Write ``text`` to the file ``path``, in place of what it holds; all of it or nothing."""
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield the name of a file to write; it takes the place of ``path`` when the block ends.
+
+    If the block raises, the new file is removed and ``path`` is as it was.
+    """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def atomic_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to the file ``path``, in place of what it holds; all of it or nothing."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def existing_folder(path: str | Path) -> Path:

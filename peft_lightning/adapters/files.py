@@ -158,18 +158,8 @@ def load_adapter(
         ValueError: If the tensors do not fit, or were trained on another base.
     """
     adapter, tensors, facts = read_adapter(folder)
-    expected = facts["base_fingerprint"]
-    if expected and base_fingerprint and not any_base and expected != base_fingerprint:
-        keys = {**expected, **base_fingerprint}
-        differences = ", ".join(
-            f"{k}: {expected.get(k)!r} expected, {base_fingerprint.get(k)!r} here"
-            for k in keys
-            if expected.get(k) != base_fingerprint.get(k)
-        )
-        raise ValueError(
-            f"{folder} was trained on another base model, {facts['base_model']} ({differences}). "
-            "Load that one, or pass any_base=True"
-        )
+    if not any_base:
+        require_base(folder, facts, base_fingerprint)
     before = set(model.modules())
     adapter.attach(model, initialise=False)
     try:
@@ -182,6 +172,24 @@ def load_adapter(
         for module in set(model.modules()) - before:
             module.training = False
     return adapter
+
+
+def require_base(
+    folder: str | Path, facts: Mapping[str, Any], base_fingerprint: Mapping[str, Any] | None
+) -> None:
+    """Raise ValueError if ``facts`` of an adapter's folder remember another base; name both."""
+    expected = facts["base_fingerprint"]
+    if expected and base_fingerprint and expected != base_fingerprint:
+        keys = {**expected, **base_fingerprint}
+        differences = ", ".join(
+            f"{k}: {expected.get(k)!r} expected, {base_fingerprint.get(k)!r} here"
+            for k in keys
+            if expected.get(k) != base_fingerprint.get(k)
+        )
+        raise ValueError(
+            f"{folder} was trained on another base model, {facts['base_model']} ({differences}). "
+            "Load that one, or pass any_base=True"
+        )
 
 
 def _required(folder: Path, name: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,15 +17,19 @@ def base_fingerprint(model: nn.Module) -> dict[str, Any]:
     float16 cannot hold exactly taken as 0: the same model has one fingerprint in every dtype. (One
     saved in float32 and loaded in float16 is the exception: it has been rounded twice.)
     """
-    parameters = dict(_base_parameters(model))
-    shapes = "".join(f"{n} {tuple(p.shape)}\n" for n, p in sorted(parameters.items()))
-    samples = [_sample(parameters[name]) for name in sorted(parameters)]
-    weights = torch.cat(samples).cpu().view(torch.int16).numpy().tobytes()
+    return fingerprint_of(type(model).__name__, _base_parameters(model))
+
+
+def fingerprint_of(architecture: str, parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
+    """Return the fingerprint of a base whose parameters come one by one, in any order."""
+    seen = {name: (tuple(p.shape), p.numel(), _sample(p).cpu()) for name, p in parameters}
+    shapes = "".join(f"{name} {shape}\n" for name, (shape, _, _) in sorted(seen.items()))
+    samples = torch.cat([sample for _, (_, _, sample) in sorted(seen.items())])
     return {
-        "architecture": type(model).__name__,
-        "parameters": sum(p.numel() for p in parameters.values()),
+        "architecture": architecture,
+        "parameters": sum(count for _, count, _ in seen.values()),
         "shapes": hashlib.sha256(shapes.encode()).hexdigest(),
-        "weights": hashlib.sha256(weights).hexdigest(),
+        "weights": hashlib.sha256(samples.view(torch.int16).numpy().tobytes()).hexdigest(),
     }
 
 

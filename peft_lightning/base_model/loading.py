@@ -57,23 +57,20 @@ def load_base_model(
     Raises:
         ValueError: If there is no such model, it is not a causal LM, or it lacks weights.
     """
-    if dtype not in DTYPES:
-        near = get_close_matches(str(dtype), DTYPES, n=1, cutoff=0.5)
-        hint = f", did you mean {near[0]}?" if near else ""
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}{hint}")
+    require_dtype(dtype)
     source, options = locate(name, revision)
     options["trust_remote_code"] = trust_remote_code
     if "gguf_file" in options:
         options["quantization_config"] = GgufConfig(dequantize=True)
     else:
-        with _explained("base model", name, options):
+        with explained("base model", name, options):
             options["config"] = AutoConfig.from_pretrained(source, **options)
-        _require_causal(name, options["config"])
+        require_causal(name, options["config"])
     if attn_implementation != "auto":
         options["attn_implementation"] = attn_implementation
     if device is not None:
         options["device_map"] = {"": device}
-    with _explained("base model", name, options), _quiet():
+    with explained("base model", name, options), _quiet():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -101,14 +98,22 @@ def load_tokenizer(
     """
     source, options = locate(name, revision, weights=False)
     options["trust_remote_code"] = trust_remote_code
-    with _explained("tokenizer of", name, options):
+    with explained("tokenizer of", name, options):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if "gguf_file" in options:
         _split_digits(tokenizer, Path(source, options["gguf_file"]))
     return tokenizer
 
 
-def _require_causal(name: str, config: Any) -> None:
+def require_dtype(dtype: str) -> None:
+    """Raise ValueError, with the nearest name, if ``dtype`` is none of ``DTYPES``."""
+    if dtype not in DTYPES:
+        near = get_close_matches(str(dtype), DTYPES, n=1, cutoff=0.5)
+        hint = f", did you mean {near[0]}?" if near else ""
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}{hint}")
+
+
+def require_causal(name: str, config: Any) -> None:
     """Raise ValueError if a model does not predict the next token of its own text."""
     custom = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     kind = (config.architectures or [type(config).__name__.removesuffix("Config")])[0]
@@ -127,7 +132,7 @@ def _require_causal(name: str, config: Any) -> None:
 
 
 @contextmanager
-def _explained(what: str, name: str, options: dict[str, Any]) -> Iterator[None]:
+def explained(what: str, name: str, options: dict[str, Any]) -> Iterator[None]:
     """Say in one line what transformers says in many."""
     try:
         yield

@@ -9,6 +9,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+_MODEL_FILES = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+    "*.tiktoken",
+    "*.py",
+    "LIC*",
+]
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 
 
@@ -46,6 +56,23 @@ def _require_model_folder(path: Path, weights: bool) -> None:
         hint = f": give the file, {path / files[0]}" if files else ""
         hint = hint or f": it needs config.json and model.safetensors{nearest_place(path / 'x')}"
         raise ValueError(f"{path} holds no model, it has {lacks}{hint}")
+
+
+def model_folder(source: str, options: dict[str, Any]) -> Path:
+    """Return the folder with the files of a model: the local one, or that of the hub's cache.
+
+    Args:
+        source: As ``locate`` returns it, with ``options``; not for a GGUF file.
+        options: ``revision`` and ``local_files_only`` for a hub id, none for a folder.
+
+    Raises:
+        OSError: If the hub has no such model, or is not there.
+    """
+    if "revision" not in options:
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, allow_patterns=_MODEL_FILES, **options))
 
 
 def nearest_place(path: Path) -> str:

@@ -1,0 +1,123 @@
+"""Merging: an adapter's update added to the base's weights, in memory and with a way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from peft_lightning.adapters.base import Adapter, attached_adapter
+from peft_lightning.adapters.full import Full
+from peft_lightning.adapters.lora import LoRA
+from peft_lightning.adapters.lora_layers import LoRALinear, is_conv1d
+
+
+@torch.no_grad()
+def add_update(
+    weight: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scaling: float,
+    name: str,
+    *,
+    transposed: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return ``weight + scaling * b @ a``, rounded once.
+
+    Args:
+        weight: (out, in), of any floating dtype. Not changed.
+        a: (r, in).
+        b: (out, r).
+        scaling: Factor on the update.
+        name: What an error calls the layer.
+        transposed: Whether ``weight`` is (in, out), as in GPT-2's ``Conv1D``.
+        dtype: Of the result, that of ``weight`` if None. The sum is computed in float32, in
+            float64 for a float64 weight.
+
+    Raises:
+        ValueError: If the weight is no matrix of this shape (it may be quantised), or a sum is
+            not finite.
+    """
+    shape = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
+    if not weight.is_floating_point() or tuple(weight.shape) != shape:
+        raise ValueError(
+            f"cannot merge into {name}: its weight is {tuple(weight.shape)} {weight.dtype}, and a "
+            f"floating-point matrix {shape} is needed; merge into a base that is not quantised"
+        )
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    update = b.to(weight.device, wide) @ a.to(weight.device, wide)  # (out, in)
+    total = (update.T if transposed else update).mul_(scaling).add_(weight)
+    merged = total.to(dtype or weight.dtype).contiguous()
+    if not merged.isfinite().all():
+        found = "its weight or update is not finite" if not total.isfinite().all() else None
+        raise ValueError(
+            f"cannot merge into {name}: {found or f'the sum is too large for {merged.dtype}'}"
+        )
+    return merged
+
+
+def merged_weight(layer: LoRALinear, name: str = "the layer") -> Tensor:
+    """Return the weight with which ``layer.base_layer`` alone computes what ``layer`` does.
+
+    Its shape and dtype are those of the base's weight; see ``add_update``.
+    """
+    return add_update(
+        layer.weight,
+        layer.lora_A.weight,
+        layer.lora_B.weight,
+        layer.scaling,
+        name,
+        transposed=is_conv1d(layer.base_layer),
+    )
+
+
+def require_mergeable(adapter: Adapter | None, where: object = "the model") -> LoRA:
+    """Return ``adapter`` if it changes weights of a base.
+
+    Raises:
+        ValueError: If it does not; says what to do instead.
+    """
+    if isinstance(adapter, LoRA):
+        return adapter
+    if isinstance(adapter, Full):
+        raise ValueError(
+            f"{where} is a whole model already, fully fine-tuned: there is nothing to merge, load "
+            "it as any model's folder"
+        )
+    if adapter is None:
+        raise ValueError(f"{where} has no adapter: there is nothing to merge")
+    raise ValueError(
+        f"{where} is a {adapter.peft_type} adapter, which changes the inputs and no weight: it "
+        "cannot be merged. Serve it as an adapter: generate --ckpt, or HF PEFT"
+    )
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[nn.Module]:
+    """Make ``model`` the plain base with its LoRA merged, for as long as the block runs.
+
+    In the block the base's own layers are in their places with the merged weights, so that
+    ``state_dict`` and ``save_pretrained`` see a model without an adapter. After it the adapter's
+    layers are back, over the base's original tensors: nothing is subtracted, nothing is rounded.
+    The merged weights take memory besides the original ones. A weight that is tied to another is
+    untied in the block.
+
+    Raises:
+        ValueError: If the model has no LoRA, or a merged weight is not finite; it is left as it
+            was.
+    """
+    layers = require_mergeable(attached_adapter(model)).layers(model)
+    weights = {name: merged_weight(layer, name) for name, layer in layers.items()}
+    originals = {name: layer.weight for name, layer in layers.items()}
+    try:
+        for name, layer in layers.items():
+            layer.base_layer.weight = nn.Parameter(weights.pop(name), requires_grad=False)
+            model.set_submodule(name, layer.base_layer)
+        yield model
+    finally:
+        for name, layer in layers.items():
+            layer.base_layer.weight = originals[name]
+            model.set_submodule(name, layer)

@@ -1,0 +1,203 @@
+"""``python -m peft_lightning export``: an adapter, or the merged model, as a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from peft_lightning.adapters.lora import LoRA
+    from peft_lightning.commands.gguf_layout import Layout
+
+FORMATS = ("gguf-lora", "gguf")
+
+
+def export(
+    ckpt: str,
+    out: str,
+    /,
+    format: str = "gguf-lora",
+    model: str | None = None,
+    dtype: str = "auto",
+    tokenizer_pre: str | None = None,
+    verify: bool = True,
+    threshold: float | None = None,
+    text: str | None = None,
+    device: str = "auto",
+    any_base: bool = False,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> None:
+    """Write a GGUF file for llama.cpp, Ollama and others: a LoRA alone, or the merged model.
+
+    For Llama, Mistral, Qwen 2 and Qwen 3. A merged model is then loaded and compared, as merge
+    does it; if they disagree, the file OUT.UNVERIFIED says why.
+
+    Args:
+        ckpt: Folder of an adapter or checkpoint; for gguf a model's folder will do too.
+        out: The .gguf file to write.
+        format: gguf-lora: the adapter alone, for llama.cpp's --lora beside the base's GGUF file;
+            gguf: one file with the merged model and its tokenizer.
+        model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
+        dtype: auto (float32 for a LoRA, as the base's for a model), float32, bfloat16 or float16.
+        tokenizer_pre: llama.cpp's name of how the tokenizer cuts text, such as llama-bpe; without,
+            it is found from the tokenizer.
+        verify: Whether to compare a merged model; it takes its memory in float32.
+        threshold: Largest allowed difference of a logit, as in merge.
+        text: Text file to compare on; without, a built-in text.
+        device: Where to compare: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
+        any_base: Go on even if the adapter was trained on another base model.
+        trust_remote_code: Whether code that comes with the model may run.
+        revision: Branch, tag or commit of a hub id.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format must be {' or '.join(FORMATS)}, got {format!r}")
+    if not out.endswith(".gguf") or Path(out).is_dir():
+        raise ValueError(f"out must be a file's name that ends in .gguf, got {out!r}")
+    import torch
+    from transformers import AutoConfig
+
+    from peft_lightning.adapters.atomic import atomic_text
+    from peft_lightning.base_model.loading import require_dtype
+    from peft_lightning.commands.merge import read_text
+    from peft_lightning.commands.merge_check import TEXT, THRESHOLDS, compare
+
+    require_dtype(dtype)
+    sample = TEXT if text is None else read_text(text)
+    wanted = None if dtype == "auto" else getattr(torch, dtype)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    base, folder = _places(ckpt, model)
+    if format == "gguf-lora":
+        _write_lora(Path(out), base, folder, ckpt, wanted, any_base, options)
+        print(f"exported: {out}; use it as llama-cli -m BASE.gguf --lora {out}")
+        return
+    layout, stored = _write_model(Path(out), base, folder, wanted, tokenizer_pre, any_base, options)
+    print(f"exported: {out}, {Path(out).stat().st_size:,} bytes")
+    if layout.context_length < layout.config.max_position_embeddings:
+        print(
+            f"its context is {layout.context_length} tokens: llama.cpp has no sliding window of "
+            "attention for this architecture, and beyond it the two would differ"
+        )
+    if not verify:
+        return
+    if unread := layout.unread(
+        AutoConfig.from_pretrained(Path(out).parent, gguf_file=Path(out).name)
+    ):
+        print(f"not verified: transformers reads {unread}; llama.cpp reads it right")
+        return
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    length = min(512, layout.context_length)
+    found = compare(out, base, folder, sample, device, options, length)
+    print(f"verified on {found}")
+    if problem := found.problem(threshold or THRESHOLDS[stored]):
+        atomic_text(f"{out}.UNVERIFIED", f"{problem}\n{found}\n")
+        raise RuntimeError(f"{out} is not what was trained: {problem}")
+
+
+def _places(ckpt: str, model: str | None) -> tuple[str, str | None]:
+    """Return where the base and its adapter are; None if ``ckpt`` is a whole model.
+
+    Raises:
+        ValueError: If it is neither, or is an adapter that is no LoRA, or names no base.
+    """
+    from peft_lightning.adapters.files import CONFIG_FILE, read_adapter
+    from peft_lightning.adapters.merging import require_mergeable
+
+    if Path(ckpt, "config.json").is_file() and not Path(ckpt, CONFIG_FILE).is_file():
+        if model is not None:
+            raise ValueError(f"{ckpt} is a whole model: give it without --model {model}")
+        return ckpt, None
+    adapter, _, facts = read_adapter(ckpt)
+    require_mergeable(adapter, ckpt)
+    if not (base := model or facts["base_model"]):
+        raise ValueError(f"{ckpt} does not name its base model: give it with --model")
+    return base, ckpt
+
+
+def _write_lora(
+    out: Path,
+    base: str,
+    folder: str | None,
+    ckpt: str,
+    dtype: torch.dtype | None,
+    any_base: bool,
+    options: dict[str, Any],
+) -> None:
+    import torch
+
+    from peft_lightning.adapters.atomic import atomic_file
+    from peft_lightning.adapters.files import read_adapter, require_base
+    from peft_lightning.adapters.merging import require_mergeable
+    from peft_lightning.base_model import base_fingerprint, load_base_model
+    from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
+    from peft_lightning.commands.gguf_files import write_lora
+
+    if folder is None:
+        raise ValueError(f"{ckpt} is a whole model and no LoRA: export it with --format gguf")
+    adapter, tensors, facts = read_adapter(folder)
+    model: Any
+    try:
+        weights = open_weights(base, **options)
+        model, fingerprint = weights.model, weights.fingerprint()
+    except NotStreamableError:
+        model = load_base_model(base, **options)
+        fingerprint = base_fingerprint(model)
+    if not any_base:
+        require_base(folder, facts, fingerprint)
+    with atomic_file(out) as file:
+        write_lora(file, model, require_mergeable(adapter), tensors, dtype or torch.float32)
+
+
+def _write_model(
+    out: Path,
+    base: str,
+    folder: str | None,
+    dtype: torch.dtype | None,
+    pre: str | None,
+    any_base: bool,
+    options: dict[str, Any],
+) -> tuple[Layout, torch.dtype]:
+    """Write the merged model; return its layout and the dtype of its matrices."""
+    import tempfile
+    from functools import partial
+
+    from peft_lightning.adapters.atomic import atomic_file
+    from peft_lightning.adapters.files import read_adapter, require_base
+    from peft_lightning.adapters.merging import require_mergeable
+    from peft_lightning.base_model import load_tokenizer
+    from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
+    from peft_lightning.commands.gguf_files import write_model
+    from peft_lightning.commands.gguf_vocabulary import add_vocabulary, copy_vocabulary
+    from peft_lightning.commands.merged_folder import write_merged
+    from peft_lightning.commands.merged_tensors import MergedTensors
+
+    adapter: LoRA | None = None
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {"base_fingerprint": None}
+    if folder is not None:
+        found, tensors, facts = read_adapter(folder)
+        adapter = require_mergeable(found, folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
+        try:
+            weights = open_weights(base, **options)
+            if not any_base and facts["base_fingerprint"]:
+                require_base(str(folder), facts, weights.fingerprint())
+        except NotStreamableError:
+            if folder is None:
+                raise
+            write_merged(Path(temporary), folder, base, dtype, 2 * 10**9, any_base, options)
+            weights, adapter, tensors = open_weights(temporary), None, {}
+        size = weights.model.config.vocab_size
+        if base.endswith(".gguf"):
+            vocabulary = partial(copy_vocabulary, file=Path(base).expanduser())
+        else:
+            tokenizer = load_tokenizer(base, **options)
+            vocabulary = partial(add_vocabulary, tokenizer=tokenizer, size=size, pre=pre)
+        merged = MergedTensors(weights, adapter, tensors, dtype)
+        with atomic_file(out) as file:
+            return write_model(file, merged, out.stem, vocabulary)

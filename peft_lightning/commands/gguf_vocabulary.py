@@ -1,0 +1,107 @@
+"""A byte-level BPE tokenizer as llama.cpp stores it in a GGUF file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+# How the text is cut before merging, by the regular expression of tokenizer.json -> llama.cpp's
+# name. Its own converter tells them by hashes of tokenised text, for the same purpose.
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLITS = {_LLAMA3: "llama-bpe", _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2"}
+
+
+def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int, pre: str | None) -> None:
+    """Add the tokens, merges, special ids and chat template.
+
+    Args:
+        writer: Of the file.
+        tokenizer: Of transformers.
+        size: Rows of the embedding; ids that no token has get a filler.
+        pre: llama.cpp's name of how the text is cut; found from the tokenizer if None.
+
+    Raises:
+        ValueError: If it is no byte-level BPE, or is cut in a way that llama.cpp may not have.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    pre = pre or find_pre(content)
+    vocabulary = tokenizer.get_vocab()
+    if max(vocabulary.values()) >= size:
+        raise ValueError(
+            f"the tokenizer has ids up to {max(vocabulary.values())}, the model {size}"
+        )
+    tokens = [f"[PAD{i}]" for i in range(size)]
+    types = [gguf.TokenType.UNUSED] * size
+    for token, i in vocabulary.items():
+        tokens[i], types[i] = token, gguf.TokenType.NORMAL
+    for i, added in tokenizer.added_tokens_decoder.items():
+        types[i] = gguf.TokenType.CONTROL if added.special else gguf.TokenType.USER_DEFINED
+    merges = content["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    for name in ("bos", "eos", "pad", "unk"):
+        if (i := getattr(tokenizer, f"{name}_token_id")) is not None:
+            getattr(writer, f"add_{name}_token_id")(i)
+    ids = tokenizer("a")["input_ids"]
+    writer.add_add_bos_token(ids[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(len(ids) > 1 and ids[-1] == tokenizer.eos_token_id)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def find_pre(content: dict[str, Any]) -> str:
+    """Return llama.cpp's name of how a tokenizer cuts its text.
+
+    Args:
+        content: Of its tokenizer.json.
+
+    Raises:
+        ValueError: If it is no byte-level BPE, or none that is known here.
+    """
+    model, steps = content["model"], _steps(content["pre_tokenizer"])
+    kinds = [step["type"] for step in steps]
+    if model["type"] != "BPE" or kinds[-1:] != ["ByteLevel"] or model.get("byte_fallback"):
+        raise ValueError(
+            f"the tokenizer is a {model['type']} after {kinds or 'no cutting'}, and only a "
+            "byte-level BPE can be written here: merge the adapter, and convert the merged folder "
+            "with llama.cpp's convert_hf_to_gguf.py, or export --format gguf-lora"
+        )
+    normal = content.get("normalizer") or {"type": "NFC"}
+    plain = not steps[-1].get("add_prefix_space") and normal["type"] == "NFC"
+    pre = None
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        pre = "gpt-2"
+    elif kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]:
+        pre = "smollm" if steps[1].get("use_regex", True) else None
+    elif kinds == ["Split", "ByteLevel"] and steps[0]["behavior"] == "Isolated":
+        pre = SPLITS.get(steps[0]["pattern"].get("Regex", ""))
+    if pre is None or not plain or model.get("ignore_merges", False) != (pre == "llama-bpe"):
+        raise ValueError(
+            "the tokenizer cuts its text in a way that is not known here: give llama.cpp's name of "
+            "it with --tokenizer_pre, such as llama-bpe, qwen2, gpt-2 or smollm"
+        )
+    return pre
+
+
+def copy_vocabulary(writer: gguf.GGUFWriter, file: Path) -> None:
+    """Add all that another GGUF file says of its tokenizer."""
+    for key, field in gguf.GGUFReader(file).fields.items():
+        if key.startswith("tokenizer."):
+            writer.add_key_value(key, field.contents(), *field.types)
+
+
+def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if pre_tokenizer is None:
+        return []
+    if pre_tokenizer["type"] == "Sequence":
+        return [step for part in pre_tokenizer["pretokenizers"] for step in _steps(part)]
+    return [pre_tokenizer]

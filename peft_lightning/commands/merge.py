@@ -1,0 +1,116 @@
+"""``python -m peft_lightning merge``: an adapter and its base become one model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+UNVERIFIED = "UNVERIFIED"  # a file in a merged folder that has not been verified
+
+
+def merge(
+    ckpt: str,
+    out: str,
+    /,
+    model: str | None = None,
+    dtype: str = "auto",
+    max_shard_size: str = "2GB",
+    verify: bool = True,
+    threshold: float | None = None,
+    text: str | None = None,
+    device: str = "auto",
+    any_base: bool = False,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> None:
+    """Merge an adapter into its base: a model's folder that needs neither.
+
+    The base is read and written shard by shard. The merged model is then loaded and compared with
+    the base and its adapter; if they disagree, the exit status is 1 and the file UNVERIFIED in
+    the folder says why.
+
+    Args:
+        ckpt: Folder of an adapter or checkpoint; its base model is found by itself.
+        out: Folder to write, in place of a model that is there.
+        model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
+        dtype: Of the merged weights: auto (as the base's), float32, bfloat16 or float16.
+        max_shard_size: Of a file of weights, such as 2GB or 500MB.
+        verify: Whether to compare; it takes the memory of the model in float32.
+        threshold: Largest allowed difference of a logit, in standard deviations of the logits;
+            without, 0.001 for float32, 0.1 for float16 and 0.5 for bfloat16 weights.
+        text: Text file to compare on; without, a built-in text.
+        device: Where to compare: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
+        any_base: Merge even if the adapter was trained on another base model.
+        trust_remote_code: Whether code that comes with the model may run.
+        revision: Branch, tag or commit of a hub id.
+    """
+    import torch
+
+    from peft_lightning.adapters.atomic import atomic_folder, atomic_text
+    from peft_lightning.adapters.files import read_adapter
+    from peft_lightning.adapters.merging import require_mergeable
+    from peft_lightning.base_model.loading import require_dtype
+    from peft_lightning.commands.merge_check import TEXT, THRESHOLDS, compare
+    from peft_lightning.commands.merged_folder import size_in_bytes, write_merged
+
+    require_dtype(dtype)
+    size = size_in_bytes(max_shard_size)
+    if threshold is not None and not threshold > 0:
+        raise ValueError(f"threshold must be above 0, got {threshold:g}")
+    sample = TEXT if text is None else read_text(text)
+    adapter, _, facts = read_adapter(ckpt)
+    require_mergeable(adapter, ckpt)
+    base = model or facts["base_model"]
+    if not base:
+        raise ValueError(f"{ckpt} does not name its base model: give it with --model")
+    _require_free(Path(out), Path(ckpt), Path(base).expanduser())
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    wanted = None if dtype == "auto" else getattr(torch, dtype)
+    with atomic_folder(out) as folder:
+        write_merged(folder, ckpt, base, wanted, size, any_base, options)
+        if verify:
+            (folder / UNVERIFIED).write_text("the verification was not finished\n")
+    files = sorted(Path(out).glob("*.safetensors"))
+    print(
+        f"merged: {out}, {len(files)} x safetensors, {sum(f.stat().st_size for f in files):,} bytes"
+    )
+    if not verify:
+        return
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = compare(out, base, ckpt, sample, device, options)
+    print(f"verified on {found}")
+    if problem := found.problem(threshold or max(THRESHOLDS[d] for d in _dtypes(files))):
+        atomic_text(Path(out, UNVERIFIED), f"{problem}\n{found}\n")
+        raise RuntimeError(f"{out} is not what was trained: {problem}")
+    Path(out, UNVERIFIED).unlink()
+
+
+def _require_free(out: Path, *sources: Path) -> None:
+    """Raise ValueError if writing ``out`` would remove what is merged, or something else."""
+    place = out.resolve()
+    for source in sources:
+        if source.exists() and (source.resolve() == place or place in source.resolve().parents):
+            raise ValueError(
+                f"{out} would take the place of {source}: give another folder to write"
+            )
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise ValueError(f"{out} is not empty, and holds no model: give another folder to write")
+
+
+def _dtypes(files: list[Path]) -> set[torch.dtype]:
+    from peft_lightning.base_model.weight_files import stored_tensors
+
+    dtypes = {tensor.dtype for file in files for tensor in stored_tensors(file).values()}
+    return {dtype for dtype in dtypes if dtype.is_floating_point}
+
+
+def read_text(file: str) -> str:
+    """Return the text of ``file``; raise ValueError if it is not there."""
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {file}") from None
