@@ -20,6 +20,8 @@ TRAINER_COMMANDS = {
 OWN_COMMANDS = {
     "generate": "Answer prompts with a base model and adapters.",
     "chat": "Talk with a base model and adapters in the terminal.",
+    "combine": "Combine LoRA adapters: weighted sum, TIES, DARE.",
+    "resize": "Reduce the rank of a LoRA adapter.",
     "export": "Write an adapter, or a model with it merged, as a GGUF file for llama.cpp.",
     "merge": "Merge an adapter into its base: a model's folder.",
 }

@@ -217,8 +217,9 @@ def test_memory_stays_near_one_shard(tmp_path):
         [sys.executable, "-c", PEAK, *args], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    # a shard of 20 MB, its bytes once more in safetensors, a sum and its update of 12 MB each
-    assert float(run.stdout) < 70 < size / 2
+    # a shard of 20 MB, its bytes once more in safetensors, a sum and its update of 12 MB each,
+    # and what the allocator holds
+    assert float(run.stdout) < 85 < size / 2
 
 
 # ---- bases that are loaded whole ---------------------------------------------------------------

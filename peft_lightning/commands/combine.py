@@ -1,0 +1,106 @@
+"""``python -m peft_lightning combine``: one LoRA adapter of several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def combine(
+    out: str,
+    /,
+    *adapters: str,
+    method: str = "cat",
+    rank: int | None = None,
+    density: float = 0.5,
+    seed: int = 0,
+) -> None:
+    """Combine LoRA adapters of one base into one, such as ``combine OUT a=0.7 b=0.3``.
+
+    Args:
+        out: Folder to write; HF PEFT reads it too.
+        adapters: FOLDER=WEIGHT of each; FOLDER alone weighs 1.
+        method: cat (the exact weighted sum, its rank the sum of the ranks), svd (the same cut to
+            a rank), ties, dare_linear, dare_ties, magnitude_prune, or hf_linear (HF PEFT's
+            "linear", which is not the sum of the updates).
+        rank: Of the result, for all but cat and hf_linear; the largest of the adapters' if null.
+        density: Share of each update's values that ties, dare and magnitude_prune keep.
+        seed: Of what dare drops.
+    """
+    from peft_lightning.adapters import combination
+    from peft_lightning.adapters.files import read_adapter
+
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    parts: list[tuple[str, float]] = [_weighted(text) for text in adapters]
+    read = [read_adapter(folder) for folder, _ in parts]
+    facts = common_base([folder for folder, _ in parts], [r[2] for r in read])
+    updates = [combination.updates_of(adapter, tensors) for adapter, tensors, _ in read]
+    weights = [weight for _, weight in parts]
+    found, retained = combination.combine(updates, weights, method, rank, density, seed)
+    facts["made_of"] = {"method": method, "adapters": [[Path(f).name, w] for f, w in parts]}
+    save(out, found, facts)
+    print(summary(out, found, retained))
+
+
+def save(out: str, updates: Any, facts: dict[str, Any]) -> None:
+    """Write updates as an adapter's folder, whole or not at all."""
+    from peft_lightning.adapters.atomic import atomic_folder
+    from peft_lightning.adapters.base import as_json
+    from peft_lightning.adapters.combination import as_lora
+    from peft_lightning.adapters.files import CONFIG_FILE, FACTS_FILE, FORMAT_VERSION, write_files
+
+    if Path(out).is_dir() and any(Path(out).iterdir()) and not Path(out, CONFIG_FILE).is_file():
+        raise ValueError(f"{out} holds something else than an adapter: give another folder")
+    lora, tensors = as_lora(updates)
+    config = {
+        **lora.hf_defaults,
+        **lora.options(),
+        "base_model_name_or_path": facts["base_model"],
+    }
+    own = {"format_version": FORMAT_VERSION, "peft_type": lora.peft_type}
+    texts = {CONFIG_FILE: as_json(config), FACTS_FILE: as_json({**own, **facts})}
+    with atomic_folder(out) as folder:
+        write_files(folder, lora.tensor_file, tensors, texts)
+
+
+def summary(out: str, updates: Any, retained: dict[str, float]) -> str:
+    """Return ranks and what was retained, in a line."""
+    ranks = sorted({a.shape[0] for _, a in updates.values()})
+    shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    text = f"{out}: {len(updates)} layers, rank {shown}"
+    lowest = min(retained, key=lambda name: retained[name])
+    if retained[lowest] < 1:
+        mean = sum(retained.values()) / len(retained)
+        text += f"; retained energy {mean:.2%} on average, {retained[lowest]:.2%} in {lowest}"
+    return text
+
+
+def common_base(folders: list[str], facts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the adapters say of their base.
+
+    Raises:
+        ValueError: If they are of different ones.
+    """
+    known = [(f, x) for f, x in zip(folders, facts, strict=True) if x["base_fingerprint"]]
+    for folder, fact in known[1:]:
+        if fact["base_fingerprint"] != known[0][1]["base_fingerprint"]:
+            raise ValueError(
+                f"{folder} was trained on another base model than {known[0][0]}: "
+                f"{fact['base_model']} and {known[0][1]['base_model']}"
+            )
+    names = [fact["base_model"] for fact in facts if fact["base_model"]]
+    return {
+        "base_model": names[0] if names else None,
+        "base_fingerprint": known[0][1]["base_fingerprint"] if known else None,
+    }
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    folder, equals, weight = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return folder, float(weight)
+    except ValueError:
+        raise ValueError(f"{text} must be FOLDER=WEIGHT, and {weight!r} is no number") from None

@@ -1,0 +1,36 @@
+"""``python -m peft_lightning resize``: a LoRA adapter of lower rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def resize(ckpt: str, out: str, /, *, rank: int | None = None, energy: float | None = None) -> None:
+    """Reduce the rank of a LoRA adapter to the largest singular values of its updates.
+
+    Args:
+        ckpt: Folder of a LoRA adapter or checkpoint.
+        out: Folder to write; HF PEFT reads it too.
+        rank: New rank of every layer, at most.
+        energy: Or the share of each update's squared norm to retain, such as 0.95: each layer
+            gets the lowest rank that does.
+    """
+    if (rank is None) == (energy is None):
+        raise ValueError("give either --rank or --energy")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy must be above 0 and at most 1, got {energy}")
+    from peft_lightning.adapters.combination import reduce_rank, updates_of
+    from peft_lightning.adapters.files import read_adapter
+    from peft_lightning.commands.combine import common_base, save, summary
+
+    adapter, tensors, facts = read_adapter(ckpt)
+    reduced = {
+        name: reduce_rank(b, a, rank, energy)
+        for name, (b, a) in updates_of(adapter, tensors).items()
+    }
+    found = {name: factors for name, (factors, _) in reduced.items()}
+    made_of = {"method": "resize", "rank": rank, "energy": energy, "adapter": Path(ckpt).name}
+    save(out, found, {**common_base([ckpt], [facts]), "made_of": made_of})
+    print(summary(out, found, {name: share for name, (_, share) in reduced.items()}))
