@@ -24,7 +24,7 @@ Updates = dict[str, Factors]  # by layer
 
 
 def updates_of(adapter: Adapter, tensors: Mapping[str, Tensor]) -> Updates:
-    """Return the update of each layer as two factors, the scale within the first.
+    """Return the update of each layer as two factors, the root of the scale within each.
 
     Raises:
         ValueError: If it is no LoRA, or holds more than the updates of linear layers.
@@ -35,12 +35,13 @@ def updates_of(adapter: Adapter, tensors: Mapping[str, Tensor]) -> Updates:
     known = {PREFIX + name + part for name in names for part in (A, B)}
     if other := sorted(set(tensors) ^ known):
         raise ValueError(f"only updates of linear layers can be combined, not {shortened(other)}")
+    roots = {name: adapter.scaling(name) ** 0.5 for name in names}
     return {
         name: (
-            tensors[PREFIX + name + B].double() * adapter.scaling(name),
-            tensors[PREFIX + name + A].double(),
+            tensors[PREFIX + name + B].double() * root,
+            tensors[PREFIX + name + A].double() * root,
         )
-        for name in names
+        for name, root in roots.items()
     }
 
 
@@ -149,7 +150,7 @@ def as_lora(updates: Updates) -> tuple[LoRA, dict[str, Tensor]]:
 def _hf_linear(name: str, parts: Sequence[tuple[Factors, float]], count: int) -> Factors:
     if len(parts) < count or len({a.shape for (_, a), _ in parts}) > 1:
         raise ValueError(f"hf_linear needs one rank in all adapters, which {name} has not: use cat")
-    # the scale is within b already: an update w s B A becomes (sqrt(w s) B) (sqrt(w s) A)
+    # the root of each scale is in the factors already: sqrt(w s) B and sqrt(w s) A are added
     b_sum, a_sum = (torch.zeros_like(x) for x in parts[0][0])
     for (b, a), weight in parts:
         root = abs(weight) ** 0.5

@@ -128,8 +128,8 @@ def test_hf_linear_is_what_hf_peft_calls_linear(tmp_path):
     from peft import PeftModel
 
     for seed, name in enumerate("ab"):
-        model, _ = trained(LoRA(r=3, lora_alpha=5), seed)
-        save_adapter(LoRA(r=3, lora_alpha=5), model, tmp_path / name)
+        adapter = LoRA(r=3, lora_alpha=5 + 4 * seed)
+        save_adapter(adapter, trained(adapter, seed)[0], tmp_path / name)
     theirs = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "a", adapter_name="a")
     theirs.load_adapter(tmp_path / "b", "b")
     theirs.add_weighted_adapter(["a", "b"], [0.6, 0.3], "ab", combination_type="linear")
@@ -190,7 +190,7 @@ def test_what_cannot_be_combined_is_named(tmp_path, two):
         combine(updates, [1, 1], "ties", density=0)
     with pytest.raises(ValueError, match="and this is PROMPT_TUNING"):
         updates_of(PromptTuning(), {})
-    with pytest.raises(ValueError, match="not base_model.model.x"):
+    with pytest.raises(ValueError, match=r"not base_model\.model\.x"):
         updates_of(LoRA(), {"base_model.model.x": torch.ones(1)})
     for name, weights in (("a", "x"), ("b", "y")):
         model, _ = trained(LORAS[0], 0)

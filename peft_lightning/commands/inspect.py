@@ -1,0 +1,120 @@
+"""``python -m peft_lightning inspect``: what is in a checkpoint or an adapter's folder."""
+
+from __future__ import annotations
+
+import json as json_module
+import statistics
+from pathlib import Path
+from typing import Any
+
+
+def inspect(
+    path: str, /, *, json: bool = False, all: bool = False, model: str | None = None
+) -> None:
+    """Show what is in a checkpoint or an adapter's folder, ours or HF PEFT's.
+
+    Args:
+        path: The folder.
+        json: Everything as one JSON object.
+        all: Each layer on a line of its own, not one line for each kind.
+        model: Base model, for the tokens nearest to each virtual token of a soft prompt; the one
+            that the adapter names if it is a folder.
+    """
+    from peft_lightning.adapters.files import existing_folder
+    from peft_lightning.adapters.inspection import inspect_adapter
+
+    folder = existing_folder(path)
+    found = {"path": str(path), **inspect_adapter(folder)}
+    if (folder / "trainer_state.pt").is_file():
+        found["checkpoint"] = _checkpoint(folder / "trainer_state.pt")
+    if "virtual_tokens" in found:
+        _add_nearest(folder, found, model)
+    print(json_module.dumps(found, indent=2) if json else _text(found, all))
+
+
+def _checkpoint(file: Path) -> dict[str, Any]:
+    """Return step, epoch and place in the data; nothing but plain values is unpickled."""
+    import torch
+
+    state = torch.load(file, weights_only=True, map_location="cpu")
+    data = next((v for k, v in state.items() if k.endswith("DataModule")), {})
+    plain = {k: v for k, v in data.items() if isinstance(v, int | float | str)}
+    return {"step": state.get("global_step"), "epoch": state.get("epoch"), "data": plain}
+
+
+def _add_nearest(folder: Path, found: dict[str, Any], model: str | None) -> None:
+    from peft_lightning.adapters.files import read_adapter
+    from peft_lightning.adapters.inspection import nearest_tokens
+    from peft_lightning.base_model import load_base_model, load_tokenizer
+
+    recorded = found["base_model"]
+    name = model or (recorded if recorded and Path(recorded).expanduser().exists() else None)
+    if name is None:
+        return
+    tokenizer = load_tokenizer(name)
+    embeddings: Any = load_base_model(name).get_input_embeddings()
+    prompt = read_adapter(folder)[1]["prompt_embeddings"]
+    if prompt.shape[1] != embeddings.weight.shape[1]:
+        raise ValueError(
+            f"the virtual tokens have {prompt.shape[1]} dimensions and the embeddings of {name} "
+            f"{embeddings.weight.shape[1]}: it is not the adapter's base"
+        )
+    for token, ids in zip(
+        found["virtual_tokens"], nearest_tokens(prompt, embeddings.weight), strict=True
+    ):
+        token["nearest"] = [tokenizer.decode([i]) for i in ids]
+
+
+def _text(found: dict[str, Any], all_layers: bool) -> str:
+    tensors = found["tensors"]
+    lines = [
+        f"{found['path']}: {found['method']}",
+        f"  base model    {found['base_model'] or 'not named'}"
+        + ("" if found["base_fingerprint"] else " (no fingerprint)"),
+    ]
+    if tensors["count"]:
+        lines.append(
+            f"  tensors       {tensors['count']}, {tensors['parameters']:,} parameters, "
+            f"{tensors['bytes']:,} bytes, {', '.join(tensors['dtypes'])}"
+        )
+    if held := found["holds_base_weights"]:
+        lines.append(f"  BASE WEIGHTS  {len(held)} tensors of the base are in it: {held[0]} ...")
+    if at := found.get("checkpoint"):
+        data = ", ".join(f"{k} {v}" for k, v in at["data"].items())
+        lines.append(f"  checkpoint    step {at['step']}, epoch {at['epoch']}; data: {data}")
+    lines.append(
+        "  options       " + ", ".join(f"{k}={_short(v)}" for k, v in found["options"].items())
+    )
+    lines += [f"  {size:>12,}  {name}" for name, size in found["files"].items()]
+    if layers := found.get("layers"):
+        lines += ["", *_layer_table(layers, all_layers)]
+    for i, token in enumerate(found.get("virtual_tokens", [])):
+        near = " ".join(map(repr, token.get("nearest", [])))
+        lines.append(f"  virtual token {i:>3}  norm {token['norm']:.3f}  {near}")
+    return "\n".join(lines)
+
+
+def _layer_table(layers: dict[str, Any], each: bool) -> list[str]:
+    kinds: dict[str, list[Any]] = {}
+    for name, facts in layers.items():
+        kinds.setdefault(name if each else name.rpartition(".")[2], []).append(facts)
+    width = max(map(len, kinds))
+    head = f"  {'layer':<{width}} {'count':>5} {'r':>4} {'scaling':>8} {'norm of the update':>26}"
+    lines = [head + f" {'effective rank':>15} {'first share':>12}"]
+    for name, facts in kinds.items():
+        norms = sorted(f["norm"] for f in facts)
+        spread = f"{norms[0]:.3f} {statistics.median(norms):.3f} {norms[-1]:.3f}"
+        rank = statistics.median(f["effective_rank"] for f in facts)
+        first = statistics.median(f["first_share"] for f in facts)
+        ranks = "/".join(str(r) for r in sorted({f["r"] for f in facts}))
+        scalings = "/".join(f"{s:g}" for s in sorted({f["scaling"] for f in facts}))
+        lines.append(
+            f"  {name:<{width}} {len(facts):>5} {ranks:>4} {scalings:>8} {spread:>26} "
+            f"{rank:>15.2f} {first:>12.1%}"
+        )
+    return [*lines, "  (norms: least, median, largest; the rest are medians)"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:50]} ... ({len(value)})"

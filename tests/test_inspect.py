@@ -1,0 +1,110 @@
+"""What inspect says of folders, against numbers computed otherwise."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
+from peft_lightning.adapters.inspection import layer_facts, nearest_tokens
+from peft_lightning.base_model import load_base_model
+from peft_lightning.commands.inspect import inspect
+from tiny import tiny_model
+from tiny_run import fit
+
+
+def looked_at(capsys, folder, **options):
+    inspect(str(folder), json=True, **options)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_checkpoint_tells_its_step_its_options_and_every_updates_size(
+    base, rows, tmp_path, capsys
+):
+    adapter = LoRA(r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"], use_rslora=True)
+    trainer = fit(base, rows, tmp_path / "run", adapter=adapter, max_steps=3)
+    folder = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    found = looked_at(capsys, folder)
+    assert found["method"] == "LORA"
+    assert found["checkpoint"]["step"] == 3
+    assert found["options"]["use_rslora"] is True
+    assert found["holds_base_weights"] == []
+    assert found["base_fingerprint"]["architecture"] == "LlamaForCausalLM"
+    assert found["files"]["adapter_model.safetensors"] > found["tensors"]["bytes"]
+    layers = adapter.layers(trainer.lightning_module.model)
+    assert found["layers"].keys() == layers.keys()
+    for name, layer in layers.items():
+        delta = (layer.lora_B.weight.double() @ layer.lora_A.weight.double()) * 5 / math.sqrt(3)
+        assert found["layers"][name]["norm"] == pytest.approx(float(delta.norm()), rel=1e-6)
+        assert found["layers"][name]["r"] == 3
+    inspect(str(folder))
+    text = capsys.readouterr().out
+    assert "step 3, epoch" in text
+    assert "q_proj" in text
+    assert "model.layers.1" not in text
+    inspect(str(folder), all=True)
+    assert "model.layers.1.mlp.down_proj" in capsys.readouterr().out
+
+
+def test_the_effective_rank_is_that_of_the_entropy_of_the_singular_values():
+    torch.manual_seed(0)
+    q, _ = torch.linalg.qr(torch.randn(7, 3).double())
+    p, _ = torch.linalg.qr(torch.randn(5, 3).double())
+    facts = layer_facts(q * 2, p.T)
+    assert facts["effective_rank"] == pytest.approx(3)
+    assert facts["norm"] == pytest.approx(2 * math.sqrt(3))
+    assert facts["first_share"] == pytest.approx(1 / 3)
+    facts = layer_facts(q * torch.tensor([3.0, 1.0, 0.0]), p.T)
+    assert facts["effective_rank"] == pytest.approx(
+        math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+    )
+    assert layer_facts(q * 0, p.T)["effective_rank"] == 0
+
+
+def test_each_virtual_token_tells_its_norm_and_the_nearest_tokens(base, tmp_path, capsys):
+    model, adapter = load_base_model(str(base)), PromptTuning(num_virtual_tokens=3)
+    embeddings = model.get_input_embeddings().weight.clone()
+    adapter.attach(model)
+    prompt = adapter.state_dict(model)["prompt_embeddings"]
+    prompt.copy_(2 * embeddings[[70, 80, 90]])
+    save_adapter(adapter, model, tmp_path / "soft")
+    assert [ids[0] for ids in nearest_tokens(prompt, embeddings)] == [70, 80, 90]
+    found = looked_at(capsys, tmp_path / "soft", model=str(base))
+    for token, row in zip(found["virtual_tokens"], prompt, strict=True):
+        assert token["norm"] == pytest.approx(float(row.norm()), rel=1e-5)
+        assert len(token["nearest"]) == 3
+
+
+def test_tensors_of_the_base_are_found_in_hf_pefts_folders(tmp_path, capsys):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["lm_head", "q_proj"]))
+    model.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+    found = looked_at(capsys, tmp_path / "a")
+    assert any("lm_head" in name for name in found["holds_base_weights"])
+    inspect(str(tmp_path / "a"))
+    assert "BASE WEIGHTS" in capsys.readouterr().out
+
+
+def test_a_method_that_is_not_known_here_still_shows_its_tensors(tmp_path, capsys):
+    from peft import IA3Config, get_peft_model
+
+    config = IA3Config(target_modules=["k_proj"], feedforward_modules=[])
+    get_peft_model(tiny_model("llama"), config).save_pretrained(tmp_path / "a")
+    found = looked_at(capsys, tmp_path / "a")
+    assert found["method"] == "IA3"
+    assert found["tensors"]["count"] == 2
+
+
+def test_a_whole_model_and_what_is_no_adapter_are_told_apart(tmp_path, capsys):
+    model = tiny_model("llama")
+    Full().attach(model)
+    save_adapter(Full(), model, tmp_path / "full")
+    assert looked_at(capsys, tmp_path / "full")["method"] == "FULL"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="has no adapter_config.json: it is no adapter"):
+        inspect(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "adapter_config.json").write_text("{")
+    with pytest.raises(ValueError, match="is no JSON, it may be damaged"):
+        inspect(str(tmp_path / "empty"))
