@@ -37,7 +37,7 @@ def _checkpoint(file: Path) -> dict[str, Any]:
     import torch
 
     state = torch.load(file, weights_only=True, map_location="cpu")
-    data = next((v for k, v in state.items() if k.endswith("DataModule")), {})
+    data: dict[str, Any] = next((v for k, v in state.items() if k.endswith("DataModule")), {})
     plain = {k: v for k, v in data.items() if isinstance(v, int | float | str)}
     return {"step": state.get("global_step"), "epoch": state.get("epoch"), "data": plain}
 
