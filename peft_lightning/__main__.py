@@ -21,6 +21,7 @@ OWN_COMMANDS = {
     "generate": "Answer prompts with a base model and an adapter.",
     "export": "Write an adapter, or a model with it merged, as a GGUF file for llama.cpp.",
     "merge": "Merge an adapter into its base: a model's folder.",
+    "servable": "Say whether vLLM, transformers and llama.cpp take an adapter.",
 }
 
 EXAMPLES = """\

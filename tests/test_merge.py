@@ -18,10 +18,10 @@ from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter, save
 from peft_lightning.adapters.merging import merged
 from peft_lightning.base_model import base_fingerprint, load_base_model, places
 from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
-from peft_lightning.commands import merged_tensors
 from peft_lightning.commands.merge import merge
-from peft_lightning.commands.merge_check import Agreement
-from peft_lightning.commands.merged_folder import size_in_bytes
+from peft_lightning.serving import merged_tensors
+from peft_lightning.serving.agreement import Agreement
+from peft_lightning.serving.merged_folder import size_in_bytes
 from tiny import ARCHITECTURES, tiny_model
 from tiny_gguf import digit_tokenizer, write_gguf
 from tiny_run import byte_tokenizer, write_base
@@ -184,8 +184,8 @@ import re, sys
 from pathlib import Path
 from peft_lightning.adapters.files import read_adapter
 from peft_lightning.base_model.weight_files import open_weights
-from peft_lightning.commands.merged_folder import write_streamed
-from peft_lightning.commands.merged_tensors import MergedTensors
+from peft_lightning.serving.merged_folder import write_streamed
+from peft_lightning.serving.merged_tensors import MergedTensors
 base, ckpt, out = map(Path, sys.argv[1:])
 def high():
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
