@@ -202,12 +202,12 @@ print(high() - before)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_stays_near_one_shard(tmp_path):
     config = tiny_model("llama").config
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 1024, 2816, 4
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 1024, 2816, 5
     config.head_dim = 256
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / "base")
     size = (tmp_path / "base" / "model.safetensors").stat().st_size / 1e6
-    assert size > 150  # MB
+    assert size > 200  # MB
     adapter = LoRA(r=4)
     adapter.attach(model)
     save_adapter(adapter, model, tmp_path / "ckpt")
@@ -217,8 +217,9 @@ def test_memory_stays_near_one_shard(tmp_path):
         [sys.executable, "-c", PEAK, *args], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    # a shard of 20 MB, its bytes once more in safetensors, a sum and its update of 12 MB each
-    assert float(run.stdout) < 70 < size / 2
+    # a shard of 20 MB, its bytes once more in safetensors, a weight, its update and their sum of
+    # 12 MB each, and what the allocator keeps
+    assert float(run.stdout) < 100 < size / 2
 
 
 # ---- bases that are loaded whole ---------------------------------------------------------------
