@@ -25,6 +25,7 @@ OWN_COMMANDS = {
     "inspect": "Show what is in a checkpoint or an adapter's folder.",
     "export": "Write an adapter, or a model with it merged, as a GGUF file for llama.cpp.",
     "merge": "Merge an adapter into its base: a model's folder.",
+    "servable": "Say whether vLLM, transformers and llama.cpp take an adapter.",
 }
 
 EXAMPLES = """\

@@ -16,6 +16,7 @@ UNITS = {
     **dict.fromkeys(
         ["module", "labelled", "answering", "checkpoint", "preemption", "report", "guards"], 2
     ),
+    **dict.fromkeys(["serving"], 2),
     **dict.fromkeys(["__main__", "cli", "commands"], 3),
 }
 PARTS = {"cpu_attention": "attention", "": "version"}  # files that belong to a unit beside them
@@ -32,10 +33,9 @@ ALSO = {
     "data/datamodule.py": {"lightning"},
     "base_model/loading.py": {"gguf"},
     "base_model/places.py": {"huggingface_hub"},
-    "commands/merged_folder.py": {"safetensors"},
-    "commands/gguf_files.py": {"gguf", "numpy"},
-    "commands/gguf_layout.py": {"gguf"},
-    "commands/gguf_vocabulary.py": {"gguf"},
+    "serving/gguf_files.py": {"gguf"},
+    "serving/gguf_layout.py": {"gguf"},
+    "serving/gguf_vocabulary.py": {"gguf"},
 }
 BEFORE_THE_COMMAND_IS_KNOWN = ["__init__.py", "__main__.py", "cli_help.py", "cli_given.py"]
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer, places
-from peft_lightning.commands import merged_tensors
 from peft_lightning.commands.export import export
-from peft_lightning.commands.gguf_layout import Layout
-from peft_lightning.commands.gguf_vocabulary import SPLITS, find_pre
 from peft_lightning.commands.merge import merge
+from peft_lightning.serving import merged_tensors
+from peft_lightning.serving.gguf_layout import Layout
+from peft_lightning.serving.gguf_vocabulary import SPLITS, find_pre
 from tiny import tiny_config, tiny_model
 from tiny_gguf import digit_tokenizer, interleaved, write_gguf
 

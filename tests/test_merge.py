@@ -18,10 +18,10 @@ from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter, save
 from peft_lightning.adapters.merging import merged
 from peft_lightning.base_model import base_fingerprint, load_base_model, places
 from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
-from peft_lightning.commands import merged_tensors
 from peft_lightning.commands.merge import merge
-from peft_lightning.commands.merge_check import Agreement
-from peft_lightning.commands.merged_folder import size_in_bytes
+from peft_lightning.serving import merged_tensors
+from peft_lightning.serving.agreement import Agreement
+from peft_lightning.serving.merged_folder import size_in_bytes
 from tiny import ARCHITECTURES, tiny_model
 from tiny_gguf import digit_tokenizer, write_gguf
 from tiny_run import byte_tokenizer, write_base
@@ -184,8 +184,8 @@ import re, sys
 from pathlib import Path
 from peft_lightning.adapters.files import read_adapter
 from peft_lightning.base_model.weight_files import open_weights
-from peft_lightning.commands.merged_folder import write_streamed
-from peft_lightning.commands.merged_tensors import MergedTensors
+from peft_lightning.serving.merged_folder import write_streamed
+from peft_lightning.serving.merged_tensors import MergedTensors
 base, ckpt, out = map(Path, sys.argv[1:])
 def high():
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
@@ -202,12 +202,12 @@ print(high() - before)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_stays_near_one_shard(tmp_path):
     config = tiny_model("llama").config
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 1024, 2816, 4
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 1024, 2816, 5
     config.head_dim = 256
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / "base")
     size = (tmp_path / "base" / "model.safetensors").stat().st_size / 1e6
-    assert size > 150  # MB
+    assert size > 200  # MB
     adapter = LoRA(r=4)
     adapter.attach(model)
     save_adapter(adapter, model, tmp_path / "ckpt")
@@ -217,9 +217,9 @@ def test_memory_stays_near_one_shard(tmp_path):
         [sys.executable, "-c", PEAK, *args], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    # a shard of 20 MB, its bytes once more in safetensors, a sum and its update of 12 MB each,
-    # and what the allocator holds
-    assert float(run.stdout) < 85 < size / 2
+    # a shard of 20 MB, its bytes once more in safetensors, a weight, its update and their sum of
+    # 12 MB each, and what the allocator keeps
+    assert float(run.stdout) < 100 < size / 2
 
 
 # ---- bases that are loaded whole ---------------------------------------------------------------

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from peft_lightning.adapters.lora import LoRA
-    from peft_lightning.commands.gguf_layout import Layout
+    from peft_lightning.serving.gguf_layout import Layout
 
 FORMATS = ("gguf-lora", "gguf")
 
@@ -63,7 +63,7 @@ def export(
     from peft_lightning.adapters.atomic import atomic_text
     from peft_lightning.base_model.loading import require_dtype
     from peft_lightning.commands.merge import read_text
-    from peft_lightning.commands.merge_check import TEXT, THRESHOLDS, compare
+    from peft_lightning.serving.agreement import TEXT, THRESHOLDS, compare
 
     require_dtype(dtype)
     sample = TEXT if text is None else read_text(text)
@@ -134,7 +134,7 @@ def _write_lora(
     from peft_lightning.adapters.merging import require_mergeable
     from peft_lightning.base_model import base_fingerprint, load_base_model
     from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
-    from peft_lightning.commands.gguf_files import write_lora
+    from peft_lightning.serving.gguf_files import write_lora
 
     if folder is None:
         raise ValueError(f"{ckpt} is a whole model and no LoRA: export it with --format gguf")
@@ -170,10 +170,10 @@ def _write_model(
     from peft_lightning.adapters.merging import require_mergeable
     from peft_lightning.base_model import load_tokenizer
     from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
-    from peft_lightning.commands.gguf_files import write_model
-    from peft_lightning.commands.gguf_vocabulary import add_vocabulary, copy_vocabulary
-    from peft_lightning.commands.merged_folder import write_merged
-    from peft_lightning.commands.merged_tensors import MergedTensors
+    from peft_lightning.serving.gguf_files import write_model
+    from peft_lightning.serving.gguf_vocabulary import add_vocabulary, copy_vocabulary
+    from peft_lightning.serving.merged_folder import write_merged
+    from peft_lightning.serving.merged_tensors import MergedTensors
 
     adapter: LoRA | None = None
     tensors: dict[str, Tensor] = {}

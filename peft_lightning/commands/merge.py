@@ -53,8 +53,8 @@ def merge(
     from peft_lightning.adapters.files import read_adapter
     from peft_lightning.adapters.merging import require_mergeable
     from peft_lightning.base_model.loading import require_dtype
-    from peft_lightning.commands.merge_check import TEXT, THRESHOLDS, compare
-    from peft_lightning.commands.merged_folder import size_in_bytes, write_merged
+    from peft_lightning.serving.agreement import TEXT, THRESHOLDS, compare
+    from peft_lightning.serving.merged_folder import size_in_bytes, write_merged
 
     require_dtype(dtype)
     size = size_in_bytes(max_shard_size)

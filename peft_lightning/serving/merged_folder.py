@@ -22,7 +22,7 @@ from peft_lightning.base_model.weight_files import (
     NotStreamableError,
     open_weights,
 )
-from peft_lightning.commands.merged_tensors import MergedTensors, Piece
+from peft_lightning.serving.merged_tensors import MergedTensors, Piece
 
 _COPIED = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
 _NOT_COPIED = re.compile(r".*\.index\.json|adapter_.*|peft_lightning\.json|requirements\.txt")

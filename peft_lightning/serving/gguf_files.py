@@ -14,8 +14,8 @@ from torch import Tensor
 
 from peft_lightning.adapters.lora import LoRA
 from peft_lightning.adapters.names import check_names
-from peft_lightning.commands.gguf_layout import Layout
-from peft_lightning.commands.merged_tensors import MergedTensors, Piece
+from peft_lightning.serving.gguf_layout import Layout
+from peft_lightning.serving.merged_tensors import MergedTensors, Piece
 
 _TYPES = {
     torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),

@@ -1,0 +1,116 @@
+"""The command servable: what vLLM, transformers and llama.cpp take of an adapter's folder."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
+from peft_lightning.base_model import load_base_model, places
+from peft_lightning.commands.servable import VLLM_RANKS, servable
+from tiny import tiny_model
+from tiny_run import byte_tokenizer, write_base
+
+
+@pytest.fixture(autouse=True)
+def _no_hub(monkeypatch):
+    monkeypatch.setattr(places, "_hub_answers", lambda: False)
+
+
+def verdicts(base, folder, adapter, capsys):
+    model = load_base_model(str(base), frozen=False)
+    adapter.attach(model)
+    save_adapter(adapter, model, folder, {}, byte_tokenizer())
+    servable(str(folder), as_json=True)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_plain_lora_of_a_llama_is_taken_by_all(base, tmp_path, capsys):
+    found = verdicts(base, tmp_path, LoRA(r=10), capsys)
+    assert {name: v["accepted"] for name, v in found.items()} == {
+        "vllm": True,
+        "transformers": True,
+        "llama.cpp": True,
+    }
+    assert found["vllm"]["notes"] == ["--enable-lora --max-lora-rank 16"]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "fits"),
+    [
+        (LoRA(r=8, use_rslora=True), True),
+        (LoRA(r=8, rank_pattern={"q_proj": 4}, alpha_pattern={"q_proj": 16}), True),
+        (LoRA(r=8, rank_pattern={"q_proj": 4}), False),
+        (LoRA(r=8, alpha_pattern={"q_proj": 4}), False),
+        (LoRA(r=8, rank_pattern={"proj": 4}, alpha_pattern={r"\w*proj": 16}), None),
+    ],
+)
+def test_vllm_takes_one_scale_for_all_layers(base, tmp_path, capsys, adapter, fits):
+    if fits is None:  # a pattern that matches nothing is no adapter at all
+        with pytest.raises(ValueError, match="matches no targeted layer"):
+            verdicts(base, tmp_path, adapter, capsys)
+        return
+    found = verdicts(base, tmp_path, adapter, capsys)
+    assert found["vllm"]["accepted"] == fits
+    assert found["llama.cpp"]["accepted"]
+    assert fits or "ignores rank_pattern and alpha_pattern" in found["vllm"]["problems"][0]
+
+
+def test_the_largest_rank_decides(base, tmp_path, capsys):
+    largest = LoRA(r=8, rank_pattern={"q_proj": 40}, alpha_pattern={"q_proj": 160})
+    assert "rank 64" in verdicts(base, tmp_path / "a", largest, capsys)["vllm"]["notes"][0]
+    found = verdicts(base, tmp_path / "b", LoRA(r=VLLM_RANKS[-1] + 1), capsys)["vllm"]
+    assert "rank 513 is above vLLM's largest, 512" in found["problems"][0]
+
+
+def test_a_prompt_is_for_transformers_only(base, tmp_path, capsys):
+    found = verdicts(base, tmp_path, PromptTuning(num_virtual_tokens=2), capsys)
+    assert [name for name, v in found.items() if v["accepted"]] == ["transformers"]
+    assert "serve it with transformers" in found["vllm"]["problems"][0]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
+def test_architectures_without_lora_are_named(architecture, tmp_path, capsys):
+    base = write_base(tmp_path / "base", architecture)
+    found = verdicts(base, tmp_path / "ckpt", LoRA(r=8), capsys)
+    assert f"it serves {architecture} without LoRA" in found["vllm"]["problems"][0]
+    assert f"for a {architecture} model" in found["llama.cpp"]["problems"][0]
+
+
+def test_a_tied_head_is_nothing_for_llama(tmp_path, capsys):
+    base = write_base(tmp_path / "base", "qwen2")
+    found = verdicts(base, tmp_path / "ckpt", LoRA(r=8, target_modules=["lm_head"]), capsys)
+    assert "is tied" in found["llama.cpp"]["problems"][0]
+
+
+def test_what_hf_peft_adds_to_lora_is_named(base, tmp_path, capsys):
+    options = {"use_dora": True, "modules_to_save": ["lm_head"], "bias": "lora_only"}
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **options)
+    model = tiny_model("llama", torch.float32, vocab_size=len(byte_tokenizer()))
+    model.name_or_path = model.config.name_or_path = str(base)
+    get_peft_model(model, config).save_pretrained(tmp_path)
+    servable(str(tmp_path), model=str(base))
+    said = capsys.readouterr().out
+    for part in ("vllm: no", "DoRA", "modules_to_save ['lm_head'] must be none", "biases"):
+        assert part in said
+    assert "transformers: yes" in said
+
+
+def test_a_base_that_is_not_there_is_said_not_to_be_checked(base, tmp_path, capsys):
+    verdicts(base, tmp_path, LoRA(r=8), capsys)
+    servable(str(tmp_path), model="no/such")
+    assert "its architecture was not checked" in capsys.readouterr().out
+
+
+def test_a_whole_model_is_said_to_be_one(base, tmp_path, capsys):
+    model = load_base_model(str(base), frozen=False)
+    Full().attach(model)
+    save_adapter(Full(), model, tmp_path, {}, byte_tokenizer())
+    servable(str(tmp_path))
+    assert "is a whole model" in capsys.readouterr().out
+
+
+def test_a_folder_without_an_adapter_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no adapter folder"):
+        servable(str(tmp_path))
