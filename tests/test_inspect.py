@@ -24,6 +24,7 @@ def test_a_checkpoint_tells_its_step_its_options_and_every_updates_size(
 ):
     adapter = LoRA(r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"], use_rslora=True)
     trainer = fit(base, rows, tmp_path / "run", adapter=adapter, max_steps=3)
+    capsys.readouterr()  # the training's own output
     folder = tmp_path / "run" / "checkpoints" / "last.ckpt"
     found = looked_at(capsys, folder)
     assert found["method"] == "LORA"
