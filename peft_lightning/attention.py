@@ -56,15 +56,16 @@ def attention_per_sequence(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     seq_lens: Sequence[int] | None = None,
+    prefix_len: int = 0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend within each sequence of a flat batch.
+    """Attend within each sequence of a flat batch, and to a prefix of all of them if there is one.
 
     Args:
         module: The attention layer, as transformers passes it.
         query: (1, H, T, D).
-        key: (1, Hkv, T, D), Hkv a divisor of H.
-        value: (1, Hkv, T, Dv).
+        key: (1, Hkv, n + T, D), Hkv a divisor of H; the first n, from a cache, are seen by all.
+        value: (1, Hkv, n + T, Dv).
         attention_mask: Used only without ``seq_lens``.
         scaling: Factor on the scores; 1 / sqrt(D) if None.
         dropout: Probability of dropping an attention weight.
@@ -72,6 +73,8 @@ def attention_per_sequence(
         softcap: ``softcap * tanh(scores / softcap)``; None for none.
         s_aux: (H,) attention sinks: a score per head that takes weight and gives no value.
         seq_lens: Lengths of the sequences; they add up to T.
+        prefix_len: Length of the first sequence if all the others see it, as if each began with it;
+            0 if they do not.
         **kwargs: What else transformers passes; not used on flat batches.
 
     Returns:
@@ -85,15 +88,21 @@ def attention_per_sequence(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return out, None
+    lens = key_lens = list(seq_lens)
+    if n := prefix_len or key.shape[2] - query.shape[2]:
+        own, rest = ([n], lens[1:]) if prefix_len else ([], lens)
+        key_lens = own + [n + length for length in rest]
+        key, value = (_before_each(x, n, own, rest) for x in (key, value))
     if query.device.type == "cpu" and s_aux is None and dropout == 0:
         causal = Causal(scaling or query.shape[-1] ** -0.5, sliding_window, softcap)
-        return cpu_attention(query, key, value, seq_lens, causal), None
+        return cpu_attention(query, key, value, lens, key_lens, causal), None
     grouped = query.shape[1] != key.shape[1]
     parts = []
-    for q, k, v in zip(*(x.split(list(seq_lens), dim=2) for x in (query, key, value)), strict=True):
-        mask = _window_mask(q, sliding_window)
+    split = query.split(lens, dim=2), key.split(key_lens, dim=2), value.split(key_lens, dim=2)
+    for q, k, v in zip(*split, strict=True):
+        mask = _window_mask(q, k, sliding_window)
         if softcap is not None or s_aux is not None:
-            mask = _causal_mask(q) if mask is None else mask
+            mask = _causal_mask(q, k) if mask is None else mask
             parts.append(_explicit(q, k, v, mask, scaling, dropout, softcap, s_aux))
         else:
             parts.append(
@@ -119,16 +128,34 @@ def _same_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tens
     return query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
 
 
-def _causal_mask(query: Tensor) -> Tensor:
-    length = query.shape[2]
-    return torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+def _before_each(x: Tensor, n: int, own: list[int], rest: list[int]) -> Tensor:
+    """Repeat the first ``n`` keys or values before each of the sequences that follow them.
+
+    Args:
+        x: (1, G, n + T, D).
+        n: Those that every sequence sees.
+        own: ``[n]`` to keep them as a sequence of their own too, else empty.
+        rest: Lengths of the sequences; they add up to T.
+    """
+    first, *parts = x.split([n, *rest], dim=2)
+    copies = first.expand(len(rest), -1, -1, -1).split(1)  # one sum for the gradient of all
+    pairs = [piece for pair in zip(copies, parts, strict=True) for piece in pair]
+    return torch.cat([first, *pairs] if own else pairs, dim=2)
 
 
-def _window_mask(query: Tensor, window: int | None) -> Tensor | None:
-    """Return the (L, L) mask of a sliding window, or None where the window holds everything."""
-    if window is None or query.shape[2] <= window:
-        return None
-    return _causal_mask(query).triu(1 - window)
+def _causal_mask(query: Tensor, key: Tensor) -> Tensor:
+    """Return the (L, K) mask of queries that are the last of the keys."""
+    length, keys = query.shape[2], key.shape[2]
+    return torch.ones(length, keys, dtype=torch.bool, device=query.device).tril(keys - length)
+
+
+def _window_mask(query: Tensor, key: Tensor, window: int | None) -> Tensor | None:
+    """Return the (L, K) mask, or None where that is the plain triangle."""
+    length, keys = query.shape[2], key.shape[2]
+    mask = None if keys == length else _causal_mask(query, key)
+    if window is None or keys <= window:
+        return mask
+    return _causal_mask(query, key).triu(keys - length + 1 - window)
 
 
 def _explicit(

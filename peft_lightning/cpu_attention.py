@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_Lens = tuple[Sequence[int], Sequence[int]]  # queries and keys of each sequence
+
 BLOCK = 128  # queries at a time: small enough to skip half of the square, and to stay in cache
 
 
@@ -36,27 +38,33 @@ class Causal:
 
 
 def cpu_attention(
-    query: Tensor, key: Tensor, value: Tensor, lens: Sequence[int], causal: Causal
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lens: Sequence[int],
+    key_lens: Sequence[int],
+    causal: Causal,
 ) -> Tensor:
     """Attend causally within each sequence of a flat batch.
 
     Args:
         query: (1, H, T, D).
-        key: (1, G, T, D), G a divisor of H.
-        value: (1, G, T, Dv).
-        lens: Lengths of the sequences; they add up to T.
+        key: (1, G, K, D), G a divisor of H.
+        value: (1, G, K, Dv).
+        lens: Queries of each sequence; they add up to T.
+        key_lens: Its keys, the last of which are its queries' own; they add up to K.
         causal: The rest.
 
     Returns:
         (1, T, H, Dv), the layout that the next layer reads.
     """
-    return _CPUAttention.apply(query, key, value, lens, causal)
+    return _CPUAttention.apply(query, key, value, (lens, key_lens), causal)
 
 
 class _CPUAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, lens: Sequence[int], causal: Causal
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, lens: _Lens, causal: Causal
     ) -> Tensor:
         _, heads, length, _ = query.shape
         out = query.new_empty(1, length, heads, value.shape[-1])
@@ -114,17 +122,15 @@ class _Block:
 
     Args:
         queries: Their places in the flat batch, n of them.
-        keys: The same of the keys, m of them; the last one is the last query's own.
-        query: (H, L, D) of the whole sequence, scaled, in float32 at least.
-        key: (G, D, L), likewise.
-        start: Where the sequence starts.
+        keys: The same of the keys, m of them; the last n are the queries' own.
+        query: (H, n, D), scaled, in float32 at least.
+        key: (G, D, m), in float32 at least.
     """
 
     queries: slice
     keys: slice
     query: Tensor
     key: Tensor
-    start: int
 
     @property
     def size(self) -> int:
@@ -144,16 +150,14 @@ class _Block:
 
     def scores(self, causal: Causal) -> Tensor:
         """Return the scores (G, R, n, m), -inf for keys that are not seen."""
-        first, last = self.queries.start - self.start, self.queries.stop - self.start
-        first_key = self.keys.start - self.start
-        query = self._grouped_heads(self.query[:, first:last])
-        scores = torch.bmm(query, self.key[:, :, first_key:last])
-        scores = scores.view(len(self.key), -1, self.size, last - first_key)
+        scores = torch.bmm(self._grouped_heads(self.query), self.key)
+        keys = self.key.shape[-1]
+        scores = scores.view(len(self.key), -1, self.size, keys)
         if causal.softcap is not None:
             scores = scores.div_(causal.softcap).tanh_().mul_(causal.softcap)
-        scores[..., first - first_key :] += _future(self.size, scores.dtype)
-        if causal.window is not None and last - first_key > causal.window:
-            age = torch.arange(first, last)[:, None] - torch.arange(first_key, last)
+        scores[..., -self.size :] += _future(self.size, scores.dtype)
+        if causal.window is not None and keys > causal.window:
+            age = torch.arange(keys - self.size, keys)[:, None] - torch.arange(keys)
             scores.masked_fill_(age >= causal.window, -torch.inf)
         return scores
 
@@ -167,17 +171,23 @@ def _future(size: int, dtype: torch.dtype) -> Tensor:
     return torch.full((size, size), -torch.inf, dtype=dtype).triu_(1)
 
 
-def _blocks(query: Tensor, key: Tensor, lens: Sequence[int], causal: Causal) -> Iterator[_Block]:
+def _blocks(query: Tensor, key: Tensor, lens: _Lens, causal: Causal) -> Iterator[_Block]:
     """Yield the blocks of every sequence."""
-    for end, length in zip(accumulate(lens), lens, strict=True):
-        start = end - length
-        whole = slice(start, end)
-        scaled = query[0, :, whole].to(_wide(query.dtype)) * causal.scaling
-        turned = _wide_transposed(key[0, :, whole])
-        for first in range(start, end, BLOCK):
-            last = min(first + BLOCK, end)
-            seen = start if causal.window is None else max(start, first - causal.window + 1)
-            yield _Block(slice(first, last), slice(seen, last), scaled, turned, start)
+    ends = zip(*lens, *map(accumulate, lens), strict=True)
+    for length, key_length, end, key_end in ends:
+        scaled = query[0, :, end - length : end].to(_wide(query.dtype)) * causal.scaling
+        turned = _wide_transposed(key[0, :, key_end - key_length : key_end])
+        for first in range(0, length, BLOCK):
+            last = min(first + BLOCK, length)
+            seen, stop = 0, last + key_length - length
+            if causal.window is not None:
+                seen = max(0, first + key_length - length - causal.window + 1)
+            yield _Block(
+                slice(end - length + first, end - length + last),
+                slice(key_end - key_length + seen, key_end - key_length + stop),
+                scaled[:, first:last],
+                turned[:, :, seen:stop],
+            )
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,7 @@ class LabelledOutputs:
     def __init__(self, model: Any, adapter: Adapter) -> None:
         self.model, self.adapter = model, adapter
         self._flat_verified = False
+        self._shares: bool | None = None
         self._plain_head: bool | None = None
 
     def nll(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,15 +60,25 @@ class LabelledOutputs:
 
     def _inputs(self, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
         """Return the model's inputs, the places whose outputs are labelled, and their targets."""
-        inputs = dict(self.adapter.prepare_inputs(self.model, batch))
-        positions, targets = labelled_positions(inputs.pop("labels"), inputs.get("cu_seq_lens"))
+        inputs = dict(self._prepared(batch))
+        positions, targets = labelled_positions(
+            inputs.pop("labels"), inputs.get("cu_seq_lens"), inputs.get("prefix_len", 0)
+        )
         return self._model_inputs(inputs), positions, targets
 
-    def _model_inputs(self, inputs: Batch) -> Batch:
-        """Turn a batch into what the model's forward takes; the first flat one is verified."""
-        if "cu_seq_lens" in inputs:
+    def _prepared(self, batch: Batch) -> Batch:
+        """Let the adapter shape a batch: virtual tokens only once where that is exact."""
+        if "cu_seq_lens" in batch:
             if not self._flat_verified:
                 self._verify_flat()
+            shared = self.adapter.prepare_shared(self.model, batch)
+            if shared is not None and self._can_share():
+                return shared
+        return self.adapter.prepare_inputs(self.model, batch)
+
+    def _model_inputs(self, inputs: Batch) -> Batch:
+        """Turn a batch into what the model's forward takes."""
+        if "cu_seq_lens" in inputs:
             inputs = {**inputs, **attention.flat_inputs(inputs)}
             del inputs["cu_seq_lens"]
             if self.model.config._attn_implementation != attention.NAME:
@@ -109,21 +120,37 @@ class LabelledOutputs:
     def _verify_flat(self) -> None:
         """Refuse a model whose flat batches mix their sequences."""
         self._flat_verified = True
-
-        def forward(batch: Batch) -> Tensor:
-            return self.model(**self._model_inputs(batch), use_cache=False).logits
-
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        with _eval_mode(self.model):
-            try:
-                problem = attention.isolation_error(forward, vocabulary, self.model.device)
-            except Exception as error:  # whatever a model makes of inputs it does not know
-                problem = f"its forward fails on them: {error}"
+        try:
+            problem = self._isolation_error(self.adapter.prepare_inputs)
+        except Exception as error:  # whatever a model makes of inputs it does not know
+            problem = f"its forward fails on them: {error}"
         if problem:
             raise ValueError(
                 f"{type(self.model).__name__} cannot train on flat batches: {problem}. "
                 "Set data.layout: padded"
             )
+
+    def _can_share(self) -> bool:
+        """Whether virtual tokens may stand once for all sequences of a batch; found out once.
+
+        Not where layers hand on more than the keys and values that our attention shows to all.
+        """
+        if self._shares is None:
+            ours = self.model.config._attn_implementation == attention.NAME
+            self._shares = ours and not self._isolation_error(self.adapter.prepare_shared)
+        return self._shares
+
+    def _isolation_error(self, prepare: Callable[[Any, Batch], Any]) -> str | None:
+        """Compare flat batches shaped by ``prepare`` with a sequence alone; see ``attention``."""
+
+        def forward(batch: Batch) -> Tensor:
+            alone = len(batch["seq_lens"]) == 1
+            inputs = (self.adapter.prepare_inputs if alone else prepare)(self.model, batch)
+            return self.model(**self._model_inputs(inputs), use_cache=False).logits
+
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        with _eval_mode(self.model):
+            return attention.isolation_error(forward, vocabulary, self.model.device)
 
 
 @contextmanager

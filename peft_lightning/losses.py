@@ -12,7 +12,9 @@ from torch import Tensor
 IGNORED = -100
 
 
-def labelled_positions(labels: Tensor, cu_seq_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def labelled_positions(
+    labels: Tensor, cu_seq_lens: Tensor | None = None, prefix_len: int = 0
+) -> tuple[Tensor, Tensor]:
     """Find the positions that predict a labelled token, and the tokens they predict.
 
     Position ``t`` predicts token ``t + 1`` of the same sequence. A sequence's first token is
@@ -22,6 +24,8 @@ def labelled_positions(labels: Tensor, cu_seq_lens: Tensor | None = None) -> tup
         labels: (B, T) int64, aligned with the inputs, not shifted; -100 marks tokens left out.
         cu_seq_lens: (S + 1,) cumulative lengths of the sequences of a flat batch, where B is 1;
             None if every row is one sequence.
+        prefix_len: Length of the first sequence if it stands before each of the others, whose first
+            tokens its last position then predicts; else 0.
 
     Returns:
         Indices into the flattened (B * T) positions, (N,) int64, and their targets, (N,) int64.
@@ -31,7 +35,13 @@ def labelled_positions(labels: Tensor, cu_seq_lens: Tensor | None = None) -> tup
         targets[0, cu_seq_lens[1:].long() - 1] = IGNORED
     targets = targets.flatten()
     positions = (targets != IGNORED).nonzero().squeeze(1)
-    return positions, targets[positions]
+    targets = targets[positions]
+    if prefix_len and cu_seq_lens is not None:
+        first = labels[0, cu_seq_lens[1:-1].long()]
+        first = first[first != IGNORED]
+        positions = torch.cat([torch.full_like(first, prefix_len - 1), positions])
+        targets = torch.cat([first, targets])
+    return positions, targets
 
 
 def linear_cross_entropy(

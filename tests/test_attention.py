@@ -73,6 +73,41 @@ def test_outputs_and_gradients_are_those_of_the_definition(case, heads):
     )
 
 
+PREFIX = 6
+
+
+def with_prefix(x, lens):
+    """Return the prefix, then each sequence with the prefix before it."""
+    prefix, *sequences = x.split(lens, dim=2)
+    return [prefix, *(torch.cat([prefix, s], dim=2) for s in sequences)]
+
+
+# a dropout too small to drop anything takes the way of other devices
+@pytest.mark.parametrize("dropout", [0.0, 1e-300], ids=["CPU", "other devices"])
+@pytest.mark.parametrize("queried", [True, False], ids=["first sequence", "cache"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_prefix_is_seen_as_if_every_sequence_began_with_it(case, queried, dropout):
+    theirs, ours = CASES[case]
+    parts = tensors(PREFIX + sum(LENS))
+    lens = [PREFIX, *LENS]
+    whole = [torch.cat(with_prefix(x, lens), dim=2) for x in parts]
+    apart = definition(*whole, [PREFIX, *(PREFIX + n for n in LENS)], **theirs)
+    pieces = apart.split([PREFIX, *(PREFIX + n for n in LENS)], dim=1)
+    expected = torch.cat([piece[:, -n:] for piece, n in zip(pieces, lens, strict=True)], dim=1)
+    query, options = parts[0], {"seq_lens": lens, "prefix_len": PREFIX}
+    if not queried:  # the keys are those of prefix tuning: they have no queries
+        expected, query, options = expected[:, PREFIX:], query[:, :, PREFIX:], {"seq_lens": LENS}
+    out, _ = attention_per_sequence(
+        MODULE, query, *parts[1:], None, dropout=dropout, **options, **ours
+    )
+    assert_close(out, expected, rtol=1e-10, atol=1e-12)
+    weight = torch.randn_like(out)
+    found = torch.autograd.grad((out * weight).sum(), parts)
+    assert_close(
+        found, torch.autograd.grad((expected * weight).sum(), parts), rtol=1e-9, atol=1e-11
+    )
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 def test_lower_precision_is_near_the_definition(dtype, tolerance):
     parts = [t.detach().to(dtype).requires_grad_() for t in tensors(sum(LENS))]

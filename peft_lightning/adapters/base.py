@@ -77,6 +77,17 @@ class Adapter(ABC):
         """Return ``batch`` as keyword inputs of ``model``; the same object if nothing changes."""
         return batch
 
+    def prepare_shared(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any] | None:
+        """Return a flat ``batch`` as ``prepare_inputs`` does, with virtual tokens only once.
+
+        They are the first sequence then, and ``prefix_len``, their number, tells the attention
+        that all others see them: as attention is causal, their states are the same for each.
+
+        Returns:
+            The inputs; None if the adapter puts no tokens before a sequence.
+        """
+        return None
+
     @abstractmethod
     def _insert(self, model: nn.Module, initialise: bool) -> None:
         """Freeze ``model`` and put the trainable tensors in; change nothing if that fails."""

@@ -1,0 +1,145 @@
+"""Soft prompts: virtual tokens before the text, whichever method made them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peft_lightning.adapters.base import PEFT_VERSION, Adapter, adapter_dtype
+from peft_lightning.adapters.insertion import Insertion
+
+PROMPT_HF_DEFAULTS: dict[str, Any] = {  # HF PEFT's keys that all prompt methods share
+    "auto_mapping": None,
+    "base_model_name_or_path": None,
+    "inference_mode": True,
+    "modules_to_save": None,
+    "num_attention_heads": None,
+    "num_layers": None,
+    "num_transformer_submodules": None,
+    "num_virtual_tokens": None,
+    "peft_version": PEFT_VERSION,
+    "revision": None,
+    "task_type": "CAUSAL_LM",
+    "token_dim": None,
+}
+
+
+@dataclass(frozen=True)
+class SoftPrompt(Adapter):
+    """Puts trainable virtual tokens directly before the text of each sequence.
+
+    They take positions 0 to n - 1 and the text those after; with left padding the order is
+    padding, virtual tokens, text, so that padding changes nothing.
+
+    Args:
+        num_virtual_tokens: How many, at least 1.
+
+    Raises:
+        ValueError: If it is out of its range.
+    """
+
+    # facts of the base, which the tensor's shape is checked against anyway
+    hf_ignored: ClassVar[frozenset[str]] = Adapter.hf_ignored | {
+        "num_attention_heads",
+        "num_layers",
+        "token_dim",
+    }
+
+    num_virtual_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        n = self.num_virtual_tokens
+        self._require(
+            type(n) is int and n >= 1, "num_virtual_tokens", "a whole number of at least 1"
+        )
+
+    def prepare_inputs(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """Replace ``input_ids`` by ``inputs_embeds`` with the virtual tokens in place.
+
+        Takes flat batches, and padded ones of either side; everything that runs along the
+        tokens (labels, positions, mask, lengths) is widened to match. Labels of virtual tokens
+        are -100.
+        """
+        inputs = dict(batch)
+        ids = inputs.pop("input_ids")
+        embeds = model.get_input_embeddings()(ids)  # (B, T, dim)
+        n = self.num_virtual_tokens
+        if "cu_seq_lens" in batch:
+            insertion = Insertion.before_sequences(batch["cu_seq_lens"], ids.shape[1], n)
+            ends = torch.arange(len(batch["cu_seq_lens"]), device=ids.device) * n
+            inputs["cu_seq_lens"] = batch["cu_seq_lens"] + ends.to(batch["cu_seq_lens"])
+            inputs["seq_lens"] = [length + n for length in batch["seq_lens"]]
+        else:
+            mask = batch.get("attention_mask")
+            insertion = Insertion.before_text(torch.ones_like(ids) if mask is None else mask, n)
+        inputs["inputs_embeds"] = insertion.rows(embeds, model.prompt_embeddings)
+        for name, virtual in (("labels", -100), ("attention_mask", 1)):
+            if batch.get(name) is not None:
+                inputs[name] = insertion.values(batch[name], virtual)
+        if batch.get("position_ids") is not None:
+            positions = torch.arange(n, device=ids.device)
+            inputs["position_ids"] = insertion.values(batch["position_ids"] + n, positions)
+        return inputs
+
+    def prepare_shared(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        inputs = dict(batch)
+        ids = inputs.pop("input_ids")
+        embeds = model.get_input_embeddings()(ids)  # (1, T, dim)
+        n = self.num_virtual_tokens
+        prompt = model.prompt_embeddings.to(embeds.dtype)[None]
+        inputs["inputs_embeds"] = torch.cat([prompt, embeds], dim=1)
+        places = torch.arange(n, device=ids.device)[None]
+        inputs["position_ids"] = torch.cat([places, batch["position_ids"] + n], dim=1)
+        if batch.get("labels") is not None:
+            inputs["labels"] = F.pad(batch["labels"], (n, 0), value=-100)
+        inputs["cu_seq_lens"] = F.pad(batch["cu_seq_lens"] + n, (1, 0))
+        inputs["seq_lens"] = [n, *batch["seq_lens"]]
+        inputs["prefix_len"] = n
+        return inputs
+
+    def tensors(self, model: Any) -> dict[str, Tensor]:
+        return {"prompt_embeddings": model.prompt_embeddings}
+
+    def hf_config(self, model: Any) -> dict[str, Any]:
+        base = model.config.get_text_config()
+        options = {
+            **self.options(),
+            "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+            "num_attention_heads": getattr(base, "num_attention_heads", None),
+            "num_layers": getattr(base, "num_hidden_layers", None),
+            "num_transformer_submodules": 1,
+            "token_dim": model.prompt_embeddings.shape[1],
+        }
+        return {**self.hf_defaults, **options}
+
+    @classmethod
+    def from_hf_config(cls, config: Mapping[str, Any]) -> Self:
+        plain = {**config}
+        if plain.get("num_transformer_submodules") in (None, 1):
+            plain.pop("num_transformer_submodules", None)
+        return super().from_hf_config(plain)
+
+    @abstractmethod
+    def _initial(self, model: Any, embedding: Any) -> Tensor:
+        """Return the initial virtual tokens, (n, dim)."""
+
+    def _insert(self, model: Any, initialise: bool) -> None:
+        embedding = model.get_input_embeddings()
+        with torch.no_grad():
+            prompt = self._initial(model, embedding) if initialise else None
+            if prompt is None:
+                zero = torch.zeros(1, dtype=torch.long, device=embedding.weight.device)
+                prompt = torch.zeros(self.num_virtual_tokens, embedding(zero).shape[-1])
+        weight = embedding.weight
+        model.requires_grad_(False)
+        prompt = prompt.to(weight.device, adapter_dtype(weight.dtype), copy=True)
+        model.register_parameter("prompt_embeddings", nn.Parameter(prompt))
+
+    def _remove(self, model: nn.Module) -> None:
+        del model.prompt_embeddings

@@ -1,0 +1,104 @@
+"""Virtual tokens that stand once in a flat batch, beside a prompt before every sequence."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from peft_lightning import CausalLMModule, PromptTuning
+from peft_lightning.data.batching import flat_collate
+from tiny import ARCHITECTURES
+from tiny_run import write_base
+
+LENS = [5, 13, 1, 20]  # above Mistral's and Gemma's window of 8, too
+N = 3
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """A folder of each architecture."""
+    folder = tmp_path_factory.mktemp("models")
+    return {name: write_base(folder / name, name) for name in ARCHITECTURES}
+
+
+def batch():
+    """Return a flat batch whose first tokens are labelled, as plain text is."""
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(3, 100, (n,), generator=generator).numpy() for n in LENS]
+    return flat_collate([{"input_ids": ids, "labels": ids} for ids in rows])
+
+
+def loaded(folder, **options):
+    torch.manual_seed(0)
+    adapter = PromptTuning(N, "SAMPLE_VOCAB")
+    module = CausalLMModule(str(folder), adapter, **options)
+    module.configure_model()
+    return module
+
+
+def loss_and_gradient(module, shared, dtype=torch.float32):
+    module.model.to(dtype)
+    prompt = module.model.prompt_embeddings
+    prompt.grad = None
+    module.outputs._shares = shared
+    nll, tokens = module.nll(batch())
+    assert tokens == sum(LENS)  # the last virtual token predicts the first of the text
+    nll.backward()
+    return nll.detach(), prompt.grad
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_it_stands_once_and_gives_what_a_prompt_before_each_gives(bases, architecture):
+    module = loaded(bases[architecture])
+    once, gradient = loss_and_gradient(module, None)
+    assert module.outputs._shares
+    apart, expected = loss_and_gradient(module, False)
+    assert_close(once, apart, rtol=1e-5, atol=1e-4)
+    assert (gradient - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt"])  # float64 in every operation
+def test_loss_and_gradient_are_equal_in_float64(bases, architecture):
+    module = loaded(bases[architecture])
+    once, apart = (loss_and_gradient(module, shared, torch.float64) for shared in (True, False))
+    assert once[1].dtype == torch.float64
+    assert_close(once, apart, rtol=1e-9, atol=1e-12)
+
+
+def test_only_the_prompt_and_the_text_go_through_the_layers(bases):
+    module, widths = loaded(bases["llama"]), []
+    module.nll(batch())
+    module.model.model.layers[0].register_forward_hook(
+        lambda layer, given, out: widths.append(given[0].shape[1])
+    )
+    module.nll(batch())
+    assert widths == [N + sum(LENS)]
+
+
+def test_a_bfloat16_gradient_is_summed_once(bases):
+    module = loaded(bases["llama"], dtype="bfloat16")
+    exact = loss_and_gradient(loaded(bases["llama"], dtype="float32"), True)[1]
+    errors = [
+        (loss_and_gradient(module, shared, torch.bfloat16)[1].float() - exact).norm()
+        for shared in (True, False)
+    ]
+    assert errors[0] < 1.2 * errors[1]
+
+
+def carrying(layer, args, kwargs, out):
+    """Add the mean of a sequence so far, as a layer with a state would."""
+    parts = out.split(list(kwargs.get("seq_lens", out.shape[1:2])), dim=1)
+    means = [p.cumsum(1) / torch.arange(1, p.shape[1] + 1)[None, :, None] for p in parts]
+    return out + torch.cat(means, dim=1)
+
+
+@pytest.mark.parametrize("case", ["a layer with a state", "transformers' own attention"])
+def test_where_it_is_not_exact_the_prompt_stands_before_each(bases, case):
+    if case == "a layer with a state":
+        module = loaded(bases["llama"])
+        layer = module.model.model.layers[0]
+        layer.register_forward_hook(carrying, with_kwargs=True)
+    else:
+        module = loaded(bases["llama"], attn_implementation="sdpa")
+    found = loss_and_gradient(module, None)
+    assert not module.outputs._shares
+    assert_close(found, loss_and_gradient(module, False))
