@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from peft_lightning import attention
 from peft_lightning.adapters import Adapter
+from peft_lightning.frozen_cache import FrozenCache
 from peft_lightning.losses import (
     head_options,
     labelled_positions,
@@ -32,6 +33,7 @@ class LabelledOutputs:
 
     def __init__(self, model: Any, adapter: Adapter) -> None:
         self.model, self.adapter = model, adapter
+        self.frozen: FrozenCache | None = None  # what lets the rows of a run skip lower layers
         self._flat_verified = False
         self._shares: bool | None = None
         self._plain_head: bool | None = None
@@ -40,7 +42,8 @@ class LabelledOutputs:
         """Return the summed loss in nats, the labelled tokens, and how many were likeliest."""
         inputs, positions, targets = self._inputs(batch)
         if self._has_plain_head():
-            hidden = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+            with self._skipping(batch):
+                hidden = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
             head = self.model.get_output_embeddings()
             nll, hits = linear_cross_entropy(
                 hidden.flatten(0, 1)[positions],
@@ -50,13 +53,23 @@ class LabelledOutputs:
                 **head_options(self.model.config.to_dict()),
             )
         else:
-            nll, hits = logits_cross_entropy(self._logits(inputs, positions), targets)
+            with self._skipping(batch):
+                logits = self._logits(inputs, positions)
+            nll, hits = logits_cross_entropy(logits, targets)
         return nll, torch.tensor(len(targets), device=nll.device), hits
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the logits that predict labelled tokens, (N, V), and those tokens, (N,)."""
         inputs, positions, targets = self._inputs(batch)
-        return self._logits(inputs, positions), targets
+        with self._skipping(batch):
+            return self._logits(inputs, positions), targets
+
+    def model_inputs(self, batch: Batch) -> Batch:
+        """Return what the model's forward takes for a batch without labels."""
+        return self._model_inputs(dict(self._prepared(batch)))
+
+    def _skipping(self, batch: Batch) -> AbstractContextManager[None]:
+        return nullcontext() if self.frozen is None else self.frozen.skipping(batch)
 
     def _inputs(self, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
         """Return the model's inputs, the places whose outputs are labelled, and their targets."""

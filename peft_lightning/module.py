@@ -31,6 +31,7 @@ from peft_lightning.base_model import (
     load_tokenizer,
 )
 from peft_lightning.checkpoint import AdapterCheckpointIO, Checkpoints, ExactResume, check_same_run
+from peft_lightning.frozen_cache import cache_of_run
 from peft_lightning.gated_mlp import fuse_gated_mlps
 from peft_lightning.generation import encode_prompt, generate_tokens
 from peft_lightning.guards import Guards
@@ -62,6 +63,10 @@ class CausalLMModule(L.LightningModule):
         dtype: Of the base's weights: auto (as saved), float32, bfloat16 or float16.
         activation_checkpointing: Recompute each layer in the backward pass instead of keeping
             its activations.
+        cache_frozen: Run the layers below the adapter once for each row, keep what they say on
+            disk beside the tokens, and train from that.
+        frozen_cache_gib: Most that such files may take on that disk, in GiB; those used last
+            longest ago make room for new ones.
         sample_prompts: Prompts whose greedy answers are logged at each validation.
         sample_max_new_tokens: Length limit of those answers.
         predict_max_new_tokens: Length limit of the answers of ``predict``.
@@ -80,6 +85,8 @@ class CausalLMModule(L.LightningModule):
         lr_schedule: Schedule = Cosine(),  # noqa: B008  (frozen)
         dtype: str = "auto",
         activation_checkpointing: bool = False,
+        cache_frozen: bool = False,
+        frozen_cache_gib: float = 20.0,
         sample_prompts: list[str] | None = None,
         sample_max_new_tokens: int = 64,
         predict_max_new_tokens: int = 128,
@@ -97,6 +104,7 @@ class CausalLMModule(L.LightningModule):
         self.lr_schedule = lr_schedule
         self.dtype_name = dtype
         self.activation_checkpointing = activation_checkpointing
+        self.cache_frozen, self.frozen_cache_gib = cache_frozen, frozen_cache_gib
         self.sample_prompts = sample_prompts or []
         self.sample_max_new_tokens = sample_max_new_tokens
         self.predict_max_new_tokens = predict_max_new_tokens
@@ -235,6 +243,11 @@ class CausalLMModule(L.LightningModule):
         self.log("train/loss", nll / max(1.0, tokens), prog_bar=True, rank_zero_only=True)
         self.log("grad_norm", norm, rank_zero_only=True)
         Guards.check_step(self, nll, int(tokens), norm)
+
+    def on_fit_start(self) -> None:
+        """Open or compute what the frozen layers make of the rows, if that is wanted."""
+        if self.cache_frozen:
+            self.outputs.frozen = cache_of_run(self)
 
     def on_train_start(self) -> None:
         """Let the configuration win over what a checkpoint remembers of the optimizer."""

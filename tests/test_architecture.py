@@ -13,10 +13,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 UNITS = {
     **dict.fromkeys(["adapters", "data", "base_model", "losses", "attention"], 1),
     **dict.fromkeys(["schedules", "generation", "recompute", "norms", "gated_mlp"], 1),
+    **dict.fromkeys(["frozen_layers"], 1),
     **dict.fromkeys(
         ["module", "labelled", "answering", "checkpoint", "preemption", "report", "guards"], 2
     ),
     **dict.fromkeys(["serving"], 2),
+    **dict.fromkeys(["frozen_cache", "frozen_states"], 2),
     **dict.fromkeys(["__main__", "cli", "commands"], 3),
 }
 PARTS = {"cpu_attention": "attention", "": "version"}  # files that belong to a unit beside them
@@ -29,6 +31,7 @@ LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
 ALSO = {
     "data/sources.py": {"datasets", "pyarrow"},
     "data/cache.py": {"filelock"},
+    "frozen_states.py": {"filelock"},
     "data/templates.py": {"jinja2"},
     "data/datamodule.py": {"lightning"},
     "base_model/loading.py": {"gguf"},

@@ -179,6 +179,12 @@ class SFTDataModule(L.LightningDataModule):
             f" {', '.join(whole.names)} are held out (val_fraction: {self.val_fraction})"
         )
 
+    @property
+    def token_sources(self) -> list[TokenizedDataset]:
+        """The tokenised sources that were opened, each once."""
+        parts: list[Any] = [part for s in self._splits.values() for part in s.dataset.datasets]
+        return list({part.folder: part for part in parts}.values())
+
     def _encoder(self) -> Encoder:
         assert self.tokenizer is not None
         return Encoder(self.tokenizer, self.chat_template, *self.encoding)
