@@ -22,6 +22,7 @@ OWN_COMMANDS = {
     "chat": "Talk with a base model and adapters in the terminal.",
     "combine": "Combine LoRA adapters: weighted sum, TIES, DARE.",
     "resize": "Reduce the rank of a LoRA adapter.",
+    "extract": "Make a LoRA adapter of what full fine-tuning has changed.",
     "inspect": "Show what is in a checkpoint or an adapter's folder.",
     "export": "Write an adapter, or a model with it merged, as a GGUF file for llama.cpp.",
     "merge": "Merge an adapter into its base: a model's folder.",

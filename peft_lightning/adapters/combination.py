@@ -87,16 +87,15 @@ def combine(
             continue
         b = torch.cat([b * w for (b, _), w in parts], 1)
         a = torch.cat([a for (_, a), _ in parts])
-        if method not in ("cat", "svd"):
-            deltas = [(b @ a, w) for (b, a), w in parts]
-            b = _merged(deltas, method, density, generator)
-            a = torch.eye(b.shape[1], dtype=b.dtype)
-        factors = b, a
+        largest = max(a.shape[0] for (_, a), _ in parts)
         if method == "cat":
-            found[name], retained[name] = factors, 1.0
+            found[name], retained[name] = (b, a), 1.0
+        elif method == "svd":
+            found[name], retained[name] = reduce_rank(b, a, rank or largest)
         else:
-            largest = max(a.shape[0] for (_, a), _ in parts)
-            found[name], retained[name] = reduce_rank(*factors, rank=rank or largest)
+            deltas = [(b @ a, w) for (b, a), w in parts]
+            delta = _merged(deltas, method, density, generator)
+            found[name], retained[name] = factorise(delta, rank or largest)
     return found, retained
 
 
@@ -117,15 +116,43 @@ def reduce_rank(
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
     u, s, v = torch.linalg.svd(r_b @ r_a.T)
-    squares = s.square()
+    rank, retained = _cut(s.square(), rank, energy)
+    root = s[:rank].sqrt()
+    return (q_b @ u[:, :rank] * root, root[:, None] * (v[:rank] @ q_a.T)), retained
+
+
+def factorise(
+    delta: Tensor, rank: int | None = None, energy: float | None = None
+) -> tuple[Factors, float]:
+    """Return the best factors of an update that is a whole matrix, as ``reduce_rank`` does.
+
+    Its singular vectors on the shorter side are the eigenvectors of ``delta delta^T``, in far
+    less time than a singular value decomposition of a large matrix takes.
+
+    Args:
+        delta: (out, in), float64.
+        rank: Of the result at most.
+        energy: Or the share of the squared norm to retain at least, in (0, 1].
+    """
+    if delta.shape[0] > delta.shape[1]:
+        (b, a), retained = factorise(delta.T, rank, energy)
+        return (a.T, b.T), retained
+    squares, u = torch.linalg.eigh(delta @ delta.T)  # in rising order
+    squares, u = squares.flip(0).clamp(min=0), u.flip(1)
+    rank, retained = _cut(squares, rank, energy)
+    root = squares[:rank].sqrt().sqrt()
+    inverse = torch.where(root > 0, 1 / root, 0.0)
+    return (u[:, :rank] * root, inverse[:, None] * (u[:, :rank].T @ delta)), retained
+
+
+def _cut(squares: Tensor, rank: int | None, energy: float | None) -> tuple[int, float]:
+    """Return the rank to cut to and what it retains, from the squared singular values."""
     total = float(squares.sum())
     if rank is None:
         shares = squares.cumsum(0) / max(total, 1e-300)
         rank = int((shares < (energy or 1.0) - 1e-12).sum()) + 1
-    rank = min(rank, len(s))
-    root = s[:rank].sqrt()
-    retained = float(squares[:rank].sum()) / total if total else 1.0
-    return (q_b @ u[:, :rank] * root, root[:, None] * (v[:rank] @ q_a.T)), retained
+    rank = min(rank, len(squares))
+    return rank, float(squares[:rank].sum()) / total if total else 1.0
 
 
 def as_lora(updates: Updates) -> tuple[LoRA, dict[str, Tensor]]:

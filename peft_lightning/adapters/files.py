@@ -23,6 +23,7 @@ __all__ = [
     "existing_folder",
     "load_adapter",
     "read_adapter",
+    "read_facts",
     "save_adapter",
     "write_files",
 ]
@@ -115,14 +116,7 @@ def read_adapter(folder: str | Path) -> tuple[Adapter, dict[str, Tensor], dict[s
         ValueError: If a file cannot be read, or sets what is not implemented.
     """
     folder = existing_folder(folder)
-    facts: dict[str, Any] = {"base_model": None, "base_fingerprint": None}
-    if (folder / FACTS_FILE).is_file():
-        facts |= _read_json(folder / FACTS_FILE)
-        if facts.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
-            raise ValueError(
-                f"{folder / FACTS_FILE} has format_version {facts['format_version']}, and this "
-                f"release reads up to {FORMAT_VERSION}: install a newer one"
-            )
+    facts = read_facts(folder)
     adapter: Adapter
     if facts.get("peft_type") == Full.peft_type:
         adapter = Full()
@@ -135,6 +129,24 @@ def read_adapter(folder: str | Path) -> tuple[Adapter, dict[str, Tensor], dict[s
         return adapter, load_file(path), facts
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read, it may be damaged: {error}") from None
+
+
+def read_facts(folder: str | Path) -> dict[str, Any]:
+    """Return what ``peft_lightning.json`` in a folder says; no base if there is none.
+
+    Raises:
+        ValueError: If it cannot be read, or is of a newer release.
+    """
+    facts: dict[str, Any] = {"base_model": None, "base_fingerprint": None}
+    path = Path(folder, FACTS_FILE)
+    if path.is_file():
+        facts |= _read_json(path)
+        if facts.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has format_version {facts['format_version']}, and this release reads up "
+                f"to {FORMAT_VERSION}: install a newer one"
+            )
+    return facts
 
 
 def load_adapter(

@@ -43,7 +43,7 @@ def combine(
     print(summary(out, found, retained))
 
 
-def save(out: str, updates: Any, facts: dict[str, Any]) -> None:
+def save(out: str, updates: Any, facts: dict[str, Any], fan_in_fan_out: bool = False) -> None:
     """Write updates as an adapter's folder, whole or not at all."""
     from peft_lightning.adapters.atomic import atomic_folder
     from peft_lightning.adapters.base import as_json
@@ -57,6 +57,7 @@ def save(out: str, updates: Any, facts: dict[str, Any]) -> None:
         **lora.hf_defaults,
         **lora.options(),
         "base_model_name_or_path": facts["base_model"],
+        "fan_in_fan_out": fan_in_fan_out,
     }
     own = {"format_version": FORMAT_VERSION, "peft_type": lora.peft_type}
     texts = {CONFIG_FILE: as_json(config), FACTS_FILE: as_json({**own, **facts})}

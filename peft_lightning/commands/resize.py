@@ -15,12 +15,7 @@ def resize(ckpt: str, out: str, /, *, rank: int | None = None, energy: float | N
         energy: Or the share of each update's squared norm to retain, such as 0.95: each layer
             gets the lowest rank that does.
     """
-    if (rank is None) == (energy is None):
-        raise ValueError("give either --rank or --energy")
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"energy must be above 0 and at most 1, got {energy}")
+    require_cut(rank, energy)
     from peft_lightning.adapters.combination import reduce_rank, updates_of
     from peft_lightning.adapters.files import read_adapter
     from peft_lightning.commands.combine import common_base, save, summary
@@ -34,3 +29,13 @@ def resize(ckpt: str, out: str, /, *, rank: int | None = None, energy: float | N
     made_of = {"method": "resize", "rank": rank, "energy": energy, "adapter": Path(ckpt).name}
     save(out, found, {**common_base([ckpt], [facts]), "made_of": made_of})
     print(summary(out, found, {name: share for name, (_, share) in reduced.items()}))
+
+
+def require_cut(rank: int | None, energy: float | None) -> None:
+    """Raise ValueError unless one of a rank and a share of energy is given, in its range."""
+    if (rank is None) == (energy is None):
+        raise ValueError("give either --rank or --energy")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy must be above 0 and at most 1, got {energy}")
