@@ -142,6 +142,11 @@ class ExactResume(Callback):
 
     Lightning saves none. They are restored when training starts, after everything that draws
     from them on the way there, and before a validation that a resumed epoch may begin with.
+
+    Ranks draw different numbers, so different dropout: rank 0 goes on with the generators that
+    ``seed_everything`` and the initial weights leave, and every other rank seeds its own from
+    the run's seed, its rank and the step. So does a rank that a checkpoint does not know, because
+    the run had fewer processes; what it remembers of ranks that are no more is left out.
     """
 
     def __init__(self) -> None:
@@ -154,8 +159,11 @@ class ExactResume(Callback):
         self._restored = state_dict["ranks"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._restored is not None and trainer.global_rank < len(self._restored):
-            _set_random_state(self._restored[trainer.global_rank])
+        rank, known = trainer.global_rank, self._restored or []
+        if rank < len(known):
+            _set_random_state(known[rank])
+        elif rank > 0:
+            _seed((torch.initial_seed(), rank, trainer.global_step))
         self._restored = None
 
 
@@ -193,6 +201,14 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def _seed(origin: tuple[int, ...]) -> None:
+    """Seed every generator by a number that ``origin`` decides."""
+    seed = int(np.random.SeedSequence(origin).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 MAY_CHANGE = {  # of an adapter between two parts of a run: none decides what its tensors mean

@@ -85,7 +85,7 @@ class Throughput(Callback):
 
     def __init__(self, window: int = 20) -> None:
         self._times: deque[tuple[float, int]] = deque(maxlen=window + 1)
-        self.tokens = 0
+        self.tokens = 0  # of all processes
         self.seconds = 0.0
         self._batch_start = 0.0
 
@@ -108,13 +108,14 @@ class Throughput(Callback):
         batch: dict[str, Any],
         batch_idx: int,
     ) -> None:
-        tokens, spent = useful_tokens(batch), time.perf_counter() - self._batch_start
+        tokens = useful_tokens(batch) * trainer.world_size  # those of the other ranks are alike
+        spent = time.perf_counter() - self._batch_start
         self.tokens += tokens
         self.seconds += spent
         self._times.append((spent, tokens))
         rate = sum(n for _, n in self._times) / max(1e-9, sum(s for s, _ in self._times))
         values = {
-            "tokens_per_second": rate * trainer.world_size,
+            "tokens_per_second": rate,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
         pl_module.log_dict(values, prog_bar=True, rank_zero_only=True)
@@ -215,10 +216,8 @@ class Summary(Callback):
             adapter=module.adapter.options(),
             trainable_parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
             total_parameters=sum(p.numel() for p in module.parameters()),
-            tokens=throughput.tokens * trainer.world_size,
-            tokens_per_second=round(
-                throughput.tokens * trainer.world_size / max(1e-9, throughput.seconds), 1
-            ),
+            tokens=throughput.tokens,
+            tokens_per_second=round(throughput.tokens / max(1e-9, throughput.seconds), 1),
             train_seconds=round(throughput.seconds, 2),
             peak_memory_bytes=peak_memory(module.device),
             best_val_loss=None if best is None else float(best),

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 Batch = dict[str, Any]
 
+NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+
 
 @dataclass(frozen=True)
 class Share:
@@ -47,6 +49,9 @@ class BatchPlan:
     varies a little between epochs, there are 2 % + 1 more than the first epoch needs, and the
     largest are halved until there are as many. An epoch that needs still more (rare) takes the
     first one's batches in another order. Where rows are too few, batches are empty.
+
+    The order of an epoch's rows depends on neither ``batch_size`` nor ``world_size``, so that an
+    epoch can go on with others of them: see ``go_on``.
 
     Args:
         lengths: (rows,) tokens of each row.
@@ -83,32 +88,53 @@ class BatchPlan:
         self.lengths, self.shares = lengths, shares
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
         self.padded, self.shuffle, self.seed, self.world_size = padded, shuffle, seed, world_size
+        self.finished = (0, 0)  # an epoch, and how many of its rows were in other batches
         if tokens_per_batch is None:
-            rows = len(self._rows(0))
-            self._length = math.ceil(rows / (batch_size * world_size)) * world_size
+            self._most = math.ceil(len(self._rows(0)) / (batch_size * world_size)) * world_size
         else:
-            batches = len(self._fill(self._rows(0)))
+            self._most = len(self._fill(self._rows(0)))
             if shuffle or any(share.weight % 1 for share in shares):
-                batches = math.ceil(1.02 * batches) + 1
-            self._length = math.ceil(batches / world_size) * world_size
+                self._most = math.ceil(1.02 * self._most) + 1
+        self._length = math.ceil(self._most / world_size) * world_size
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, those of all ranks together."""
         return self._length
 
     def batches(self, epoch: int) -> list[Rows]:
-        """Return all batches of an epoch, as row indices."""
+        """Return all batches of an epoch, as row indices; empty ones for what ``go_on`` skips."""
+        finished = self._rows_of_others(epoch)
         if self.tokens_per_batch is None:
             size = self.batch_size * self.world_size
-            rows = self._rows(epoch)
+            rows = self._rows(epoch)[finished:]
             steps = [rows[i : i + size] for i in range(0, len(rows), size)]
-            return [part for step in steps for part in np.array_split(step, self.world_size)]
-        batches = self._fill(self._rows(epoch))
-        if len(batches) > self._length:
-            batches = self._fill(self._rows(0))
-            order = np.random.default_rng((self.seed, epoch)).permutation(len(batches))
-            batches = [batches[i] for i in order]
-        return halve_largest(batches, self._length)
+            batches = [part for step in steps for part in np.array_split(step, self.world_size)]
+        else:
+            batches, number = self._filled(epoch), self._length
+            if finished:
+                batches = self._fill(np.concatenate(batches)[finished:])
+                number = math.ceil(len(batches) / self.world_size) * self.world_size
+            batches = halve_largest(batches, number)
+        return [NO_ROWS] * (self._length - len(batches)) + batches
+
+    def rows_before(self, epoch: int, position: int) -> int:
+        """Return the number of an epoch's rows before batch ``position`` of each rank."""
+        batches = self.batches(epoch)[: position * self.world_size]
+        return self._rows_of_others(epoch) + sum(map(len, batches))
+
+    def go_on(self, epoch: int, rows: int) -> int:
+        """Let ``epoch`` go on behind its first ``rows`` rows, whichever batches they were in.
+
+        Returns:
+            The position of the first batch that is left. Behind it there are as many batches as
+            the rows need that are left, so the first ones may be fewer than those rows would fill.
+        """
+        self.finished = (epoch, rows)
+        left = (i for i, batch in enumerate(self.batches(epoch)) if len(batch))
+        return next(left, self._length) // self.world_size
+
+    def _rows_of_others(self, epoch: int) -> int:
+        return self.finished[1] if epoch == self.finished[0] else 0
 
     def of_rank(self, epoch: int, rank: int) -> list[Rows]:
         """Return the batches of one rank in an epoch."""
@@ -117,6 +143,15 @@ class BatchPlan:
     def _rows(self, epoch: int) -> Rows:
         rows = np.concatenate([share.of_epoch(self.seed, epoch) for share in self.shares])
         return np.random.default_rng((self.seed, epoch)).permutation(rows) if self.shuffle else rows
+
+    def _filled(self, epoch: int) -> list[Rows]:
+        """Return batches within the token budget: not yet as many as an epoch has."""
+        batches = self._fill(self._rows(epoch))
+        if len(batches) <= self._most:
+            return batches
+        batches = self._fill(self._rows(0))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(batches))
+        return [batches[i] for i in order]
 
     def _fill(self, rows: Rows) -> list[Rows]:
         """Cut ``rows`` where the next one would not fit in the batch any more."""
@@ -142,7 +177,7 @@ def halve_largest(batches: list[Rows], number: int) -> list[Rows]:
         heapq.heappush(heap, (-half, (*place, 0), batch[:half]))
         heapq.heappush(heap, (half - len(batch), (*place, 1), batch[half:]))
     ordered = [batch for _, _, batch in sorted(heap, key=lambda entry: entry[1])]
-    return ordered + [np.empty(0, dtype=np.int64)] * (number - len(ordered))
+    return ordered + [NO_ROWS] * (number - len(ordered))
 
 
 # A batch without rows is one token that is not in the loss: its rank stays in step with the others.

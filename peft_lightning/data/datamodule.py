@@ -125,8 +125,10 @@ class SFTDataModule(L.LightningDataModule):
         self.predict_records: list[Record] = []
         self._splits: dict[str, Split] = {}
         self._prompts: list[tuple[int, list[int]]] = []
+        self._train_plan: BatchPlan | None = None
         self._train_loader: BatchLoader | None = None
         self._resumed: tuple[int, int] | None = None
+        self._renumbered: int | None = None  # what Lightning is to take for the finished batches
 
     def setup(self, stage: str) -> None:
         """Tokenise, or open what was tokenised, all that ``stage`` needs."""
@@ -141,7 +143,8 @@ class SFTDataModule(L.LightningDataModule):
         self.sizes = {name: split.sizes for name, split in self._splits.items()}
         self.data_hash = _hash(self._facts())
         if stage == "fit":
-            self._train_loader = self._resumed = None
+            self._train_plan = self._plan("train")
+            self._train_loader = self._resumed = self._renumbered = None
 
     @property
     def seed(self) -> int:
@@ -229,27 +232,35 @@ class SFTDataModule(L.LightningDataModule):
         collate = functools.partial(prompt_collate, pad_id=self._pad_id())
         return BatchLoader(self._prompts, lambda _: batches, len(batches), collate)
 
-    def _loader(self, name: str) -> BatchLoader:
+    def _plan(self, name: str, **options: Any) -> BatchPlan:
+        """Return which rows of a split form which batch; ``options`` replace those of this run."""
         split, training = self._splits[name], name == "train"
         own_size = self.val_batch_size if not training else None
+        given: dict[str, Any] = {
+            "batch_size": own_size or self.batch_size,
+            "tokens_per_batch": None if own_size else self.tokens_per_batch,
+            "padded": self.layout == "padded",
+            "shuffle": self.shuffle
+            and training
+            and not getattr(self.trainer, "overfit_batches", 0),
+            "seed": self.seed,
+            "world_size": self._rank()[1],
+        }
+        return BatchPlan(split.lengths, split.shares, **(given | options))
+
+    def _loader(self, name: str) -> BatchLoader:
+        training = name == "train"
+        planned = self._train_plan if training else None
+        plan = self._plan(name) if planned is None else planned
         rank, world_size = self._rank()
-        plan = BatchPlan(
-            split.lengths,
-            split.shares,
-            own_size or self.batch_size,
-            None if own_size else self.tokens_per_batch,
-            padded=self.layout == "padded",
-            shuffle=self.shuffle and training and not getattr(self.trainer, "overfit_batches", 0),
-            seed=self.seed,
-            world_size=world_size,
-        )
         collate: Callable[[Any], Batch] = flat_collate
         if self.layout == "padded":
             collate = functools.partial(padded_collate, pad_id=self._pad_id())
         batches = functools.partial(plan.of_rank, rank=rank)
         length = len(plan) // world_size
         before_epoch = self._before_epoch if training else None
-        return BatchLoader(split.dataset, batches, length, collate, self.num_workers, before_epoch)
+        dataset = self._splits[name].dataset
+        return BatchLoader(dataset, batches, length, collate, self.num_workers, before_epoch)
 
     def _before_epoch(self, epoch: int) -> None:
         """Correct Lightning where a run with ``max_steps`` resumes from the end of an epoch.
@@ -265,6 +276,9 @@ class SFTDataModule(L.LightningDataModule):
                 f" training goes on with epoch {epoch}"
             )
         fit_loop = self.trainer.fit_loop if self.trainer else None
+        if fit_loop is not None and self._renumbered is not None:
+            _renumber(fit_loop.epoch_loop.batch_progress.current, self._renumbered)
+        self._renumbered = None
         if fit_loop is None or not fit_loop.restarting:
             return
         progress: Any = fit_loop.epoch_progress
@@ -296,39 +310,69 @@ class SFTDataModule(L.LightningDataModule):
         loader = self._train_loader
         if loader is None:
             return {}
-        position, batches, within_batch = loader.position, float(len(loader)), False
+        position, batches = loader.position, float(len(loader))
         if self.trainer is not None:
             fit_loop = self.trainer.fit_loop
             progress: Any = fit_loop.epoch_loop.batch_progress.current
             position = min(position, progress.processed)
             batches = min(batches, fit_loop.max_batches)  # limit_train_batches
-            within_batch = progress.completed < progress.processed  # in on_train_batch_end
+        assert self._train_plan is not None
+        epoch, rows = self._train_plan.finished
         return {
             "epoch": loader.epoch,
             "position": position,
             "batches": int(batches),
-            "within_batch": within_batch,
+            "rows_before": rows if epoch == loader.epoch else 0,
             "batching": self._batching(),
+            "limited": self._limited(),
             "data": self._facts(),
             "data_hash": self.data_hash,
             "files": self._files(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the position in ``state``.
+        """Go on at the position in ``state``, also with another number of ranks or batch size.
 
         Raises:
             ValueError: If the data is other than it was, or, within an epoch, what the order of
-                its batches depends on.
+                its rows depends on.
         """
         if not state or (self.trainer and self.trainer.state.fn != TrainerFn.FITTING):
             return
-        now = {"data": self._facts(), "batching": self._batching(), "data_hash": self.data_hash}
-        self._resumed = resume_point(
-            state, {**now, "files": self._files()}, self.allow_changed_data
-        )
+        now: dict[str, Any] = {"data": self._facts(), "data_hash": self.data_hash}
+        now |= {"files": self._files(), "batching": self._batching(), "limited": self._limited()}
+        epoch, position, changed = resume_point(state, now, self.allow_changed_data)
+        assert self._train_plan is not None
+        if position < sys.maxsize:
+            if changed:
+                position = self._renumbered = self._move(state)
+            elif state["rows_before"]:
+                self._train_plan.go_on(epoch, state["rows_before"])
+        elif now["batching"] != state["batching"] or now["data"] != state["data"]:
+            self._renumbered = len(self._train_plan) // self._rank()[1]
+        self._resumed = epoch, position
         if self._train_loader is not None:  # made early, by trainer.estimated_stepping_batches
             self._train_loader.resume(*self._resumed)
+
+    def _move(self, state: dict[str, Any]) -> int:
+        """Let the epoch of ``state`` go on in other batches; return the position of the first."""
+        assert self._train_plan is not None
+        epoch, batching = state["epoch"], state["batching"]
+        ranks = batching["number of ranks"]
+        old = self._plan("train", batch_size=batching["batch_size"], world_size=ranks)
+        if state["rows_before"]:
+            old.go_on(epoch, state["rows_before"])
+        rows = old.rows_before(epoch, state["position"])
+        rank_zero_info(
+            f"{rows} rows of epoch {epoch} are finished, by {ranks} process(es) in batches of"
+            f" {batching['batch_size']}; the others follow in the same order, by {self._rank()[1]}"
+            f" in batches of {self.batch_size}"
+        )
+        return self._train_plan.go_on(epoch, rows)
+
+    def _limited(self) -> bool:
+        """Whether an epoch is not all of the rows."""
+        return getattr(self.trainer, "limit_train_batches", None) not in (None, 1.0)
 
     def _batching(self) -> dict[str, Any]:
         return {
@@ -351,3 +395,10 @@ class SFTDataModule(L.LightningDataModule):
 
 def _hash(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _renumber(progress: Any, finished: int) -> None:
+    """Let Lightning's count of an epoch's batches be ``finished``, wherever it was saved."""
+    open_hook = progress.processed - progress.completed  # 1 if saved in on_train_batch_end
+    progress.ready = progress.started = progress.processed = finished
+    progress.completed = finished - open_hook

@@ -3,11 +3,13 @@
 import sys
 from typing import Any
 
+ROWS_KEEP_THEIR_ORDER = {"batch_size", "number of ranks"}  # whatever these are
+
 
 def resume_point(
     saved: dict[str, Any], now: dict[str, Any], allow_changed_data: bool
-) -> tuple[int, int]:
-    """Return the epoch and the number of its batches that are finished.
+) -> tuple[int, int, bool]:
+    """Return the epoch, the number of its batches that are finished, and whether batches changed.
 
     Args:
         saved: The DataModule's state in the checkpoint.
@@ -16,12 +18,13 @@ def resume_point(
             the same number of its batches.
 
     Returns:
-        The epoch and a position; for an epoch that is done a position behind any batch, since
-        Lightning may go back to it and must find no batch left, however many it has now.
+        The epoch; a position in the batches it had, for an epoch that is done one behind any
+        batch, since Lightning may go back to it and must find none left; and whether the epoch has
+        the same rows in the same order now, but in other batches.
 
     Raises:
         ValueError: If the data is other than it was, or, within an epoch, what the order of its
-            batches depends on; names what it was and is.
+            rows depends on; names what it was and is.
     """
     data = differences(saved["data"], now["data"])
     if data and not allow_changed_data:
@@ -32,17 +35,19 @@ def resume_point(
             " data.allow_changed_data to true"
         )
     done = saved["position"] >= saved["batches"]
-    changes = differences(saved["batching"], now["batching"])
-    # Saved by on_train_batch_end on an epoch's last batch, Lightning would begin the next epoch at
-    # this batch number if the number of batches had changed.
-    last_batch = done and saved["within_batch"]
-    if (last_batch and (changes or data)) or (not done and saved["position"] and changes):
+    old, new = saved["batching"], now["batching"]
+    changes = differences(old, new)
+    changed = {name for name in old if old[name] != new.get(name)}
+    limited = saved["limited"] or now["limited"]
+    movable = changed <= ROWS_KEEP_THEIR_ORDER and not data and not limited
+    if changes and not done and saved["position"] and not movable:
+        why = data + ["limit_train_batches is set"] * limited
         raise ValueError(
             f"the checkpoint was made within an epoch (batch {saved['position']} of"
-            f" {saved['batches']}), where the order of the batches cannot change:"
-            f" {'; '.join(changes + data)}. A checkpoint of an epoch's end allows it"
+            f" {saved['batches']}), where the order of the rows cannot change:"
+            f" {'; '.join(changes + why)}. A checkpoint of an epoch's end allows it"
         )
-    return saved["epoch"], sys.maxsize if done else saved["position"]
+    return saved["epoch"], sys.maxsize if done else saved["position"], bool(changes) and movable
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -101,6 +101,27 @@ def test_a_step_has_the_same_rows_whatever_the_number_of_ranks():
     assert [len(b) for b in two.batches(1)] == [4, 4, 4, 4, 4, 4, 2, 1]
 
 
+def test_an_epoch_goes_on_behind_its_finished_rows_whatever_batches_they_were_in():
+    draw = random.Random(1)
+    for p in [*random_plans(60), *random_plans(60, tokens_per_batch=None, batch_size=3)]:
+        epoch = draw.randrange(3)
+        options = {"shuffle": p.shuffle, "seed": p.seed, "padded": p.padded}
+        options |= {"batch_size": draw.randint(1, 5), "tokens_per_batch": p.tokens_per_batch}
+        new = plan(p.lengths, world_size=draw.choice([1, 2, 3]), **options)
+        order = np.concatenate(new.batches(epoch)).tolist()
+        assert order == np.concatenate(p.batches(epoch)).tolist()
+        position = draw.randint(0, len(p) // p.world_size)
+        rows = p.rows_before(epoch, position)
+        assert rows == sum(len(b) for b in p.batches(epoch)[: position * p.world_size])
+        start = new.go_on(epoch, rows)
+        left = new.batches(epoch)[start * new.world_size :]
+        assert len(new.batches(epoch)) == len(new)
+        assert [row for batch in left for row in batch] == order[rows:]
+        assert new.rows_before(epoch, start) == rows
+        assert not left or len(left[0])  # no step without rows
+        assert sorted(np.concatenate(new.batches(epoch + 1))) == list(range(len(p.lengths)))
+
+
 def test_too_few_rows_for_the_ranks_leave_empty_batches():
     assert [b.tolist() for b in plan([1], world_size=2).batches(0)] == [[0], []]
 

@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 
 import lightning as L
 import pytest
@@ -203,18 +204,68 @@ def checkpoint(data, tmp_path):
     ("change", "message"),
     [
         ({"seed": 1}, "seed was 0, is 1"),
-        ({"batch_size": 2}, "batch_size was 4, is 2"),
         ({"tokens_per_batch": 60}, "tokens_per_batch was None, is 60"),
         ({"shuffle": False}, "shuffle was True, is False"),
         ({"layout": "padded"}, "layout was flat, is padded"),
     ],
 )
-def test_batching_may_change_at_an_epochs_end_only(data, checkpoint, change, message):
+def test_the_order_of_rows_may_change_at_an_epochs_end_only(data, checkpoint, change, message):
     with pytest.raises(ValueError, match=rf"\(batch 2 of 6\), .* cannot change: {message}\. A ch"):
         fit(data(**change), ckpt_path=checkpoint("on_train_batch_end", 8))
     for path in (checkpoint("on_train_epoch_end", 2), checkpoint("on_validation_end", 2)):
         expected = [step for step in fit(data(**change)).seen if step[0] == 2]
         assert fit(data(**change), ckpt_path=path).seen == expected
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize(
+    "case",
+    [name for name in CASES if "epoch" in name and "'s" not in name and "fraction" not in name]
+    + ["workers", "steps, validation", "loader made early", "token budget"],
+)
+def test_an_epoch_goes_on_with_other_batches_of_the_same_rows(data, tmp_path, case, batch_size):
+    hook, nth, data_options, options, early = CASES[case]
+    options = {**options, "max_epochs": 3, "max_steps": -1}
+
+    def tokens(seen):
+        return [(epoch, token) for epoch, batch in seen for token in batch[0]]
+
+    changed = {**data_options, "batch_size": batch_size}
+    path = tmp_path / "killed.ckpt"
+    before = Recorder(early)
+    with pytest.raises(Killed):
+        fit(data(**data_options), before, callbacks=[SaveAt(hook, nth, path)], **options)
+    after = fit(data(**changed), Recorder(early), ckpt_path=path, **options).seen
+    whole = fit(data(**data_options), Recorder(early), **options).seen
+    assert tokens(before.seen + after) == tokens(whole)
+    if case != "token budget":
+        assert sum(epoch == 2 for epoch, _ in after) == math.ceil(22 / batch_size)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_epoch_can_change_its_batches_twice(data, tmp_path):
+    seen = []
+    for part, batch_size in enumerate([4, 3, 2]):
+        module, path = Recorder(), tmp_path / f"{part}.ckpt"
+        options = {"ckpt_path": tmp_path / f"{part - 1}.ckpt"} if part else {}
+        stop = [SaveAt("on_train_batch_end", 2, path)] if part < 2 else []
+        if stop:
+            with pytest.raises(Killed):
+                fit(data(batch_size=batch_size), module, callbacks=stop, max_epochs=1, **options)
+        else:
+            fit(data(batch_size=batch_size), module, max_epochs=1, **options)
+        seen += module.seen
+    assert len(seen) == 2 + 2 + 4  # rows 0-7, 8-13, and 14-21 in twos
+    whole = [token for _, batch in fit(data(), max_epochs=1).seen for token in batch[0]]
+    assert [token for _, batch in seen for token in batch[0]] == whole
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_part_of_an_epoch_keeps_its_batches(data, checkpoint):
+    path = checkpoint("on_train_batch_end", 8)
+    with pytest.raises(ValueError, match=r"is 2; limit_train_batches is set\. A checkpoint of"):
+        fit(data(batch_size=2), ckpt_path=path, limit_train_batches=4)
 
 
 @pytest.mark.filterwarnings("ignore")
