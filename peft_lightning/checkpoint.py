@@ -7,6 +7,7 @@ else that Lightning saves. Nothing of the frozen base model is in it.
 
 from __future__ import annotations
 
+import pickle
 import random
 import shutil
 from collections.abc import Callable
@@ -20,9 +21,11 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from safetensors.torch import load_file
 
-from peft_lightning.adapters.files import atomic_folder, existing_folder, write_files
+from peft_lightning.adapters.checksums import require_undamaged
+from peft_lightning.adapters.files import existing_folder, sealed_folder, write_files
 
 STATE_FILE = "trainer_state.pt"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 class AdapterCheckpointIO(CheckpointIO):
@@ -39,7 +42,9 @@ class AdapterCheckpointIO(CheckpointIO):
         state = dict(checkpoint)
         tensors = state.pop("state_dict")
         tensor_file, texts = state.pop("adapter_files")
-        with atomic_folder(Path(path)) as folder:
+        path = Path(path)
+        previous = path.with_name(PREVIOUS) if path.name == LAST else None
+        with sealed_folder(path, previous) as folder:
             write_files(folder, tensor_file, tensors, texts)
             torch.save(state, folder / STATE_FILE)
 
@@ -55,7 +60,13 @@ class AdapterCheckpointIO(CheckpointIO):
                 f"{path} is no checkpoint of a training run: it has no {STATE_FILE}. To start a "
                 "new run from an adapter's weights use load_adapter"
             )
-        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        require_undamaged(folder)
+        try:
+            state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{folder / STATE_FILE} cannot be read, it may be damaged: {error}"
+            ) from None
         state["state_dict"] = {
             name: tensor
             for file in sorted(folder.glob("*.safetensors"))
@@ -69,6 +80,8 @@ class AdapterCheckpointIO(CheckpointIO):
 
 class Checkpoints(ModelCheckpoint):
     """Keeps ``last.ckpt``, from which a run continues bit for bit, and ``best.ckpt``.
+
+    The ``last.ckpt`` before is ``previous.ckpt``, for a disk that damages what it was given.
 
     Saves only between optimizer steps: a checkpoint within an accumulation window would lose
     the gradients gathered so far.
@@ -128,7 +141,7 @@ class Checkpoints(ModelCheckpoint):
             return
         self._saved_step = trainer.global_step
         assert self.dirpath is not None
-        self.last_model_path = str(Path(self.dirpath) / "last.ckpt")
+        self.last_model_path = str(Path(self.dirpath) / LAST)
         self._save_checkpoint(trainer, self.last_model_path)
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.atomic import existing_folder
+from peft_lightning.adapters.checksums import require_undamaged
 from peft_lightning.cli_signatures import find_class
 
 TRAINER_DEFAULTS = {
@@ -39,10 +40,10 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
 
     Returns:
         The path, None to begin without: also where ``fit`` is to continue from ``last`` and there
-        is none yet.
+        is none yet. The one before ``last`` if that is damaged.
 
     Raises:
-        ValueError: If it is not there; says what is.
+        ValueError: If it is not there, or damaged; says what is.
     """
     if name is None:
         if command != "fit":
@@ -54,7 +55,14 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
     folder = root / "checkpoints"
     path = folder / f"{name}.ckpt" if name in ("last", "best") else Path(name)
     with suppress(FileNotFoundError):
-        return str(existing_folder(path))
+        found = existing_folder(path)
+        try:
+            require_undamaged(found)
+        except ValueError as damage:
+            if name != "last":
+                raise
+            return str(_before(found, damage))
+        return str(found)
     if name == "last" and command == "fit":
         rank_zero_info(f"there is no {path} yet: starting from the beginning")
         return None
@@ -63,6 +71,17 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
         f"--ckpt_path {name}: there is no {path}; "
         + (f"there are: {', '.join(there)}" if there else f"{folder} holds no checkpoint")
     )
+
+
+def _before(last: Path, damage: ValueError) -> Path:
+    """Return the checkpoint before ``last``, and say why."""
+    try:
+        previous = existing_folder(last.with_name("previous.ckpt"))
+        require_undamaged(previous)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{damage}; and the one before cannot be used either: {error}") from None
+    rank_zero_info(f"{damage}. The one before it is used: {previous}")
+    return previous
 
 
 def fill_learning_rate(model: Namespace, given: Namespace) -> None:

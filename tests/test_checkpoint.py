@@ -15,6 +15,7 @@ from peft_lightning.schedules import Constant
 from tiny_run import byte_tokenizer, fit, write_base, write_rows
 
 FILES = {
+    "SHA256SUMS",
     "adapter_config.json",
     "adapter_model.safetensors",
     "peft_lightning.json",
@@ -38,7 +39,11 @@ def test_a_checkpoint_is_hf_pefts_files_our_facts_and_the_trainers_state(run):
     _, root = run
     for name in ("best.ckpt", "last.ckpt"):
         assert {p.name for p in (root / "checkpoints" / name).iterdir()} == FILES
-    assert {p.name for p in (root / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {p.name for p in (root / "checkpoints").iterdir()} == {
+        "best.ckpt",
+        "last.ckpt",
+        "previous.ckpt",
+    }
 
 
 def test_nothing_of_the_base_is_in_it(run):

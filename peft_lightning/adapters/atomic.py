@@ -17,12 +17,16 @@ _PREVIOUS = ".previous"
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, previous: Path | None = None) -> Iterator[Path]:
     """Yield a new folder to write into; it takes the place of ``path`` when the block ends.
 
     The two are exchanged in one step where the file system can. Where it cannot, the old folder
     is ``<path>.previous`` for the moment between two renames, and ``existing_folder`` finds it
     there. If the block raises, the new folder is removed and ``path`` is as it was.
+
+    Args:
+        path: The folder.
+        previous: Where the old one goes, in the same way; None if it is to be removed.
 
     Raises:
         FileExistsError: If ``path`` is a file.
@@ -36,7 +40,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync_tree(temporary)
-        _replace(path, temporary)
+        _replace(path, temporary, previous)
     except BaseException:
         if temporary.exists():
             shutil.rmtree(temporary)
@@ -83,20 +87,31 @@ def existing_folder(path: str | Path) -> Path:
     )
 
 
-def _replace(path: Path, temporary: Path) -> None:
-    """Move ``temporary`` to ``path``, and remove what was there."""
-    previous = _previous(path)
+def _replace(path: Path, new: Path, previous: Path | None) -> None:
+    """Move ``new`` to ``path``, and what was there to ``previous``, or remove it."""
+    old = _put(new, path)
+    if old is not None and previous is not None:
+        old = _put(old, previous)
+    for left in (old, _previous(path), previous and _previous(previous)):
+        if left is not None and left.exists():
+            shutil.rmtree(left)
+
+
+def _put(new: Path, path: Path) -> Path | None:
+    """Move the folder ``new`` to ``path``; return where the one that was there is now."""
+    old: Path | None = None
     if not path.exists():
-        os.rename(temporary, path)
-    elif not _exchange(temporary, path):
-        if previous.exists():
-            shutil.rmtree(previous)
-        os.rename(path, previous)
-        os.rename(temporary, path)
-    _sync(path.parent)
-    for old in (temporary, previous):
+        os.rename(new, path)
+    elif _exchange(new, path):
+        old = new
+    else:
+        old = _previous(path)
         if old.exists():
             shutil.rmtree(old)
+        os.rename(path, old)
+        os.rename(new, path)
+    _sync(path.parent)
+    return old
 
 
 def _exchange(one: Path, other: Path) -> bool:

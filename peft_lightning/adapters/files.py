@@ -11,20 +11,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from peft_lightning.adapters.atomic import atomic_folder, atomic_text, existing_folder
+from peft_lightning.adapters.atomic import atomic_text, existing_folder
 from peft_lightning.adapters.base import Adapter, adapter_class, as_json
+from peft_lightning.adapters.checksums import require_undamaged, sealed_folder
 from peft_lightning.adapters.full import Full
 from peft_lightning.adapters.names import shortened
 
 __all__ = [
     "adapter_files",
-    "atomic_folder",
     "atomic_text",
     "existing_folder",
     "load_adapter",
     "read_adapter",
     "read_facts",
     "save_adapter",
+    "sealed_folder",
     "write_files",
 ]
 
@@ -100,7 +101,7 @@ def save_adapter(
     arguments.
     """
     tensor_file, tensors, texts = adapter_files(adapter, model, facts, tokenizer)
-    with atomic_folder(folder) as temporary:
+    with sealed_folder(folder) as temporary:
         write_files(temporary, tensor_file, tensors, texts)
 
 
@@ -113,9 +114,10 @@ def read_adapter(folder: str | Path) -> tuple[Adapter, dict[str, Tensor], dict[s
 
     Raises:
         FileNotFoundError: If the folder or a file of it is not there.
-        ValueError: If a file cannot be read, or sets what is not implemented.
+        ValueError: If a file is damaged, cannot be read, or sets what is not implemented.
     """
     folder = existing_folder(folder)
+    require_undamaged(folder, [CONFIG_FILE, FACTS_FILE])
     facts = read_facts(folder)
     adapter: Adapter
     if facts.get("peft_type") == Full.peft_type:
@@ -125,6 +127,7 @@ def read_adapter(folder: str | Path) -> tuple[Adapter, dict[str, Tensor], dict[s
         adapter = adapter_class(config.get("peft_type")).from_hf_config(config)
         facts["base_model"] = facts["base_model"] or config.get("base_model_name_or_path")
     path = _required(folder, adapter.tensor_file)
+    require_undamaged(folder, [adapter.tensor_file])
     try:
         return adapter, load_file(path), facts
     except SafetensorError as error:

@@ -45,8 +45,8 @@ def combine(
 
 def save(out: str, updates: Any, facts: dict[str, Any], fan_in_fan_out: bool = False) -> None:
     """Write updates as an adapter's folder, whole or not at all."""
-    from peft_lightning.adapters.atomic import atomic_folder
     from peft_lightning.adapters.base import as_json
+    from peft_lightning.adapters.checksums import sealed_folder
     from peft_lightning.adapters.combination import as_lora
     from peft_lightning.adapters.files import CONFIG_FILE, FACTS_FILE, FORMAT_VERSION, write_files
 
@@ -61,7 +61,7 @@ def save(out: str, updates: Any, facts: dict[str, Any], fan_in_fan_out: bool = F
     }
     own = {"format_version": FORMAT_VERSION, "peft_type": lora.peft_type}
     texts = {CONFIG_FILE: as_json(config), FACTS_FILE: as_json({**own, **facts})}
-    with atomic_folder(out) as folder:
+    with sealed_folder(out) as folder:
         write_files(folder, lora.tensor_file, tensors, texts)
 
 

@@ -35,6 +35,7 @@ def saved(tmp_path):
 def damaged(folder, change):
     tensors = load_file(folder / "adapter_model.safetensors")
     change(tensors)
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")
 
 
@@ -59,6 +60,7 @@ def test_a_trainable_adapter_trains_on_with_its_dropout(saved):
 def test_our_own_facts_stand_in_their_own_file(saved):
     _, _, folder = saved
     assert sorted(path.name for path in folder.iterdir()) == [
+        "SHA256SUMS",
         "adapter_config.json",
         "adapter_model.safetensors",
         "peft_lightning.json",
@@ -77,6 +79,7 @@ def test_our_own_facts_stand_in_their_own_file(saved):
 def test_the_base_models_name_is_read_from_hf_pefts_file_if_there_is_no_other(saved):
     _, _, folder = saved
     (folder / "peft_lightning.json").unlink()
+    (folder / "SHA256SUMS").unlink()
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(
         json.dumps({**config, "base_model_name_or_path": "x/y"})
@@ -252,5 +255,6 @@ def test_a_new_method_enters_the_readers_table_by_its_peft_type(saved, monkeypat
     _, _, folder = saved
     config = json.loads((folder / "adapter_config.json").read_text())
     assert type(read_adapter(folder)[0]) is LoRA
+    (folder / "SHA256SUMS").unlink()
     (folder / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "MINE"}))
     assert type(read_adapter(folder)[0]) is Mine

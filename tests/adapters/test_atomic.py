@@ -102,6 +102,38 @@ def test_a_crash_at_any_step_leaves_the_old_folder_or_the_new_one(exchange, firs
     assert seen == sorted(seen, key=lambda found: found == whole("new"))  # new once, new for good
 
 
+def test_the_folder_before_is_kept_where_asked(exchange, tmp_path):
+    path, kept = tmp_path / "x", tmp_path / "kept"
+    for text, before in (("one", None), ("two", "one"), ("three", "two")):
+        with atomic_folder(path, kept) as folder:
+            (folder / "a").write_text(text)
+        assert content(path) == {"a": text}
+        assert not kept.exists() if before is None else content(kept) == {"a": before}
+        assert len(list(tmp_path.iterdir())) == 1 + kept.exists()
+
+
+def test_a_crash_at_any_step_leaves_two_whole_folders_where_the_one_before_is_kept(
+    exchange, tmp_path
+):
+    def save(folder, text):
+        with atomic_folder(folder / "x", folder / "kept") as new:
+            (new / "a").write_text(text)
+
+    step, crashed, seen = 0, True, set()
+    while crashed:
+        step += 1
+        folder = tmp_path / str(step)
+        for text in "12":
+            save(folder, text)
+        crashed = crash_at(step, lambda folder=folder: save(folder, "3"))
+        seen.add((content(folder / "x")["a"], content(folder / "kept")["a"]))
+        save(folder, "4")
+        assert [content(folder / "x")["a"], (folder / "kept").is_dir()] == ["4", True]
+        assert sorted(p.name for p in folder.iterdir()) == ["kept", "x"]
+    assert {("2", "1"), ("3", "2")} <= seen
+    assert seen <= {("2", "1"), ("3", "1"), ("3", "2")}
+
+
 def test_a_crash_at_any_step_leaves_the_old_text_or_the_new_one(tmp_path):
     path, text, step, crashed = tmp_path / "x.json", "new", 0, True
     while crashed:

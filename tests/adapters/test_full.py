@@ -97,7 +97,7 @@ def test_the_tokenizer_is_written_with_the_model(tmp_path):
     other = tiny_model("llama")
     lora.attach(other)
     save_adapter(lora, other, tmp_path / "y", tokenizer=tokenizer)
-    assert len(list((tmp_path / "y").iterdir())) == 3
+    assert len(list((tmp_path / "y").iterdir())) == 4
 
 
 def test_half_precision_is_refused_with_the_remedy():
