@@ -1,4 +1,4 @@
-"""Tokenise a source once, into memory-mapped files that every process and later run opens."""
+"""Tokenise a source once, into files that every process and later run reads row by row."""
 
 import hashlib
 import itertools
@@ -60,16 +60,20 @@ class TokenizedDataset(Dataset[dict[str, NDArray[np.int64]]]):
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(f"{folder}: not a whole token cache ({error})") from error
         tokens = int(self._offsets[-1])
-        if not len(self._input_ids) == len(self._labelled) == tokens == self.meta["tokens"]:
+        if not self._input_ids.length == self._labelled.length == tokens == self.meta["tokens"]:
             raise ValueError(f"{folder}: not a whole token cache (its files disagree)")
 
     def _open(self) -> None:
         sizes = {name: (self.folder / f"{name}.npy").stat().st_size for name in FILES}
         if sizes != self.meta["sizes"]:
             raise ValueError(f"sizes {sizes}, written were {self.meta['sizes']}")
-        arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in FILES}
-        self._input_ids, self._labelled = arrays["input_ids"], arrays["labelled"]
-        self._offsets, self._labelled_lengths = arrays["offsets"], arrays["labelled_lengths"]
+        self._input_ids, self._labelled = (
+            _Values(self.folder / f"{name}.npy") for name in ("input_ids", "labelled")
+        )
+        self._offsets, self._labelled_lengths = (
+            np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            for name in ("offsets", "labelled_lengths")
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "meta": self.meta}  # a worker maps the files itself
@@ -83,11 +87,11 @@ class TokenizedDataset(Dataset[dict[str, NDArray[np.int64]]]):
 
     def __getitem__(self, index: int) -> dict[str, NDArray[np.int64]]:
         """Return ``input_ids`` and ``labels`` of a row, (n,) each; -100 is not in the loss."""
-        row = slice(int(self._offsets[index]), int(self._offsets[index + 1]))
-        input_ids = self._input_ids[row].astype(np.int64)
+        start, end = int(self._offsets[index]), int(self._offsets[index + 1])
+        input_ids = self._input_ids.read(start, end).astype(np.int64)
         return {
             "input_ids": input_ids,
-            "labels": np.where(self._labelled[row], input_ids, -100),
+            "labels": np.where(self._labelled.read(start, end), input_ids, -100),
         }
 
     @property
@@ -249,6 +253,25 @@ def _kept(
             counts.reasons[result.reason] += 1
         if kept:
             yield kept
+
+
+class _Values:
+    """A one-dimensional .npy file that is read in parts.
+
+    Not mapped: pages of a mapped file that were read once count as this process's memory, so that
+    an epoch over a large file would seem to need all of it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        array = np.load(path, mmap_mode="r")
+        self.length, self.dtype, self._start = len(array), array.dtype, array.offset
+        self._file = path.open("rb", buffering=0)
+
+    def read(self, start: int, end: int) -> NDArray[Any]:
+        """Return the values from ``start`` to before ``end``."""
+        size = self.dtype.itemsize
+        place = self._start + start * size
+        return np.frombuffer(os.pread(self._file.fileno(), (end - start) * size, place), self.dtype)
 
 
 class _Npy:

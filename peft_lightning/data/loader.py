@@ -4,10 +4,21 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from peft_lightning.data.batching import Batch, Rows
+
+
+class _Indices(Sampler[list[int]]):
+    """Row indices of batches as lists, made one by one: those of a whole epoch are large."""
+
+    def __init__(self, batches: list[Rows]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(np.ndarray.tolist, self._batches)
 
 
 class BatchLoader:
@@ -75,7 +86,7 @@ class BatchLoader:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         loader: DataLoader[Any] = DataLoader(
             self._dataset,
-            batch_sampler=[rows.tolist() for rows in batches],
+            batch_sampler=_Indices(batches),
             collate_fn=self._collate,
             num_workers=self._num_workers,
             generator=torch.Generator().manual_seed(0),

@@ -1,6 +1,8 @@
+import json
 import multiprocessing
 import pickle
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,3 +247,28 @@ def test_the_cache_folder_follows_the_users_setting(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_cache_dir() == tmp_path / ".cache" / "peft_lightning" / "tokens"
+
+
+def test_reading_every_row_does_not_hold_the_file_in_memory(tmp_path):
+    rows, length = 64, 2**17  # 32 MiB of token ids
+    arrays = {
+        "input_ids": np.arange(rows * length, dtype="<i4"),
+        "labelled": np.ones(rows * length, dtype="u1"),
+        "offsets": np.arange(rows + 1, dtype="<i8") * length,
+        "labelled_lengths": np.full(rows, length, dtype="<i4"),
+    }
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    sizes = {name: (tmp_path / f"{name}.npy").stat().st_size for name in arrays}
+    (tmp_path / "meta.json").write_text(json.dumps({"tokens": rows * length, "sizes": sizes}))
+    del arrays
+    dataset = TokenizedDataset(tmp_path)
+
+    def mapped():  # KiB of file pages in this process
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("RssFile:")[2].split()[0])
+
+    before = mapped()
+    for i, row in enumerate(dataset):
+        assert row["input_ids"][0] == i * length
+    assert mapped() - before < 8 * 1024
