@@ -9,7 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peft_lightning.adapters import Adapter, AdapterBank, Full, LoRA, PromptTuning
+    from peft_lightning.adapters import (
+        Adapter,
+        AdapterBank,
+        Full,
+        LoRA,
+        PrefixTuning,
+        PromptTuning,
+        PTuning,
+    )
     from peft_lightning.adapters.files import load_adapter, read_adapter, save_adapter
     from peft_lightning.base_model import load_base_model, load_tokenizer
     from peft_lightning.data.datamodule import SFTDataModule
@@ -27,6 +35,8 @@ _HOME = {
     "Full": "adapters",
     "Linear": "schedules",
     "LoRA": "adapters",
+    "PTuning": "adapters",
+    "PrefixTuning": "adapters",
     "PromptTuning": "adapters",
     "SFTDataModule": "data.datamodule",
     "Schedule": "schedules",
@@ -46,6 +56,8 @@ __all__ = [
     "Full",
     "Linear",
     "LoRA",
+    "PTuning",
+    "PrefixTuning",
     "PromptTuning",
     "SFTDataModule",
     "Schedule",

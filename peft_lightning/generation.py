@@ -17,6 +17,9 @@ class PreparesInputs(Protocol):
     def prepare_inputs(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
         """Return ``batch`` as keyword inputs of ``model``."""
 
+    def moved_by_padding(self, model: nn.Module) -> bool:
+        """Whether padding would change answers, so that only rows of one length go together."""
+
 
 def generate_tokens(
     model: Any,
@@ -77,12 +80,11 @@ def generate_tokens(
         eos_token_id=ends or None,
         pad_token_id=pad,
     )
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    padded = adapter is None or not adapter.moved_by_padding(model)
     answers: list[list[int]] = [[] for _ in rows]
     devices = [model.device] if model.device.type == "cuda" else []
     with _bare(model), torch.random.fork_rng(devices), torch.no_grad():
-        for start in range(0, len(rows), batch_size):
-            picked = order[start : start + batch_size]
+        for start, picked in _batches([len(row) for row in rows], batch_size, padded):
             if all(i in skip for i in picked):
                 continue
             torch.manual_seed(seed + start)
@@ -121,6 +123,23 @@ def find_end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
         if after and after[0] in tokenizer.added_tokens_decoder:
             ids.add(after[0])
     return {i for i in ids if i is not None}
+
+
+def _batches(lengths: list[int], size: int, padded: bool) -> Iterator[tuple[int, list[int]]]:
+    """Yield the numbers of the rows of each batch, the shortest first, and how many come before.
+
+    Args:
+        lengths: Of the rows.
+        size: Most rows of a batch.
+        padded: Whether rows of different lengths go together.
+    """
+    order, start = sorted(range(len(lengths)), key=lambda i: lengths[i]), 0
+    while start < len(order):
+        picked = order[start : start + size]
+        if not padded:
+            picked = [i for i in picked if lengths[i] == lengths[picked[0]]]
+        yield start, picked
+        start += len(picked)
 
 
 def _left_padded(rows: list[Sequence[int]], pad: int, device: Any) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class CausalLMModule(L.LightningModule):
 
     Args:
         base_model: Hub id, local folder or GGUF file of a causal LM.
-        adapter: What is trained: LoRA, PromptTuning or Full.
+        adapter: What is trained: LoRA, PromptTuning, Full; PTuning or PrefixTuning, from a folder.
         learning_rate: Peak learning rate; by default the one its adapter recommends.
         optimizer: A torch optimizer by class path; by default AdamW without weight decay.
         lr_schedule: Factor on the learning rate over the run.
@@ -97,6 +97,11 @@ class CausalLMModule(L.LightningModule):
         super().__init__()
         if learning_rate is not None and learning_rate < 0:
             raise ValueError(f"learning_rate must not be negative, got {learning_rate}")
+        if activation_checkpointing and adapter.fills_cache:
+            raise ValueError(
+                f"activation_checkpointing does not go with {type(adapter).__name__}, whose keys "
+                "and values reach the layers through a cache: set it to false"
+            )
         self.base_model_name = base_model
         self.adapter = adapter
         self.learning_rate = adapter.learning_rate if learning_rate is None else learning_rate

@@ -5,6 +5,8 @@ from peft_lightning.adapters.base import Adapter, attached_adapter
 from peft_lightning.adapters.files import load_adapter, read_adapter, save_adapter
 from peft_lightning.adapters.full import Full
 from peft_lightning.adapters.lora import LoRA
+from peft_lightning.adapters.p_tuning import PTuning
+from peft_lightning.adapters.prefix_tuning import PrefixTuning
 from peft_lightning.adapters.prompt_tuning import PromptTuning
 
 __all__ = [
@@ -12,6 +14,8 @@ __all__ = [
     "AdapterBank",
     "Full",
     "LoRA",
+    "PTuning",
+    "PrefixTuning",
     "PromptTuning",
     "attached_adapter",
     "load_adapter",

@@ -30,6 +30,7 @@ class Adapter(ABC):
     by_peft_type: ClassVar[dict[str, type[Adapter]]] = {}
     peft_type: ClassVar[str]
     learning_rate: ClassVar[float]  # the recommended one, for AdamW
+    fills_cache: ClassVar[bool] = False  # whether it hands keys and values to every layer
     tensor_file: ClassVar[str] = "adapter_model.safetensors"
     hf_defaults: ClassVar[dict[str, Any]]  # HF PEFT's keys for this method and its defaults
     hf_ignored: ClassVar[frozenset[str]] = frozenset(  # keys that do not change what is computed
@@ -76,6 +77,10 @@ class Adapter(ABC):
     def prepare_inputs(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
         """Return ``batch`` as keyword inputs of ``model``; the same object if nothing changes."""
         return batch
+
+    def moved_by_padding(self, model: nn.Module) -> bool:
+        """Whether padding before a text would change the answer to it."""
+        return False
 
     def prepare_shared(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any] | None:
         """Return a flat ``batch`` as ``prepare_inputs`` does, with virtual tokens only once.

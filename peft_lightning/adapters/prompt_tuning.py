@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from peft_lightning.adapters.names import nearest
-from peft_lightning.adapters.soft_prompt import PROMPT_HF_DEFAULTS, SoftPrompt
+from peft_lightning.adapters.soft_prompt import SoftPrompt
+from peft_lightning.adapters.virtual_tokens import HF_DEFAULTS
 
 _INITS = ("RANDOM", "SAMPLE_VOCAB", "TEXT")
 
@@ -34,7 +35,7 @@ class PromptTuning(SoftPrompt):
     peft_type: ClassVar[str] = "PROMPT_TUNING"
     learning_rate: ClassVar[float] = 1e-2
     hf_defaults: ClassVar[dict[str, Any]] = {
-        **PROMPT_HF_DEFAULTS,
+        **HF_DEFAULTS,
         "peft_type": "PROMPT_TUNING",
         "prompt_tuning_init": "RANDOM",
         "prompt_tuning_init_text": None,

@@ -3,61 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from peft_lightning.adapters.base import PEFT_VERSION, Adapter, adapter_dtype
 from peft_lightning.adapters.insertion import Insertion
-
-PROMPT_HF_DEFAULTS: dict[str, Any] = {  # HF PEFT's keys that all prompt methods share
-    "auto_mapping": None,
-    "base_model_name_or_path": None,
-    "inference_mode": True,
-    "modules_to_save": None,
-    "num_attention_heads": None,
-    "num_layers": None,
-    "num_transformer_submodules": None,
-    "num_virtual_tokens": None,
-    "peft_version": PEFT_VERSION,
-    "revision": None,
-    "task_type": "CAUSAL_LM",
-    "token_dim": None,
-}
+from peft_lightning.adapters.virtual_tokens import VirtualTokens
 
 
 @dataclass(frozen=True)
-class SoftPrompt(Adapter):
+class SoftPrompt(VirtualTokens):
     """Puts trainable virtual tokens directly before the text of each sequence.
 
     They take positions 0 to n - 1 and the text those after; with left padding the order is
     padding, virtual tokens, text, so that padding changes nothing.
-
-    Args:
-        num_virtual_tokens: How many, at least 1.
-
-    Raises:
-        ValueError: If it is out of its range.
     """
-
-    # facts of the base, which the tensor's shape is checked against anyway
-    hf_ignored: ClassVar[frozenset[str]] = Adapter.hf_ignored | {
-        "num_attention_heads",
-        "num_layers",
-        "token_dim",
-    }
-
-    num_virtual_tokens: int = 16
-
-    def __post_init__(self) -> None:
-        n = self.num_virtual_tokens
-        self._require(
-            type(n) is int and n >= 1, "num_virtual_tokens", "a whole number of at least 1"
-        )
 
     def prepare_inputs(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """Replace ``input_ids`` by ``inputs_embeds`` with the virtual tokens in place.
@@ -103,28 +66,6 @@ class SoftPrompt(Adapter):
         inputs["prefix_len"] = n
         return inputs
 
-    def tensors(self, model: Any) -> dict[str, Tensor]:
-        return {"prompt_embeddings": model.prompt_embeddings}
-
-    def hf_config(self, model: Any) -> dict[str, Any]:
-        base = model.config.get_text_config()
-        options = {
-            **self.options(),
-            "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
-            "num_attention_heads": getattr(base, "num_attention_heads", None),
-            "num_layers": getattr(base, "num_hidden_layers", None),
-            "num_transformer_submodules": 1,
-            "token_dim": model.prompt_embeddings.shape[1],
-        }
-        return {**self.hf_defaults, **options}
-
-    @classmethod
-    def from_hf_config(cls, config: Mapping[str, Any]) -> Self:
-        plain = {**config}
-        if plain.get("num_transformer_submodules") in (None, 1):
-            plain.pop("num_transformer_submodules", None)
-        return super().from_hf_config(plain)
-
     @abstractmethod
     def _initial(self, model: Any, embedding: Any) -> Tensor:
         """Return the initial virtual tokens, (n, dim)."""
@@ -136,10 +77,4 @@ class SoftPrompt(Adapter):
             if prompt is None:
                 zero = torch.zeros(1, dtype=torch.long, device=embedding.weight.device)
                 prompt = torch.zeros(self.num_virtual_tokens, embedding(zero).shape[-1])
-        weight = embedding.weight
-        model.requires_grad_(False)
-        prompt = prompt.to(weight.device, adapter_dtype(weight.dtype), copy=True)
-        model.register_parameter("prompt_embeddings", nn.Parameter(prompt))
-
-    def _remove(self, model: nn.Module) -> None:
-        del model.prompt_embeddings
+        self._register(model, prompt)

@@ -27,7 +27,7 @@ def inspect(
     found = {"path": str(path), **inspect_adapter(folder)}
     if (folder / "trainer_state.pt").is_file():
         found["checkpoint"] = _checkpoint(folder / "trainer_state.pt")
-    if "virtual_tokens" in found:
+    if "virtual_tokens" in found and found["method"] != "PREFIX_TUNING":  # those are no embeddings
         _add_nearest(folder, found, model)
     print(json_module.dumps(found, indent=2) if json else _text(found, all))
 
