@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from peft_lightning import attention
 from peft_lightning.adapters import Adapter
+from peft_lightning.adapters.saved_modules import SavedModule
+from peft_lightning.adapters.trained_tokens import TrainedTokens
 from peft_lightning.frozen_cache import FrozenCache
 from peft_lightning.losses import (
     head_options,
@@ -50,6 +52,7 @@ class LabelledOutputs:
                 head.weight,
                 targets,
                 bias=head.bias,
+                rows=getattr(head, "rows", None),
                 **head_options(self.model.config.to_dict()),
             )
         else:
@@ -117,14 +120,20 @@ class LabelledOutputs:
         """Whether the logits are just the output embedding's, soft-capped and scaled at most."""
         head = self.model.get_output_embeddings()
         decoder = getattr(self.model, "get_decoder", lambda: None)()
-        if type(head) is not nn.Linear or decoder is None or decoder is self.model:
+        layer = head.base_layer if isinstance(head, SavedModule | TrainedTokens) else head
+        if type(layer) is not nn.Linear or decoder is None or decoder is self.model:
             return False
-        ids = torch.arange(4, device=head.weight.device)[None] % head.out_features
+        ids = torch.arange(4, device=layer.weight.device)[None] % layer.out_features
         options = head_options(self.model.config.to_dict())
         with torch.no_grad():
             hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
             logits = self.model(input_ids=ids, use_cache=False).logits
-            ours = F.linear(hidden, head.weight, head.bias) * options.get("scale", 1.0)
+            ours = F.pad(F.linear(hidden, head.weight), (0, getattr(head, "extra", 0)))
+            if (rows := getattr(head, "rows", None)) is not None:
+                ours[..., rows[0]] = F.linear(hidden, rows[1].to(hidden.dtype))
+            if head.bias is not None:
+                ours[..., : len(head.bias)] += head.bias
+            ours *= options.get("scale", 1.0)
             if cap := options.get("softcap"):
                 ours = cap * torch.tanh(ours / cap)
         tolerance = 4 * max(torch.finfo(t.dtype).eps for t in (ours, logits))

@@ -50,6 +50,7 @@ def linear_cross_entropy(
     targets: Tensor,
     *,
     bias: Tensor | None = None,
+    rows: tuple[Tensor, Tensor] | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
     chunk: int = 256,
@@ -57,14 +58,16 @@ def linear_cross_entropy(
     """Sum the cross-entropy of ``softcap(scale * (hidden @ weight.T + bias))`` without keeping it.
 
     Logits exist for ``chunk`` positions at a time. The gradient with respect to ``hidden`` is
-    computed during the forward pass, from the same logits; so are those of ``weight`` and
-    ``bias`` where they are trained.
+    computed during the forward pass, from the same logits; so are those of ``weight``, ``rows``
+    and ``bias`` where they are trained.
 
     Args:
         hidden: (N, d), the states at the labelled positions.
         weight: (V, d), the output embedding.
         targets: (N,) int64.
         bias: (V,), added to the logits before scaling.
+        rows: Ids, (n,), and values, (n, d), that stand for those of ``weight``; ids from V on add
+            to the vocabulary.
         scale: Factor on the logits (Granite, Cohere).
         softcap: ``softcap * tanh(logits / softcap)`` (Gemma 2), None for none.
         chunk: Positions whose logits exist at once.
@@ -76,7 +79,10 @@ def linear_cross_entropy(
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
         hidden = hidden.to(torch.get_autocast_dtype(device))
-    loss, hits = _LinearCrossEntropy.apply(hidden, weight, bias, targets, scale, softcap, chunk)
+    ids, values = (None, None) if rows is None else rows
+    loss, hits = _LinearCrossEntropy.apply(
+        hidden, weight, bias, values, ids, targets, scale, softcap, chunk
+    )
     return loss, hits
 
 
@@ -87,6 +93,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        values: Tensor | None,
+        ids: Tensor | None,
         targets: Tensor,
         scale: float,
         softcap: float | None,
@@ -96,20 +104,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=wide)
         hits = targets.new_zeros(())
         head = weight if weight.dtype == hidden.dtype else weight.to(hidden.dtype)
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        needs_hidden, needs_weight, needs_bias, needs_rows = ctx.needs_input_grad[:4]
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs_bias else None
-        size = min(chunk, len(targets)), len(weight)
-        logits_buffer = hidden.new_empty(size)  # allocated once: fresh memory is slow to touch
-        wide_buffer = logits_buffer if hidden.dtype == wide else hidden.new_empty(size, dtype=wide)
+        grad_rows = None
+        if values is not None and needs_rows:
+            grad_rows = torch.zeros_like(values, dtype=wide)
+        own = None if values is None else values.to(hidden.dtype)  # (n, d)
+        known = len(weight)
+        total = known if ids is None else max(known, int(ids.max()) + 1)
+        size = min(chunk, len(targets))
+        logits_buffer = hidden.new_empty(size, known)  # allocated once: fresh memory is slow
+        wide_buffer = logits_buffer
+        if hidden.dtype != wide or total > known:
+            wide_buffer = hidden.new_empty(size, total, dtype=wide)
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
             target = targets[part]
             narrow, logits = logits_buffer[: len(target)], wide_buffer[: len(target)]
-            logits.copy_(torch.mm(hidden[part], head.T, out=narrow))  # (n, V)
+            logits[:, :known].copy_(torch.mm(hidden[part], head.T, out=narrow))
+            if own is not None and ids is not None:
+                logits.index_copy_(1, ids, (hidden[part] @ own.T).to(wide))
             if bias is not None:
-                logits += bias
+                logits[:, :known] += bias
             if scale != 1.0:
                 logits *= scale
             if softcap is not None:
@@ -123,7 +141,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad = torch.softmax(logits, -1, out=logits)
             # the largest probability is at least 1 / V, so its logarithm is exact
             loss += (top - grad[rows, likeliest].log() - of_target).sum()
-            if not (needs_hidden or needs_weight or needs_bias):
+            if not any(ctx.needs_input_grad[:4]):
                 continue
             grad[rows, target] -= 1
             if softcap is not None:
@@ -131,25 +149,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if scale != 1.0:
                 grad *= scale
             if grad_bias is not None:
-                grad_bias += grad.sum(0)
-            narrow.copy_(grad)
+                grad_bias += grad[:, :known].sum(0)
+            if own is not None and ids is not None:
+                of_rows = grad[:, ids].to(hidden.dtype)
+                grad.index_fill_(1, ids, 0)  # the rows that they stand for have no part in it
+                if grad_rows is not None:
+                    grad_rows += (of_rows.T @ hidden[part]).to(wide)
+            narrow.copy_(grad[:, :known])
             if grad_hidden is not None:
                 torch.mm(narrow, head, out=grad_hidden[part])
+                if own is not None:
+                    grad_hidden[part].addmm_(of_rows, own)
             if grad_weight is not None:
                 grad_weight += (narrow.T @ hidden[part]).to(wide)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, grad_rows)
+        ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias, values)]
         ctx.mark_non_differentiable(hits)
         return loss, hits
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         factor = grads[0]
-        hidden, weight, bias = (
+        hidden, weight, bias, values = (
             None if saved is None else (saved * factor).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return hidden, weight, bias, None, None, None, None
+        return hidden, weight, bias, values, None, None, None, None, None
 
 
 def logits_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -149,14 +149,23 @@ class CausalLMModule(L.LightningModule):
         self.outputs = LabelledOutputs(model, self.adapter)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the base's tokenizer; loaded once, by the data module before the model is."""
+        """Return the base's tokenizer with the adapter's new tokens.
+
+        Loaded once, by the data module before the model is.
+        """
         if self.tokenizer is None:
             self.tokenizer = load_tokenizer(
                 self.base_model_name,
                 trust_remote_code=self.trust_remote_code,
                 revision=self.revision,
             )
+            self.adapter = self.adapter.with_tokenizer(self.tokenizer)
         return self.tokenizer
+
+    def extend_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Add the adapter's new tokens to another tokenizer that the data goes through."""
+        self.load_tokenizer()  # whose ids are the model's
+        self.adapter.with_tokenizer(tokenizer)
 
     def setup(self, stage: str) -> None:
         """Make every checkpoint of this trainer an adapter folder."""
@@ -332,16 +341,19 @@ class CausalLMModule(L.LightningModule):
         facts = {"base_fingerprint": self.fingerprint, "step": checkpoint["global_step"]}
         tensor_file, _, texts = adapter_files(self.adapter, self.model, facts, self.tokenizer)
         checkpoint["adapter_files"] = (tensor_file, texts)
-        checkpoint["adapter"] = self.adapter.hf_config(self.model)
+        checkpoint["adapter"] = self._adapter_config()
         checkpoint["base_fingerprint"] = self.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_same_run(checkpoint["adapter"], self.adapter.hf_config(self.model))
+        check_same_run(checkpoint["adapter"], self._adapter_config())
         if checkpoint["base_fingerprint"] != self.fingerprint:
             raise ValueError(
                 f"the checkpoint belongs to another base model: {checkpoint['base_fingerprint']} "
                 f"there, {self.fingerprint} for {self.base_model_name}"
             )
+
+    def _adapter_config(self) -> dict[str, Any]:
+        return {**self.adapter.hf_config(self.model), **self.adapter.own_facts()}
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

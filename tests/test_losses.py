@@ -48,6 +48,24 @@ def test_loss_hits_and_all_gradients_are_those_of_the_definition(chunk, options,
     assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [3, 100])
+@pytest.mark.parametrize("options", [{}, {"scale": 3.0, "softcap": 1.5}])
+def test_rows_stand_for_those_of_the_head_and_add_to_the_vocabulary(chunk, options):
+    hidden, weight, _, targets = inputs()
+    values = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    rows = torch.tensor([12, 4, 11]), values
+    targets[:3] = torch.tensor([4, 11, 12])
+    found = linear_cross_entropy(hidden, weight, targets, rows=rows, chunk=chunk, **options)
+    whole = torch.stack([*weight[:4], values[1], *weight[5:], values[2], values[0]])
+    expected = definition(hidden, whole, None, targets, **options)
+    assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    trained = (hidden, weight, values)
+    ours = torch.autograd.grad(found[0] * 2.5, trained)
+    theirs = torch.autograd.grad(expected[0] * 2.5, trained)
+    assert ours[1][4].abs().max() == 0
+    assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
 def test_a_frozen_head_gets_no_gradient():
     hidden, weight, _, targets = inputs()
     loss, _ = linear_cross_entropy(hidden, weight.detach(), targets)

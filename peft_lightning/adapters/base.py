@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -38,6 +40,8 @@ class Adapter(ABC):
         | {"revision", "runtime_config"}
     )
 
+    own_options: ClassVar[frozenset[str]] = frozenset()  # those that HF PEFT's file has no key for
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "peft_type" in cls.__dict__:
@@ -46,6 +50,26 @@ class Adapter(ABC):
     def options(self) -> dict[str, Any]:
         """Return the fields and their values."""
         return asdict(self)
+
+    def hf_options(self) -> dict[str, Any]:
+        """Return the options that HF PEFT's file has keys for."""
+        return {k: v for k, v in self.options().items() if k not in self.own_options}
+
+    def own_facts(self) -> dict[str, Any]:
+        """Return the options that HF PEFT does not know, for ``peft_lightning.json``."""
+        values = {name: getattr(self, name) for name in sorted(self.own_options)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def with_tokenizer(self, tokenizer: Any) -> Adapter:
+        """Add the tokens that the adapter brings to ``tokenizer``, in place.
+
+        Returns:
+            The adapter that knows their ids, to be attached; itself if it brings none.
+
+        Raises:
+            ValueError: If the tokenizer cannot have them.
+        """
+        return self
 
     def attach(self, model: nn.Module, *, initialise: bool = True) -> None:
         """Put trainable tensors into ``model`` and freeze all the rest of it.
@@ -195,6 +219,13 @@ def adapter_class(peft_type: Any) -> type[Adapter]:
 def adapter_dtype(base: torch.dtype) -> torch.dtype:
     """Return the dtype of trainable tensors over a base of dtype ``base``."""
     return torch.float64 if base == torch.float64 else torch.float32
+
+
+def tokenizer_files(tokenizer: Any) -> dict[str, str | bytes]:
+    """Return the files of a tokenizer of transformers, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {f.name: f.read_bytes() for f in Path(folder).iterdir() if f.is_file()}
 
 
 def as_json(content: Mapping[str, Any]) -> str:

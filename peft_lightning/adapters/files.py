@@ -49,7 +49,8 @@ def adapter_files(
         model: The base with the adapter.
         facts: What to remember besides, in ``peft_lightning.json``: ``base_fingerprint`` and
             anything else that JSON can hold.
-        tokenizer: Written too where the folder is a whole model (full fine-tuning).
+        tokenizer: Written too where the folder is a whole model (full fine-tuning), or the
+            adapter has new tokens: so HF PEFT knows them.
 
     Returns:
         The tensor file's name, its tensors, and the other files by name.
@@ -59,6 +60,7 @@ def adapter_files(
         "peft_type": adapter.peft_type,
         "base_model": getattr(model, "name_or_path", None) or None,
         "base_fingerprint": None,
+        **adapter.own_facts(),
     }
     texts = adapter.texts(model, tokenizer)
     texts[FACTS_FILE] = as_json({**own, **(facts or {})})
@@ -82,7 +84,11 @@ def write_files(
             f"refusing to save: {len(bad)} of {len(tensors)} tensors have values that are not "
             f"finite: {shortened(bad)}. Training has diverged: lower the learning rate"
         )
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        taken = {t.untyped_storage().data_ptr() for t in plain.values()}
+        plain[name] = own.clone() if own.untyped_storage().data_ptr() in taken else own
     save_file(plain, folder / tensor_file, metadata={"format": "pt"})
     for name, text in texts.items():
         (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
@@ -124,7 +130,9 @@ def read_adapter(folder: str | Path) -> tuple[Adapter, dict[str, Tensor], dict[s
         adapter = Full()
     else:
         config = _read_json(_required(folder, CONFIG_FILE))
-        adapter = adapter_class(config.get("peft_type")).from_hf_config(config)
+        kind = adapter_class(config.get("peft_type"))
+        own = {name: facts[name] for name in kind.own_options & facts.keys()}
+        adapter = kind.from_hf_config({**config, **own})
         facts["base_model"] = facts["base_model"] or config.get("base_model_name_or_path")
     path = _required(folder, adapter.tensor_file)
     require_undamaged(folder, [adapter.tensor_file])

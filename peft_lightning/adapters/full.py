@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from peft_lightning.adapters.base import Adapter
+from peft_lightning.adapters.base import Adapter, tokenizer_files
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,7 @@ class Full(Adapter):
         if getattr(model, "generation_config", None) is not None:
             texts["generation_config.json"] = model.generation_config.to_json_string(use_diff=True)
         if tokenizer is not None:
-            with tempfile.TemporaryDirectory() as folder:
-                tokenizer.save_pretrained(folder)
-                texts |= {f.name: f.read_bytes() for f in Path(folder).iterdir() if f.is_file()}
+            texts |= tokenizer_files(tokenizer)
         return texts
 
     def _insert(self, model: nn.Module, initialise: bool) -> None:

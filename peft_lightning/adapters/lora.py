@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from peft_lightning.adapters.base import PEFT_VERSION, Adapter, plain_number
+from peft_lightning.adapters.base import PEFT_VERSION, Adapter, plain_number, tokenizer_files
+from peft_lightning.adapters.beside import Beside, part_tensors, remove_parts, trained_ids
+from peft_lightning.adapters.lora_embedding import LoRAEmbedding, is_embedding, tied_head
 from peft_lightning.adapters.lora_layers import LoRALinear, group_by_input, is_conv1d
 from peft_lightning.adapters.matching import match_pattern
 from peft_lightning.adapters.names import nearest
+from peft_lightning.adapters.new_tokens import add_new_tokens, read_new_tokens
+from peft_lightning.adapters.saved_modules import is_within
 from peft_lightning.adapters.targeting import Targets
 
 _INITS = ("kaiming", "gaussian")
@@ -21,7 +25,7 @@ _INITS = ("kaiming", "gaussian")
 
 @dataclass(frozen=True)
 class LoRA(Adapter):
-    """Adds a trainable rank-``r`` update to every targeted linear layer.
+    """Adds a trainable rank-``r`` update to every targeted linear layer or embedding.
 
     ``y = W x + scaling * B A x`` with ``W`` frozen; ``B`` starts at zero, so training starts from
     the base model.
@@ -43,6 +47,16 @@ class LoRA(Adapter):
         init_lora_weights: True or ``kaiming``: ``A`` as a linear layer's, ``B`` zero;
             ``gaussian``: ``A`` normal with deviation 1/r, ``B`` zero; False: both random, for
             tests.
+        modules_to_save: Modules to train whole, such as ``lm_head`` or ``embed_tokens``: ends of
+            their names. They are saved whole too.
+        trainable_token_indices: Ids of tokens whose embeddings are trained, and of nothing else in
+            the vocabulary; those of the input embedding and a tied output embedding, or by ends of
+            modules' names: ``{embed_tokens: [5], lm_head: [5]}``.
+        ensure_weight_tying: Whether input and output embedding of a model that ties them stay one
+            weight if the options above name one of them.
+        new_tokens: Texts that become tokens of their own: a list, or a file with one a line. The
+            vocabulary grows by them and their embeddings are trained, from the mean of the tokens
+            that the text was made of before.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -100,6 +114,8 @@ class LoRA(Adapter):
         "qalora_group_size",
     }
 
+    own_options: ClassVar[frozenset[str]] = frozenset({"new_tokens"})
+
     r: int = 16
     lora_alpha: float = 32
     lora_dropout: float = 0.0
@@ -111,6 +127,10 @@ class LoRA(Adapter):
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     use_rslora: bool = False
     init_lora_weights: bool | str = True
+    modules_to_save: list[str] | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    ensure_weight_tying: bool = False
+    new_tokens: list[str] | dict[str, dict[str, Any]] | str | None = None
 
     def __post_init__(self) -> None:
         if self.target_modules is None:
@@ -130,7 +150,16 @@ class LoRA(Adapter):
                 f"init_lora_weights must be true, false, {' or '.join(_INITS)}, got {init!r}"
                 + nearest([str(init)], _INITS)
             )
+        object.__setattr__(self, "modules_to_save", self.modules_to_save or None)
+        object.__setattr__(self, "trainable_token_indices", self.trainable_token_indices or None)
+        object.__setattr__(self, "new_tokens", read_new_tokens(self.new_tokens))
         self._targets()
+
+    def with_tokenizer(self, tokenizer: Any) -> LoRA:
+        if not self.new_tokens:
+            return self
+        assert not isinstance(self.new_tokens, str)
+        return replace(self, new_tokens=add_new_tokens(tokenizer, self.new_tokens))
 
     def scaling(self, name: str = "") -> float:
         """Return the factor on the update of the layer called ``name``."""
@@ -151,14 +180,16 @@ class LoRA(Adapter):
             f"base_model.model.{name}.{part}.weight": getattr(layer, part).weight
             for name, layer in self.layers(model).items()
             for part in ("lora_A", "lora_B")
-        }
+        } | {f"base_model.model.{name}": tensor for name, tensor in part_tensors(model).items()}
 
     def load_state_dict(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        # HF PEFT repeats the weight of an output embedding that is adapted: the base has it
+        # HF PEFT repeats the weight of an embedding that is adapted: the base has it
+        adapted = (LoRALinear, LoRAEmbedding)
         repeated = {
             key: layer.weight
-            for name, layer in self.layers(model).items()
-            if (key := f"base_model.model.{name}.base_layer.weight") in tensors
+            for name, layer in model.named_modules()
+            if isinstance(layer, adapted)
+            and (key := f"base_model.model.{name}.base_layer.weight") in tensors
         }
         for key, weight in repeated.items():
             if not torch.equal(tensors[key].to(weight), weight):
@@ -171,18 +202,40 @@ class LoRA(Adapter):
     def hf_config(self, model: nn.Module) -> dict[str, Any]:
         layers = self.layers(model).values()
         options = {
-            **self.options(),
+            **self.hf_options(),
             "alpha_pattern": {k: plain_number(v) for k, v in self.alpha_pattern.items()},
             "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
             "fan_in_fan_out": any(is_conv1d(layer.base_layer) for layer in layers),
             "init_lora_weights": self.init_lora_weights == "kaiming" or self.init_lora_weights,
             "lora_alpha": plain_number(self.lora_alpha),
             "target_modules": self._targets().written(model),
+            "trainable_token_indices": trained_ids(model, self.trainable_token_indices),
         }
         return {**self.hf_defaults, **options}
 
+    def texts(self, model: nn.Module, tokenizer: Any = None) -> dict[str, str | bytes]:
+        """Return the other files: with new tokens, the tokenizer that has them too, if given."""
+        texts = super().texts(model, tokenizer)
+        if self.new_tokens and tokenizer is not None:
+            texts |= tokenizer_files(tokenizer)
+        return texts
+
     def _insert(self, model: nn.Module, initialise: bool) -> None:
-        found = self._targets().find(model)
+        if isinstance(self.new_tokens, list):
+            raise ValueError(
+                "the new_tokens have no ids yet: adapter = adapter.with_tokenizer(tokenizer) adds "
+                "them to the model's tokenizer"
+            )
+        beside = Beside.find(
+            model,
+            self.modules_to_save,
+            self.trainable_token_indices,
+            self.new_tokens,  # type: ignore[arg-type]
+            self.ensure_weight_tying,
+        )
+        found = beside.with_both(model, self._targets().find(model))
+        found = {name: base for name, base in found.items() if not is_within(name, beside.saved)}
+        beside.check(found)
         for option in ("rank_pattern", "alpha_pattern"):
             for key in getattr(self, option):
                 if not any(match_pattern({key: True}, name) for name in found):
@@ -194,13 +247,21 @@ class LoRA(Adapter):
         for name, base in found.items():
             init = self.init_lora_weights if initialise else None
             rank, scaling = self.rank(name), self.scaling(name)
-            layer = LoRALinear(base, rank, scaling, self.lora_dropout, init)
+            layer: nn.Module
+            if is_embedding(base):
+                layer = LoRAEmbedding(cast(nn.Embedding, base), rank, scaling, init)
+            elif beside.ends and name == beside.ends[1]:
+                layer = tied_head(base, cast(LoRAEmbedding, model.get_submodule(beside.ends[0])))
+            else:
+                layer = LoRALinear(base, rank, scaling, self.lora_dropout, init)
             model.set_submodule(name, layer)
+        beside.insert(model, initialise)
         group_by_input(model)
 
     def _remove(self, model: nn.Module) -> None:
         for name, layer in self.layers(model).items():
             model.set_submodule(name, layer.base_layer)
+        remove_parts(model)
 
     def _targets(self) -> Targets:
         return Targets(

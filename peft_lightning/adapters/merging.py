@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.base import Adapter, attached_adapter
+from peft_lightning.adapters.beside import require_no_parts
 from peft_lightning.adapters.full import Full
 from peft_lightning.adapters.lora import LoRA
 from peft_lightning.adapters.lora_layers import LoRALinear, is_conv1d
@@ -110,6 +111,7 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
             was.
     """
     layers = require_mergeable(attached_adapter(model)).layers(model)
+    require_no_parts(model, "merging")
     weights = {name: merged_weight(layer, name) for name, layer in layers.items()}
     originals = {name: layer.weight for name, layer in layers.items()}
     try:

@@ -1,4 +1,4 @@
-"""Which linear layers an adapter acts on: list, regular expression or shorthand."""
+"""Which layers an adapter acts on: list, regular expression or shorthand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from peft_lightning.adapters.lora_embedding import is_embedding
 from peft_lightning.adapters.lora_layers import is_linear
 from peft_lightning.adapters.matching import ends_with, matches, shortest_suffixes
 from peft_lightning.adapters.names import nearest, shortened
@@ -24,7 +25,9 @@ MINIMISE_FROM = 20  # names; from there on HF PEFT writes suffixes that tell tar
 
 @dataclass(frozen=True)
 class Targets:
-    """A choice among the linear layers of a model, by HF PEFT's rules.
+    """A choice among the linear layers and embeddings of a model, by HF PEFT's rules.
+
+    Embeddings are chosen by a list or an expression, by no shorthand.
 
     Args:
         target_modules: A list of names, each the whole of a layer's name or the end of it after
@@ -84,10 +87,15 @@ class Targets:
         """Return the chosen layers by name, in the model's order.
 
         Raises:
-            ValueError: If a name, an expression or a layer number meets no linear layer; names
-                the nearest and the linear layers there are.
+            ValueError: If a name, an expression or a layer number meets no linear layer or
+                embedding; names the nearest and those there are.
         """
-        layers = {name: layer for name, layer in modules(model).items() if is_linear(layer)}
+        shorthand = self.target_modules in SHORTHANDS
+        layers = {
+            name: layer
+            for name, layer in modules(model).items()
+            if is_linear(layer) or (is_embedding(layer) and not shorthand)
+        }
         wanted = self._expanded(model)
         unmatched = (
             [w for w in wanted if not any(ends_with(name, [w]) for name in layers)]
@@ -103,7 +111,7 @@ class Targets:
             there = f"0 to {max(n for n in numbers if n is not None)}" if numbers else "none"
             raise ValueError(f"layers_to_transform {unknown} are not there; layers: {there}")
         found = {n: layer for n, layer in layers.items() if self._chooses(wanted, n)}
-        if self.target_modules in SHORTHANDS:  # its names are ours, not the user's
+        if shorthand:  # its names are ours, not the user's
             found = {n: layer for n, layer in found.items() if self._has_number(n)}
         if not found:
             raise ValueError(
@@ -172,7 +180,7 @@ class Targets:
     def _unmatched(self, unmatched: list[str], layers: Iterable[str]) -> str:
         leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
         message = (
-            f"target_modules {unmatched} match no linear layer; there are "
+            f"target_modules {unmatched} match no linear layer or embedding; there are "
             f"{shortened(leaves, limit=12)}"
         )
         if isinstance(self.target_modules, str) and self.target_modules in leaves:
@@ -184,15 +192,15 @@ class Targets:
 
 
 def modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules by name as they are without an adapter: a LoRA layer is its base."""
+    """Return the modules by name as they are without an adapter: an adapted one is its base."""
     found: dict[str, nn.Module] = {}
     adapted = None
     for name, module in model.named_modules():
         if adapted is not None and name.startswith(adapted):
             continue
-        if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
+        if isinstance(base := getattr(module, "base_layer", None), nn.Module):
             adapted = f"{name}."
-            module = module.base_layer
+            module = base
         found[name] = module
     return found
 

@@ -55,7 +55,7 @@ def save(out: str, updates: Any, facts: dict[str, Any], fan_in_fan_out: bool = F
     lora, tensors = as_lora(updates)
     config = {
         **lora.hf_defaults,
-        **lora.options(),
+        **lora.hf_options(),
         "base_model_name_or_path": facts["base_model"],
         "fan_in_fan_out": fan_in_fan_out,
     }

@@ -152,11 +152,14 @@ class SFTDataModule(L.LightningDataModule):
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
 
     def _load_tokenizer(self) -> PreTrainedTokenizerBase:
-        if isinstance(self.tokenizer_name, PreTrainedTokenizerBase):  # from Python
-            return self.tokenizer_name
-        if self.tokenizer_name is not None:
-            return load_tokenizer(self.tokenizer_name)
         module: Any = self.trainer.lightning_module if self.trainer else None
+        if self.tokenizer_name is not None:
+            own: Any = self.tokenizer_name  # from Python it may be the tokenizer itself
+            if not isinstance(own, PreTrainedTokenizerBase):
+                own = load_tokenizer(own)
+            if hasattr(module, "extend_tokenizer"):
+                module.extend_tokenizer(own)
+            return own
         if not hasattr(module, "load_tokenizer"):
             raise ValueError(
                 "no tokenizer: give data.tokenizer a hub id or a folder (without, it is that of"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peft_lightning.adapters.beside import require_no_parts
 from peft_lightning.adapters.lora import LoRA
 from peft_lightning.adapters.names import check_names
 from peft_lightning.serving.gguf_layout import Layout
@@ -46,6 +47,7 @@ def write_lora(
     tied = model.config.get_text_config().tie_word_embeddings
     adapter.attach(model, initialise=False)
     layers = adapter.layers(model)
+    require_no_parts(model, "a LoRA's GGUF file")
     own = {name: t for name, t in tensors.items() if not name.endswith(".base_layer.weight")}
     check_names(adapter.state_dict(model), own)
     head = model.get_output_embeddings()

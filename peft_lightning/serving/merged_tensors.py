@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from peft_lightning.adapters.beside import require_no_parts
 from peft_lightning.adapters.lora import LoRA
 from peft_lightning.adapters.lora_layers import LoRALinear, is_conv1d
 from peft_lightning.adapters.merging import add_update
@@ -66,6 +67,7 @@ class MergedTensors:
         if adapter is not None:
             adapter.attach(weights.model, initialise=False)
             self.layers = adapter.layers(weights.model)
+            require_no_parts(weights.model, "merging")
             repeated = {_repeated(name) for name in self.layers}
             own = {name: t for name, t in tensors.items() if name not in repeated}
             check_names(adapter.state_dict(weights.model), own)

@@ -78,7 +78,10 @@ def test_names_expressions_exclusions_and_layer_numbers_choose(targets, chosen):
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (["q_proj", "wq"], r"\['wq'\] match no linear layer; there are q_proj, k_proj, .*lm_head$"),
+        (
+            ["q_proj", "wq"],
+            r"\['wq'\] match no linear layer or embedding; there are embed_tokens, q_proj, .*head$",
+        ),
         (["q_prj"], r"\['q_prj'\] match no linear layer.*did you mean q_proj\?"),
         (["proj"], r"\['proj'\] match no linear layer"),
         (["mlp"], r"\['mlp'\] match no linear layer"),
@@ -87,7 +90,7 @@ def test_names_expressions_exclusions_and_layer_numbers_choose(targets, chosen):
             r"regular expression for a layer's whole name: did you mean the list \[q_proj\]",
         ),
         ("all_linear", r"did you mean all-linear\?"),
-        (["embed_tokens"], r"\['embed_tokens'\] match no linear layer"),
+        (["norm"], r"\['norm'\] match no linear layer or embedding"),
     ],
 )
 def test_a_target_that_is_not_there_is_named(targets, message):
@@ -96,7 +99,7 @@ def test_a_target_that_is_not_there_is_named(targets, message):
 
 
 def test_a_shorthand_that_meets_nothing_is_named():
-    with pytest.raises(ValueError, match=r"\['attention'\] match no linear layer; there are 0"):
+    with pytest.raises(ValueError, match=r"\['attention'\] match no .*; there are 0"):
         Targets("attention").find(torch.nn.Sequential(torch.nn.Linear(2, 2)))
 
 

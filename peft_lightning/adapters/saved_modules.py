@@ -1,0 +1,96 @@
+"""Modules that are trained whole beside an adapter: HF PEFT's ``modules_to_save``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from peft_lightning.adapters.base import adapter_dtype
+from peft_lightning.adapters.names import nearest, shortened
+
+
+class SavedModule(nn.Module):
+    """A trained copy of a frozen module, in its place.
+
+    The copy's parameters are float32 (float64 over float64) and are cast to the base's dtype
+    where they are used, so that small steps are not rounded away. HF PEFT trains them in the
+    base's dtype.
+
+    Args:
+        base_layer: The frozen module. Kept, and copied.
+    """
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.modules_to_save = copy.deepcopy(base_layer)
+        for parameter in self.modules_to_save.parameters():
+            parameter.data = parameter.data.to(adapter_dtype(parameter.dtype))
+        self.modules_to_save.requires_grad_(True)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self.modules_to_save, self._cast(), args, kwargs)
+
+    def _cast(self) -> dict[str, Tensor]:
+        base = dict(self.base_layer.named_parameters())
+        trained = self.modules_to_save.named_parameters()
+        return {name: parameter.to(base[name].dtype) for name, parameter in trained}
+
+    @property
+    def weight(self) -> Tensor:
+        """The trained weight, in the base's dtype."""
+        weight = cast(Tensor, self.modules_to_save.weight)
+        return weight.to(cast(Tensor, self.base_layer.weight).dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The trained bias, in the base's dtype."""
+        bias = cast(Tensor | None, self.modules_to_save.bias)
+        return None if bias is None else bias.to(cast(Tensor, self.base_layer.bias).dtype)
+
+    def enlarge(self, rows: Tensor) -> None:
+        """Append ``rows`` (n, dim) to the weight of a copied embedding, with its tokens' number."""
+        copied: Any = self.modules_to_save
+        weight = torch.cat([copied.weight.data, rows.to(copied.weight)])
+        copied.weight = nn.Parameter(weight)
+        if isinstance(copied, nn.Embedding):
+            copied.num_embeddings = len(weight)
+        else:
+            copied.out_features = len(weight)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the trained tensors and buffers by their names in the module."""
+        return self.modules_to_save.state_dict(keep_vars=True)
+
+
+def find_saved(model: nn.Module, wanted: Sequence[str]) -> dict[str, nn.Module]:
+    """Return the modules whose names end with one of ``wanted``, as HF PEFT chooses them.
+
+    Not only whole parts of a name count: ``norm`` meets ``input_layernorm`` too.
+
+    Raises:
+        ValueError: If one of ``wanted`` meets none; names the nearest.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if name and name.endswith(tuple(wanted)) and not is_within(name, found):
+            found[name] = module
+    names = [name for name, _ in model.named_modules() if name]
+    if unmatched := [w for w in wanted if not any(name.endswith(w) for name in names)]:
+        leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+        raise ValueError(
+            f"modules_to_save {unmatched} match no module; there are "
+            f"{shortened([leaf for leaf in leaves if not leaf.isdigit()], limit=16)}"
+            + nearest([name.rpartition(".")[2] for name in unmatched], leaves)
+        )
+    return found
+
+
+def is_within(name: str, modules: Any) -> bool:
+    """Whether ``name`` is one of ``modules`` or a part of one."""
+    return any(name == other or name.startswith(f"{other}.") for other in modules)
