@@ -62,9 +62,7 @@ def load_answerer(
     Raises:
         ValueError: If there is no base model, or something does not fit.
     """
-    named = dict(map(_named, folders))
-    if len(named) < len(folders):
-        raise ValueError(f"two adapters have one name: {', '.join(folders)}")
+    named = named_folders(folders)
     found = {name: read_adapter(folder) for name, folder in named.items()}
     tokenizer_name = model
     for name, (adapter, _, facts) in found.items():
@@ -95,7 +93,16 @@ def load_answerer(
     return Answerer(base, tokenizer, bank, fingerprint)
 
 
-def _named(folder: str) -> tuple[str, str]:
-    """Split ``NAME=FOLDER``; a folder alone is its own name."""
-    name, equals, path = folder.partition("=")
-    return (name, path) if equals and "/" not in name else (folder, folder)
+def named_folders(folders: Sequence[str]) -> dict[str, str]:
+    """Return the folders of ``NAME=FOLDER`` by name; a folder alone is its own name.
+
+    Raises:
+        ValueError: If two have one name.
+    """
+    named = {}
+    for folder in folders:
+        name, equals, path = folder.partition("=")
+        named.update({name: path} if equals and "/" not in name else {folder: folder})
+    if len(named) < len(folders):
+        raise ValueError(f"two adapters have one name: {', '.join(folders)}")
+    return named

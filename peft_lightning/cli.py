@@ -34,6 +34,11 @@ from peft_lightning.schedules import Schedule
 
 PROG = "python -m peft_lightning"
 
+ADAPTER_HELP = (
+    "An adapter, FOLDER or NAME=FOLDER; may be given several times. A row's 'adapter' says which "
+    "one answers it ('base' for none); without, each of them does."
+)
+
 NOISE = "litlogger|litmodels|TPU available|to estimate number of stepping batches"
 WARNINGS = (
     "does not have many workers",
@@ -52,6 +57,8 @@ def run_trainer(command: str, args: list[str], given: list[Given]) -> None:
         args: What follows it on the command line.
         given: The same as read by ``read_given``.
     """
+    if command == "predict":
+        args = [re.sub(r"^--adapter(=|$)(?!\[)", r"--adapter+\1", a) for a in args]
     set_parsing_settings(subclasses_enabled=[Adapter, Schedule])
     _quiet()
     PeftCLI(command, args, given)
@@ -148,6 +155,8 @@ class PeftCLI(LightningCLI):
         """Let a plain ``model:`` section give the arguments of an experiment's class."""
         if self.experiment is not None:
             parser.set_defaults({"model": {"class_path": self.experiment}})
+        if self.command == "predict":
+            parser.add_argument("--adapter", type=list[str] | None, help=ADAPTER_HELP)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; an error becomes one line that says where and what is wrong."""
@@ -167,7 +176,9 @@ class PeftCLI(LightningCLI):
     def _options(self) -> dict[str, Option]:
         """Return the options of the command as its sections and plain options."""
         method = options_of(getattr(L.Trainer, self.command))
+        several = {"adapter": Option(list[str] | None)} if self.command == "predict" else {}
         return {
+            **several,
             "model": Option(section=self.module_class),
             "data": Option(section=SFTDataModule),
             "trainer": Option(section=L.Trainer),
@@ -191,6 +202,13 @@ class PeftCLI(LightningCLI):
                 "or as --data.train"
             )
         self.fill_learning_rate(config)
+        if config.get("adapter"):
+            if config.ckpt_path is not None:
+                raise ValueError(
+                    "give either --ckpt_path or --adapter, which takes a checkpoint too: "
+                    f"--adapter NAME={config.ckpt_path}"
+                )
+            return
         config.ckpt_path = checkpoint_path(
             self.command, config.ckpt_path, Path(config.trainer.default_root_dir)
         )
@@ -231,12 +249,16 @@ class PeftCLI(LightningCLI):
                 f"predict runs in one process, got {self.trainer.world_size}; "
                 "give --trainer.devices 1"
             )
+        given = self.config_init["predict"].adapter or []
+        datamodule.answerers = self.model.answer_with(given) if given else None
         batches: Any = self.trainer.predict(datamodule=datamodule, **kwargs)
         answers = sorted((a for batch in batches for a in batch), key=lambda a: a["index"])
+        by = [{"adapter": a["adapter"]} if "adapter" in a else {} for a in answers]
         path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as out:
-            for answer in answers:
-                row = datamodule.predict_records[answer["index"]] | {"prediction": answer["text"]}
+            for answer, adapter in zip(answers, by, strict=True):
+                row = datamodule.predict_records[answer["index"]] | adapter
+                row["prediction"] = answer["text"]
                 out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
         rank_zero_info(f"{len(answers)} answers are in {path}")

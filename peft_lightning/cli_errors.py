@@ -133,7 +133,10 @@ class _Walk:
         if bases and self._names_a_class(given, option.hint):
             return self._instance(given, bases, place, option.hint)
         value = given.plain()
-        if bases or accepts(option.hint, value, given.where):
+        is_item = given.where.endswith("+")  # one more of a list
+        if bases or any(
+            accepts(option.hint, v, given.where) for v in (value, [value])[: 1 + is_item]
+        ):
             return None
         got = "no value" if value is None else repr(value)
         if fixed := choices(option.hint):
@@ -228,7 +231,8 @@ class _Walk:
 
 def _at(given: Given, place: str) -> str:
     """Return where a value stands; the option's own name says its place."""
-    return given.where if given.where.startswith("-") else f"{given.where}: {place}"
+    at_option = given.where.startswith("-")
+    return given.where.removesuffix("+") if at_option else f"{given.where}: {place}"
 
 
 def _missing(path: str, cls: type, name: str, section: bool) -> str:

@@ -19,6 +19,14 @@ GENERAL = [
     ("--debug", "Show the traceback of an error."),
 ]
 
+PREDICT = [
+    (
+        "--adapter NAME=FOLDER",
+        "Adapter to answer with, instead of --ckpt_path; may be given several times. A row's "
+        "'adapter' names its own, 'base' is none.",
+    ),
+]
+
 # Lightning's most useful ones in our words; a test holds the names against the Trainer
 TRAINER = [
     ("max_epochs INT", "Epochs to train."),
@@ -47,7 +55,7 @@ def command_help(command: str, summary: str) -> str:
         summary: What it does, in one line.
     """
     lines = [f"usage: {PROG} {command} --config FILE [--OPTION VALUE ...]", "", summary, ""]
-    lines += _table("general", GENERAL)
+    lines += _table("general", GENERAL + PREDICT * (command == "predict"))
     lines += _table("model", _signature(PACKAGE / "module.py", "CausalLMModule", "--model."))
     lines.append("adapters: --model.adapter NAME, or --model.adapter.OPTION VALUE for one option")
     for name, doc, options in _dataclasses(PACKAGE / "adapters", "Adapter"):

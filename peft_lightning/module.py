@@ -24,7 +24,10 @@ from transformers import PreTrainedTokenizerBase
 
 from peft_lightning import attention
 from peft_lightning.adapters import Adapter, LoRA
+from peft_lightning.adapters.bank import AdapterBank
+from peft_lightning.adapters.base import attached_adapter
 from peft_lightning.adapters.files import adapter_files, read_adapter
+from peft_lightning.answering import named_folders
 from peft_lightning.base_model import (
     base_fingerprint,
     load_base_model,
@@ -119,6 +122,8 @@ class CausalLMModule(L.LightningModule):
         self.model: Any = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.fingerprint: dict[str, Any] | None = None
+        self._folders: dict[str, str] = {}
+        self.bank: AdapterBank | None = None  # of the adapters that predict is to answer with
         self.hits: Tensor | None = None  # correct predictions of the last nll, if it counts them
         self._step_nll: Tensor | float = 0.0
         self._step_tokens: Tensor | int = 0
@@ -142,6 +147,11 @@ class CausalLMModule(L.LightningModule):
         self.fingerprint = base_fingerprint(model)
         fuse_norms(model)
         fuse_gated_mlps(model)
+        if self._folders:
+            self.model, self.bank = model, AdapterBank(model, self.fingerprint)
+            for name, folder in self._folders.items():
+                self.bank.add(name, folder)
+            return
         self.adapter.attach(model)
         if self.activation_checkpointing:
             recompute_activations(model)
@@ -166,6 +176,18 @@ class CausalLMModule(L.LightningModule):
         """Add the adapter's new tokens to another tokenizer that the data goes through."""
         self.load_tokenizer()  # whose ids are the model's
         self.adapter.with_tokenizer(tokenizer)
+
+    def answer_with(self, folders: list[str]) -> list[str]:
+        """Let ``predict`` use the adapters of ``folders`` instead of the one that is trained.
+
+        Args:
+            folders: ``NAME=FOLDER`` each; a folder alone is its own name.
+
+        Returns:
+            The names, one of which is the ``adapter`` of each batch; ``base`` is none.
+        """
+        self._folders = named_folders(folders)
+        return list(self._folders)
 
     def setup(self, stage: str) -> None:
         """Make every checkpoint of this trainer an adapter folder."""
@@ -311,8 +333,11 @@ class CausalLMModule(L.LightningModule):
             ids[mask.bool()].tolist()
             for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
         ]
+        by = {"adapter": batch["adapter"]} if self.bank is not None else {}
+        if self.bank is not None:
+            self.bank.use(batch["adapter"])
         answers = self.generate(rows, self.predict_max_new_tokens)
-        return [{"index": i, "text": t} for i, t in zip(batch["index"], answers, strict=True)]
+        return [{"index": i, "text": t, **by} for i, t in zip(batch["index"], answers, strict=True)]
 
     def generate(
         self, prompts: list[list[int]] | list[str], max_new_tokens: int = 128
@@ -320,7 +345,8 @@ class CausalLMModule(L.LightningModule):
         """Return the greedy answers to prompts: texts (in the chat template) or token ids."""
         tokenizer = self.load_tokenizer()
         rows = [encode_prompt(tokenizer, p) if isinstance(p, str) else p for p in prompts]
-        outputs = generate_tokens(self.model, self.adapter, tokenizer, rows, max_new_tokens)
+        adapter = attached_adapter(self.model)
+        outputs = generate_tokens(self.model, adapter, tokenizer, rows, max_new_tokens)
         return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in outputs]
 
     # ---- state --------------------------------------------------------------------------------

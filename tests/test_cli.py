@@ -9,9 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
+from peft_lightning.adapters import LoRA, load_adapter, save_adapter
+from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.generation import encode_prompt, generate_tokens
 
 ROOT = Path(__file__).parents[1]
 
@@ -188,6 +192,16 @@ def user(tmp_path_factory, base, rows):
     return prepare(tmp_path_factory.mktemp("user"), base, rows)
 
 
+def write_adapter(folder: Path, base: Path) -> None:
+    """Write a random LoRA on ``base``."""
+    model, adapter = load_base_model(str(base)), LoRA(r=3)
+    adapter.attach(model)
+    torch.manual_seed(0)
+    for tensor in adapter.state_dict(model).values():
+        tensor.normal_(std=0.3)
+    save_adapter(adapter, model, folder, {"base_fingerprint": base_fingerprint(model)})
+
+
 # ---- errors -----------------------------------------------------------------------------------
 
 
@@ -336,6 +350,10 @@ def test_generate_shows_its_help(user):
 def runs(tmp_path_factory, base, rows):
     """The folder and (status, output, errors) of some runs in one process."""
     user = prepare(tmp_path_factory.mktemp("runs"), base, rows)
+    write_adapter(user / "other", base)
+    mixed = zip(rows.read_text().splitlines(), ["b", "base", "a", "b", "a"], strict=False)
+    lines = [json.dumps({**json.loads(row), "adapter": name}) + "\n" for row, name in mixed]
+    (user / "mixed.jsonl").write_text("".join(lines))
     (user / "r3.yaml").write_text("model: {adapter: {init_args: {r: 3}}}\n")
     (user / "exp.yaml").write_text(
         (user / "good.yaml")
@@ -355,6 +373,19 @@ def runs(tmp_path_factory, base, rows):
             *["predict", "--config", "good.yaml", "--ckpt_path", "last"],
             *["--data.predict", "rows.jsonl", "--trainer.limit_predict_batches", "1"],
             *["--model.predict_max_new_tokens", "3"],
+        ],
+        "predict_many": [
+            *["predict", "--config", "good.yaml", "--data.predict", "mixed.jsonl"],
+            *["--adapter", "a=runs/good/checkpoints/last.ckpt", "--adapter", "b=other"],
+            *["--model.predict_max_new_tokens", "9", "--trainer.default_root_dir", "many"],
+        ],
+        "predict_unnamed": [
+            *["predict", "--config", "good.yaml", "--data.predict", "mixed.jsonl"],
+            *["--ckpt_path", "last"],
+        ],
+        "predict_both": [
+            *["predict", "--config", "good.yaml", "--data.predict", "mixed.jsonl"],
+            *["--ckpt_path", "last", "--adapter", "other"],
         ],
         "config_last": [
             *["fit", "--trainer.default_root_dir", "late", "--model.adapter.r", "5"],
@@ -436,6 +467,34 @@ def test_predict_writes_each_row_with_its_answer(runs):
     assert {**json.loads(rows[0]), "prediction": json.loads(lines[0])["prediction"]} == json.loads(
         lines[0]
     )
+
+
+def test_predict_lets_each_row_be_answered_by_the_adapter_that_it_names(runs, base):
+    user, results = runs
+    assert results["predict_many"][0] == 0, results["predict_many"][2]
+    assert "untrained" not in results["predict_many"][2]
+    rows = [json.loads(line) for line in (user / "mixed.jsonl").read_text().splitlines()]
+    found = [json.loads(x) for x in (user / "many" / "predictions.jsonl").read_text().splitlines()]
+    assert [{k: v for k, v in row.items() if k != "prediction"} for row in found] == rows
+    folders = {"a": user / "runs/good/checkpoints/last.ckpt", "b": user / "other"}
+    for row in found:  # each alone, by another way
+        folder = folders.get(row["adapter"])
+        model, adapter = load_base_model(str(base)), None
+        if folder is not None:
+            adapter = load_adapter(model, folder)
+        tokenizer = load_tokenizer(str(base))
+        ids = encode_prompt(tokenizer, row["prompt"])
+        [answer] = generate_tokens(model, adapter, tokenizer, [ids], 9)
+        text = tokenizer.decode(answer, skip_special_tokens=True)
+        assert row["prediction"] == text.strip()
+
+
+def test_predict_refuses_rows_that_name_an_adapter_and_a_second_way_to_name_it(runs):
+    _, results = runs
+    status, _, errors = results["predict_unnamed"]
+    assert (status, "row 1 has adapter 'b'; with --adapter" in errors) == (2, True), errors
+    status, _, errors = results["predict_both"]
+    assert (status, "give either --ckpt_path or --adapter" in errors) == (2, True), errors
 
 
 def test_another_logger_is_taken_by_class_path(runs):

@@ -46,6 +46,18 @@ def test_a_mistake_is_named(args, message):
         run_function(combine, args, "x combine")
 
 
+def test_a_mistake_beside_an_option_that_may_be_given_several_times_is_the_one_named():
+    def answer(adapter: list[str] | None = None, top_p: float = 1.0) -> None:
+        SEEN.append(adapter)
+
+    run_function(answer, ["--adapter", "a=x", "--adapter", "b"], "x answer")
+    assert SEEN.pop() == ["a=x", "b"]
+    with pytest.raises(ValueError, match=r"'--topp'; did you mean '--top_p'"):
+        run_function(answer, ["--adapter", "a=x", "--topp", "1"], "x answer")
+    with pytest.raises(ValueError, match="--top_p must be float, got 'q'"):
+        run_function(answer, ["--adapter", "a=x", "--top_p", "q"], "x answer")
+
+
 def test_the_help_names_words_and_options(capsys):
     run_function(combine, ["--help"], "x combine")
     text = capsys.readouterr().out

@@ -59,6 +59,7 @@ def generate(
     if (prompt is None) == (file is None):
         raise ValueError("give either --prompt, a text, or --file, a file of prompts")
     from peft_lightning.answering import load_answerer
+    from peft_lightning.data.prompts import who_answers
     from peft_lightning.data.tokenization import end_token_ids
     from peft_lightning.generation import find_end_ids, generate_tokens
 
@@ -76,7 +77,7 @@ def generate(
     base, tokenizer, bank = loaded.model, loaded.tokenizer, loaded.bank
     prompts = [prompt] if isinstance(prompt, str) else prompt
     records, rows = _encoded(prompts, file, tokenizer, format, system, chat_template)
-    tasks = _tasks(records, loaded.names, bank.names)
+    tasks = who_answers(records, loaded.names)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
@@ -177,28 +178,6 @@ class PartialAnswers:
     def _write(self, texts: dict[int, str]) -> None:
         self._file.write(json.dumps(texts) + "\n")
         self._file.flush()
-
-
-def _tasks(
-    records: list[dict[str, Any]], asked: list[str], known: list[str]
-) -> list[tuple[int, str]]:
-    """Return (row, adapter) of each answer to make, in the order of the output.
-
-    Raises:
-        ValueError: If a row names an adapter that was not given.
-    """
-    if not any("adapter" in record for record in records):
-        return [(row, name) for row in range(len(records)) for name in asked]
-    tasks = []
-    for row, record in enumerate(records):
-        name = record.get("adapter", asked[0] if len(asked) == 1 else None)
-        if name not in known:
-            raise ValueError(
-                f"row {row + 1} has adapter {name!r}; with --adapter NAME=FOLDER these were "
-                f"given: {', '.join(known)}"
-            )
-        tasks.append((row, name))
-    return tasks
 
 
 def _digest(tensor: Any) -> str:

@@ -223,19 +223,21 @@ def padded_collate(rows: Sequence[Batch], pad_id: int) -> Batch:
     return batch
 
 
-def prompt_collate(rows: Sequence[tuple[int, list[int]]], pad_id: int) -> Batch:
-    """Pad (index, token ids) of prompts on the left, for generation.
+def prompt_collate(rows: Sequence[tuple[int, list[int], str | None]], pad_id: int) -> Batch:
+    """Pad (index, token ids, adapter) of prompts on the left, for generation by one adapter.
 
     Returns:
-        ``input_ids``, ``attention_mask``: (B, T) int64; ``index``: the rows' indices.
+        ``input_ids``, ``attention_mask``: (B, T) int64; ``index``: the rows' indices;
+        ``adapter``: its name.
     """
-    shape = len(rows), max(len(ids) for _, ids in rows)
+    shape = len(rows), max(len(ids) for _, ids, _ in rows)
     batch: Batch = {
         "input_ids": torch.full(shape, pad_id),
         "attention_mask": torch.zeros(shape, dtype=torch.int64),
-        "index": [index for index, _ in rows],
+        "index": [index for index, _, _ in rows],
+        "adapter": rows[0][2],
     }
-    for i, (_, ids) in enumerate(rows):
+    for i, (_, ids, _) in enumerate(rows):
         batch["input_ids"][i, shape[1] - len(ids) :] = torch.tensor(ids)
         batch["attention_mask"][i, shape[1] - len(ids) :] = 1
     return batch

@@ -25,7 +25,7 @@ from peft_lightning.data.batching import (
 )
 from peft_lightning.data.cache import TokenizedDataset, default_cache_dir, tokenized
 from peft_lightning.data.loader import BatchLoader
-from peft_lightning.data.prompts import read_prompts
+from peft_lightning.data.prompts import read_prompts, who_answers
 from peft_lightning.data.resume import resume_point
 from peft_lightning.data.sources import Record, Source
 from peft_lightning.data.splits import Split, hold_out, listed, open_split
@@ -74,6 +74,8 @@ class SFTDataModule(L.LightningDataModule):
         data_hash: Hash of all that decides the tokens of the rows, after ``setup``.
         sizes: Rows, tokens and tokens in the loss for each of train, val, test.
         predict_records: The rows of ``predict``, as read.
+        answerers: Names of the adapters for ``predict``, to be set before it; a row's ``adapter``
+            says which one answers it, and without each does. None for the trained one.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class SFTDataModule(L.LightningDataModule):
         self.sizes: dict[str, dict[str, int]] = {}
         self.predict_records: list[Record] = []
         self._splits: dict[str, Split] = {}
+        self.answerers: list[str] | None = None
         self._prompts: list[tuple[int, list[int]]] = []
         self._train_plan: BatchPlan | None = None
         self._train_loader: BatchLoader | None = None
@@ -227,13 +230,24 @@ class SFTDataModule(L.LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> BatchLoader:
-        """Return prompts to generate from, padded on the left, with their records' ``index``."""
+        """Return prompts to generate from, padded on the left, with their records' ``index``.
+
+        Each batch is for one of ``answerers``, named by its ``adapter``.
+        """
         rank, world_size = self._rank()
         size = self.val_batch_size or self.batch_size
-        mine = np.arange(len(self._prompts))[rank::world_size]
-        batches = [mine[i : i + size] for i in range(0, len(mine), size)]
+        tasks = who_answers(self.predict_records, self.answerers)
+        prompts: list[Any] = []
+        batches: list[Any] = []
+        for name in dict.fromkeys(name for _, name in tasks):
+            mine = [(*self._prompts[row], name) for row, by in tasks if by == name][
+                rank::world_size
+            ]
+            places = np.arange(len(prompts), len(prompts) + len(mine))
+            batches += [places[i : i + size] for i in range(0, len(places), size)]
+            prompts += mine
         collate = functools.partial(prompt_collate, pad_id=self._pad_id())
-        return BatchLoader(self._prompts, lambda _: batches, len(batches), collate)
+        return BatchLoader(prompts, lambda _: batches, len(batches), collate)
 
     def _plan(self, name: str, **options: Any) -> BatchPlan:
         """Return which rows of a split form which batch; ``options`` replace those of this run."""

@@ -1,5 +1,8 @@
 """Rows to generate from: their answers may be missing, and are left out if they are not."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from peft_lightning.data.cache import Announce
 from peft_lightning.data.formats import prompt_of, settle_format
 from peft_lightning.data.sources import Record, RowError, find_source
@@ -47,3 +50,33 @@ def read_prompts(
         if not counts.kept:
             raise ValueError(f"{source.name}: no row is left to generate from: {counts}")
     return records, prompts
+
+
+def who_answers(
+    records: Sequence[Mapping[str, Any]], asked: Sequence[str] | None
+) -> list[tuple[int, Any]]:
+    """Return (row, adapter) of each answer to make, in the order of the rows.
+
+    Args:
+        records: If one has an ``adapter``, each is answered by the one that it names; a row
+            without by the one that is asked for, if that is one. Otherwise all answer every row.
+        asked: The names that were given; ``base``, for no adapter, is known besides. None if
+            there is but the trained adapter, which has no name.
+
+    Raises:
+        ValueError: If a row names an adapter that was not given.
+    """
+    names: Sequence[str | None] = asked or [None]
+    if not any("adapter" in record for record in records):
+        return [(row, name) for row in range(len(records)) for name in names]
+    tasks = []
+    known = list(dict.fromkeys(["base", *asked])) if asked else []
+    for row, record in enumerate(records):
+        name = record.get("adapter", names[0] if len(names) == 1 else None)
+        if name not in known:
+            raise ValueError(
+                f"row {row + 1} has adapter {name!r}; with --adapter NAME=FOLDER these were "
+                f"given: {', '.join(known) or 'none'}"
+            )
+        tasks.append((row, name))
+    return tasks
