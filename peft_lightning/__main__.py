@@ -26,6 +26,8 @@ OWN_COMMANDS = {
     "inspect": "Show what is in a checkpoint or an adapter's folder.",
     "export": "Write an adapter, or a model with it merged, as a GGUF file for llama.cpp.",
     "merge": "Merge an adapter into its base: a model's folder.",
+    "card": "Write the model card of an adapter.",
+    "push": "Upload an adapter to the model hub.",
     "servable": "Say whether vLLM, transformers and llama.cpp take an adapter.",
 }
 

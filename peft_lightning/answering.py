@@ -13,6 +13,7 @@ from peft_lightning.adapters.bank import BASE, AdapterBank
 from peft_lightning.adapters.files import read_adapter
 from peft_lightning.adapters.full import Full
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.hub import adapter_folder
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,11 @@ def load_answerer(
 def named_folders(folders: Sequence[str]) -> dict[str, str]:
     """Return the folders of ``NAME=FOLDER`` by name; a folder alone is its own name.
 
+    A folder may be the hub's ``owner/name@revision``.
+
     Raises:
         ValueError: If two have one name.
+        FileNotFoundError: If one is not there.
     """
     named = {}
     for folder in folders:
@@ -105,4 +109,4 @@ def named_folders(folders: Sequence[str]) -> dict[str, str]:
         named.update({name: path} if equals and "/" not in name else {folder: folder})
     if len(named) < len(folders):
         raise ValueError(f"two adapters have one name: {', '.join(folders)}")
-    return named
+    return {name: str(adapter_folder(folder)) for name, folder in named.items()}

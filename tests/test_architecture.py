@@ -17,7 +17,7 @@ UNITS = {
     **dict.fromkeys(
         ["module", "labelled", "answering", "checkpoint", "preemption", "report", "guards"], 2
     ),
-    **dict.fromkeys(["serving"], 2),
+    **dict.fromkeys(["serving", "hub"], 2),
     **dict.fromkeys(["frozen_cache", "frozen_states"], 2),
     **dict.fromkeys(["__main__", "cli", "commands"], 3),
 }
@@ -36,6 +36,7 @@ ALSO = {
     "data/datamodule.py": {"lightning"},
     "base_model/loading.py": {"gguf"},
     "base_model/places.py": {"huggingface_hub"},
+    "hub.py": {"huggingface_hub"},
     "serving/gguf_files.py": {"gguf"},
     "serving/gguf_layout.py": {"gguf"},
     "serving/gguf_vocabulary.py": {"gguf"},

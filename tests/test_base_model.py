@@ -20,7 +20,7 @@ IDS = torch.arange(4, 15)[None]
 
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch):
-    monkeypatch.setattr(places, "_hub_answers", lambda: False)
+    monkeypatch.setattr(places, "hub_answers", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +151,9 @@ def test_a_hub_that_cannot_be_reached_is_noticed_at_once(monkeypatch):
 
     monkeypatch.undo()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    places._hub_answers.cache_clear()
-    assert places._hub_answers() is False
-    places._hub_answers.cache_clear()
+    places.hub_answers.cache_clear()
+    assert places.hub_answers() is False
+    places.hub_answers.cache_clear()
 
 
 def test_an_empty_folder_is_said_to_hold_no_model(tmp_path):

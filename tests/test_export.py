@@ -41,7 +41,7 @@ LORAS = {
 
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch):
-    monkeypatch.setattr(places, "_hub_answers", lambda: False)
+    monkeypatch.setattr(places, "hub_answers", lambda: False)
 
 
 def config_of(architecture):

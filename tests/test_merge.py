@@ -29,7 +29,7 @@ from tiny_run import byte_tokenizer, write_base
 
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch):
-    monkeypatch.setattr(places, "_hub_answers", lambda: False)
+    monkeypatch.setattr(places, "hub_answers", lambda: False)
 
 
 def write_adapter(base, folder, adapter=None, std=0.1):

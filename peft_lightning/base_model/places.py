@@ -38,7 +38,7 @@ def locate(name: str, revision: str | None, weights: bool = True) -> tuple[str, 
         return str(path.parent), {"gguf_file": path.name}
     if path.suffix == ".gguf" or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise ValueError(f"there is no {name}{nearest_place(path)}")
-    return name, {"revision": revision or "main", "local_files_only": not _hub_answers()}
+    return name, {"revision": revision or "main", "local_files_only": not hub_answers()}
 
 
 def _require_model_folder(path: Path, weights: bool) -> None:
@@ -88,7 +88,7 @@ def nearest_place(path: Path) -> str:
 
 
 @cache
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether the model hub can be reached: asked once, as transformers would retry for 70 s."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session

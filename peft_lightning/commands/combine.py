@@ -29,11 +29,12 @@ def combine(
     """
     from peft_lightning.adapters import combination
     from peft_lightning.adapters.files import read_adapter
+    from peft_lightning.hub import adapter_folder
 
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
     parts: list[tuple[str, float]] = [_weighted(text) for text in adapters]
-    read = [read_adapter(folder) for folder, _ in parts]
+    read = [read_adapter(adapter_folder(folder)) for folder, _ in parts]
     facts = common_base([folder for folder, _ in parts], [r[2] for r in read])
     updates = [combination.updates_of(adapter, tensors) for adapter, tensors, _ in read]
     weights = [weight for _, weight in parts]

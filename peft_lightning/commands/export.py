@@ -106,12 +106,13 @@ def _places(ckpt: str, model: str | None) -> tuple[str, str | None]:
     """
     from peft_lightning.adapters.files import CONFIG_FILE, read_adapter
     from peft_lightning.adapters.merging import require_mergeable
+    from peft_lightning.hub import adapter_folder
 
     if Path(ckpt, "config.json").is_file() and not Path(ckpt, CONFIG_FILE).is_file():
         if model is not None:
             raise ValueError(f"{ckpt} is a whole model: give it without --model {model}")
         return ckpt, None
-    adapter, _, facts = read_adapter(ckpt)
+    adapter, _, facts = read_adapter(ckpt := str(adapter_folder(ckpt)))
     require_mergeable(adapter, ckpt)
     if not (base := model or facts["base_model"]):
         raise ValueError(f"{ckpt} does not name its base model: give it with --model")

@@ -20,10 +20,10 @@ def inspect(
         model: Base model, for the tokens nearest to each virtual token of a soft prompt; the one
             that the adapter names if it is a folder.
     """
-    from peft_lightning.adapters.files import existing_folder
     from peft_lightning.adapters.inspection import inspect_adapter
+    from peft_lightning.hub import adapter_folder
 
-    folder = existing_folder(path)
+    folder = adapter_folder(path)
     found = {"path": str(path), **inspect_adapter(folder)}
     if (folder / "trainer_state.pt").is_file():
         found["checkpoint"] = _checkpoint(folder / "trainer_state.pt")

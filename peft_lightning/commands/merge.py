@@ -53,6 +53,7 @@ def merge(
     from peft_lightning.adapters.files import read_adapter
     from peft_lightning.adapters.merging import require_mergeable
     from peft_lightning.base_model.loading import require_dtype
+    from peft_lightning.hub import adapter_folder
     from peft_lightning.serving.agreement import TEXT, THRESHOLDS, compare
     from peft_lightning.serving.merged_folder import size_in_bytes, write_merged
 
@@ -61,7 +62,7 @@ def merge(
     if threshold is not None and not threshold > 0:
         raise ValueError(f"threshold must be above 0, got {threshold:g}")
     sample = TEXT if text is None else read_text(text)
-    adapter, _, facts = read_adapter(ckpt)
+    adapter, _, facts = read_adapter(ckpt := str(adapter_folder(ckpt)))
     require_mergeable(adapter, ckpt)
     base = model or facts["base_model"]
     if not base:

@@ -19,8 +19,9 @@ def resize(ckpt: str, out: str, /, *, rank: int | None = None, energy: float | N
     from peft_lightning.adapters.combination import reduce_rank, updates_of
     from peft_lightning.adapters.files import read_adapter
     from peft_lightning.commands.combine import common_base, save, summary
+    from peft_lightning.hub import adapter_folder
 
-    adapter, tensors, facts = read_adapter(ckpt)
+    adapter, tensors, facts = read_adapter(adapter_folder(ckpt))
     reduced = {
         name: reduce_rank(b, a, rank, energy)
         for name, (b, a) in updates_of(adapter, tensors).items()

@@ -27,9 +27,10 @@ def servable(
         as_json: Print JSON instead of lines.
         trust_remote_code: Whether code that comes with the model may run.
     """
-    from peft_lightning.adapters.files import CONFIG_FILE, existing_folder, read_adapter
+    from peft_lightning.adapters.files import CONFIG_FILE, read_adapter
+    from peft_lightning.hub import adapter_folder
 
-    folder = existing_folder(ckpt)
+    folder = adapter_folder(ckpt)
     if not (folder / CONFIG_FILE).is_file():
         read_adapter(folder)  # raises unless it is a fully trained model
         print(f"{ckpt} is a whole model: vLLM and transformers load it as any model's folder")

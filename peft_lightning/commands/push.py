@@ -1,0 +1,99 @@
+"""``python -m peft_lightning push``: an adapter to the model hub."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+TOKENIZER = r"tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\..*"
+ADAPTER = r"adapter_config\.json|adapter_model\.safetensors|peft_lightning\.json|README\.md"
+MODEL = r"config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?"
+OURS = re.compile(rf"{ADAPTER}|{MODEL}|{TOKENIZER}|merges\.txt|chat_template\.jinja|LICEN[SC]E.*")
+STATE = "trainer_state.pt"
+
+
+def push(
+    ckpt: str,
+    repo: str,
+    /,
+    *,
+    base_model: str | None = None,
+    license: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    trainer_state: bool = False,
+    message: str = "Upload adapter",
+    dry_run: bool = False,
+) -> None:
+    """Upload an adapter's own files to a repository of the model hub, with a model card.
+
+    The token is that of HF_TOKEN or ``hf auth login``. A README.md in the folder is uploaded as it
+    is; without, one is written as the command card does.
+
+    Args:
+        ckpt: Folder of an adapter or checkpoint.
+        repo: OWNER/NAME; made if it is not there.
+        base_model: Hub id of the base model, for those who load the adapter; needed if it was
+            trained on a local folder.
+        license: Its identifier for the model card, such as apache-2.0.
+        private: Whether only those you allow may see it.
+        revision: Branch to write to, made if it is not there.
+        trainer_state: Also upload what an exact resume needs: optimizer, random state, data files'
+            names.
+        message: Of the commit.
+        dry_run: List what would be uploaded, and upload nothing.
+    """
+    import tempfile
+
+    from peft_lightning.adapters.checksums import SUMS_FILE, require_undamaged, sealed_folder
+    from peft_lightning.adapters.files import existing_folder
+    from peft_lightning.commands.card import CARD_FILE, model_card
+    from peft_lightning.hub import push_folder
+
+    folder = existing_folder(ckpt)
+    require_undamaged(folder)
+    inside = sorted(path for path in folder.iterdir() if path.name != SUMS_FILE)
+    wanted = [p for p in inside if OURS.fullmatch(p.name) or (trainer_state and p.name == STATE)]
+    with tempfile.TemporaryDirectory() as temporary:
+        upload = Path(temporary, "upload")
+        with sealed_folder(upload) as copy:
+            for path in wanted:
+                shutil.copyfile(path, copy / path.name)
+            _name_base(copy, base_model)
+            if not (copy / CARD_FILE).is_file():
+                text = model_card(folder, base_model, license, repo)
+                (copy / CARD_FILE).write_text(text, encoding="utf-8")
+        for path in sorted(upload.iterdir()):
+            print(f"{path.stat().st_size:>14,}  {path.name}")
+        if left := [path.name for path in inside if path not in wanted]:
+            print(f"not uploaded: {', '.join(left)}")
+        if dry_run:
+            print(f"nothing was uploaded to {repo}: dry_run")
+            return
+        print(f"pushed: {push_folder(upload, repo, private, revision, message)}")
+
+
+def _name_base(folder: Path, base_model: str | None) -> None:
+    """Let the files name the base as others can find it.
+
+    Raises:
+        ValueError: If they name a local folder, and nothing else was given.
+    """
+    for file, key in (
+        ("adapter_config.json", "base_model_name_or_path"),
+        ("adapter_config.json", "tokenizer_name_or_path"),
+        ("peft_lightning.json", "base_model"),
+    ):
+        path = folder / file
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not (name := content.get(key)):
+            continue
+        if base_model is None and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+            raise ValueError(
+                f"the adapter's base is a local path, {name}, which nobody else has: give its hub "
+                "id with --base_model"
+            )
+        content[key] = base_model or name
+        path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")

@@ -1,0 +1,106 @@
+"""The model hub: adapters that are fetched from it, and folders that are put there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from peft_lightning.adapters.files import existing_folder
+from peft_lightning.base_model.places import hub_answers, nearest_place
+
+_REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+_ADAPTER_FILES = [
+    "SHA256SUMS",
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+    "*.tiktoken",
+]
+
+
+def adapter_folder(name: str | Path) -> Path:
+    """Return the folder of an adapter: the local one, or the hub's files of ``owner/name``.
+
+    Args:
+        name: A folder, or ``owner/name@REVISION``: a branch, tag or commit; without, ``main``.
+
+    Raises:
+        FileNotFoundError: If there is no such folder and it is no hub's name, or no hub is there.
+        ValueError: If the hub has no such adapter.
+    """
+    with suppress(FileNotFoundError):
+        return existing_folder(name)
+    if not _REPO.fullmatch(str(name)):
+        return existing_folder(name)  # which says what is wrong
+    repo, _, revision = str(name).partition("@")
+    try:
+        with _explained(f"there is no folder {name}, and the hub"):
+            return Path(
+                snapshot_download(
+                    repo,
+                    revision=revision or "main",
+                    allow_patterns=_ADAPTER_FILES,
+                    local_files_only=not hub_answers(),
+                )
+            )
+    except LocalEntryNotFoundError:
+        raise FileNotFoundError(
+            f"there is no folder {name}, and no model hub can be reached{nearest_place(Path(name))}"
+        ) from None
+
+
+def push_folder(folder: Path, repo: str, private: bool, revision: str | None, message: str) -> str:
+    """Put the files of ``folder`` into a repository of the hub, which is made if it is not there.
+
+    Args:
+        folder: All of it is uploaded.
+        repo: ``owner/name``.
+        private: Only those who are allowed to may see it.
+        revision: Branch to write to, made if it is not there; ``main`` if None.
+        message: Of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: If there is no token or no hub, or it refuses.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo):
+        raise ValueError(f"a repository is OWNER/NAME, got {repo!r}")
+    if get_token() is None:
+        raise ValueError(
+            "there is no token for the hub: make one at https://huggingface.co/settings/tokens "
+            "with the right to write, and give it as HF_TOKEN or to 'hf auth login'"
+        )
+    if not hub_answers():
+        raise ValueError("no model hub can be reached: nothing was uploaded")
+    api = HfApi()
+    with _explained(f"cannot push to {repo}: the hub"):
+        api.create_repo(repo, private=private, exist_ok=True)
+        if private and not api.repo_info(repo).private:
+            raise ValueError(f"{repo} is there already and is public: nothing was uploaded")
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo, folder_path=folder, revision=revision, commit_message=message
+        )
+    return str(commit.commit_url)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Say in one line what the hub has refused."""
+    try:
+        yield
+    except LocalEntryNotFoundError:
+        raise
+    except (HfHubHTTPError, HFValidationError) as error:
+        reason = [line for line in str(error).splitlines() if line.strip()]
+        raise ValueError(f"{what} says: {' '.join(reason[:2])}") from error
