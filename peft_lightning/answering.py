@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +26,14 @@ class Answerer:
         tokenizer: Its tokenizer.
         bank: The adapters by name.
         fingerprint: Of the base.
+        tokenizers: The tokenizer for each name of ``bank``: with new tokens a copy that has them.
     """
 
     model: Any
     tokenizer: Any
     bank: AdapterBank
     fingerprint: dict[str, Any]
+    tokenizers: dict[str, Any]
 
     @property
     def names(self) -> list[str]:
@@ -89,9 +92,14 @@ def load_answerer(
     base = load_base_model(model, dtype=dtype, device=device, **options)
     fingerprint = base_fingerprint(base)
     bank = AdapterBank(base, fingerprint, any_base)
+    tokenizers = {BASE: tokenizer}
     for name, folder in named.items():
         bank.add(name, folder)
-    return Answerer(base, tokenizer, bank, fingerprint)
+        tokenizers[name] = tokenizer
+        if found[name][0].own_facts().get("new_tokens"):
+            tokenizers[name] = copy.deepcopy(tokenizer)
+            found[name][0].with_tokenizer(tokenizers[name])
+    return Answerer(base, tokenizer, bank, fingerprint, tokenizers)
 
 
 def named_folders(folders: Sequence[str]) -> dict[str, str]:

@@ -185,8 +185,17 @@ class CausalLMModule(L.LightningModule):
 
         Returns:
             The names, one of which is the ``adapter`` of each batch; ``base`` is none.
+
+        Raises:
+            ValueError: If one brings new tokens: all rows go through the base's tokenizer.
         """
         self._folders = named_folders(folders)
+        for name, folder in self._folders.items():
+            if read_adapter(folder)[0].own_facts().get("new_tokens"):
+                raise ValueError(
+                    f"the adapter {name} brings new tokens, and predict reads all rows by the "
+                    f"base's tokenizer: use generate --file FILE --adapter {name}={folder}"
+                )
         return list(self._folders)
 
     def setup(self, stage: str) -> None:

@@ -138,6 +138,16 @@ class Adapter(ABC):
         self._require_attached(model)
         return {name: tensor.detach() for name, tensor in self.tensors(model).items()}
 
+    def fitted(
+        self, model: nn.Module, tensors: Mapping[str, Tensor]
+    ) -> tuple[Adapter, Mapping[str, Tensor]]:
+        """Return the adapter and its file's tensors as they are for ``model``, the plain base.
+
+        Raises:
+            ValueError: If the file holds tensors of another base.
+        """
+        return self, tensors
+
     def load_state_dict(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Copy ``tensors`` into the adapter's, which keep their dtype and device.
 

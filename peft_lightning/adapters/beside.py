@@ -51,8 +51,9 @@ class Beside:
         token_ids: Sequence[int] | Mapping[str, Sequence[int]] | None,
         new_tokens: NewTokens | None,
         ensure_weight_tying: bool,
+        loading: bool,
     ) -> Beside:
-        """Find it by the options of ``LoRA``; see there.
+        """Find it by the options of ``LoRA``, see there, and whether its tensors are loaded next.
 
         Raises:
             ValueError: If something is not there, or does not go together.
@@ -63,7 +64,7 @@ class Beside:
         saved = with_both(model, saved, ends)
         wanted = {} if token_ids is None else token_ids
         pieces = {new["id"]: new["pieces"] for new in (new_tokens or {}).values()}
-        tokens, tied = find_tokens(model, wanted, list(pieces), saved, ensure_weight_tying)
+        tokens, tied = find_tokens(model, wanted, list(pieces), saved, ensure_weight_tying, loading)
         return cls(saved, tokens, pieces, tied, ends)
 
     def with_both(self, model: nn.Module, found: dict[str, nn.Module]) -> dict[str, nn.Module]:
@@ -101,10 +102,36 @@ class Beside:
             rows_of_both = model.get_input_embeddings().token_adapter
             base = model.get_submodule(self.tied_rows)
             model.set_submodule(self.tied_rows, TrainedTokens(base, rows_of_both, is_tied=True))
-        size = max((len(p.place) for p in model.modules() if isinstance(p, TokenRows)), default=0)
-        if size > vocabulary_size(model):
+        sizes = [len(rows.place) for rows in model.modules() if isinstance(rows, TokenRows)]
+        sizes += [max(self.pieces) + 1] if self.pieces else []
+        if sizes:
+            enlarge_vocabulary(model, max(sizes))
+
+
+def enlarge_vocabulary(model: nn.Module, size: int) -> None:
+    """Say that ``model`` has ``size`` tokens, until ``remove_parts``; if that is more than now."""
+    if size > vocabulary_size(model):
+        if not hasattr(model, _SIZE):
             setattr(model, _SIZE, vocabulary_size(model))
-            _set_vocabulary_size(model, size)
+        _set_vocabulary_size(model, size)
+
+
+def fit_saved(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Enlarge embeddings that are trained whole to the rows that they have in ``tensors``."""
+    saved = {
+        name: module
+        for name in vocabulary_names(model)
+        if name and isinstance(module := model.get_submodule(name), SavedModule)
+    }
+    shared = len({id(module.modules_to_save.weight) for module in saved.values()}) < len(saved)
+    for name, module in saved.items():
+        weight = tensors.get(f"base_model.model.{name}.weight")
+        if weight is not None and len(weight) > len(module.weight):
+            module.enlarge(weight[len(module.weight) :])
+            enlarge_vocabulary(model, len(weight))
+    if shared:
+        first, second = (module.modules_to_save for module in saved.values())
+        second.weight = first.weight
 
 
 def parts(model: nn.Module) -> dict[str, Part]:

@@ -184,9 +184,10 @@ def load_adapter(
     if not any_base:
         require_base(folder, facts, base_fingerprint)
     before = set(model.modules())
+    adapter, fitted = adapter.fitted(model, tensors)
     adapter.attach(model, initialise=False)
     try:
-        adapter.load_state_dict(model, tensors)
+        adapter.load_state_dict(model, fitted)
     except BaseException:
         adapter._undo(model)
         raise

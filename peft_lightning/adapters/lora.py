@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.base import PEFT_VERSION, Adapter, plain_number, tokenizer_files
-from peft_lightning.adapters.beside import Beside, part_tensors, remove_parts, trained_ids
+from peft_lightning.adapters.beside import (
+    Beside,
+    fit_saved,
+    part_tensors,
+    remove_parts,
+    trained_ids,
+)
+from peft_lightning.adapters.enlarged import only_new_rows
 from peft_lightning.adapters.lora_embedding import LoRAEmbedding, is_embedding, tied_head
 from peft_lightning.adapters.lora_layers import LoRALinear, group_by_input, is_conv1d
 from peft_lightning.adapters.matching import match_pattern
@@ -182,7 +189,16 @@ class LoRA(Adapter):
             for part in ("lora_A", "lora_B")
         } | {f"base_model.model.{name}": tensor for name, tensor in part_tensors(model).items()}
 
+    def fitted(
+        self, model: nn.Module, tensors: Mapping[str, Tensor]
+    ) -> tuple[LoRA, Mapping[str, Tensor]]:
+        def base_weight(name: str) -> Tensor:
+            return cast(Tensor, model.get_submodule(name).weight)
+
+        return only_new_rows(self, tensors, model, base_weight)
+
     def load_state_dict(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        fit_saved(model, tensors)
         # HF PEFT repeats the weight of an embedding that is adapted: the base has it
         adapted = (LoRALinear, LoRAEmbedding)
         repeated = {
@@ -232,6 +248,7 @@ class LoRA(Adapter):
             self.trainable_token_indices,
             self.new_tokens,  # type: ignore[arg-type]
             self.ensure_weight_tying,
+            loading=not initialise,
         )
         found = beside.with_both(model, self._targets().find(model))
         found = {name: base for name, base in found.items() if not is_within(name, beside.saved)}

@@ -18,7 +18,7 @@ def read_new_tokens(given: Any) -> list[str] | NewTokens | None:
     """Return ``given`` tokens, or those of the file that it names, one a line.
 
     Raises:
-        ValueError: If the file is not there, or a token is empty, blank at an end, or there twice.
+        ValueError: If the file is not there, or a token is blank, or there twice.
     """
     if isinstance(given, str):
         try:
@@ -29,12 +29,13 @@ def read_new_tokens(given: Any) -> list[str] | NewTokens | None:
             ) from None
         given = [line for line in lines if line]
     if given is None or isinstance(given, Mapping):
-        return dict(given) if given else None
+        # a JSON file has them in another order
+        return dict(sorted(given.items(), key=lambda item: item[1]["id"])) if given else None
     tokens = list(given)
-    bad = [t for t in tokens if not isinstance(t, str) or not t or t != t.strip()]
+    bad = [t for t in tokens if not isinstance(t, str) or not t.strip()]
     twice = sorted({str(t) for t in tokens if tokens.count(t) > 1})
     if bad or twice:
-        what = f"{twice} are there twice" if twice else f"{bad} are empty or have blanks around"
+        what = f"{twice} are there twice" if twice else f"{bad} are blank"
         raise ValueError(f"new_tokens must be different texts, and {what}")
     return tokens or None
 

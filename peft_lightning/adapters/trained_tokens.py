@@ -109,6 +109,7 @@ def find_tokens(
     new: Sequence[int],
     saved: Collection[str],
     tie: bool,
+    loading: bool = False,
 ) -> tuple[dict[str, list[int]], str | None]:
     """Return the ids to train of each module by name, and the module tied to the input embedding.
 
@@ -118,6 +119,7 @@ def find_tokens(
         new: Ids of new tokens, for the input and the output embedding.
         saved: Names of modules that are trained whole: their new rows are within them.
         tie: ``ensure_weight_tying``: whether a tied output embedding must share the rows.
+        loading: Whether the rows come from a file: then other ids may add to the vocabulary too.
 
     Returns:
         The ids, and the name of an output embedding that shares the input embedding's rows.
@@ -156,7 +158,7 @@ def find_tokens(
         if name not in saved:
             found[name] = [*found.get(name, []), *(i for i in new if i not in found.get(name, []))]
     for name, ids in found.items():
-        _check_ids(name, ids, model.get_submodule(name), new)
+        _check_ids(name, ids, model.get_submodule(name), ids if loading else new)
     return found, head if shared else None
 
 

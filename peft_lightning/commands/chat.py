@@ -64,7 +64,8 @@ def chat(
     )
     base, tokenizer, bank = loaded.model, loaded.tokenizer, loaded.bank
     if chat_template is not None:
-        tokenizer.chat_template = load_template(tokenizer, chat_template)
+        for each in loaded.tokenizers.values():
+            each.chat_template = load_template(tokenizer, chat_template)
     if tokenizer.chat_template is None:
         raise ValueError(
             "a chat needs a chat template, and this tokenizer has none: give one with "
@@ -77,20 +78,21 @@ def chat(
     print(f"{HELP}\nadapters: {', '.join(bank.names)}; now {bank.active}", file=sys.stderr)
 
     def answer() -> str:
-        rows = [encode_prompt(tokenizer, Conversation(messages), chat_template)]
+        own = loaded.tokenizers[bank.active]
+        rows = [encode_prompt(own, Conversation(messages), chat_template)]
         [ids] = generate_tokens(
             base,
             bank.use(bank.active),
-            tokenizer,
+            own,
             rows,
             max_new_tokens,
             temperature=temperature,
             top_p=top_p,
             seed=seed + len(messages),
             end_ids=ends,
-            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            streamer=TextStreamer(own, skip_prompt=True, skip_special_tokens=True),
         )
-        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return str(own.decode(ids, skip_special_tokens=True)).strip()
 
     while (text := _ask()) is not None:
         command, _, name = text.partition(" ")

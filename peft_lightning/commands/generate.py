@@ -77,6 +77,12 @@ def generate(
     base, tokenizer, bank = loaded.model, loaded.tokenizer, loaded.bank
     prompts = [prompt] if isinstance(prompt, str) else prompt
     records, rows = _encoded(prompts, file, tokenizer, format, system, chat_template)
+    rows_of = {
+        name: rows
+        if own is tokenizer
+        else _encoded(prompts, file, own, format, system, chat_template)[1]
+        for name, own in loaded.tokenizers.items()
+    }
     tasks = who_answers(records, loaded.names)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -86,14 +92,16 @@ def generate(
         "seed": seed,
         "end_ids": sorted(find_end_ids(base, tokenizer) | end_token_ids(tokenizer, chat_template)),
     }
-    what = [rows, tasks, options, loaded.fingerprint]
+    what = [rows_of, tasks, options, loaded.fingerprint]
     what += [{n: _digest(t) for n, t in bank.tensors(a).items()} for a in loaded.names]
     with PartialAnswers(output, hashlib.sha256(json.dumps(what).encode()).hexdigest()) as answers:
         for name in dict.fromkeys(name for _, name in tasks):
             mine = [k for k, (_, by) in enumerate(tasks) if by == name]
 
-            def keep(done: list[int], found: list[list[int]], mine: list[int] = mine) -> None:
-                texts = tokenizer.batch_decode(found, skip_special_tokens=True)
+            def keep(
+                done: list[int], found: list[list[int]], mine: list[int] = mine, by: str = name
+            ) -> None:
+                texts = loaded.tokenizers[by].batch_decode(found, skip_special_tokens=True)
                 answers.add({mine[i]: t.strip() for i, t in zip(done, texts, strict=True)})
                 if len(tasks) > batch_size:
                     end = "\n" * (len(answers.texts) == len(tasks))
@@ -103,7 +111,7 @@ def generate(
                 base,
                 bank.use(name),
                 tokenizer,
-                [rows[tasks[k][0]] for k in mine],
+                [rows_of[name][tasks[k][0]] for k in mine],
                 **options,
                 skip=[i for i, k in enumerate(mine) if k in answers.texts],
                 on_answers=keep,
