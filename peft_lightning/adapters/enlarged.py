@@ -44,10 +44,12 @@ def only_new_rows(
     found = dict(tensors)
     rows: dict[str, tuple[list[int], Tensor]] = {}
     names = [name for name in vocabulary_names(model) if name]
+    whole_ones = {n for n in names if n.endswith(tuple(adapter.modules_to_save or ["\0"]))}
+    if whole_ones and adapter.ensure_weight_tying and is_tied(model):
+        whole_ones = set(names)
     for name in names:
         stem = f"base_model.model.{name}."
-        saved = name.endswith(tuple(adapter.modules_to_save or ["\0"]))
-        if saved:  # the trained weight is there under its plain name too
+        if saved := name in whole_ones:  # the trained weight is there under its plain name too
             found.pop(f"{stem}modules_to_save.weight", None)
         keys = [stem + copy for copy in (*_COPIES, *(() if saved else ("weight",)))]
         copies = [found.pop(key) for key in keys if key in found]
