@@ -151,7 +151,7 @@ def require_no_parts(model: nn.Module, what: str) -> None:
     if found := parts(model):
         raise ValueError(
             f"{what} takes updates of linear layers only, and the adapter trains "
-            f"{shortened(list(found))} too"
+            f"{shortened(list(found))} too: merge it, python -m peft_lightning merge CKPT OUT"
         )
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.base import Adapter, attached_adapter
-from peft_lightning.adapters.beside import require_no_parts
 from peft_lightning.adapters.full import Full
 from peft_lightning.adapters.lora import LoRA
 from peft_lightning.adapters.lora_layers import LoRALinear, is_conv1d
+from peft_lightning.adapters.merged_parts import merged_parts
 
 
 @torch.no_grad()
@@ -111,14 +111,14 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
             was.
     """
     layers = require_mergeable(attached_adapter(model)).layers(model)
-    require_no_parts(model, "merging")
     weights = {name: merged_weight(layer, name) for name, layer in layers.items()}
     originals = {name: layer.weight for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
             layer.base_layer.weight = nn.Parameter(weights.pop(name), requires_grad=False)
             model.set_submodule(name, layer.base_layer)
-        yield model
+        with merged_parts(model):
+            yield model
     finally:
         for name, layer in layers.items():
             layer.base_layer.weight = originals[name]

@@ -34,9 +34,10 @@ class SavedModule(nn.Module):
         self.modules_to_save.requires_grad_(True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self.modules_to_save, self._cast(), args, kwargs)
+        return functional_call(self.modules_to_save, self.cast(), args, kwargs)
 
-    def _cast(self) -> dict[str, Tensor]:
+    def cast(self) -> dict[str, Tensor]:
+        """Return the trained parameters by name, in the base's dtypes."""
         base = dict(self.base_layer.named_parameters())
         trained = self.modules_to_save.named_parameters()
         return {name: parameter.to(base[name].dtype) for name, parameter in trained}

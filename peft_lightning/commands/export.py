@@ -168,6 +168,7 @@ def _write_model(
 
     from peft_lightning.adapters.atomic import atomic_file
     from peft_lightning.adapters.files import read_adapter, require_base
+    from peft_lightning.adapters.merged_parts import holds_parts
     from peft_lightning.adapters.merging import require_mergeable
     from peft_lightning.base_model import load_tokenizer
     from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
@@ -184,7 +185,10 @@ def _write_model(
         adapter = require_mergeable(found, folder)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
+        place = base
         try:
+            if holds_parts(tensors):
+                raise NotStreamableError("the adapter trains more than updates of linear layers")
             weights = open_weights(base, **options)
             if not any_base and facts["base_fingerprint"]:
                 require_base(str(folder), facts, weights.fingerprint())
@@ -192,12 +196,15 @@ def _write_model(
             if folder is None:
                 raise
             write_merged(Path(temporary), folder, base, dtype, 2 * 10**9, any_base, options)
-            weights, adapter, tensors = open_weights(temporary), None, {}
+            weights, tensors = open_weights(temporary), {}
+            if adapter is not None and adapter.new_tokens:
+                place = temporary  # whose tokenizer has them
+            adapter = None
         size = weights.model.config.vocab_size
-        if base.endswith(".gguf"):
+        if place.endswith(".gguf"):
             vocabulary = partial(copy_vocabulary, file=Path(base).expanduser())
         else:
-            tokenizer = load_tokenizer(base, **options)
+            tokenizer = load_tokenizer(place, **options)
             vocabulary = partial(add_vocabulary, tokenizer=tokenizer, size=size, pre=pre)
         merged = MergedTensors(weights, adapter, tensors, dtype)
         with atomic_file(out) as file:

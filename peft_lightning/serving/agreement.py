@@ -120,12 +120,14 @@ def compare(
     model = load_base_model(out, dtype="float32", device=device, trust_remote_code=trust)
     found = _logits(model, rows)
     errors = torch.cat([f - a for f, a in zip(found, adapted, strict=True)])
-    effect = torch.cat([a - p for a, p in zip(adapted, plain, strict=True)]).norm().item()
+    known = plain[0].shape[-1]  # the base has no logits of new tokens
+    effect = torch.cat([a[..., :known] - p for a, p in zip(adapted, plain, strict=True)])
+    any_error = float(bool(errors.any()))
     return Agreement(
         tokens=sum(map(len, rows)),
         difference=errors.abs().max().item(),
         spread=torch.cat(adapted).std().item(),
-        noise=errors.norm().item() / effect if effect else float(bool(errors.any())),
+        noise=errors.norm().item() / size if (size := effect.norm().item()) else any_error,
         merged_loss=_mean_loss(found, rows),
         adapter_loss=_mean_loss(adapted, rows),
     )

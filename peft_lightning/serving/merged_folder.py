@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from peft_lightning.adapters.base import as_json
 from peft_lightning.adapters.files import load_adapter, read_adapter, require_base
+from peft_lightning.adapters.merged_parts import holds_parts
 from peft_lightning.adapters.merging import merged, require_mergeable
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.base_model.weight_files import (
@@ -65,16 +66,20 @@ def write_merged(
     Raises:
         ValueError: If the two do not belong together, or a layer cannot be merged.
     """
+    adapter, tensors, facts = read_adapter(ckpt)
     try:
+        if holds_parts(tensors):
+            raise NotStreamableError("the adapter trains more than updates of linear layers")
         weights = open_weights(base, **options)
     except NotStreamableError as reason:
         print(f"{base} cannot be read tensor by tensor, it is loaded whole: {reason}")
         loaded = load_base_model(base, dtype="auto" if dtype is None else "float32", **options)
         fingerprint = base_fingerprint(loaded)
         load_adapter(loaded, ckpt, any_base=any_base, base_fingerprint=fingerprint)
-        write_whole(folder, loaded, load_tokenizer(base, **options), dtype, max_shard_size)
+        tokenizer = load_tokenizer(base, **options)
+        adapter.with_tokenizer(tokenizer)
+        write_whole(folder, loaded, tokenizer, dtype, max_shard_size)
         return
-    adapter, tensors, facts = read_adapter(ckpt)
     if not any_base and facts["base_fingerprint"]:
         require_base(ckpt, facts, weights.fingerprint())
     found = MergedTensors(weights, require_mergeable(adapter, ckpt), tensors, dtype)
@@ -131,9 +136,8 @@ def write_whole(
     Raises:
         ValueError: If a value is not finite in ``dtype``; names its tensor.
     """
-    was_tied = _is_tied(model)
     with merged(model):
-        if was_tied and not _is_tied(model):
+        if not _is_tied(model):
             model.config.tie_word_embeddings = False
             model.config.get_text_config().tie_word_embeddings = False
         model.to(dtype or model.dtype)
