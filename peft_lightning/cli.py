@@ -31,6 +31,7 @@ from peft_lightning.cli_signatures import Option, find_class, options_of
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.module import CausalLMModule
 from peft_lightning.schedules import Schedule
+from peft_lightning.strategies import require_supported
 
 PROG = "python -m peft_lightning"
 
@@ -201,6 +202,7 @@ class PeftCLI(LightningCLI):
                 "data.train is required for fit: give it in the config under 'data:' "
                 "or as --data.train"
             )
+        require_supported(getattr(config.trainer.strategy, "class_path", config.trainer.strategy))
         self.fill_learning_rate(config)
         if config.get("adapter"):
             if config.ckpt_path is not None:

@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from peft_lightning.sharding import fingerprint
+
 
 class Guards(Callback):
     """Watches for a loss that is not finite, labels that are missing, weights that do not move."""
@@ -35,12 +37,7 @@ class Guards(Callback):
 
     @staticmethod
     def _fingerprints(module: Any) -> list[Tensor]:
-        """Return two float64 sums of each trained tensor, which any real update changes."""
-        with torch.no_grad():
-            return [
-                torch.stack((p.double().sum(), p.double().square().sum()))
-                for p in module.trainable_parameters()
-            ]
+        return [fingerprint(p) for p in module.trainable_parameters()]
 
     @staticmethod
     def check_step(module: Any, nll: float, tokens: int, norm: Tensor) -> None:

@@ -44,6 +44,8 @@ from peft_lightning.preemption import StopOnSignal
 from peft_lightning.recompute import recompute_activations
 from peft_lightning.report import ProgressBar, Samples, Summary, Throughput
 from peft_lightning.schedules import Cosine, Schedule, ScheduledLR
+from peft_lightning.sharding import total_norm, whole_tensor
+from peft_lightning.strategies import require_supported
 
 Batch = dict[str, Any]
 
@@ -200,6 +202,7 @@ class CausalLMModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Make every checkpoint of this trainer an adapter folder."""
+        require_supported(self.trainer.strategy)
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # wanted
         self.trainer.strategy.checkpoint_io = AdapterCheckpointIO()
 
@@ -284,7 +287,7 @@ class CausalLMModule(L.LightningModule):
         scale = LOSS_UNIT * micro_batches * ranks / max(1.0, tokens)
         grads = [p.grad for p in self.trainable_parameters() if p.grad is not None]
         torch._foreach_mul_(grads, scale)
-        norm = nn.utils.get_total_norm(grads)
+        norm = total_norm(grads)
         self.log("train/loss", nll / max(1.0, tokens), prog_bar=True, rank_zero_only=True)
         self.log("grad_norm", norm, rank_zero_only=True)
         Guards.check_step(self, nll, int(tokens), norm)
@@ -363,7 +366,7 @@ class CausalLMModule(L.LightningModule):
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Return the adapter's tensors under HF PEFT's names; nothing of the frozen base."""
         tensors = self.adapter.state_dict(self.model)
-        return {prefix + name: tensor for name, tensor in tensors.items()}
+        return {prefix + name: whole_tensor(tensor) for name, tensor in tensors.items()}
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

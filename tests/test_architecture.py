@@ -13,11 +13,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 UNITS = {
     **dict.fromkeys(["adapters", "data", "base_model", "losses", "attention"], 1),
     **dict.fromkeys(["schedules", "generation", "recompute", "norms", "gated_mlp"], 1),
-    **dict.fromkeys(["frozen_layers"], 1),
+    **dict.fromkeys(["frozen_layers", "sharding"], 1),
     **dict.fromkeys(
         ["module", "labelled", "answering", "checkpoint", "preemption", "report", "guards"], 2
     ),
-    **dict.fromkeys(["serving", "hub"], 2),
+    **dict.fromkeys(["serving", "hub", "strategies"], 2),
     **dict.fromkeys(["frozen_cache", "frozen_states"], 2),
     **dict.fromkeys(["__main__", "cli", "commands"], 3),
 }

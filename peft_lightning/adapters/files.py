@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from peft_lightning.adapters.atomic import atomic_text, existing_folder
 from peft_lightning.adapters.base import Adapter, adapter_class, as_json
@@ -73,9 +74,15 @@ def write_files(
     """Write an adapter's files into ``folder``, which exists.
 
     Raises:
-        ValueError: If there is no tensor, or one is empty or not finite; nothing is written.
+        ValueError: If there is no tensor, or one is empty, sharded or not finite; nothing is
+            written.
     """
     empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
+    if parts := [name for name, tensor in tensors.items() if isinstance(tensor, DTensor)]:
+        raise ValueError(
+            f"refusing to save: {shortened(parts)} are sharded over processes; gather them first, "
+            "as CausalLMModule.state_dict does"
+        )
     bad = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if not tensors or empty:
         raise ValueError(f"refusing to save: no values in {shortened(empty) or 'the adapter'}")
