@@ -63,41 +63,56 @@ class _LoRALinear(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
-        downs, results = [], []
-        for (weight, bias, a, b), scaling in zip(_fours(tensors), scalings, strict=True):
+        fours = _fours(tensors)
+        stacked = _stacked(fours, x.dtype)  # (R, in), R the sum of the ranks
+        down = flat @ stacked.T  # (N, R)
+        results = []
+        for (weight, bias, _, b), scaling, part in zip(
+            fours, scalings, _parts(down, fours), strict=True
+        ):
             weight = weight.to(x.dtype)
             y = flat @ weight.T if bias is None else torch.addmm(bias.to(x.dtype), flat, weight.T)
-            down = flat @ a.to(x.dtype).T  # (N, r)
-            y.addmm_(down, (b * scaling).to(x.dtype).T)
-            downs.append(down)
+            y.addmm_(part, (b * scaling).to(x.dtype).T)
             results.append(y.view(*x.shape[:-1], -1))
-        kept = [t for weight, _, a, b in _fours(tensors) for t in (weight, a, b)]
-        ctx.save_for_backward(*downs, *kept, *(makers or [flat]))
+        ctx.save_for_backward(down, *tensors, *(makers or [flat]))
         ctx.scalings, ctx.shape, ctx.remake = scalings, x.shape, remake
         return tuple(results)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        n = len(ctx.scalings)
-        saved = ctx.saved_tensors
-        downs, weights, source = saved[:n], saved[n : 4 * n], saved[4 * n :]
+        down, *saved = ctx.saved_tensors
+        count = 4 * len(ctx.scalings)
+        fours, source = _fours(saved[:count]), saved[count:]
         flat = source[0] if ctx.remake is None else ctx.remake(*source).flatten(0, -2)
         needs_x = ctx.needs_input_grad[0]
         d_x: Tensor | None = None
-        found: list[Tensor | None] = []
-        for i, (grad, scaling, down) in enumerate(zip(grads, ctx.scalings, downs, strict=True)):
-            weight, a, b = weights[3 * i : 3 * i + 3]
+        d_downs, d_bs = [], []
+        for grad, (weight, _, _, b), scaling, part in zip(
+            grads, fours, ctx.scalings, _parts(down, fours), strict=True
+        ):
             dy = grad.reshape(-1, grad.shape[-1]).to(flat.dtype)  # (N, out)
-            d_down = dy @ (b * scaling).to(dy.dtype)  # (N, r)
-            d_a = (d_down.T @ flat).to(a.dtype)
-            d_b = (dy.T @ down).to(b.dtype) * scaling
-            found += [None, None, d_a, d_b]
+            d_downs.append(dy @ (b * scaling).to(dy.dtype))  # (N, r)
+            d_bs.append((part.T @ dy).T.to(b.dtype) * scaling)
             if needs_x:
                 weight = weight.to(dy.dtype)
                 d_x = dy @ weight if d_x is None else d_x.addmm_(dy, weight)
-                d_x.addmm_(d_down, a.to(dy.dtype))
-        return None if d_x is None else d_x.view(ctx.shape), None, None, None, *found
+        d_down = torch.cat(d_downs, 1)  # (N, R)
+        d_as = (d_down.T @ flat).to(fours[0][2].dtype).split([a.shape[0] for _, _, a, _ in fours])
+        if d_x is not None:
+            d_x = d_x.addmm_(d_down, _stacked(fours, flat.dtype)).view(ctx.shape)
+        found = [g for d_a, d_b in zip(d_as, d_bs, strict=True) for g in (None, None, d_a, d_b)]
+        return d_x, None, None, None, *found
+
+
+def _stacked(fours: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    """Return the ``A`` of all layers below each other: one product with the shared input."""
+    return torch.cat([a.to(dtype) for _, _, a, _ in fours])
+
+
+def _parts(down: Tensor, fours: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Split (N, R) into each layer's (N, r)."""
+    return down.split([a.shape[0] for _, _, a, _ in fours], 1)
 
 
 def _fours(tensors: Sequence[Any]) -> list[Any]:

@@ -1,7 +1,7 @@
 """One variant of the benchmark in this process: ``python variants.py NAME OPTIONS``, JSON out.
 
-Every variant trains the same adapter from the same start (seed 0 before it is drawn, as HF PEFT
-and we draw alike) on the same rows, and reports each step's wall and CPU time.
+Every variant trains the same adapter from the same start (a seed is set before it is drawn, as HF
+PEFT and we draw alike) on the same rows, and reports each step's wall and CPU time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent))
 import workload
 
-RATE = 1e-4
 PROMPT_TOKENS = 16
 
 
@@ -63,11 +62,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--rate", type=float, default=1e-4, help="learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="of the adapter and the rows")
+    parser.add_argument("--longest", type=int, default=400, help="tokens of the longest row")
     options = parser.parse_args()
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    batches = workload.batches(tokenizer, options.steps, options.batch_size)
+    count = options.steps, options.batch_size
+    batches = workload.batches(tokenizer, *count, options.seed, options.longest)
     clock = Clock(options.device)
     VARIANTS[options.name](options, tokenizer, batches, clock)
     lengths = [[len(p) + len(a) for p, a in batch] for batch in batches]
@@ -109,13 +112,13 @@ def ours(options: Any, tokenizer: Any, batches: Any, clock: Clock, **module: Any
         arrays = [(np.array(p + a), np.array([-100] * len(p) + a)) for p, a in batch]
         return flat_collate([{"input_ids": ids, "labels": labels} for ids, labels in arrays])
 
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     adapter = module.pop("adapter", LoRA(r=16, lora_alpha=32, target_modules="all-linear"))
     half = options.precision == "bf16"
     model = CausalLMModule(
         options.model,
         adapter,
-        learning_rate=RATE,
+        learning_rate=options.rate,
         lr_schedule=Constant(),
         dtype="bfloat16" if half else "float32",
         **module,
@@ -156,7 +159,7 @@ def peft_model(options: Any, prompt: bool = False) -> Any:
 
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     config: Any = LoraConfig(
         r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
     )
@@ -170,7 +173,7 @@ def plain_loop(
 ) -> None:
     """Train ``model`` with AdamW, one optimizer step for each batch."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=options.rate, weight_decay=0.0, fused=True)
     for batch in batches:
         clock.start()
         loss = loss_of(model, batch)
@@ -276,7 +279,7 @@ def trl(options: Any, tokenizer: Any, batches: Any, clock: Clock, **settings: An
             output_dir=folder,
             per_device_train_batch_size=options.batch_size,
             num_train_epochs=1,
-            learning_rate=RATE,
+            learning_rate=options.rate,
             lr_scheduler_type="constant",
             logging_steps=1,
             report_to="none",
@@ -287,7 +290,7 @@ def trl(options: Any, tokenizer: Any, batches: Any, clock: Clock, **settings: An
             completion_only_loss=True,
             **settings,
         )
-        torch.manual_seed(0)
+        torch.manual_seed(options.seed)
         trainer = Counting(
             model=options.model,
             args=config,
@@ -302,6 +305,11 @@ def trl(options: Any, tokenizer: Any, batches: Any, clock: Clock, **settings: An
 def trl_default(*args: Any) -> None:
     """Its defaults: random batches, gradient checkpointing."""
     trl(*args)
+
+
+def trl_sequential(*args: Any) -> None:
+    """Its defaults, with the rows in their order."""
+    trl(*args, train_sampling_strategy="sequential")
 
 
 def trl_grouped(*args: Any) -> None:
@@ -320,7 +328,7 @@ def litgpt(options: Any, tokenizer: Any, batches: Any, clock: Clock) -> None:
     places = ("query", "key", "value", "projection", "mlp", "head")
     lora = {f"lora_{place}": place != "head" for place in places}
     config = Config.from_name("SmolLM2-135M-Instruct", lora_r=16, lora_alpha=32, **lora)
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     model = GPT(config).to(options.device)
     if options.precision == "bf16":
         model = model.bfloat16()  # as its bf16-true, the setting of its own configurations
@@ -340,7 +348,8 @@ VARIANTS = {
     f.__name__: f
     for f in (
         *(ours, ours_recomputed, ours_prompt),
-        *(peft_padded, peft_packed, peft_prompt, trl_default, trl_grouped, litgpt),
+        *(peft_padded, peft_packed, peft_prompt, litgpt),
+        *(trl_default, trl_sequential, trl_grouped),
     )
 }
 

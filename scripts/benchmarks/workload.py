@@ -15,19 +15,20 @@ ANSWER = 1 / 3  # share of a row that is labelled
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of its answer
 
 
-def rows(tokenizer: Any, count: int, seed: int = 0) -> list[Row]:
+def rows(tokenizer: Any, count: int, seed: int = 0, longest: int = LENGTHS[1]) -> list[Row]:
     """Return ``count`` rows: code as the prompt, documentation as the answer.
 
     Args:
         tokenizer: Of the base model.
         count: Rows.
-        seed: Decides their lengths, drawn evenly from ``LENGTHS``.
+        seed: Decides texts and lengths, the latter drawn evenly from ``LENGTHS``.
+        longest: Most tokens of a row.
     """
     draw = random.Random(seed)
     code, docs = (tokenizer(text, verbose=False)["input_ids"] for text in _texts())
     found = []
     for _ in range(count):
-        length = draw.randint(*LENGTHS)
+        length = draw.randint(min(LENGTHS[0], longest), longest)
         answer = max(1, round(length * ANSWER))
         starts = draw.randrange(len(code) - length), draw.randrange(len(docs) - length)
         found.append(
@@ -36,9 +37,11 @@ def rows(tokenizer: Any, count: int, seed: int = 0) -> list[Row]:
     return found
 
 
-def batches(tokenizer: Any, count: int, size: int) -> list[list[Row]]:
-    """Return ``count`` batches of ``size`` rows, the same for every variant."""
-    drawn = rows(tokenizer, count * size)
+def batches(
+    tokenizer: Any, count: int, size: int, seed: int = 0, longest: int = LENGTHS[1]
+) -> list[list[Row]]:
+    """Return ``count`` batches of ``size`` rows, the same for every variant; see ``rows``."""
+    drawn = rows(tokenizer, count * size, seed, longest)
     return [drawn[i : i + size] for i in range(0, len(drawn), size)]
 
 
