@@ -140,3 +140,21 @@ def test_a_label_is_not_predicted_across_sequences_of_a_flat_batch():
 )
 def test_what_lies_between_head_and_logits_is_read_from_the_config(config, options):
     assert head_options(config) == options
+
+
+def test_a_likely_token_in_a_large_vocabulary_costs_float32_no_accuracy():
+    # torch's softmax loses the small terms of a sum with one large: probabilities add up to less
+    torch.manual_seed(0)
+    hidden, weight = 0.5 * torch.randn(8, 16), 1 + 0.5 * torch.randn(49152, 16)
+    weight[:8] = 18 * hidden / hidden.square().sum(1, keepdim=True)  # the target's logit is 18
+    targets = torch.arange(8)
+
+    def loss_and_gradient(dtype):
+        states = hidden.to(dtype, copy=True).requires_grad_()
+        loss, _ = linear_cross_entropy(states, weight.to(dtype), targets)
+        loss.backward()
+        return loss.detach().double(), states.grad.double()
+
+    found, exact = loss_and_gradient(torch.float32), loss_and_gradient(torch.float64)
+    for ours, expected in zip(found, exact, strict=True):
+        assert (ours - expected).norm() <= 1e-4 * expected.norm()

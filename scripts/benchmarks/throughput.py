@@ -3,8 +3,8 @@
     python scripts/benchmarks/throughput.py [--quick] [--only NAME ...] [--write FILE]
 
 Each round runs every variant in a fresh process; a variant's first two steps are warm-up. The last
-line is a JSON object: ``ratio`` (useful tokens/s of ours over theirs, in bf16, by medians over
-all steps) and ``memory_ratio`` (peak memory of theirs over ours).
+line is a JSON object: ``ratio`` (useful tokens/s of ours over theirs, by medians over all steps),
+``memory_ratio`` (peak memory of theirs over ours), and the errors of gradients.py.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import gradients
+import workload
 
 HERE = Path(__file__).parent
 MODEL = "~/.cache/peft_lightning/models/SmolLM2-135M-Instruct"
@@ -53,10 +56,11 @@ def main() -> None:
     results = measure(names, options)
     limit = gemm_limit(options)
     table = report(results, limit, options)
+    errors = {} if options.quick else gradients.measure(options.model)
     print(table)
     if options.write:
         options.write.write_text(table + "\n")
-    print(json.dumps(summary(results, limit)))
+    print(json.dumps(summary(results, limit) | {"gradient_error": errors}))
 
 
 def measure(names: list[str], options: Any) -> dict[str, list[dict[str, Any]]]:
@@ -99,21 +103,24 @@ def rate(found: list[dict[str, Any]], clock: str = "wall") -> float | None:
 
 
 def gemm_limit(options: Any) -> float:
-    """Return tokens per second if the matrix products of a step were all it did.
+    """Return useful tokens per second if the matrix products of a step were all it did.
 
     The products that no LoRA on this model can leave out: each linear layer forward and for the
-    gradient of its input, the adapter's, and the head at labelled tokens. At the rate measured
-    here for the model's own shapes.
+    gradient of its input, the adapter's, the causal half of attention (two forward, four
+    backward), and the head at labelled tokens. At the rate measured here for the linear layers.
     """
     import torch
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(options.model)
-    dim, inner = config.hidden_size, config.intermediate_size
-    shared = config.num_key_value_heads * (dim // config.num_attention_heads)
-    shapes = [(dim, dim)] * 2 + [(dim, shared)] * 2 + [(dim, inner)] * 2 + [(inner, dim)]
+    dim, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    width = getattr(config, "head_dim", None) or dim // heads
+    shared = config.num_key_value_heads * width
+    shapes = [(dim, heads * width), (heads * width, dim)] + [(dim, shared)] * 2
+    shapes += [(dim, inner)] * 2 + [(inner, dim)]
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    tokens = 1764
+    shortest, longest = workload.LENGTHS
+    tokens = options.batch_size * (shortest + longest) // 2
     work = [
         (
             torch.randn(tokens, i).to(options.device, dtype),
@@ -132,8 +139,11 @@ def gemm_limit(options: Any) -> float:
     weights = sum(i * o for i, o in shapes)
     flops = 2 * tokens * weights / statistics.median(seconds)
     adapter = 16 * sum(i + o for i, o in shapes)
-    head = config.vocab_size * dim / 3  # a third of the tokens is labelled
-    needed = config.num_hidden_layers * (4 * weights + 6 * adapter) + 4 * head
+    lengths = range(shortest, longest + 1)
+    seen = sum(n * (n + 1) / 2 for n in lengths) / sum(lengths)  # keys of a query, on average
+    attention = 6 * 2 * heads * width * seen
+    head = config.vocab_size * dim * workload.ANSWER
+    needed = config.num_hidden_layers * (4 * weights + 6 * adapter + attention) + 4 * head
     return flops / needed
 
 
@@ -161,6 +171,13 @@ def peak(found: list[dict[str, Any]]) -> float | None:
     return statistics.median(r["peak_bytes"] for r in found) if found else None
 
 
+def labelled(found: list[dict[str, Any]]) -> float:
+    """Return the share of the useful tokens that is labelled."""
+    return sum(map(sum, (r["labelled"] for r in found))) / sum(
+        map(sum, (r["tokens"] for r in found))
+    )
+
+
 def report(results: dict[str, list[dict[str, Any]]], limit: float, options: Any) -> str:
     """Return the table as Markdown, with the machine's description."""
     cpu = next(
@@ -177,20 +194,20 @@ def report(results: dict[str, list[dict[str, Any]]], limit: float, options: Any)
         f"{options.steps - WARM_UP} measured steps, "
         f"batches of {options.batch_size} rows",
         "",
-        "| variant | useful tokens/s | CPU us per token | peak MiB | ours is faster by | "
-        "first losses |",
-        "|---|---:|---:|---:|---:|---|",
+        "| variant | useful tokens/s | labelled tokens/s | CPU us per token | peak MiB "
+        "| ours is faster by | first losses |",
+        "|---|---:|---:|---:|---:|---:|---|",
     ]
     own = rate(results["ours"]) or 1.0
     for name, found in results.items():
         speed, cpu_rate, memory = rate(found), rate(found, "cpu"), peak(found)
         if speed is None or cpu_rate is None or memory is None:
-            lines.append(f"| {name} | not measured | | | | |")
+            lines.append(f"| {name} | not measured | | | | | |")
             continue
         losses = ", ".join(f"{loss:.3f}" for loss in found[0]["losses"][:2])
         lines.append(
-            f"| {name} | {speed:,.0f} | {1e6 / cpu_rate:,.0f} | {memory / 2**20:,.0f} "
-            f"| {own / speed:.2f} | {losses} |"
+            f"| {name} | {speed:,.0f} | {speed * labelled(found):,.0f} | {1e6 / cpu_rate:,.0f} "
+            f"| {memory / 2**20:,.0f} | {own / speed:.2f} | {losses} |"
         )
     lines += [
         "",
