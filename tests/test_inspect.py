@@ -88,6 +88,16 @@ def test_tensors_of_the_base_are_found_in_hf_pefts_folders(tmp_path, capsys):
     assert "BASE WEIGHTS" in capsys.readouterr().out
 
 
+def test_a_head_that_is_trained_whole_is_the_adapters_own(tmp_path, capsys):
+    model = tiny_model("llama")
+    adapter = LoRA(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    adapter.attach(model)
+    save_adapter(adapter, model, tmp_path)
+    found = looked_at(capsys, tmp_path)
+    assert found["holds_base_weights"] == []
+    assert len(found["layers"]) == 2
+
+
 def test_a_method_that_is_not_known_here_still_shows_its_tensors(tmp_path, capsys):
     from peft import IA3Config, get_peft_model
 

@@ -112,6 +112,12 @@ def test_the_checkpoint_has_the_tokenizer_and_the_new_rows_and_nothing_of_the_ba
     assert max(len(t) for name, t in tensors.items() if "lora" not in name) == 2
 
 
+def test_inspect_shows_the_layers_beside_the_new_rows(done):
+    _, out, _ = done[1]["inspect"]
+    assert "q_proj" in out
+    assert "BASE WEIGHTS" not in out
+
+
 def test_the_base_stays_known_by_its_fingerprint(done):
     folder, _ = done
     prints = [

@@ -14,6 +14,7 @@ from peft_lightning.adapters.base import Adapter
 from peft_lightning.adapters.combination import updates_of
 from peft_lightning.adapters.files import CONFIG_FILE, FACTS_FILE
 from peft_lightning.adapters.lora import LoRA
+from peft_lightning.adapters.merged_parts import holds_parts
 
 BASE_WEIGHTS = (".base_layer.weight", "embed_tokens.weight", "lm_head.weight", "wte.weight")
 
@@ -40,6 +41,7 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
     tensors = {} if whole else _tensors(folder)
     known = Adapter.by_peft_type.get(method)
     defaults = known.hf_defaults if known and not whole else {}
+    saved = [f"{name}.weight" for name in config.get("modules_to_save") or []]
     found: dict[str, Any] = {
         "method": method,
         "base_model": facts.get("base_model") or config.get("base_model_name_or_path"),
@@ -53,7 +55,9 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
             "bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
             "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
         },
-        "holds_base_weights": [n for n in tensors if n.endswith(BASE_WEIGHTS)],
+        "holds_base_weights": [
+            n for n in tensors if n.endswith(BASE_WEIGHTS) and not n.endswith(tuple(saved))
+        ],
     }
     if method == LoRA.peft_type:
         found["layers"] = _lora_layers(config, tensors)
@@ -101,7 +105,8 @@ def nearest_tokens(prompt: Tensor, embeddings: Tensor, count: int = 3) -> list[l
 def _lora_layers(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any] | None:
     try:
         lora = LoRA.from_hf_config(config)
-        updates = updates_of(lora, tensors)
+        linear = {name: t for name, t in tensors.items() if not holds_parts([name])}
+        updates = updates_of(lora, linear)
     except ValueError:  # a variant that has no plain updates
         return None
     return {
