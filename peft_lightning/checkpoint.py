@@ -58,7 +58,7 @@ class AdapterCheckpointIO(CheckpointIO):
         if not (folder / STATE_FILE).is_file():
             raise FileNotFoundError(
                 f"{path} is no checkpoint of a training run: it has no {STATE_FILE}. To start a "
-                "new run from an adapter's weights use load_adapter"
+                "new run from an adapter's weights, give it as model.init_from"
             )
         require_undamaged(folder)
         try:

@@ -23,6 +23,7 @@ from peft_lightning.cli_defaults import (
     checkpoint_path,
     default_loggers,
     default_root,
+    fill_adapter,
     fill_learning_rate,
 )
 from peft_lightning.cli_errors import explain, innermost, one_line
@@ -203,6 +204,10 @@ class PeftCLI(LightningCLI):
                 "or as --data.train"
             )
         require_supported(getattr(config.trainer.strategy, "class_path", config.trainer.strategy))
+        section = config.model.init_args if self.experiment else config.model
+        if section.get("init_from") is not None:
+            given = self.chosen[self.command].get("model") or Namespace()
+            fill_adapter(section, given.get("init_args") if self.experiment else given)
         self.fill_learning_rate(config)
         if config.get("adapter"):
             if config.ckpt_path is not None:

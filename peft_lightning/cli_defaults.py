@@ -15,6 +15,7 @@ from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.atomic import existing_folder
 from peft_lightning.adapters.checksums import require_undamaged
 from peft_lightning.cli_signatures import find_class
+from peft_lightning.continuing import adapter_to_continue, conflict
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the data module's own order is the one that is resumed
@@ -111,6 +112,25 @@ def fill_learning_rate(model: Namespace, given: Namespace) -> None:
     else:
         adapter: Any = find_class(model.adapter.class_path, (Adapter,))
         arguments.lr = adapter.learning_rate
+
+
+def fill_adapter(model: Namespace, given: Namespace | None) -> None:
+    """Write out the adapter of ``model.init_from``, so that the saved config.yaml names it.
+
+    Args:
+        model: The module's arguments, with ``init_from``; changed in place.
+        given: Those of them that the user gave.
+
+    Raises:
+        ValueError: If there is no such adapter, or a given one is of another kind.
+    """
+    _, own = adapter_to_continue(model.init_from)
+    name = type(own).__name__
+    if given is None or given.get("adapter") is None:
+        path = f"{type(own).__module__}.{name}"
+        model.adapter = Namespace(class_path=path, init_args=Namespace(own.options()))
+    elif (configured := model.adapter.class_path.rpartition(".")[2]) != name:
+        raise ValueError(conflict(configured, model.init_from, own))
 
 
 def default_loggers(root: str) -> list[Logger]:

@@ -23,7 +23,7 @@ from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase
 
 from peft_lightning import attention
-from peft_lightning.adapters import Adapter, LoRA
+from peft_lightning.adapters import Adapter, Full, LoRA
 from peft_lightning.adapters.bank import AdapterBank
 from peft_lightning.adapters.base import attached_adapter
 from peft_lightning.adapters.files import adapter_files, read_adapter
@@ -34,6 +34,7 @@ from peft_lightning.base_model import (
     load_tokenizer,
 )
 from peft_lightning.checkpoint import AdapterCheckpointIO, Checkpoints, ExactResume, check_same_run
+from peft_lightning.continuing import adapter_to_continue, attach_trained
 from peft_lightning.frozen_cache import cache_of_run
 from peft_lightning.gated_mlp import fuse_gated_mlps
 from peft_lightning.generation import encode_prompt, generate_tokens
@@ -79,6 +80,8 @@ class CausalLMModule(L.LightningModule):
             transformers knows, such as sdpa, eager, flash_attention_2.
         trust_remote_code: Whether code that comes with the base model may run.
         revision: Branch, tag or commit of a hub id.
+        init_from: Start from the weights of an adapter's folder, ours or HF PEFT's, or of
+            ``owner/name@revision`` on the hub; the adapter is the one in there.
     """
 
     def __init__(
@@ -98,8 +101,12 @@ class CausalLMModule(L.LightningModule):
         attn_implementation: str = "auto",
         trust_remote_code: bool = False,
         revision: str | None = None,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
+        self.init_from, self._configured_adapter = None, adapter
+        if init_from is not None:
+            self.init_from, adapter = adapter_to_continue(init_from)
         if learning_rate is not None and learning_rate < 0:
             raise ValueError(f"learning_rate must not be negative, got {learning_rate}")
         if activation_checkpointing and adapter.fills_cache:
@@ -154,7 +161,10 @@ class CausalLMModule(L.LightningModule):
             for name, folder in self._folders.items():
                 self.bank.add(name, folder)
             return
-        self.adapter.attach(model)
+        if self.init_from is None:
+            self.adapter.attach(model)
+        else:
+            attach_trained(model, self.init_from, self._configured_adapter, self.fingerprint)
         if self.activation_checkpointing:
             recompute_activations(model)
         self.model = model
@@ -405,9 +415,12 @@ class CausalLMModule(L.LightningModule):
             **kwargs: Further arguments of the constructor.
         """
         adapter, tensors, facts = read_adapter(Path(checkpoint_path))
-        module = cls(base_model or facts["base_model"], adapter, **kwargs)
+        whole = isinstance(adapter, Full)
+        kwargs |= {"adapter": adapter} if whole else {"init_from": str(checkpoint_path)}
+        module = cls(base_model or facts["base_model"], **kwargs)
         module.configure_model()
-        adapter.load_state_dict(module.model, tensors)
+        if whole:
+            adapter.load_state_dict(module.model, tensors)
         return module
 
 

@@ -17,7 +17,7 @@ UNITS = {
     **dict.fromkeys(
         ["module", "labelled", "answering", "checkpoint", "preemption", "report", "guards"], 2
     ),
-    **dict.fromkeys(["serving", "hub", "strategies"], 2),
+    **dict.fromkeys(["serving", "hub", "strategies", "continuing"], 2),
     **dict.fromkeys(["frozen_cache", "frozen_states"], 2),
     **dict.fromkeys(["__main__", "cli", "commands"], 3),
 }

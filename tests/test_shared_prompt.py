@@ -1,10 +1,19 @@
-"""Virtual tokens that stand once in a flat batch, beside a prompt before every sequence."""
+"""Virtual tokens, or a prefix of keys and values, that stand once for all of a flat batch."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
 
-from peft_lightning import CausalLMModule, PromptTuning
+from peft_lightning import (
+    CausalLMModule,
+    PrefixTuning,
+    PromptTuning,
+    load_adapter,
+    load_base_model,
+    save_adapter,
+)
 from peft_lightning.data.batching import flat_collate
 from tiny import ARCHITECTURES
 from tiny_run import write_base
@@ -82,6 +91,57 @@ def test_a_bfloat16_gradient_is_summed_once(bases):
         for shared in (True, False)
     ]
     assert errors[0] < 1.2 * errors[1]
+
+
+def prefixed(folder, to, **options):
+    """Return a module that starts from a prefix of random keys and values."""
+    model = load_base_model(str(folder))
+    adapter = PrefixTuning(N)
+    adapter.attach(model, initialise=False)
+    generator = torch.Generator().manual_seed(2)
+    adapter.state_dict(model)["prompt_embeddings"].normal_(generator=generator)
+    save_adapter(adapter, model, to)
+    module = CausalLMModule(str(folder), init_from=str(to), **options)
+    module.configure_model()
+    return module
+
+
+def nll_alone(model, adapter):
+    """Return the summed loss of each sequence on its own, by transformers' forward."""
+    total, flat = 0.0, batch()
+    for ids in flat["input_ids"].split(LENS, dim=1):
+        logits = model(**adapter.prepare_inputs(model, {"input_ids": ids})).logits[0, :-1]
+        total = total + F.cross_entropy(logits, ids[0, 1:], reduction="sum")
+    return total
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_sequence_sees_the_prefix_and_not_its_neighbours(bases, architecture, tmp_path):
+    module = prefixed(bases[architecture], tmp_path / "prefix")
+    exact = architecture in ("gpt2", "opt")
+    module.model.to(torch.float64 if exact else torch.float32)
+    prompt = module.model.prompt_embeddings
+    nll, _ = module.nll(batch())
+    (found,) = torch.autograd.grad(nll, prompt)
+    alone = AutoModelForCausalLM.from_pretrained(
+        bases[architecture], attn_implementation="sdpa", dtype=prompt.dtype
+    )
+    load_adapter(alone.eval(), tmp_path / "prefix", trainable=True)
+    expected = nll_alone(alone, module.adapter)
+    (gradient,) = torch.autograd.grad(expected, alone.prompt_embeddings)
+    assert_close(nll, expected, rtol=1e-9 if exact else 1e-5, atol=1e-4 * (not exact))
+    assert (found - gradient).norm() < (1e-9 if exact else 1e-4) * gradient.norm()
+
+
+def test_a_prefix_needs_our_attention_in_flat_batches(bases, tmp_path):
+    module = prefixed(bases["llama"], tmp_path / "prefix", attn_implementation="sdpa")
+    with pytest.raises(ValueError, match=r"cannot train on flat batches.*data\.layout: padded"):
+        module.nll(batch())
+
+
+def test_a_prefix_and_activation_checkpointing_exclude_each_other(bases, tmp_path):
+    with pytest.raises(ValueError, match="activation_checkpointing does not go with PrefixTuning"):
+        prefixed(bases["llama"], tmp_path / "prefix", activation_checkpointing=True)
 
 
 def carrying(layer, args, kwargs, out):

@@ -206,7 +206,10 @@ def load_adapter(
 
 
 def require_base(
-    folder: str | Path, facts: Mapping[str, Any], base_fingerprint: Mapping[str, Any] | None
+    folder: str | Path,
+    facts: Mapping[str, Any],
+    base_fingerprint: Mapping[str, Any] | None,
+    remedy: str = "Load that one, or pass any_base=True",
 ) -> None:
     """Raise ValueError if ``facts`` of an adapter's folder remember another base; name both."""
     expected = facts["base_fingerprint"]
@@ -219,7 +222,7 @@ def require_base(
         )
         raise ValueError(
             f"{folder} was trained on another base model, {facts['base_model']} ({differences}). "
-            "Load that one, or pass any_base=True"
+            + remedy
         )
 
 
