@@ -44,9 +44,18 @@ class AdapterCheckpointIO(CheckpointIO):
         tensor_file, texts = state.pop("adapter_files")
         path = Path(path)
         previous = path.with_name(PREVIOUS) if path.name == LAST else None
-        with sealed_folder(path, previous) as folder:
-            write_files(folder, tensor_file, tensors, texts)
-            torch.save(state, folder / STATE_FILE)
+        try:
+            with sealed_folder(path, previous) as folder:
+                write_files(folder, tensor_file, tensors, texts)
+                with (folder / STATE_FILE).open("wb") as file:
+                    torch.save(state, file)
+        except (OSError, RuntimeError) as error:
+            if (refusal := _of_the_system(error)) is None:
+                raise
+            raise OSError(
+                f"{path} cannot be written: {refusal.strerror or refusal}. The checkpoints that "
+                "are there are whole: --ckpt_path last goes on from the last one"
+            ) from error
 
     def load_checkpoint(
         self,
@@ -76,6 +85,13 @@ class AdapterCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _of_the_system(error: BaseException | None) -> OSError | None:
+    """Return what the system refused; torch's writer raises an error of its own over it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 class Checkpoints(ModelCheckpoint):

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
+from peft_lightning.adapters.atomic import atomic_file, atomic_text
 from peft_lightning.cli_defaults import (
     TRAINER_DEFAULTS,
     checkpoint_path,
@@ -88,8 +89,8 @@ class SaveConfig(SaveConfigCallback):
         """Write the file."""
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / self.config_filename
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            with atomic_file(path) as file:
+                self.parser.save(self.config, file, skip_none=False, multifile=False)
 
 
 class Parser(LightningArgumentParser):
@@ -262,10 +263,10 @@ class PeftCLI(LightningCLI):
         answers = sorted((a for batch in batches for a in batch), key=lambda a: a["index"])
         by = [{"adapter": a["adapter"]} if "adapter" in a else {} for a in answers]
         path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as out:
-            for answer, adapter in zip(answers, by, strict=True):
-                row = datamodule.predict_records[answer["index"]] | adapter
-                row["prediction"] = answer["text"]
-                out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        lines = []
+        for answer, adapter in zip(answers, by, strict=True):
+            row = datamodule.predict_records[answer["index"]] | adapter
+            row["prediction"] = answer["text"]
+            lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        atomic_text(path, "".join(lines))
         rank_zero_info(f"{len(answers)} answers are in {path}")

@@ -33,9 +33,12 @@ CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return the message in one line."""
+    """Return the message in one line, with the notes that were added to it."""
     if isinstance(error, KeyError) and error.args:
         error = str(error.args[0])
+    notes = getattr(error, "__notes__", [])
+    if notes:  # torch's own advice is long, and for who writes programs
+        error = ". ".join([str(error).partition(". ")[0] or type(error).__name__, *notes])
     return " ".join(str(error).split())
 
 
@@ -59,12 +62,17 @@ def exit_status(error: BaseException) -> int | None:
     """Return the exit status for an error that was foreseen, None for one that was not.
 
     Foreseen is what a ``raise`` statement of this package raised, what the system refused (a
-    file, the network, disk space), and what Lightning calls a misconfiguration: 1 if the training
-    itself failed, 2 if the user's input is wrong.
+    file, the network, disk space, memory), and what Lightning calls a misconfiguration: 1 if the
+    training itself failed, 2 if the user's input is wrong.
     """
     names = {c.__name__ for c in type(error).__mro__}
     if "MisconfigurationException" in names or isinstance(error, OSError):
         return 2
+    if isinstance(error, (MemoryError, RuntimeError)):
+        from peft_lightning.out_of_memory import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return 1
     if not _raised_here(error.__traceback__) or isinstance(error, NotImplementedError):
         return None
     return 1 if isinstance(error, RuntimeError) else 2

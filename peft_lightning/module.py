@@ -41,9 +41,11 @@ from peft_lightning.generation import encode_prompt, generate_tokens
 from peft_lightning.guards import Guards
 from peft_lightning.labelled import LabelledOutputs
 from peft_lightning.norms import fuse_norms
+from peft_lightning.out_of_memory import MemoryAdvice
 from peft_lightning.preemption import StopOnSignal
 from peft_lightning.recompute import recompute_activations
 from peft_lightning.report import ProgressBar, Samples, Summary, Throughput
+from peft_lightning.run_folder import OneRun
 from peft_lightning.schedules import Cosine, Schedule, ScheduledLR
 from peft_lightning.sharding import total_norm, whole_tensor
 from peft_lightning.strategies import require_supported
@@ -219,7 +221,15 @@ class CausalLMModule(L.LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """Return what exact resume and a readable run need, unless the trainer has its own."""
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        wanted: list[Callback] = [ExactResume(), Guards(), Throughput(), Samples(), Summary()]
+        wanted: list[Callback] = [
+            OneRun(),
+            MemoryAdvice(),
+            ExactResume(),
+            Guards(),
+            Throughput(),
+            Samples(),
+            Summary(),
+        ]
         for default in [c for c in callbacks if _is_lightnings_default(c)]:
             callbacks.remove(default)
             is_bar = isinstance(default, LightningProgressBar)

@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -199,7 +200,8 @@ class Summary(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         if trainer.state.fn == "fit" and trainer.global_step > 0:
-            self._write(trainer, pl_module, f"stopped: {type(exception).__name__}")
+            with suppress(OSError):  # of a full disk, which may be the exception: that is reported
+                self._write(trainer, pl_module, f"stopped: {type(exception).__name__}")
 
     @rank_zero_only
     def _write(self, trainer: Any, module: Any, status: str) -> None:

@@ -15,7 +15,18 @@ UNITS = {
     **dict.fromkeys(["schedules", "generation", "recompute", "norms", "gated_mlp"], 1),
     **dict.fromkeys(["frozen_layers", "sharding"], 1),
     **dict.fromkeys(
-        ["module", "labelled", "answering", "checkpoint", "preemption", "report", "guards"], 2
+        [
+            "module",
+            "labelled",
+            "answering",
+            "checkpoint",
+            "preemption",
+            "report",
+            "guards",
+            "out_of_memory",
+            "run_folder",
+        ],
+        2,
     ),
     **dict.fromkeys(["serving", "hub", "strategies", "continuing"], 2),
     **dict.fromkeys(["frozen_cache", "frozen_states"], 2),

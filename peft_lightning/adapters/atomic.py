@@ -66,6 +66,21 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder beside ``path`` that is removed when the block ends.
+
+    If the process is killed, the next one that asks for the same removes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary)
+
+
 def atomic_text(path: str | Path, text: str) -> None:
     """Write ``text`` to the file ``path``, in place of what it holds; all of it or nothing."""
     with atomic_file(path) as temporary:

@@ -76,6 +76,7 @@ def write_files(
     Raises:
         ValueError: If there is no tensor, or one is empty, sharded or not finite; nothing is
             written.
+        OSError: If the system refuses to write.
     """
     empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
     if parts := [name for name, tensor in tensors.items() if isinstance(tensor, DTensor)]:
@@ -96,7 +97,10 @@ def write_files(
         own = tensor.detach().cpu().contiguous()
         taken = {t.untyped_storage().data_ptr() for t in plain.values()}
         plain[name] = own.clone() if own.untyped_storage().data_ptr() in taken else own
-    save_file(plain, folder / tensor_file, metadata={"format": "pt"})
+    try:
+        save_file(plain, folder / tensor_file, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{tensor_file} cannot be written: {error}") from None
     for name, text in texts.items():
         (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
 
@@ -241,7 +245,7 @@ def _required(folder: Path, name: str) -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")

@@ -163,10 +163,9 @@ def _write_model(
     options: dict[str, Any],
 ) -> tuple[Layout, torch.dtype]:
     """Write the merged model; return its layout and the dtype of its matrices."""
-    import tempfile
     from functools import partial
 
-    from peft_lightning.adapters.atomic import atomic_file
+    from peft_lightning.adapters.atomic import atomic_file, scratch_folder
     from peft_lightning.adapters.files import read_adapter, require_base
     from peft_lightning.adapters.merged_parts import holds_parts
     from peft_lightning.adapters.merging import require_mergeable
@@ -183,8 +182,7 @@ def _write_model(
     if folder is not None:
         found, tensors, facts = read_adapter(folder)
         adapter = require_mergeable(found, folder)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
+    with scratch_folder(out.with_name(f"{out.name}.merged")) as temporary:
         place = base
         try:
             if holds_parts(tensors):
@@ -195,10 +193,10 @@ def _write_model(
         except NotStreamableError:
             if folder is None:
                 raise
-            write_merged(Path(temporary), folder, base, dtype, 2 * 10**9, any_base, options)
-            weights, tensors = open_weights(temporary), {}
+            write_merged(temporary, folder, base, dtype, 2 * 10**9, any_base, options)
+            weights, tensors = open_weights(str(temporary)), {}
             if adapter is not None and adapter.new_tokens:
-                place = temporary  # whose tokenizer has them
+                place = str(temporary)  # whose tokenizer has them
             adapter = None
         size = weights.model.config.vocab_size
         if place.endswith(".gguf"):

@@ -153,16 +153,16 @@ class PartialAnswers:
         self._file: Any = None
         if self.output is None:
             return self
+        from peft_lightning.adapters.atomic import atomic_text
+
         path = self.output.with_name(self.output.name + ".part")
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         if lines and lines[0] == self.run:
             for line in lines[1:-1]:  # after the last newline stands nothing, or what was torn
                 self.texts |= {int(k): text for k, text in json.loads(line).items()}
             print(f"{path}: {len(self.texts)} answers are there already", file=sys.stderr)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
-        self._file.write(self.run + "\n")
-        self._write(self.texts)
+        atomic_text(path, f"{self.run}\n{json.dumps(self.texts)}\n")
+        self._file = path.open("a", encoding="utf-8")
         return self
 
     def add(self, texts: dict[int, str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(\[(?P<split>[^\]]+)\])?")
 PARQUET_ROWS = 1024  # rows decoded at a time
+LONGEST_LINE = 16 * 2**20  # bytes of a JSONL row; more is no text to train on, but a broken file
 
 Record = dict[str, Any]
 
@@ -111,6 +112,9 @@ def _read_jsonl(path: Path) -> Iterator[tuple[Record | RowError, str]]:
 
 
 def _parse(line: bytes) -> Record | RowError:
+    if len(line) > LONGEST_LINE:
+        detail = f"{len(line):,} bytes; a row has at most {LONGEST_LINE:,}"
+        return RowError("a line that is too long", detail)
     if b"\0" in line:
         return RowError("NUL bytes", f"the first is byte {line.index(0) + 1} of the line")
     try:
@@ -138,6 +142,8 @@ def _read_json(path: Path) -> Iterator[tuple[Record | RowError, str]]:
         content = json.loads(path.read_bytes().decode("utf-8-sig") or "[]")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: invalid UTF-8 at byte {error.start + 1}") from error
+    except RecursionError:
+        raise ValueError(f"{path}: invalid JSON, nested too deeply") from None
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and _looks_like_jsonl(path):
             yield from _read_jsonl(path)

@@ -1,0 +1,75 @@
+"""A run's folder: written by one run at a time, and known to be writable before training."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import IO, Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+LOCK_FILE = "run.lock"
+
+
+class OneRun(Callback):
+    """Refuses a second ``fit`` in the folder of one that is running.
+
+    The lock is the system's: it goes with its process however that ends, and the workers of a
+    data loader do not inherit it. It also holds between machines where the folder is on NFS. The
+    file stays; what it says is of use only while it is locked.
+    """
+
+    def __init__(self) -> None:
+        self._file: IO[str] | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder = Path(trainer.default_root_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
+            self._lock(self._file, folder)
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()
+        except OSError as error:
+            raise ValueError(
+                f"the run's folder {folder} cannot be written: {error.strerror}; give "
+                "--trainer.default_root_dir one that can"
+            ) from error
+
+    @staticmethod
+    def _lock(file: IO[str], folder: Path) -> None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                rank_zero_info(f"{folder} has no locks: see that no other run trains in it")
+                return
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            file.seek(0)
+            raise ValueError(
+                f"another run is training in {folder}, {file.read() or 'just started'}: wait for "
+                "it, or give --trainer.default_root_dir another folder"
+            ) from None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remove what killed runs have left half-written, on this machine or another."""
+        if self._file is None:
+            return
+        for callback in trainer.checkpoint_callbacks:
+            for left in Path(getattr(callback, "dirpath", None) or "").glob(".*.ckpt.*.tmp"):
+                shutil.rmtree(left)
+
+    def teardown(self, trainer: Any, pl_module: L.LightningModule, stage: str) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
