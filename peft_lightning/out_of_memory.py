@@ -40,7 +40,7 @@ class MemoryAdvice(Callback):
     on_predict_batch_start = on_validation_batch_start  # type: ignore[assignment]
 
     def _remember(self, batch: Any) -> None:
-        self._ids, self._positions = batch["input_ids"], batch.get("position_ids")
+        self._ids, self._positions = batch.get("input_ids"), batch.get("position_ids")
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -49,30 +49,33 @@ class MemoryAdvice(Callback):
             exception.add_note(self._advice(trainer, pl_module))
 
     def _advice(self, trainer: Any, module: Any) -> str:
-        advice = []
-        if self._ids is not None:
-            tokens, rows = self._ids.numel(), len(self._ids)
-            if rows == 1 and self._positions is not None:
-                rows = int((self._positions.cpu() == 0).sum())
-            where = f"memory was not enough for a batch of {tokens:,} tokens in {rows} rows"
-            if rows > 1:
-                advice.append(f"data.tokens_per_batch {max(1, tokens // 2)}")
-                if trainer.training:
-                    advice[-1] += (
-                        f" (with trainer.accumulate_grad_batches "
-                        f"{2 * trainer.accumulate_grad_batches} a step has as many tokens)"
-                    )
-            else:
-                advice.append(f"data.max_length {max(2, tokens // 2)}")
-            if trainer.training and not module.activation_checkpointing:
-                advice.append("model.activation_checkpointing true")
-        else:
-            where = "memory was not enough to load the model"
-        if module.model is None or module.model.dtype == torch.float32:
-            size = ""
-            if module.model is not None:
-                count = sum(p.numel() for p in module.model.parameters())
-                size = f" (the weights then take {count * 2 / 2**20:,.0f} instead of "
-                size += f"{count * 4 / 2**20:,.0f} MiB)"
-            advice.append(f"model.dtype bfloat16{size}")
-        return f"{where}: try {', '.join(advice) or 'a smaller model'}"
+        """Return what memory was needed for, and the options that need less of it."""
+        tokens, rows = self._size()
+        needed = f"a batch of {tokens:,} tokens in {rows} rows" if rows else "loading the model"
+        options = []
+        if rows > 1:
+            options.append(f"data.tokens_per_batch {tokens // 2}")
+        elif rows == 1:
+            options.append(f"data.max_length {tokens // 2}")
+        if trainer.training and rows > 1:
+            twice = 2 * trainer.accumulate_grad_batches
+            as_many = f"with trainer.accumulate_grad_batches {twice} a step has as many tokens"
+            options[-1] += f" ({as_many})"
+        if trainer.training and rows and not module.activation_checkpointing:
+            options.append("model.activation_checkpointing true")
+        if module.model is None:
+            options.append("model.dtype bfloat16")
+        elif module.model.dtype == torch.float32:
+            mebibytes = sum(p.numel() for p in module.model.parameters()) / 2**20
+            sizes = f"{2 * mebibytes:,.1f} instead of {4 * mebibytes:,.1f} MiB of weights"
+            options.append(f"model.dtype bfloat16 ({sizes})")
+        return f"memory was not enough for {needed}: try {', '.join(options) or 'a smaller model'}"
+
+    def _size(self) -> tuple[int, int]:
+        """Return the tokens and rows of the batch; 0 if there was none yet."""
+        if self._ids is None:
+            return 0, 0
+        rows = len(self._ids)
+        if rows == 1 and self._positions is not None:  # rows laid end to end, each from 0
+            rows = int((self._positions.cpu() == 0).sum())
+        return self._ids.numel(), rows

@@ -1,7 +1,14 @@
-"""Runs fits in forked children, kills them with SIGKILL, and prints what each step computed.
+"""Runs fits in forked children, kills them with SIGKILL, and lets others go on where they were.
 
 Usage: python resume_driver.py BASE ROWS FOLDER, scenarios as JSON on standard input. One process
-imports once; each run is a fork of it, so a kill costs milliseconds, not an import.
+imports once; each run is a fork of it, so a kill costs milliseconds, not an import. A scenario is
+a chain of runs in one folder: one for each of its ``kills``, and one that is left alone. A kill is
+
+    {"batch": n}                 after batch n is trained, before it is saved
+    {"save": n}                  in the run's n-th save, when its first file is written
+    {"stage": s, "event": n}     at the n-th call or return of a function, counted within stage s
+
+Prints the exit status of each run; the kills' places in the code go to ``kills.jsonl``.
 """
 
 import json
@@ -17,6 +24,43 @@ from lightning.pytorch.callbacks import Callback
 from peft_lightning.adapters import LoRA, PromptTuning
 from peft_lightning.checkpoint import Checkpoints
 from tiny_run import fit
+
+STAGES = {
+    "_TrainingEpochLoop.advance": "step",
+    "Checkpoints.save_now": "save",
+    "_EvaluationLoop.run": "validation",
+    "_FitLoop.on_advance_end": "epoch end",
+}
+
+
+class Moment(Callback):
+    """Kills the process at the n-th call or return of a function within a stage of training.
+
+    Calls of C functions count as well: before and after each write, rename and fsync.
+    """
+
+    def __init__(self, folder: Path, stage: str, event: int) -> None:
+        self.folder, self.stage, self.left = folder, stage, event
+        self.depth = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        sys.setprofile(self._count)
+
+    def _count(self, frame: Any, event: str, argument: Any) -> None:
+        if event in ("call", "return") and STAGES.get(frame.f_code.co_qualname) == self.stage:
+            self.depth += 1 if event == "call" else -1
+        if self.depth > 0:
+            self.left -= 1
+            if self.left == 0:
+                sys.setprofile(None)
+                place = f"{event} {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+                note_kill(self.folder, {"stage": self.stage, "at": place})
+
+
+def note_kill(folder: Path, kill: dict[str, Any]) -> None:
+    with (folder / "kills.jsonl").open("a") as out:
+        out.write(json.dumps(kill) + "\n")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Trace(Callback):
@@ -41,7 +85,7 @@ class Trace(Callback):
         with self.file.open("a") as out:
             out.write(json.dumps(row) + "\n")
         if self.kill_batch == row["batch"]:
-            os.kill(os.getpid(), signal.SIGKILL)
+            note_kill(self.file.parent, {"stage": "step"})
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
         self.saves += 1
@@ -50,26 +94,27 @@ class Trace(Callback):
 
             def fsync(descriptor: int) -> None:  # files are written, the folder not yet renamed
                 original(descriptor)
-                os.kill(os.getpid(), signal.SIGKILL)
+                note_kill(self.file.parent, {"stage": "save"})
 
             os.fsync = fsync
 
 
-def run(base: Path, rows: Path, folder: Path, scenario: dict[str, Any]) -> None:
-    kill = scenario.get("kill") or {}
+def run(base: Path, rows: Path, folder: Path, scenario: dict[str, Any], kill: Any) -> None:
     adapter = (
         PromptTuning(num_virtual_tokens=3)
         if scenario.get("prompt")
         else LoRA(r=2, lora_dropout=scenario.get("dropout", 0.1))
     )
-    trace = Trace(folder / "trace.jsonl", kill.get("batch"), kill.get("save"))
+    callbacks: list[Callback] = [Trace(folder / "trace.jsonl", kill.get("batch"), kill.get("save"))]
+    if "stage" in kill:
+        callbacks.append(Moment(folder, kill["stage"], kill["event"]))
     trainer = fit(
         base,
         rows,
         folder / "run",
         adapter=adapter,
-        callbacks=[trace, Checkpoints(every_n_steps=scenario.get("every", 1))],
-        ckpt_path=scenario.get("ckpt_path"),
+        callbacks=[*callbacks, Checkpoints(every_n_steps=scenario.get("every", 1))],
+        ckpt_path="last" if (folder / "run/checkpoints/last.ckpt").is_dir() else None,
         data=scenario.get("data"),
         module=scenario.get("module"),
         **scenario.get("trainer", {}),
@@ -79,24 +124,32 @@ def run(base: Path, rows: Path, folder: Path, scenario: dict[str, Any]) -> None:
     (folder / "final.json").write_text(json.dumps(bits))
 
 
+def fork(base: Path, rows: Path, folder: Path, scenario: dict[str, Any], kill: Any) -> int:
+    """Return the exit status of one run."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        with (folder / "log.txt").open("a") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        try:
+            run(base, rows, folder, scenario, kill)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
 if __name__ == "__main__":
     base, rows, folder = map(Path, sys.argv[1:])
     for scenario in json.load(sys.stdin):
         target = folder / scenario["name"]
         target.mkdir(parents=True, exist_ok=True)
-        sys.stdout.flush()
-        child = os.fork()
-        if child == 0:
-            with (target / "log.txt").open("a") as log:
-                os.dup2(log.fileno(), 1)
-                os.dup2(log.fileno(), 2)
-            try:
-                run(base, rows, target, scenario)
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        print(json.dumps({"name": scenario["name"], "status": os.waitstatus_to_exitcode(status)}))
+        status = [
+            fork(base, rows, target, scenario, kill) for kill in [*scenario.get("kills", []), {}]
+        ]
+        print(json.dumps({"name": scenario["name"], "status": status}))
