@@ -16,6 +16,7 @@ import torch
 
 from killing import killed_at
 from peft_lightning.__main__ import main
+from peft_lightning.adapters.checksums import SUMS_FILE, require_undamaged
 from tiny_run import fit
 
 Action = Callable[[], object]
@@ -73,12 +74,18 @@ def saving(base: Path) -> tuple[str, Action, Action]:
 
 
 def digests(place: Path) -> dict[str, str]:
+    """Return the digest of each file; a trainer's state is of its own in each run, but whole."""
     files = sorted(place.rglob("*")) if place.is_dir() else [place]
-    return {
+    found = {
         str(f.relative_to(place)): hashlib.sha256(f.read_bytes()).hexdigest()
         for f in files
-        if f.is_file()
+        if f.is_file() and not any(part.endswith(".tmp") for part in f.parts)
     }
+    for name in found:
+        if name.endswith("/trainer_state.pt"):
+            require_undamaged((place / name).parent)
+            found[name] = found[name.replace("trainer_state.pt", SUMS_FILE)] = "undamaged"
+    return found
 
 
 def copy(source: Path, target: Path) -> None:
@@ -106,4 +113,5 @@ if __name__ == "__main__":
         count += 1
         killed = killed_at(count, folder, new, log)
         print(json.dumps({"killed": killed, "left": digests(place)}), flush=True)
-    print(json.dumps({"killed": "files", "left": {p.name: "" for p in place.parent.iterdir()}}))
+    beside = place / "checkpoints" if name == "checkpoint" else place.parent
+    print(json.dumps({"killed": "files", "left": {p.name: "" for p in beside.iterdir()}}))
