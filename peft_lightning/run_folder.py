@@ -65,8 +65,9 @@ class OneRun(Callback):
         """Remove what killed runs have left half-written, on this machine or another."""
         if self._file is None:
             return
-        for folder in {getattr(c, "dirpath", None) for c in trainer.checkpoint_callbacks} - {None}:
-            for left in Path(folder).glob(".*.ckpt.*.tmp"):
+        for callback in trainer.checkpoint_callbacks:
+            folder = getattr(callback, "dirpath", None)
+            for left in Path(folder).glob(".*.ckpt.*.tmp") if folder else ():
                 shutil.rmtree(left)
 
     def teardown(self, trainer: Any, pl_module: L.LightningModule, stage: str) -> None:

@@ -144,7 +144,8 @@ def test_the_tree_shows_what_a_run_leaves(ran, user):
     """Every path in it is there, and nothing lies in the run's folder that it does not name."""
     folder, *paths = tree()
     assert len(paths) > 8
-    assert [path for path in paths if not list(user.glob(path))] == []
+    once = {f"{folder}/checkpoints/previous.ckpt"}  # so short a run saves but once
+    assert {path for path in paths if not list(user.glob(path))} <= once
     named = {path.split("/")[2] for path in paths}
     assert {f.name for f in (user / folder).iterdir()} - named <= {"samples.jsonl"}
 
