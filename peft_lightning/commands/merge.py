@@ -40,7 +40,7 @@ def merge(
         max_shard_size: Of a file of weights, such as 2GB or 500MB.
         verify: Whether to compare; it takes the memory of the model in float32.
         threshold: Largest allowed difference of a logit, in standard deviations of the logits;
-            without, 0.001 for float32, 0.1 for float16 and 0.5 for bfloat16 weights.
+            without, 0.001 for float32, 0.2 for float16 and 1 for bfloat16 weights.
         text: Text file to compare on; without, a built-in text.
         device: Where to compare: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
         any_base: Merge even if the adapter was trained on another base model.
