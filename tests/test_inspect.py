@@ -82,9 +82,12 @@ def test_tensors_of_the_base_are_found_in_hf_pefts_folders(tmp_path, capsys):
 
     model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["lm_head", "q_proj"]))
     model.save_pretrained(tmp_path / "a", save_embedding_layers=True)
-    found = looked_at(capsys, tmp_path / "a")
+    with pytest.raises(RuntimeError, match=r"holds weights of its base, .*lm_head"):
+        inspect(str(tmp_path / "a"), json=True)
+    found = json.loads(capsys.readouterr().out)
     assert any("lm_head" in name for name in found["holds_base_weights"])
-    inspect(str(tmp_path / "a"))
+    with pytest.raises(RuntimeError, match="holds weights of its base"):
+        inspect(str(tmp_path / "a"))
     assert "BASE WEIGHTS" in capsys.readouterr().out
 
 

@@ -13,6 +13,8 @@ def inspect(
 ) -> None:
     """Show what is in a checkpoint or an adapter's folder, ours or HF PEFT's.
 
+    The exit status is 1 if weights of the base are in it.
+
     Args:
         path: The folder.
         json: Everything as one JSON object.
@@ -30,6 +32,8 @@ def inspect(
     if "virtual_tokens" in found and found["method"] != "PREFIX_TUNING":  # those are no embeddings
         _add_nearest(folder, found, model)
     print(json_module.dumps(found, indent=2) if json else _text(found, all))
+    if held := found["holds_base_weights"]:
+        raise RuntimeError(f"{path} holds weights of its base, which has them already: {held[0]}")
 
 
 def _checkpoint(file: Path) -> dict[str, Any]:
