@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -215,8 +216,17 @@ def require_base(
     base_fingerprint: Mapping[str, Any] | None,
     remedy: str = "Load that one, or pass any_base=True",
 ) -> None:
-    """Raise ValueError if ``facts`` of an adapter's folder remember another base; name both."""
+    """Raise ValueError if ``facts`` of an adapter's folder remember another base; name both.
+
+    HF PEFT remembers none, which is said once.
+    """
     expected = facts["base_fingerprint"]
+    if base_fingerprint and not expected:
+        warnings.warn(
+            f"{folder} has no fingerprint of its base, as HF PEFT's folders: whether it was "
+            "trained on this one is not checked",
+            stacklevel=3,
+        )
     if expected and base_fingerprint and expected != base_fingerprint:
         keys = {**expected, **base_fingerprint}
         differences = ", ".join(

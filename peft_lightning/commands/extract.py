@@ -54,7 +54,7 @@ def extract(
     base = _opened(name, trust_remote_code, revision)
     other = _opened(tuned, trust_remote_code, None)
     fingerprint = base.fingerprint()
-    if not any_base:
+    if not any_base and facts["base_fingerprint"]:
         require_base(tuned, facts, fingerprint)
     layers, rest = _differing(name, base, tuned, other)
     if rest and not linear_only:

@@ -258,3 +258,16 @@ def test_a_new_method_enters_the_readers_table_by_its_peft_type(saved, monkeypat
     (folder / "SHA256SUMS").unlink()
     (folder / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "MINE"}))
     assert type(read_adapter(folder)[0]) is Mine
+
+
+def test_a_folder_of_hf_peft_is_said_to_have_no_fingerprint(tmp_path, recwarn):
+    from peft import LoraConfig, get_peft_model
+
+    get_peft_model(tiny_model("llama"), LoraConfig(r=2)).save_pretrained(tmp_path)
+    recwarn.clear()
+    load_adapter(tiny_model("llama"), tmp_path, base_fingerprint={"weights": "x"})
+    said = [str(w.message) for w in recwarn if "fingerprint" in str(w.message)]
+    assert len(said) == 1
+    assert f"{tmp_path} has no fingerprint of its base" in said[0]
+    load_adapter(tiny_model("llama"), tmp_path, any_base=True, base_fingerprint={"weights": "x"})
+    assert len([w for w in recwarn if "fingerprint" in str(w.message)]) == 1
