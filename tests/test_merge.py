@@ -371,6 +371,7 @@ def test_an_adapter_of_another_base_is_refused_unless_any_base(lora, tmp_path):
 
 def test_an_adapter_that_does_not_fit_names_what_is_missing(base, lora, tmp_path):
     broken = shutil.copytree(lora, tmp_path / "ckpt")
+    (broken / "SHA256SUMS").unlink()
     tensors = load_file(broken / "adapter_model.safetensors")
     del tensors["base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"]
     save_file(tensors, broken / "adapter_model.safetensors")
@@ -380,6 +381,7 @@ def test_an_adapter_that_does_not_fit_names_what_is_missing(base, lora, tmp_path
 
 def test_values_that_are_not_finite_name_their_layer(lora, tmp_path):
     broken = shutil.copytree(lora, tmp_path / "ckpt")
+    (broken / "SHA256SUMS").unlink()
     tensors = load_file(broken / "adapter_model.safetensors")
     tensors["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"][0, 0] = float("inf")
     save_file(tensors, broken / "adapter_model.safetensors")
