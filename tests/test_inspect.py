@@ -42,6 +42,9 @@ def test_a_checkpoint_tells_its_step_its_options_and_every_updates_size(
     inspect(str(folder))
     text = capsys.readouterr().out
     assert "step 3, epoch" in text
+    weights = found["base_fingerprint"]["weights"]
+    assert "fingerprint   architecture LlamaForCausalLM, parameters" in text
+    assert f"weights {weights[:12]}" in text
     assert "q_proj" in text
     assert "model.layers.1" not in text
     inspect(str(folder), all=True)

@@ -73,8 +73,8 @@ def _text(found: dict[str, Any], all_layers: bool) -> str:
     tensors = found["tensors"]
     lines = [
         f"{found['path']}: {found['method']}",
-        f"  base model    {found['base_model'] or 'not named'}"
-        + ("" if found["base_fingerprint"] else " (no fingerprint)"),
+        f"  base model    {found['base_model'] or 'not named'}",
+        f"  fingerprint   {_fingerprint(found['base_fingerprint'])}",
     ]
     if tensors["count"]:
         lines.append(
@@ -117,6 +117,13 @@ def _layer_table(layers: dict[str, Any], each: bool) -> list[str]:
             f"{rank:>15.2f} {first:>12.1%}"
         )
     return [*lines, "  (norms: least, median, largest; the rest are medians)"]
+
+
+def _fingerprint(facts: dict[str, Any] | None) -> str:
+    if not facts:
+        return "none: which base it was trained on is not known for certain"
+    hashes = ("shapes", "weights")
+    return ", ".join(f"{k} {v[:12] if k in hashes else v}" for k, v in facts.items())
 
 
 def _short(value: Any) -> str:
