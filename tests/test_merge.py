@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import IDS, randomise
+from parity import IDS, hf_folder, randomise
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -77,6 +78,49 @@ def test_transformers_loads_the_folder_and_computes_what_base_and_adapter_do(
     same(logits(tmp_path / "out"), adapted_logits(base, ckpt))
     assert (logits(tmp_path / "out") - logits(base)).abs().max() > 0.1
     assert "cannot be read tensor by tensor" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields"),
+    [
+        ("llama", {"use_dora": True, "use_rslora": True, "rank_pattern": {"q_proj": 2}}),
+        ("gpt2", {"use_dora": True, "bias": "all"}),
+        ("gpt2", {"lora_bias": True, "bias": "lora_only"}),
+        ("gpt2", {"init_lora_weights": "pissa"}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("saved", ["float32", "bfloat16"])
+def test_variants_of_lora_are_merged(architecture, fields, saved, tmp_path, capsys):
+    base = write_base(tmp_path / "base", architecture, dtype=getattr(torch, saved))
+    own = load_base_model(str(base), dtype="float32", frozen=False)
+    adapter = LoRA(r=4, **fields)
+    adapter.attach(own)
+    with torch.no_grad():
+        for parameter in own.parameters():
+            if parameter.requires_grad:
+                parameter += 0.2 * torch.randn_like(parameter)
+    save_adapter(adapter, own, tmp_path / "ckpt")
+    merge(str(tmp_path / "ckpt"), str(tmp_path / "out"), model=str(base), dtype="float32")
+    same(logits(tmp_path / "out"), adapted_logits(base, tmp_path / "ckpt"))
+    assert (logits(tmp_path / "out") - logits(base)).abs().max() > 0.05
+    assert "cannot be read tensor by tensor" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+def test_pissa_as_hf_peft_writes_it_is_merged_as_hf_peft_computes_it(architecture, tmp_path):
+    base = write_base(tmp_path / "base", architecture)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights="pissa")
+    peft = hf_folder(config, AutoModelForCausalLM.from_pretrained(base), tmp_path / "hf")
+    merge(str(tmp_path / "hf"), str(tmp_path / "out"), model=str(base))
+    same(logits(tmp_path / "out"), peft(IDS).logits)
+
+
+def test_a_bias_that_the_base_has_no_place_for_is_named(base, tmp_path):
+    ckpt = write_adapter(base, tmp_path / "ckpt", LoRA(r=2, lora_bias=True))
+    with pytest.raises(ValueError, match=r"q_proj: its update has a bias \(lora_bias\)"):
+        merge(str(ckpt), str(tmp_path / "out"))
 
 
 def test_the_files_are_the_bases_with_the_sums_of_the_definition(base, lora, tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from peft_lightning.adapters.base import Adapter
 from peft_lightning.adapters.lora import LoRA
+from peft_lightning.adapters.lora_init import is_decomposition
 from peft_lightning.adapters.names import shortened
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -31,6 +32,7 @@ def updates_of(adapter: Adapter, tensors: Mapping[str, Tensor]) -> Updates:
     """
     if not isinstance(adapter, LoRA):
         raise ValueError(f"only LoRA adapters can be combined, and this is {adapter.peft_type}")
+    require_sums(adapter)
     names = [n.removeprefix(PREFIX).removesuffix(A) for n in tensors if n.endswith(A)]
     known = {PREFIX + name + part for name in names for part in (A, B)}
     if other := sorted(set(tensors) ^ known):
@@ -43,6 +45,25 @@ def updates_of(adapter: Adapter, tensors: Mapping[str, Tensor]) -> Updates:
         )
         for name, root in roots.items()
     }
+
+
+def require_sums(adapter: LoRA) -> None:
+    """Raise ValueError if the adapter is more than a sum of updates; say what to do instead."""
+    if adapter.use_dora:
+        raise ValueError(
+            "use_dora: what DoRA adds depends on the base, and DoRAs do not add up; merge the "
+            "adapter into the base by itself"
+        )
+    if adapter.lora_bias or adapter.bias != "none":
+        raise ValueError(
+            f"bias {adapter.bias!r}, lora_bias {adapter.lora_bias}: trained biases are no update "
+            "of a weight, and would be lost; merge the adapter into the base by itself"
+        )
+    if is_decomposition(adapter.init_lora_weights):
+        raise ValueError(
+            f"init_lora_weights {adapter.init_lora_weights!r}: HF PEFT subtracts from the base "
+            "what is not in the file; make it plain LoRA: load_adapter onto its base, save_adapter"
+        )
 
 
 def combine(

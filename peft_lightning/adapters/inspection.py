@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from peft_lightning.adapters.base import Adapter
-from peft_lightning.adapters.combination import updates_of
+from peft_lightning.adapters.combination import A, B, updates_of
 from peft_lightning.adapters.files import CONFIG_FILE, FACTS_FILE
 from peft_lightning.adapters.lora import LoRA
-from peft_lightning.adapters.merged_parts import holds_parts
 
 BASE_WEIGHTS = (".base_layer.weight", "embed_tokens.weight", "lm_head.weight", "wte.weight")
 
@@ -105,8 +105,8 @@ def nearest_tokens(prompt: Tensor, embeddings: Tensor, count: int = 3) -> list[l
 def _lora_layers(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any] | None:
     try:
         lora = LoRA.from_hf_config(config)
-        linear = {name: t for name, t in tensors.items() if not holds_parts([name])}
-        updates = updates_of(lora, linear)
+        factors = {n: t for n, t in tensors.items() if n.endswith((A, B))}
+        updates = updates_of(replace(lora, use_dora=False, lora_bias=False, bias="none"), factors)
     except ValueError:  # a variant that has no plain updates
         return None
     return {

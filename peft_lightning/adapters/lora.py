@@ -18,8 +18,24 @@ from peft_lightning.adapters.beside import (
     remove_parts,
     trained_ids,
 )
+from peft_lightning.adapters.biases import (
+    CHOICES,
+    biases_to_train,
+    require_trainable,
+    restore_biases,
+    train_biases,
+    trained_biases,
+)
+from peft_lightning.adapters.dora import DoRALinear
 from peft_lightning.adapters.enlarged import only_new_rows
+from peft_lightning.adapters.folding import complete, doubled, without_start
 from peft_lightning.adapters.lora_embedding import LoRAEmbedding, is_embedding, tied_head
+from peft_lightning.adapters.lora_init import (
+    DECOMPOSITIONS,
+    RANDOM,
+    is_decomposition,
+    is_known,
+)
 from peft_lightning.adapters.lora_layers import LoRALinear, group_by_input, is_conv1d
 from peft_lightning.adapters.matching import match_pattern
 from peft_lightning.adapters.names import nearest
@@ -27,7 +43,8 @@ from peft_lightning.adapters.new_tokens import add_new_tokens, read_new_tokens
 from peft_lightning.adapters.saved_modules import is_within
 from peft_lightning.adapters.targeting import Targets
 
-_INITS = ("kaiming", "gaussian")
+_INITS = (*RANDOM, *DECOMPOSITIONS)
+_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -43,7 +60,7 @@ class LoRA(Adapter):
         lora_dropout: Dropout on the input of each update, in [0, 1).
         target_modules: Layers to act on: ``all-linear`` (all but the output embedding),
             ``attention``, ``mlp``, a list of names or ends of names, or a regular expression
-            for the whole name.
+            for the whole name. None for HF PEFT's default of the architecture.
         exclude_modules: Layers to leave out: a list of names or ends of names, or a regular
             expression.
         layers_to_transform: Numbers of the decoder layers to act on, counted from 0; all if None.
@@ -64,6 +81,15 @@ class LoRA(Adapter):
         new_tokens: Texts that become tokens of their own: a list, or a file with one a line. The
             vocabulary grows by them and their embeddings are trained, from the mean of the tokens
             that the text was made of before.
+            ``gaussian``: ``A`` normal with deviation 1/r, ``B`` zero; ``orthogonal``: both random
+            with ``B A`` zero; ``olora``, ``pissa`` or ``pissa_niter_4`` (any number): the
+            principal part of ``W``, which the layer subtracts again for good, so that ``W`` stays
+            as it is and a plain LoRA of twice the rank is saved; False: both random, for tests.
+        use_dora: Train the length of each row of ``W + scaling * B A`` too (DoRA,
+            arXiv:2402.09353).
+        lora_bias: Train a bias of each update too.
+        bias: Biases of the base to train too: ``none``, ``lora_only`` (of the adapted layers) or
+            ``all``; in the base's dtype, which has to be float32 to start with.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -126,7 +152,7 @@ class LoRA(Adapter):
     r: int = 16
     lora_alpha: float = 32
     lora_dropout: float = 0.0
-    target_modules: list[str] | str = "all-linear"
+    target_modules: list[str] | str | None = "all-linear"
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
@@ -138,10 +164,11 @@ class LoRA(Adapter):
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     ensure_weight_tying: bool = False
     new_tokens: list[str] | dict[str, dict[str, Any]] | str | None = None
+    use_dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"
 
     def __post_init__(self) -> None:
-        if self.target_modules is None:
-            raise ValueError("target_modules is not set: name the layers to act on")
         self._require(_is_rank(self.r), "r", "a whole number of at least 1")
         self._require(_is_alpha(self.lora_alpha), "lora_alpha", "a number above 0")
         self._require(0 <= self.lora_dropout < 1, "lora_dropout", "at least 0 and below 1")
@@ -152,14 +179,20 @@ class LoRA(Adapter):
         alphas_ok = all(_is_alpha(alpha) for alpha in self.alpha_pattern.values())
         self._require(alphas_ok, "alpha_pattern", "names with numbers above 0")
         init = self.init_lora_weights
-        if not isinstance(init, bool) and init not in _INITS:
+        if not is_known(init):
             raise ValueError(
-                f"init_lora_weights must be true, false, {' or '.join(_INITS)}, got {init!r}"
+                f"init_lora_weights must be true, false, {', '.join(_INITS)}, got {init!r}"
                 + nearest([str(init)], _INITS)
             )
         object.__setattr__(self, "modules_to_save", self.modules_to_save or None)
         object.__setattr__(self, "trainable_token_indices", self.trainable_token_indices or None)
         object.__setattr__(self, "new_tokens", read_new_tokens(self.new_tokens))
+        self._require(self.bias in CHOICES, "bias", " or ".join(CHOICES))
+        if self.lora_bias and (self.use_dora or init not in (True, False)):
+            raise ValueError(
+                f"lora_bias goes with neither use_dora ({self.use_dora}) nor another "
+                f"init_lora_weights than true or false ({init!r}): HF PEFT would not read it"
+            )
         self._targets()
 
     def with_tokenizer(self, tokenizer: Any) -> LoRA:
@@ -183,11 +216,13 @@ class LoRA(Adapter):
         return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        return {
-            f"base_model.model.{name}.{part}.weight": getattr(layer, part).weight
+        of_layers = {
+            f"{name}.{part}": tensor
             for name, layer in self.layers(model).items()
-            for part in ("lora_A", "lora_B")
-        } | {f"base_model.model.{name}": tensor for name, tensor in part_tensors(model).items()}
+            for part, tensor in layer.tensors().items()
+        }
+        found = of_layers | trained_biases(model) | part_tensors(model)
+        return {_PREFIX + name: tensor for name, tensor in found.items()}
 
     def fitted(
         self, model: nn.Module, tensors: Mapping[str, Tensor]
@@ -199,21 +234,25 @@ class LoRA(Adapter):
 
     def load_state_dict(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         fit_saved(model, tensors)
-        # HF PEFT repeats the weight of an embedding that is adapted: the base has it
-        adapted = (LoRALinear, LoRAEmbedding)
-        repeated = {
-            key: layer.weight
-            for name, layer in model.named_modules()
-            if isinstance(layer, adapted)
-            and (key := f"base_model.model.{name}.base_layer.weight") in tensors
-        }
-        for key, weight in repeated.items():
-            if not torch.equal(tensors[key].to(weight), weight):
+        given, layers = dict(tensors), self.layers(model)
+        for name, layer in model.named_modules():
+            if not isinstance(layer, LoRALinear | LoRAEmbedding):
+                continue
+            # HF PEFT repeats the weight of an embedding that is adapted: the base has it
+            repeated = given.pop(key := f"{_PREFIX}{name}.base_layer.weight", None)
+            if repeated is not None and not torch.equal(repeated.to(layer.weight), layer.weight):
                 raise ValueError(
                     f"the file brings its own base weight, {key}, and it is not this model's: "
                     "load the base that the adapter was trained on"
                 )
-        super().load_state_dict(model, {k: t for k, t in tensors.items() if k not in repeated})
+        for name, layer in layers.items():
+            a, b = _keys(name)
+            if a in given and b in given:
+                found = complete(given[a], given[b], layer, layer.weight, self.init_lora_weights)
+                given |= dict(zip((a, b), found, strict=True))
+        super().load_state_dict(model, given)
+        for name, layer in layers.items():
+            layer.load_initial(*(given[key] for key in _keys(name)))
 
     def hf_config(self, model: nn.Module) -> dict[str, Any]:
         layers = self.layers(model).values()
@@ -227,6 +266,8 @@ class LoRA(Adapter):
             "target_modules": self._targets().written(model),
             "trainable_token_indices": trained_ids(model, self.trainable_token_indices),
         }
+        if is_decomposition(self.init_lora_weights):
+            options = doubled(options)
         return {**self.hf_defaults, **options}
 
     def texts(self, model: nn.Module, tokenizer: Any = None) -> dict[str, str | bytes]:
@@ -235,6 +276,10 @@ class LoRA(Adapter):
         if self.new_tokens and tokenizer is not None:
             texts |= tokenizer_files(tokenizer)
         return texts
+
+    @classmethod
+    def from_hf_config(cls, config: Mapping[str, Any]) -> LoRA:
+        return super().from_hf_config(without_start(config))
 
     def _insert(self, model: nn.Module, initialise: bool) -> None:
         if isinstance(self.new_tokens, list):
@@ -260,22 +305,55 @@ class LoRA(Adapter):
                     raise ValueError(
                         f"{option} key {key!r} matches no targeted layer" + nearest([key], leaves)
                     )
-        model.requires_grad_(False)
+        self._require_linear(found)
+        outside = {n: base for n, base in found.items() if not is_embedding(base)}
+        biases = biases_to_train(model, self.bias, outside, beside.saved)
+        if initialise:
+            require_trainable(model, self.bias, biases)
+        init = self.init_lora_weights if initialise else None
+        layers: dict[str, nn.Module] = {}
         for name, base in found.items():
-            init = self.init_lora_weights if initialise else None
-            rank, scaling = self.rank(name), self.scaling(name)
-            layer: nn.Module
             if is_embedding(base):
-                layer = LoRAEmbedding(cast(nn.Embedding, base), rank, scaling, init)
+                options = (self.rank(name), self.scaling(name), init)
+                layers[name] = LoRAEmbedding(cast(nn.Embedding, base), *options)
             elif beside.ends and name == beside.ends[1]:
-                layer = tied_head(base, cast(LoRAEmbedding, model.get_submodule(beside.ends[0])))
+                layers[name] = tied_head(base, cast(LoRAEmbedding, layers[beside.ends[0]]))
             else:
-                layer = LoRALinear(base, rank, scaling, self.lora_dropout, init)
+                layers[name] = self._linear(name, base, init)
+        model.requires_grad_(False)
+        train_biases(model, biases)
+        for name, layer in layers.items():
             model.set_submodule(name, layer)
         beside.insert(model, initialise)
         group_by_input(model)
 
+    def _linear(self, name: str, base: nn.Module, init: bool | str | None) -> LoRALinear:
+        options = (self.rank(name), self.scaling(name), self.lora_dropout, init)
+        if self.use_dora:
+            layer: LoRALinear = DoRALinear(base, *options)
+        else:
+            layer = LoRALinear(base, *options, bias=self.lora_bias)
+        if init is None and is_decomposition(self.init_lora_weights):
+            layer.fold_initial()  # to be loaded with the rest
+        return layer
+
+    def _require_linear(self, found: Mapping[str, nn.Module]) -> None:
+        """Raise ValueError if an embedding is among the targets of what linear layers only take."""
+        init = self.init_lora_weights
+        given = {
+            "use_dora": self.use_dora,
+            "lora_bias": self.lora_bias,
+            f"init_lora_weights {init!r}": is_decomposition(init) or init == "orthogonal",
+        }
+        embeddings = [name for name, base in found.items() if is_embedding(base)]
+        if embeddings and (options := [name for name, is_set in given.items() if is_set]):
+            raise ValueError(
+                f"{' and '.join(options)} takes linear layers only, and target_modules choose the "
+                f"embedding {embeddings[0]}: leave it out, or train it with modules_to_save"
+            )
+
     def _remove(self, model: nn.Module) -> None:
+        restore_biases(model)
         for name, layer in self.layers(model).items():
             model.set_submodule(name, layer.base_layer)
         remove_parts(model)
@@ -287,6 +365,11 @@ class LoRA(Adapter):
             self.layers_to_transform,
             self.layers_pattern,
         )
+
+
+def _keys(layer: str) -> tuple[str, str]:
+    """Return the names in a file of the two matrices of a layer's update."""
+    return f"{_PREFIX}{layer}.lora_A.weight", f"{_PREFIX}{layer}.lora_B.weight"
 
 
 def _is_rank(value: Any) -> bool:

@@ -78,6 +78,8 @@ class Transposed(nn.Module):
         name: Of the parameter.
     """
 
+    bias = None
+
     def __init__(self, owner: nn.Module, name: str) -> None:
         super().__init__()
         self._owner, self._name = [owner], name

@@ -21,7 +21,7 @@ class Projection(NamedTuple):
 
     Args:
         weight: (out, in), frozen.
-        bias: (out,), frozen, or None.
+        bias: (out,), frozen or trained, or None.
         a: lora_A's weight, (r, in).
         b: lora_B's, (out, r).
         scaling: Factor on the update.
@@ -41,7 +41,7 @@ def lora_linear(x: Tensor, layers: Sequence[Projection]) -> tuple[Tensor, ...]:
         x: (..., in), in the dtype to compute in; weights of others are cast to it. If it has an
             attribute ``remake``, (function, tensors), it is not kept for the backward pass but
             made again by ``function(*tensors)``: a norm's or activation's output, cheaply.
-        layers: Those that read ``x``; no gradient is computed of their weights and biases.
+        layers: Those that read ``x``; no gradient is computed of their weights.
 
     Returns:
         One (..., out) for each layer.
@@ -87,13 +87,15 @@ class _LoRALinear(torch.autograd.Function):
         flat = source[0] if ctx.remake is None else ctx.remake(*source).flatten(0, -2)
         needs_x = ctx.needs_input_grad[0]
         d_x: Tensor | None = None
-        d_downs, d_bs = [], []
+        d_downs, d_bs, d_biases = [], [], []  # type: ignore[var-annotated]
         for grad, (weight, _, _, b), scaling, part in zip(
             grads, fours, ctx.scalings, _parts(down, fours), strict=True
         ):
             dy = grad.reshape(-1, grad.shape[-1]).to(flat.dtype)  # (N, out)
             d_downs.append(dy @ (b * scaling).to(dy.dtype))  # (N, r)
             d_bs.append((part.T @ dy).T.to(b.dtype) * scaling)
+            trains_bias = ctx.needs_input_grad[4 + 4 * len(d_biases) + 1]
+            d_biases.append(dy.sum(0) if trains_bias else None)
             if needs_x:
                 weight = weight.to(dy.dtype)
                 d_x = dy @ weight if d_x is None else d_x.addmm_(dy, weight)
@@ -101,7 +103,8 @@ class _LoRALinear(torch.autograd.Function):
         d_as = (d_down.T @ flat).to(fours[0][2].dtype).split([a.shape[0] for _, _, a, _ in fours])
         if d_x is not None:
             d_x = d_x.addmm_(d_down, _stacked(fours, flat.dtype)).view(ctx.shape)
-        found = [g for d_a, d_b in zip(d_as, d_bs, strict=True) for g in (None, None, d_a, d_b)]
+        each = zip(d_biases, d_as, d_bs, strict=True)
+        found = [g for d_bias, d_a, d_b in each for g in (None, d_bias, d_a, d_b)]
         return d_x, None, None, None, *found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters.base import adapter_dtype
 from peft_lightning.adapters.lora_function import Projection, lora_linear
+from peft_lightning.adapters.lora_init import init_lora, is_decomposition
 
 SHARED_INPUTS = (  # names of layers that read the same input in models of transformers
     ("q_proj", "k_proj", "v_proj"),
@@ -40,6 +40,7 @@ class LoRALinear(nn.Module):
         scaling: Factor on the update: ``lora_alpha / r`` in the paper, section 4.1.
         dropout: Probability of zeroing an input feature of the update, in [0, 1).
         init: How ``init_lora`` draws ``A`` and ``B``; None leaves both zero, to be loaded.
+        bias: Whether ``B`` has a trained bias, (out,), scaled like the update (``lora_bias``).
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class LoRALinear(nn.Module):
         scaling: float,
         dropout: float = 0.0,
         init: bool | str | None = True,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = features(base_layer)
@@ -56,14 +58,20 @@ class LoRALinear(nn.Module):
         device, dtype = self.weight.device, adapter_dtype(self.weight.dtype)
         # drawn on the CPU, so that a seed gives the same adapter on every device
         self.lora_A = _zero_linear(self.in_features, r, dtype)
-        self.lora_B = _zero_linear(r, self.out_features, dtype)
+        self.lora_B = _zero_linear(r, self.out_features, dtype, bias)
         self.dropout = nn.Dropout(dropout)
         self.scaling = scaling
         self.shared_input: SharedInput | None = None
+        self.initial_A: Tensor | None
+        self.initial_B: Tensor | None
+        self.register_buffer("initial_A", None, persistent=False)  # see fold_initial
+        self.register_buffer("initial_B", None, persistent=False)
         if init is not None:
             init_lora(self, init)
         self.lora_A.to(device)
         self.lora_B.to(device)
+        if is_decomposition(init):
+            self.fold_initial()
 
     @property
     def r(self) -> int:
@@ -76,6 +84,42 @@ class LoRALinear(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         return cast(Tensor | None, self.base_layer.bias)
+
+    def matrix(self) -> Tensor:
+        """Return the base's weight as (out, in)."""
+        return self.weight.T if is_conv1d(self.base_layer) else self.weight
+
+    def fold_initial(self) -> None:
+        """Subtract the update as it is now, for good: the layer computes what its base does.
+
+        What OLoRA and PiSSA do to the base's weight, without touching it.
+        """
+        self.initial_A = self.lora_A.weight.detach().clone()
+        self.initial_B = self.lora_B.weight.detach().clone()
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return ``A`` and ``B`` of the whole update, a subtracted initial one appended."""
+        a, b = self.lora_A.weight, self.lora_B.weight
+        if self.initial_A is None or self.initial_B is None:
+            return a, b
+        return torch.cat([a, self.initial_A]), torch.cat([b, -self.initial_B], 1)
+
+    def load_initial(self, a: Tensor, b: Tensor) -> None:
+        """Copy what ``factors`` returns of another such layer, if a part of it is subtracted."""
+        if self.initial_A is None or self.initial_B is None:
+            return
+        for own, given in ((self.lora_A.weight, a[: self.r]), (self.lora_B.weight, b[:, : self.r])):
+            own.detach().copy_(given)
+        self.initial_A.copy_(a[self.r :])
+        self.initial_B.copy_(-b[:, self.r :])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is trained by its name within the layer, as a file holds it."""
+        a, b = self.factors()
+        found = {"lora_A.weight": a, "lora_B.weight": b}
+        if self.lora_B.bias is not None:
+            found["lora_B.bias"] = self.lora_B.bias
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = _dtype_of_products(x)
@@ -100,13 +144,23 @@ class LoRALinear(nn.Module):
         y = self.base_layer(x)
         a, b = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
         update = F.linear(F.linear(self.dropout(x), a), b)  # (..., in) -> (..., r) -> (..., out)
+        if self.lora_B.bias is not None:
+            update = update + self.lora_B.bias.to(x.dtype)
+        if self.initial_A is not None and self.initial_B is not None:
+            a, b = self.initial_A.to(x.dtype), self.initial_B.to(x.dtype)
+            update = update - F.linear(F.linear(x, a), b)
         return y + (update * self.scaling).to(y.dtype)
 
     def projection(self) -> Projection:
         """Return what ``lora_linear`` takes of this layer."""
-        weight = self.weight.T if is_conv1d(self.base_layer) else self.weight
-        a, b = self.lora_A.weight, self.lora_B.weight
-        return Projection(weight, self.bias, a, b, self.scaling)
+        return Projection(self.matrix(), self.whole_bias(), *self.factors(), self.scaling)
+
+    def whole_bias(self) -> Tensor | None:
+        """Return the bias of base and update together, (out,)."""
+        own = self.lora_B.bias
+        if own is None:
+            return self.bias
+        return self.scaling * own if self.bias is None else self.bias + self.scaling * own
 
     @property
     def path(self) -> str:
@@ -186,31 +240,12 @@ def _dtype_of_products(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-@torch.no_grad()
-def init_lora(layer: LoRALinear, init: bool | str) -> None:
-    """Draw the initial ``A`` and ``B``: for a seed the same numbers as HF PEFT.
-
-    Args:
-        layer: On the CPU.
-        init: True or "kaiming": ``A`` from U(-1/sqrt(in), 1/sqrt(in)), ``B`` zero; "gaussian":
-            ``A`` from N(0, 1/r^2), ``B`` zero; False: both random, for tests: the model no longer
-            starts from the base.
-    """
-    layer.lora_A.reset_parameters()
-    layer.lora_B.reset_parameters()
-    if init is False:
-        return
-    if init == "gaussian":
-        nn.init.normal_(layer.lora_A.weight, std=1 / layer.r)
-    else:
-        nn.init.kaiming_uniform_(layer.lora_A.weight, a=math.sqrt(5))  # as loralib and HF PEFT do
-    nn.init.zeros_(layer.lora_B.weight)  # so that training starts from the base model
-
-
-def _zero_linear(inputs: int, outputs: int, dtype: torch.dtype) -> nn.Linear:
+def _zero_linear(inputs: int, outputs: int, dtype: torch.dtype, bias: bool = False) -> nn.Linear:
     with torch.device("meta"):  # no draw from the random generator
-        layer = nn.Linear(inputs, outputs, bias=False)
-    layer.weight = nn.Parameter(torch.zeros(outputs, inputs, device="cpu", dtype=dtype))
+        layer = nn.Linear(inputs, outputs, bias=bias)
+    for name, parameter in list(layer.named_parameters()):
+        zeros = torch.zeros(parameter.shape, device="cpu", dtype=dtype)
+        setattr(layer, name, nn.Parameter(zeros))
     return layer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ def add_update(
     *,
     transposed: bool = False,
     dtype: torch.dtype | None = None,
+    magnitude: Tensor | None = None,
 ) -> Tensor:
     """Return ``weight + scaling * b @ a``, rounded once.
 
@@ -37,6 +39,7 @@ def add_update(
         transposed: Whether ``weight`` is (in, out), as in GPT-2's ``Conv1D``.
         dtype: Of the result, that of ``weight`` if None. The sum is computed in float32, in
             float64 for a float64 weight.
+        magnitude: (out,), DoRA's: the length to which each row of the sum is brought.
 
     Raises:
         ValueError: If the weight is no matrix of this shape (it may be quantised), or a sum is
@@ -51,6 +54,10 @@ def add_update(
     wide = torch.promote_types(weight.dtype, torch.float32)
     update = b.to(weight.device, wide) @ a.to(weight.device, wide)  # (out, in)
     total = (update.T if transposed else update).mul_(scaling).add_(weight)
+    if magnitude is not None:
+        rows = total.T if transposed else total  # (out, in)
+        gain = magnitude.to(rows) / torch.linalg.vector_norm(rows, dim=1)
+        rows.mul_(gain[:, None])
     merged = total.to(dtype or weight.dtype).contiguous()
     if not merged.isfinite().all():
         found = "its weight or update is not finite" if not total.isfinite().all() else None
@@ -67,12 +74,28 @@ def merged_weight(layer: LoRALinear, name: str = "the layer") -> Tensor:
     """
     return add_update(
         layer.weight,
-        layer.lora_A.weight,
-        layer.lora_B.weight,
+        *layer.factors(),
         layer.scaling,
         name,
         transposed=is_conv1d(layer.base_layer),
+        magnitude=getattr(layer, "lora_magnitude_vector", None),
     )
+
+
+def merged_bias(layer: LoRALinear, name: str = "the layer") -> Tensor | None:
+    """Return the bias that goes with ``merged_weight``, in the dtype of the base's."""
+    require_place_for_bias(layer, name)
+    bias = layer.whole_bias()
+    return None if bias is None or layer.bias is None else bias.detach().to(layer.bias.dtype)
+
+
+def require_place_for_bias(layer: LoRALinear, name: str) -> None:
+    """Raise ValueError if the update has a bias and the base has none."""
+    if layer.lora_B.bias is not None and layer.bias is None:
+        raise ValueError(
+            f"cannot merge into {name}: its update has a bias (lora_bias) and the base has none; "
+            "serve the adapter unmerged, or train it without lora_bias"
+        )
 
 
 def require_mergeable(adapter: Adapter | None, where: object = "the model") -> LoRA:
@@ -111,15 +134,19 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
             was.
     """
     layers = require_mergeable(attached_adapter(model)).layers(model)
-    weights = {name: merged_weight(layer, name) for name, layer in layers.items()}
-    originals = {name: layer.weight for name, layer in layers.items()}
+    found = {n: (merged_weight(layer, n), merged_bias(layer, n)) for n, layer in layers.items()}
+    originals = {name: (layer.weight, layer.bias) for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
-            layer.base_layer.weight = nn.Parameter(weights.pop(name), requires_grad=False)
+            weight, bias = found.pop(name)
+            layer.base_layer.weight = nn.Parameter(weight, requires_grad=False)
+            if bias is not None:
+                layer.base_layer.bias = nn.Parameter(bias, requires_grad=False)
             model.set_submodule(name, layer.base_layer)
         with merged_parts(model):
             yield model
     finally:
         for name, layer in layers.items():
-            layer.base_layer.weight = originals[name]
+            layer.base_layer.weight, bias = originals[name]
+            layer.base_layer.bias = cast(nn.Parameter, bias)
             model.set_submodule(name, layer)

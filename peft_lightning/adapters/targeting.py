@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from peft_lightning.adapters.default_targets import default_targets
 from peft_lightning.adapters.lora_embedding import is_embedding
 from peft_lightning.adapters.lora_layers import is_linear
 from peft_lightning.adapters.matching import ends_with, matches, shortest_suffixes
@@ -33,7 +34,8 @@ class Targets:
         target_modules: A list of names, each the whole of a layer's name or the end of it after
             a dot; or ``all-linear`` (all but the output embedding), ``attention`` or ``mlp``
             (the linear layers of these blocks, fused ones too, routers of experts left out); any
-            other string is a regular expression for the whole name.
+            other string is a regular expression for the whole name. None for HF PEFT's default
+            of the architecture.
         exclude_modules: Names to leave out, as a list or regular expression like the above.
         layers_to_transform: Number or numbers of the layers to act on; all if None. A layer that
             is named in full is chosen whatever its number.
@@ -41,7 +43,7 @@ class Targets:
             ``layers`` or ``h``; the first numbered one if None.
     """
 
-    target_modules: list[str] | str
+    target_modules: list[str] | str | None
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
@@ -139,6 +141,8 @@ class Targets:
         return list(found)
 
     def _expanded(self, model: nn.Module) -> list[str] | str:
+        if self.target_modules is None:
+            return default_targets(model)
         if self.target_modules not in SHORTHANDS:
             return self.target_modules
         named = modules(model)

@@ -120,6 +120,12 @@ def _beyond_lora(config: Mapping[str, Any]) -> list[str]:
         found.append(f"modules_to_save {config['modules_to_save']} must be none: {MERGE}")
     if config.get("bias", "none") != "none" or config.get("lora_bias"):
         found.append(f"trained biases are not taken: train with bias none, or {MERGE}")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.startswith(("pissa", "olora", "corda", "lora_ga", "loftq")):
+        found.append(
+            f"init_lora_weights {init}: it does not know that the base was changed for this "
+            "adapter; make it plain LoRA: load_adapter onto its base and save_adapter"
+        )
     if config.get("trainable_token_indices"):
         found.append(f"trained tokens are not taken: {MERGE}")
     return found

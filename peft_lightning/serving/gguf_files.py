@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from peft_lightning.adapters.beside import require_no_parts
+from peft_lightning.adapters.combination import require_sums
 from peft_lightning.adapters.lora import LoRA
 from peft_lightning.adapters.names import check_names
 from peft_lightning.serving.gguf_layout import Layout
@@ -41,10 +42,12 @@ def write_lora(
         dtype: Of both matrices.
 
     Raises:
-        ValueError: If the architecture has no place for a layer, or the tensors do not fit.
+        ValueError: If the architecture has no place for a layer, the adapter is more than a sum
+            of updates, such as DoRA, or the tensors do not fit.
     """
     layout = Layout(model.config)
     tied = model.config.get_text_config().tie_word_embeddings
+    require_sums(adapter)
     adapter.attach(model, initialise=False)
     layers = adapter.layers(model)
     require_no_parts(model, "a LoRA's GGUF file")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from peft_lightning.adapters.beside import require_no_parts
+from peft_lightning.adapters.folding import complete
 from peft_lightning.adapters.lora import LoRA
 from peft_lightning.adapters.lora_layers import LoRALinear, is_conv1d
-from peft_lightning.adapters.merging import add_update
+from peft_lightning.adapters.merging import add_update, require_place_for_bias
 from peft_lightning.adapters.names import check_names
 from peft_lightning.base_model.weight_files import StoredTensor, WeightFiles
+
+_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,10 @@ class MergedTensors:
     ) -> None:
         self.weights, self.tensors, self.dtype = weights, tensors, dtype
         self.layers: dict[str, LoRALinear] = {}
+        self.init: bool | str = True
         if adapter is not None:
+            self.init = adapter.init_lora_weights
+            adapter = replace(adapter, init_lora_weights=True)  # the files are complete or HF's
             adapter.attach(weights.model, initialise=False)
             self.layers = adapter.layers(weights.model)
             require_no_parts(weights.model, "merging")
@@ -84,7 +90,7 @@ class MergedTensors:
         Raises:
             ValueError: If some are not finite, or the adapter was trained on other ones.
         """
-        weight = piece.source.read()
+        weight = self._bias(piece.name, piece.source.read())
         if piece.layer is None:
             cast = weight.to(piece.dtype)
             if piece.dtype != weight.dtype and not cast.isfinite().all():
@@ -96,12 +102,31 @@ class MergedTensors:
                 f"the file brings its own base weight, {_repeated(piece.layer)}, and it is not "
                 "this model's: load the base that the adapter was trained on"
             )
-        stem, layer = f"base_model.model.{piece.layer}", self.layers[piece.layer]
+        stem, layer = f"{_PREFIX}{piece.layer}", self.layers[piece.layer]
         a, b = (self.tensors[f"{stem}.{part}.weight"] for part in ("lora_A", "lora_B"))
-        transposed = is_conv1d(layer.base_layer)
+        a, b = complete(a, b, layer, weight, self.init)
         return add_update(
-            weight, a, b, layer.scaling, piece.layer, transposed=transposed, dtype=piece.dtype
+            weight,
+            a,
+            b,
+            layer.scaling,
+            piece.layer,
+            transposed=is_conv1d(layer.base_layer),
+            dtype=piece.dtype,
+            magnitude=self.tensors.get(f"{stem}.lora_magnitude_vector"),
         )
+
+    def _bias(self, name: str | None, value: Tensor) -> Tensor:
+        """Return the merged value of parameter ``name`` if it is a trained bias, else ``value``."""
+        stem, _, part = f"{_PREFIX}{name}".rpartition(".")
+        if part != "bias":
+            return value
+        trained = (self.tensors.get(f"{stem}.{part}") for part in ("bias", "base_layer.bias"))
+        value = next((t for t in trained if t is not None), value)
+        update = self.tensors.get(f"{stem}.lora_B.bias")
+        if update is None:
+            return value
+        return value + self.layers[stem.removeprefix(_PREFIX)].scaling * update
 
     def _pieces(self) -> list[Piece]:
         """Return the tensors of the merged model in the order of the base's files."""
@@ -115,6 +140,7 @@ class MergedTensors:
 
         head = self.weights.model.get_output_embeddings()
         for name, layer in self.layers.items():
+            require_place_for_bias(layer, name)
             weight = f"{name}.weight"
             key = self.weights.keys[weight]
             if len(names[key]) == 1:
@@ -138,4 +164,4 @@ class MergedTensors:
 
 def _repeated(layer: str) -> str:
     """Return the name under which HF PEFT repeats the base's weight of an output embedding."""
-    return f"base_model.model.{layer}.base_layer.weight"
+    return f"{_PREFIX}{layer}.base_layer.weight"

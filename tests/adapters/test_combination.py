@@ -207,3 +207,32 @@ def test_as_lora_keeps_the_updates_at_scale_1(two):
     for name, (b, a) in updates_of(lora, tensors).items():
         assert lora.scaling(name) == 1
         assert_close(b @ a, updates[1][name][0] @ updates[1][name][1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"use_dora": True}, "use_dora: what DoRA adds depends on the base"),
+        ({"lora_bias": True}, "bias 'none', lora_bias True: trained biases are no update"),
+        ({"bias": "all"}, "bias 'all', lora_bias False: trained biases"),
+        ({"init_lora_weights": "pissa"}, "make it plain LoRA: load_adapter onto its base"),
+    ],
+)
+def test_what_is_more_than_a_sum_of_updates_is_refused_by_name(fields, message):
+    with pytest.raises(ValueError, match=message):
+        updates_of(LoRA(**fields), {})
+
+
+def test_pissa_saved_here_is_resized_like_any_lora(tmp_path):
+    adapter, model = LoRA(r=4, init_lora_weights="pissa"), tiny_model("llama")
+    adapter.attach(model)
+    with torch.no_grad():
+        for layer in adapter.layers(model).values():
+            layer.lora_B.weight += torch.randn_like(layer.lora_B.weight)
+    save_adapter(adapter, model, tmp_path / "a")
+    resize(str(tmp_path / "a"), str(tmp_path / "b"), rank=4)  # (B - B0) A has this rank
+    before, after = (updates_of(*read_adapter(tmp_path / n)[:2]) for n in ("a", "b"))
+    assert before.keys() == after.keys()
+    for name, (b, a) in after.items():
+        assert a.shape[0] == 4
+        assert_close(b @ a, before[name][0] @ before[name][1], rtol=1e-4, atol=1e-4)

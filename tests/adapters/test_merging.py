@@ -118,6 +118,38 @@ def test_hf_peft_merges_to_the_same_weights(architecture, tmp_path):
         assert_close(model.state_dict(), theirs)
 
 
+VARIANTS = [
+    ("llama", {"use_dora": True}),
+    ("gpt2", {"use_dora": True, "use_rslora": True}),
+    ("gpt2", {"lora_bias": True}),
+    ("gpt2", {"bias": "lora_only", "use_dora": True}),
+    ("llama", {"init_lora_weights": "pissa", "use_dora": True}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "fields"), VARIANTS, ids=str)
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+def test_variants_are_merged_to_hf_pefts_weights_and_the_originals_come_back(
+    architecture, fields, tmp_path
+):
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, **fields)
+    theirs = hf_folder(config, tiny_model(architecture), tmp_path).merge_and_unload()
+    model = tiny_model(architecture)
+    load_adapter(model, tmp_path)
+    before = {name: p for name, p in model.named_parameters()}
+    want = model(IDS).logits
+    with merged(model):
+        assert_close(model.state_dict(), theirs.state_dict(), rtol=1e-4, atol=1e-5)
+        assert_close(model(IDS).logits, want, rtol=1e-4, atol=1e-4)
+    assert all(p is before[name] for name, p in model.named_parameters())
+
+
+def test_a_bias_of_the_update_needs_one_of_the_base():
+    model = adapted("llama", LoRA(r=4, lora_bias=True))
+    with pytest.raises(ValueError, match=r"cannot merge into .*: its update has a bias"):
+        merged(model).__enter__()
+
+
 def test_a_sum_that_is_not_finite_names_its_layer():
     model = adapted("llama", LoRA(r=2, target_modules=["q_proj"]))
     model.model.layers[1].self_attn.q_proj.lora_A.weight.data[0, 0] = float("nan")

@@ -1,6 +1,8 @@
 import pytest
 import torch
+from peft.utils import constants
 
+from peft_lightning.adapters.default_targets import BY_MODEL_TYPE
 from peft_lightning.adapters.lora import LoRA
 from peft_lightning.adapters.matching import match_pattern, shortest_suffixes
 from peft_lightning.adapters.targeting import Targets
@@ -156,3 +158,15 @@ def test_patterns_match_the_end_of_a_name_as_in_hf_peft(key, name, matches):
 
     assert (match_pattern({key: 1}, name) == 1) is matches
     assert (get_pattern_key([key], name) == key) is (matches or key == name)
+
+
+def test_the_default_targets_are_hf_pefts():
+    theirs = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    assert {kind: theirs[kind] for kind in BY_MODEL_TYPE} == BY_MODEL_TYPE
+    encoders = {"bart", "bert", "blip-2", "deberta", "deberta-v2", "electra", "layoutlm", "mt5"}
+    assert set(theirs) - set(BY_MODEL_TYPE) == encoders | {"roberta", "t5", "xlm-roberta"}
+
+
+def test_an_architecture_without_default_targets_is_named():
+    with pytest.raises(ValueError, match=r"no default for model type 'phi3': name .*mean phi\?"):
+        Targets(None).find(tiny_model("phi3"))
