@@ -103,7 +103,7 @@ def run(base: Path, rows: Path, folder: Path, scenario: dict[str, Any], kill: An
     adapter = (
         PromptTuning(num_virtual_tokens=3)
         if scenario.get("prompt")
-        else LoRA(r=2, lora_dropout=scenario.get("dropout", 0.1))
+        else LoRA(r=2, lora_dropout=scenario.get("dropout", 0.1), **scenario.get("lora", {}))
     )
     callbacks: list[Callback] = [Trace(folder / "trace.jsonl", kill.get("batch"), kill.get("save"))]
     if "stage" in kill:

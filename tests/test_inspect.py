@@ -51,6 +51,20 @@ def test_a_checkpoint_tells_its_step_its_options_and_every_updates_size(
     assert "model.layers.1.mlp.down_proj" in capsys.readouterr().out
 
 
+def test_what_is_more_than_updates_still_tells_the_updates(tmp_path, capsys):
+    model, adapter = tiny_model("gpt2"), LoRA(r=2, use_dora=True, bias="all")
+    adapter.attach(model)
+    for tensor in adapter.state_dict(model).values():
+        tensor.normal_()
+    save_adapter(adapter, model, tmp_path / "a")
+    found = looked_at(capsys, tmp_path / "a")
+    assert found["options"]["use_dora"] is True
+    assert found["options"]["bias"] == "all"
+    for name, layer in adapter.layers(model).items():
+        delta = layer.lora_B.weight.detach() @ layer.lora_A.weight.detach() * 16
+        assert found["layers"][name]["norm"] == pytest.approx(float(delta.norm()), rel=1e-5)
+
+
 def test_the_effective_rank_is_that_of_the_entropy_of_the_singular_values():
     torch.manual_seed(0)
     q, _ = torch.linalg.qr(torch.randn(7, 3).double())

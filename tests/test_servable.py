@@ -97,6 +97,16 @@ def test_what_hf_peft_adds_to_lora_is_named(base, tmp_path, capsys):
     assert "transformers: yes" in said
 
 
+def test_a_folder_whose_base_hf_peft_has_changed_is_named(base, tmp_path, capsys):
+    config = LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa")
+    model = tiny_model("llama", torch.float32, vocab_size=len(byte_tokenizer()))
+    get_peft_model(model, config).save_pretrained(tmp_path)
+    servable(str(tmp_path), model=str(base))
+    said = capsys.readouterr().out
+    assert "vllm: no" in said
+    assert "init_lora_weights pissa: it does not know that the base was changed" in said
+
+
 def test_a_base_that_is_not_there_is_said_not_to_be_checked(base, tmp_path, capsys):
     verdicts(base, tmp_path, LoRA(r=8), capsys)
     servable(str(tmp_path), model="no/such")

@@ -40,6 +40,9 @@ def without_start(config: Mapping[str, Any]) -> dict[str, Any]:
             does not save.
     """
     init = config.get("init_lora_weights", True)
+    if isinstance(init, str):
+        init = init.lower()  # HF PEFT takes Gaussian and OLoRA too
+        config = {**config, "init_lora_weights": init}
     if init == "eva":  # data decided on ranks and A: what is saved is plain LoRA
         return {**config, "init_lora_weights": True, "eva_config": None}
     if is_decomposition(init) and "niter" in init:

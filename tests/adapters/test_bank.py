@@ -102,3 +102,29 @@ def test_what_cannot_be_is_named_and_changes_nothing(folders, tmp_path):
     with pytest.raises(ValueError, match="the model has an adapter already"):
         AdapterBank(model)
     assert torch.equal(logits(model, bank.use("small")), expected["small"])
+
+
+def test_variants_of_lora_are_switched_and_leave_the_base_bit_identical(tmp_path):
+    variants = {
+        "dora": LoRA(r=2, use_dora=True),
+        "biases": LoRA(r=2, lora_bias=True, bias="all"),
+        "pissa": LoRA(r=2, init_lora_weights="pissa"),
+    }
+    expected = {"base": logits(tiny_model("gpt2"), None)}
+    bank = AdapterBank(model := tiny_model("gpt2"))
+    for name, adapter in variants.items():
+        own = tiny_model("gpt2")
+        adapter.attach(own)
+        with torch.no_grad():
+            for parameter in own.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.3 * torch.randn_like(parameter)
+        save_adapter(adapter, own, tmp_path / name)
+        expected[name] = logits(own.eval(), adapter)
+        assert (expected[name] - expected["base"]).abs().max() > 0.1
+        bank.add(name, tmp_path / name)
+    for name in ["biases", "dora", "base", "pissa", "biases", "base"]:
+        torch.testing.assert_close(logits(model, bank.use(name)), expected[name])
+    plain = tiny_model("gpt2").state_dict()
+    assert model.state_dict().keys() == plain.keys()
+    assert all(torch.equal(t, plain[name]) for name, t in model.state_dict().items())

@@ -131,10 +131,11 @@ def test_twenty_names_and_more_are_written_as_hf_writes_them(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_half_precision_base_keeps_a_float32_file(dtype, tmp_path):
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_half_precision_base_keeps_a_float32_file(dtype, dora, tmp_path):
     model = tiny_model("llama", dtype)
-    ours = our_folder(LoRA(r=4, lora_alpha=8), model, tmp_path / "ours")
-    config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4)
+    ours = our_folder(LoRA(r=4, lora_alpha=8, use_dora=dora), model, tmp_path / "ours")
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4, use_dora=dora)
     peft = hf_folder(config, tiny_model("llama", dtype), tmp_path / "theirs")
     assert keys_and_shapes(ours) == keys_and_shapes(tmp_path / "theirs")
     assert {dtype for _, dtype in keys_and_shapes(ours).values()} == {torch.float32}
@@ -252,6 +253,12 @@ def test_keys_that_are_left_out_have_hf_pefts_defaults():
     adapter = LoRA.from_hf_config({"peft_type": "LORA", "target_modules": ["q_proj"]})
     assert (adapter.r, adapter.lora_alpha) == (8, 8)
     assert LoRA.from_hf_config({"peft_type": "LORA"}).target_modules is None
+
+
+def test_names_of_starts_are_read_in_any_case_as_hf_peft_does():
+    for init in ("Gaussian", "OLoRA"):
+        adapter = LoRA.from_hf_config({"peft_type": "LORA", "init_lora_weights": init})
+        assert adapter.init_lora_weights == init.lower()
 
 
 def test_unknown_keys_that_are_off_are_accepted():
