@@ -2,7 +2,8 @@
 
 Registered with transformers' ``AttentionInterface`` under ``NAME``. A model that is called with
 ``seq_lens`` runs one causal attention per sequence, without any mask, with grouped-query heads
-as they are; called without (generation, padded batches) it is transformers' own ``sdpa``.
+as they are, or on a GPU torch's kernel for all of them at once, where that can; called without
+(generation, padded batches) it is transformers' own ``sdpa``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from peft_lightning.cpu_attention import Causal, cpu_attention
+from peft_lightning.varlen_attention import has_varlen, takes_varlen, varlen_attention
 
 NAME = "peft_lightning"
 
@@ -88,6 +90,10 @@ def attention_per_sequence(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return out, None
+    plain = softcap is None and s_aux is None and dropout == 0 and not prefix_len
+    if plain and has_varlen(query.device) and takes_varlen(query, key, value):
+        ends, longest = kwargs["cu_seq_lens_q"], kwargs["max_length_q"]
+        return varlen_attention(query, key, value, ends, longest, scaling, sliding_window), None
     lens = key_lens = list(seq_lens)
     if n := prefix_len or key.shape[2] - query.shape[2]:
         own, rest = ([n], lens[1:]) if prefix_len else ([], lens)

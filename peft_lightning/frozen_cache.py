@@ -58,8 +58,12 @@ class FrozenCache:
 
 def adapted_depth(model: Any, adapter: Adapter) -> int:
     """Return how many of the lowest decoder layers see nothing of what ``adapter`` trains."""
-    leaves_inputs = type(adapter).prepare_inputs is Adapter.prepare_inputs
-    return frozen_depth(model) if leaves_inputs else 0
+    return frozen_depth(model) if leaves_inputs(adapter) else 0
+
+
+def leaves_inputs(adapter: Adapter) -> bool:
+    """Whether ``adapter`` gives the model a batch as it is, without virtual tokens."""
+    return type(adapter).prepare_inputs is Adapter.prepare_inputs
 
 
 def cache_of_run(module: Any) -> FrozenCache:

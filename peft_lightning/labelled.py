@@ -109,6 +109,11 @@ class LabelledOutputs:
         logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits.flatten(0, 1)
         return logits if flat else logits[positions]
 
+    def path(self) -> str:
+        """Return how the loss is computed, for the table at a run's start."""
+        plain = self._has_plain_head()
+        return "labelled tokens, in chunks" if plain else "labelled tokens, the model's own logits"
+
     def _has_plain_head(self) -> bool:
         """Whether the loss may skip the model's own head; found out once."""
         if self._plain_head is None:

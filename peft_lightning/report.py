@@ -22,21 +22,24 @@ from torch import nn
 
 from peft_lightning import __version__
 from peft_lightning.adapters.files import atomic_text
+from peft_lightning.paths import path_of, paths_table
 
 PACKAGES = ("torch", "lightning", "transformers")
 
 
 def trained_table(model: nn.Module) -> str:
-    """Return a table of the trainable parameters by module pattern, with their share and bytes.
+    """Return a table of the trainable parameters by module pattern: share, bytes and path.
 
     Args:
         model: With the adapter attached; layer numbers are folded into ``*``.
     """
     groups: dict[str, list[int]] = {}
+    paths: dict[str, dict[str, None]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             pattern = re.sub(r"\.\d+\.", ".*.", name).removesuffix(".weight")
             pattern = re.sub(r"\.lora_[AB]$", "", pattern)
+            paths.setdefault(pattern, {})[path_of(model, name)] = None
             group = groups.setdefault(pattern, [0, 0, 0])
             group[0] += 1
             group[1] += parameter.numel()
@@ -45,9 +48,10 @@ def trained_table(model: nn.Module) -> str:
     trained = sum(group[1] for group in groups.values())
     stored = sum(group[2] for group in groups.values())
     width = max(map(len, [*groups, "trained"]))
-    rows = [f"{'trained':<{width}}  tensors   parameters        share        bytes"]
+    rows = [f"{'trained':<{width}}  tensors   parameters        share        bytes  path"]
     rows += [
-        f"{pattern:<{width}}  {n:>7}  {size:>11,}  {size / total:>10.4%}  {b:>11,}"
+        f"{pattern:<{width}}  {n:>7}  {size:>11,}  {size / total:>10.4%}  {b:>11,}  "
+        f"{', '.join(paths[pattern])}".rstrip()
         for pattern, (n, size, b) in groups.items()
     ]
     tensors = sum(group[0] for group in groups.values())
@@ -188,10 +192,14 @@ class RunSummary:
 
 
 class Summary(Callback):
-    """Prints the table of what is trained, and writes ``summary.json`` beside the checkpoints."""
+    """Prints what is trained and how it is computed, and writes ``summary.json``.
+
+    The file is beside the checkpoints.
+    """
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rank_zero_print(trained_table(pl_module.model))  # type: ignore[arg-type]
+        rank_zero_print(paths_table(pl_module))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer, pl_module, "finished")

@@ -29,10 +29,14 @@ UNITS = {
         2,
     ),
     **dict.fromkeys(["serving", "hub", "strategies", "continuing"], 2),
-    **dict.fromkeys(["frozen_cache", "frozen_states"], 2),
+    **dict.fromkeys(["frozen_cache", "frozen_states", "paths"], 2),
     **dict.fromkeys(["__main__", "cli", "commands"], 3),
 }
-PARTS = {"cpu_attention": "attention", "": "version"}  # files that belong to a unit beside them
+PARTS = {
+    "cpu_attention": "attention",
+    "varlen_attention": "attention",
+    "": "version",
+}  # files that belong to a unit beside them
 
 LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
     1: {"torch", "transformers", "safetensors", "numpy", "tokenizers"},

@@ -13,7 +13,7 @@ from peft_lightning import LoRA
 from peft_lightning.generation import encode_prompt, find_end_ids
 from peft_lightning.report import ProgressBar, trained_table, useful_tokens
 from tiny import tiny_model
-from tiny_run import byte_tokenizer, fit
+from tiny_run import byte_tokenizer, fit, write_base
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +137,29 @@ def test_sample_answers_use_the_template_that_the_data_were_written_in(base, row
     assert text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     end = module.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert end in find_end_ids(module.model, module.tokenizer)
+
+
+def test_the_start_says_how_each_part_is_computed(base, rows, tmp_path, capsys):
+    adapter = LoRA(r=2, layers_to_transform=1)
+    fit(base, rows, tmp_path / "run", adapter=adapter, max_steps=1)
+    said = capsys.readouterr().out.splitlines()
+    ends = {line.split()[0]: line.split()[-1] for line in said if line}
+    assert ends["model.layers.*.self_attn.q_proj"] == "grouped"
+    assert ends["model.layers.*.mlp.down_proj"] == "fused"
+    assert "norms           LlamaRMSNorm fused (5)" in said
+    assert "gated MLPs      LlamaMLP fused (2)" in said
+    assert "attention       each sequence alone, on cpu" in said
+    assert "loss            labelled tokens, in chunks" in said
+    assert "layers below 1  no graph, nothing kept" in said
+
+
+def test_the_start_says_what_runs_as_transformers_has_it(tmp_path, rows, capsys):
+    base = write_base(tmp_path / "base", "gemma3")
+    adapter = LoRA(r=2, target_modules=["q_proj"])
+    module = {"attn_implementation": "eager"}
+    data = {"layout": "padded"}
+    fit(base, rows, tmp_path / "run", adapter=adapter, module=module, data=data, max_steps=1)
+    said = capsys.readouterr().out.splitlines()
+    assert "norms       Gemma3RMSNorm as it is (13)" in said
+    assert "attention   eager, of transformers" in said
+    assert not [line for line in said if line.startswith("layers below")]

@@ -1,0 +1,71 @@
+"""How each part of a step is computed, as the table at a run's start says it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from peft_lightning import attention, gated_mlp, norms
+from peft_lightning.frozen_cache import adapted_depth
+
+
+def path_of(model: nn.Module, parameter: str) -> str:
+    """Return how the layer that holds ``parameter`` says that it is computed; "" if it does not."""
+    names = parameter.split(".")
+    for end in range(len(names) - 1, 0, -1):
+        module = model.get_submodule(".".join(names[:end]))
+        if isinstance(path := getattr(module, "path", None), str):
+            return path
+    return ""
+
+
+def paths_table(module: Any) -> str:
+    """Return one line for each part of a step that can be computed in several ways.
+
+    Args:
+        module: A ``CausalLMModule`` whose model is built, with or without a trainer.
+    """
+    model = module.model
+    rows = [
+        ("norms", _fused(model, norms, r"Norm")),
+        ("gated MLPs", _fused(model, gated_mlp, r"MLP")),
+        ("attention", _attention(model.config._attn_implementation, module.device)),
+        ("loss", module.outputs.path()),
+    ]
+    if depth := adapted_depth(model, module.adapter):
+        what = "read from disk" if module.cache_frozen else "no graph, nothing kept"
+        rows.append((f"layers below {depth}", what))
+    width = max(len(name) for name, how in rows)
+    return "\n".join(f"{name:<{width}}  {how}" for name, how in rows if how)
+
+
+def _runs(module: Any, of: Any) -> bool:
+    """Whether the forward of ``module`` was replaced by one of the unit ``of``."""
+    forward = module.__dict__.get("forward")
+    while isinstance(forward, partial):
+        if forward.func.__module__ == of.__name__:
+            return True
+        forward = next((a for a in forward.args if isinstance(a, partial)), None)
+    return False
+
+
+def _fused(model: nn.Module, unit: Any, kind: str) -> str:
+    """Return how many modules of a kind run fused, by class: "LlamaRMSNorm fused (61)"."""
+    found: Counter[str] = Counter()
+    for module in model.modules():
+        name = type(module).__name__
+        if re.search(f"{kind}$", name):
+            found[f"{name} {'fused' if _runs(module, unit) else 'as it is'}"] += 1
+    return ", ".join(f"{what} ({count})" for what, count in found.items())
+
+
+def _attention(name: str, device: torch.device) -> str:
+    if name != attention.NAME:
+        return f"{name}, of transformers"
+    varlen = device.type == "cuda" and attention.has_varlen(device)
+    return "flash kernel over sequences" if varlen else f"each sequence alone, on {device.type}"
