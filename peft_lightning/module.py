@@ -47,7 +47,7 @@ from peft_lightning.recompute import recompute_activations
 from peft_lightning.report import ProgressBar, Samples, Summary, Throughput
 from peft_lightning.run_folder import OneRun
 from peft_lightning.schedules import Cosine, Schedule, ScheduledLR
-from peft_lightning.sharding import total_norm, whole_tensor
+from peft_lightning.sharding import sharded_as, total_norm, whole_tensor
 from peft_lightning.strategies import require_supported
 
 Batch = dict[str, Any]
@@ -392,7 +392,9 @@ class CausalLMModule(L.LightningModule):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load the adapter's tensors; missing, unexpected and misshapen ones are an error."""
-        self.adapter.load_state_dict(self.model, state_dict)
+        own = self.adapter.state_dict(self.model)
+        parts = {n: sharded_as(t, own[n]) if n in own else t for n, t in state_dict.items()}
+        self.adapter.load_state_dict(self.model, parts)
         return nn.modules.module._IncompatibleKeys([], [])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -6,8 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
@@ -49,21 +52,25 @@ class FSDP2Strategy(DDPStrategy):
         """Load the base on the CPU: no device has to hold all of it."""
         return self.precision_plugin.tensor_init_context()
 
-    def model_to_device(self) -> None:
+    def setup(self, trainer: L.Trainer) -> None:
         """Shard the model, which moves its layers, and move the rest."""
         module: Any = self.lightning_module
+        assert self.accelerator is not None
+        self.accelerator.setup(trainer)
         if module.cache_frozen:
             raise ValueError(
                 "cache_frozen: true does not go with strategy fsdp2: it needs the whole model in "
                 "each process; use strategy ddp"
             )
-        mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-        steps = ("training_step", "validation_step", "test_step", "generate")
-        shard(module, mesh, steps)
+        if not isinstance(module, FSDPModule):  # it is after fit, when the same one is validated
+            self.precision_plugin.convert_module(module)
+            mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+            steps = ("training_step", "validation_step", "test_step", "generate")
+            shard(module, mesh, steps)
         module.to(self.root_device)
-
-    def configure_ddp(self) -> None:
-        """Do nothing: the sharded module averages its gradients itself."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the optimizer's state with whole tensors."""

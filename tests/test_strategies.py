@@ -135,6 +135,7 @@ def test_two_processes_report_the_losses_and_choose_the_checkpoint_of_one(folder
     one, two = f"one/{setup}", f"two/{setup} {strategy}"
     losses = outcome(folder, one)["losses"]
     for rank in (0, 1):
+        assert outcome(folder, two, rank)["validated"] == pytest.approx(min(losses), rel=1e-6)
         assert outcome(folder, two, rank)["losses"] == pytest.approx(losses, rel=1e-6)  # float32
 
     def facts(name, checkpoint):
