@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from peft_lightning.compiled_attention import compiled_attention
 from peft_lightning.cpu_attention import Causal, cpu_attention
 from peft_lightning.varlen_attention import has_varlen, takes_varlen, varlen_attention
 
@@ -82,6 +83,11 @@ def attention_per_sequence(
     Returns:
         (1, T, H, Dv), and no attention weights.
     """
+    ends = kwargs.get("cu_seq_lens_q")
+    compiles = torch.compiler.is_compiling() and query.device.type == "cpu"
+    if compiles and ends is not None and s_aux is None and dropout == 0:
+        scale = scaling or query.shape[-1] ** -0.5  # seq_lens unread: it would be compiled in
+        return compiled_attention(query, key, value, ends, scale, sliding_window, softcap), None
     if seq_lens is None:
         if softcap is not None or s_aux is not None:
             out = _explicit(query, key, value, attention_mask, scaling, dropout, softcap, s_aux)

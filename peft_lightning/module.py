@@ -34,8 +34,9 @@ from peft_lightning.base_model import (
     load_tokenizer,
 )
 from peft_lightning.checkpoint import AdapterCheckpointIO, Checkpoints, ExactResume, check_same_run
+from peft_lightning.compiling import compile_layers
 from peft_lightning.continuing import adapter_to_continue, attach_trained
-from peft_lightning.frozen_cache import cache_of_run
+from peft_lightning.frozen_cache import cache_of_run, leaves_inputs
 from peft_lightning.gated_mlp import fuse_gated_mlps
 from peft_lightning.generation import encode_prompt, generate_tokens
 from peft_lightning.guards import Guards
@@ -71,6 +72,8 @@ class CausalLMModule(L.LightningModule):
         dtype: Of the base's weights: auto (as saved), float32, bfloat16 or float16.
         activation_checkpointing: Recompute each layer in the backward pass instead of keeping
             its activations.
+        compile: Compile the decoder layers with torch.compile; not for methods that put virtual
+            tokens before the text.
         cache_frozen: Run the layers below the adapter once for each row, keep what they say on
             disk beside the tokens, and train from that.
         frozen_cache_gib: Most that such files may take on that disk, in GiB; those used last
@@ -95,6 +98,7 @@ class CausalLMModule(L.LightningModule):
         lr_schedule: Schedule = Cosine(),  # noqa: B008  (frozen)
         dtype: str = "auto",
         activation_checkpointing: bool = False,
+        compile: bool = False,
         cache_frozen: bool = False,
         frozen_cache_gib: float = 20.0,
         sample_prompts: list[str] | None = None,
@@ -123,6 +127,7 @@ class CausalLMModule(L.LightningModule):
         self.lr_schedule = lr_schedule
         self.dtype_name = dtype
         self.activation_checkpointing = activation_checkpointing
+        self.compile_layers = compile
         self.cache_frozen, self.frozen_cache_gib = cache_frozen, frozen_cache_gib
         self.sample_prompts = sample_prompts or []
         self.sample_max_new_tokens = sample_max_new_tokens
@@ -156,8 +161,9 @@ class CausalLMModule(L.LightningModule):
         )
         self.load_tokenizer()
         self.fingerprint = base_fingerprint(model)
-        fuse_norms(model)
-        fuse_gated_mlps(model)
+        if not self.compile_layers:  # the compiler fuses them itself
+            fuse_norms(model)
+            fuse_gated_mlps(model)
         if self._folders:
             self.model, self.bank = model, AdapterBank(model, self.fingerprint)
             for name, folder in self._folders.items():
@@ -167,6 +173,13 @@ class CausalLMModule(L.LightningModule):
             self.adapter.attach(model)
         else:
             attach_trained(model, self.init_from, self._configured_adapter, self.fingerprint)
+        if self.compile_layers:
+            if not leaves_inputs(self.adapter):
+                raise ValueError(
+                    f"compile: true does not go with {type(self.adapter).__name__}, whose virtual "
+                    "tokens change what is compiled: set model.compile to false"
+                )
+            compile_layers(model)
         if self.activation_checkpointing:
             recompute_activations(model)
         self.model = model

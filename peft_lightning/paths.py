@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peft_lightning import attention, gated_mlp, norms
+from peft_lightning import attention, compiling, gated_mlp, norms
 from peft_lightning.frozen_cache import adapted_depth
 
 
@@ -40,6 +40,8 @@ def paths_table(module: Any) -> str:
     if depth := adapted_depth(model, module.adapter):
         what = "read from disk" if module.cache_frozen else "no graph, nothing kept"
         rows.append((f"layers below {depth}", what))
+    if compiled := sum(_runs(m, compiling) for m in model.modules()):
+        rows.append(("torch.compile", f"{compiled} layers"))
     width = max(len(name) for name, how in rows)
     return "\n".join(f"{name:<{width}}  {how}" for name, how in rows if how)
 

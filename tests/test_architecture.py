@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 UNITS = {
     **dict.fromkeys(["adapters", "data", "base_model", "losses", "attention"], 1),
     **dict.fromkeys(["schedules", "generation", "recompute", "norms", "gated_mlp"], 1),
-    **dict.fromkeys(["frozen_layers", "sharding"], 1),
+    **dict.fromkeys(["compiling", "frozen_layers", "sharding"], 1),
     **dict.fromkeys(
         [
             "module",
@@ -34,6 +34,7 @@ UNITS = {
 }
 PARTS = {
     "cpu_attention": "attention",
+    "compiled_attention": "attention",
     "varlen_attention": "attention",
     "": "version",
 }  # files that belong to a unit beside them

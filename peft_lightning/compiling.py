@@ -1,0 +1,48 @@
+"""torch.compile of the decoder layers, in place and one by one: all share the same code."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile the forward of every decoder layer, for batches of any length.
+
+    Names of parameters stay as they are. Generation, which has a cache of keys and values, runs
+    the layers as they were.
+
+    Args:
+        model: Its decoder layers are changed in place.
+        backend: Of torch.compile.
+
+    Raises:
+        ValueError: If there is no such layer, or no C++ compiler on this machine.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no layers of the usual kind: set model.compile to false"
+        )
+    compiler = os.environ.get("CXX", "g++")
+    if backend == "inductor" and shutil.which(compiler) is None:
+        raise ValueError(
+            f"model.compile needs a C++ compiler, and there is no {compiler}: install it, or set "
+            "model.compile to false"
+        )
+    for layer in layers:
+        compiled: Any = torch.compile(layer.forward, dynamic=True, fullgraph=True, backend=backend)
+        layer.forward = partial(_forward, layer.forward, compiled)
+
+
+def _forward(
+    plain: Callable[..., Any], compiled: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    return (plain if kwargs.get("past_key_values") is not None else compiled)(*args, **kwargs)

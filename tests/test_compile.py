@@ -1,0 +1,104 @@
+"""torch.compile as an option: no graph break, the same gradients, names and checkpoints."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from peft_lightning import CausalLMModule, Constant, LoRA, PromptTuning
+from peft_lightning.attention import NAME, flat_inputs
+from peft_lightning.compiling import compile_layers
+from peft_lightning.data.batching import flat_collate
+from tiny import DIM, tiny_model
+from tiny_run import fit
+
+
+def flat_batch(lens, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(3, 100, (n,), generator=generator).numpy() for n in lens]
+    return flat_collate([{"input_ids": ids, "labels": ids} for ids in rows])
+
+
+def gradients(model, batch):
+    """Return the loss of a flat batch and the gradients of all that is trained."""
+    inputs = {k: batch[k] for k in ("input_ids", "position_ids")} | flat_inputs(batch)
+    model.zero_grad()
+    logits = model(**inputs, use_cache=False).logits[0]
+    loss = torch.nn.functional.cross_entropy(logits, batch["labels"][0])
+    loss.backward()
+    return loss, {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "backend"),
+    [("llama", "aot_eager"), ("gpt2", "eager"), ("gemma3", "eager"), ("phi3", "eager")],
+)
+def test_compiled_layers_have_the_gradients_of_plain_ones(architecture, backend):
+    plain, compiled = (tiny_model(architecture, attn_implementation=NAME) for _ in range(2))
+    for model in (plain, compiled):
+        torch.manual_seed(0)
+        LoRA(r=2, init_lora_weights=False).attach(model)
+    compile_layers(compiled, backend)  # fullgraph: a graph break is an error
+    for lens in ([5, 13, 2], [20, 7]):
+        ours, wanted = (gradients(m, flat_batch(lens)) for m in (compiled, plain))
+        assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_share_code_that_takes_batches_of_any_length():
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=DIM,
+        intermediate_size=48,
+        num_hidden_layers=9,  # one more than the recompilations that torch allows
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME).eval()
+    LoRA(r=2).attach(model)
+    counter = CompileCounter()
+    compile_layers(model, backend=counter)
+    for lens in ([5, 13, 2], [20, 7], [3, 9, 4, 11]):
+        gradients(model, flat_batch(lens))
+    assert counter.frame_count <= 3
+
+
+def test_a_compiled_run_trains_resumes_and_answers_as_a_plain_one(base, rows, tmp_path):
+    options = {"max_steps": 4, "max_epochs": -1, "adapter": LoRA(r=2)}
+    modules = {"lr_schedule": Constant()}, {"lr_schedule": Constant(), "compile": True}
+    plain, compiled = (
+        fit(base, rows, tmp_path / name, module=module, **options)
+        for name, module in zip(("plain", "compiled"), modules, strict=True)
+    )
+    ours, wanted = (t.lightning_module.state_dict() for t in (compiled, plain))
+    assert_close(ours, wanted, rtol=1e-3, atol=1e-4)
+    assert list(dict(compiled.lightning_module.named_parameters())) == list(
+        dict(plain.lightning_module.named_parameters())
+    )
+    last = str(tmp_path / "compiled" / "checkpoints" / "last.ckpt")
+    options["max_steps"] = 6
+    resumed = fit(base, rows, tmp_path / "r", module=modules[1], ckpt_path=last, **options)
+    whole = fit(base, rows, tmp_path / "w", module=modules[1], **options)
+    for name, tensor in whole.lightning_module.state_dict().items():
+        assert torch.equal(tensor, resumed.lightning_module.state_dict()[name]), name
+    module = CausalLMModule.load_from_checkpoint(last)
+    prompts = ["say 3 ab", "say"]
+    assert compiled.lightning_module.generate(prompts, 8) == module.generate(prompts, 8)
+
+
+def test_virtual_tokens_cannot_be_compiled(base):
+    with pytest.raises(ValueError, match="does not go with PromptTuning"):
+        CausalLMModule(
+            str(base), PromptTuning(num_virtual_tokens=2), compile=True
+        ).configure_model()
+
+
+def test_a_machine_without_a_compiler_is_named(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler, and there is no no-such-com"):
+        compile_layers(tiny_model("llama"))
