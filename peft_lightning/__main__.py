@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from difflib import get_close_matches
 from pathlib import Path
+
+from peft_lightning.signals import STOP
 
 PROG = "python -m peft_lightning"
 
@@ -99,6 +102,8 @@ def run(args: list[str]) -> None:
         module = importlib.import_module(f"peft_lightning.commands.{command}")
         run_function(getattr(module, command), rest, prog=f"{PROG} {command}")
         return
+    if command == "fit":  # a signal before the first step is answered after it
+        STOP.listen(signal.SIGTERM, signal.SIGUSR1)
     from peft_lightning.cli_given import configs_first, read_given
 
     rest = configs_first(rest)

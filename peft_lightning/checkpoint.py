@@ -10,7 +10,8 @@ from __future__ import annotations
 import pickle
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,20 @@ class Checkpoints(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
-        step = trainer.global_step
-        if step % self.every_n_steps == 0 and at_step_boundary(trainer):
+        if self._is_due(trainer) and not validation_follows(trainer):
             self.save_now(trainer)
-        if step == trainer.max_steps:  # Lightning then validates before it ends, for best.ckpt
+        # Lightning then validates before it ends, for best.ckpt
+        if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self._is_due(trainer) and trainer.global_step != trainer.max_steps:
+            self.save_now(trainer)
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        return trainer.global_step % self.every_n_steps == 0 and at_step_boundary(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.fast_dev_run:
@@ -143,7 +153,7 @@ class Checkpoints(ModelCheckpoint):
             if self.monitor in candidates:
                 self._save_topk_checkpoint(trainer, candidates)
             self._saved_step = -1  # the best score so far belongs to the state
-            self.save_now(trainer)
+            self.save_now(trainer, validated=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave ``last.ckpt`` as validation or the last step left it: before the epoch's end."""
@@ -151,19 +161,48 @@ class Checkpoints(ModelCheckpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save_now(trainer)
 
-    def save_now(self, trainer: Any) -> None:
-        """Save ``last.ckpt`` now, unless this step is saved already."""
+    def save_now(self, trainer: Any, validated: bool = False) -> None:
+        """Save ``last.ckpt`` now, unless this step is saved already.
+
+        Args:
+            trainer: After an optimizer step, perhaps within the validation behind it.
+            validated: Whether that validation is over; if not, a resumed run begins with it.
+        """
         if self._saved_step == trainer.global_step or trainer.fast_dev_run:
             return
         self._saved_step = trainer.global_step
         assert self.dirpath is not None
         self.last_model_path = str(Path(self.dirpath) / LAST)
-        self._save_checkpoint(trainer, self.last_model_path)
+        within_validation = trainer.validating and not validated
+        with _validation_due(trainer) if within_validation else nullcontext():
+            self._save_checkpoint(trainer, self.last_model_path)
 
 
 def at_step_boundary(trainer: L.Trainer) -> bool:
     """Whether the last batch ended with an optimizer step, with no gradient waiting."""
     return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def validation_follows(trainer: Any) -> bool:
+    """Whether a validation comes before the next batch, or training ends with this one.
+
+    Lightning leaves out a validation that was still due when a checkpoint was saved after a batch.
+    What is saved within it, by ``Checkpoints.save_now``, begins with it.
+    """
+    loop = trainer.fit_loop
+    last = trainer.global_step == trainer.max_steps
+    return last or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+@contextmanager
+def _validation_due(trainer: Any) -> Iterator[None]:
+    """Let the progress be that of a validation interrupted in its first batch, all to be done."""
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    now = progress.state_dict()
+    progress.reset()
+    progress.total.ready = progress.total.started = 1
+    yield
+    progress.load_state_dict(now)
 
 
 class ExactResume(Callback):

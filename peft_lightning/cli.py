@@ -23,12 +23,11 @@ from peft_lightning.cli_defaults import (
     TRAINER_DEFAULTS,
     checkpoint_path,
     default_loggers,
-    default_root,
     fill_adapter,
     fill_learning_rate,
 )
 from peft_lightning.cli_errors import explain, innermost, one_line
-from peft_lightning.cli_given import Given, module_class
+from peft_lightning.cli_given import Given, default_root, module_class
 from peft_lightning.cli_signatures import Option, find_class, options_of
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.module import CausalLMModule

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -16,6 +16,7 @@ from peft_lightning.adapters.atomic import existing_folder
 from peft_lightning.adapters.checksums import require_undamaged
 from peft_lightning.cli_signatures import find_class
 from peft_lightning.continuing import adapter_to_continue, conflict
+from peft_lightning.identity import is_continued_by_this_job, is_of_another_run
 
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the data module's own order is the one that is resumed
@@ -23,12 +24,6 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 5,
 }
-
-
-def default_root(configs: Iterable[Any]) -> str:
-    """Return ``runs/<name of the config file>``, the names joined by + if there are several."""
-    stems = [Path(str(file)).stem for file in configs if file is not None]
-    return str(Path("runs") / ("+".join(stems) or "default"))
 
 
 def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
@@ -41,11 +36,23 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
 
     Returns:
         The path, None to begin without: also where ``fit`` is to continue from ``last`` and there
-        is none yet. The one before ``last`` if that is damaged.
+        is none of this run yet. The one before ``last`` if that is damaged. A SLURM job that was
+        put back into the queue goes on from its ``last``, whatever it began with.
 
     Raises:
-        ValueError: If it is not there, or damaged; says what is.
+        ValueError: If it is not there, damaged, or of another run than the folder; says what is.
     """
+    if SLURMEnvironment.detect() and (foreign := sorted(root.glob("hpc_ckpt_*"))):
+        raise ValueError(
+            f"{foreign[0]} is another program's checkpoint, which Lightning would load in a SLURM "
+            "job: remove it, or give another --trainer.default_root_dir"
+        )
+    folder = root / "checkpoints"
+    if command == "fit" and name != "last" and is_continued_by_this_job(root):
+        last = _existing(folder / "last.ckpt")
+        if last is not None and not is_of_another_run(last, root):
+            rank_zero_info(f"this job was requeued: it continues from {last}")
+            name = "last"
     if name is None:
         if command != "fit":
             rank_zero_info(
@@ -53,25 +60,36 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
                 "--ckpt_path best is the trained one"
             )
         return None
-    folder = root / "checkpoints"
     path = folder / f"{name}.ckpt" if name in ("last", "best") else Path(name)
-    with suppress(FileNotFoundError):
-        found = existing_folder(path)
+    found = _existing(path)
+    if found is not None:
         try:
             require_undamaged(found)
         except ValueError as damage:
             if name != "last":
                 raise
-            return str(_before(found, damage))
-        return str(found)
+            found = _before(found, damage)
+        if name not in ("last", "best") or not is_of_another_run(found, root):
+            return str(found)
+        if command != "fit" or name != "last":
+            raise ValueError(
+                f"--ckpt_path {name}: {found} is of an earlier run than the last one in {root}; "
+                f"--ckpt_path {found} takes it all the same"
+            )
     if name == "last" and command == "fit":
-        rank_zero_info(f"there is no {path} yet: starting from the beginning")
+        rank_zero_info(f"there is no {path} of this run yet: starting from the beginning")
         return None
     there = sorted(str(p) for p in folder.glob("*.ckpt"))
     raise ValueError(
         f"--ckpt_path {name}: there is no {path}; "
         + (f"there are: {', '.join(there)}" if there else f"{folder} holds no checkpoint")
     )
+
+
+def _existing(path: Path) -> Path | None:
+    with suppress(FileNotFoundError):
+        return existing_folder(path)
+    return None
 
 
 def _before(last: Path, damage: ValueError) -> Path:

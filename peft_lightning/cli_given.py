@@ -7,7 +7,7 @@ YAML mistake), for the module's class, and to say where a value stands when it i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -204,3 +204,21 @@ def module_class(given: list[Given]) -> Given | None:
             if isinstance(model.value, str):
                 found = model
     return found
+
+
+def trainer_option(given: list[Given], name: str) -> Given | None:
+    """Return an option of the trainer if it is given; the last wins."""
+    found = None
+    for source in given:
+        trainer = source.value.get("trainer")
+        if trainer and isinstance(trainer.value, str) and Path(trainer.value).suffix in YAML:
+            trainer = read_config(trainer.folder / trainer.value)
+        if trainer and isinstance(trainer.value, dict):
+            found = trainer.value.get(name, found)
+    return found
+
+
+def default_root(configs: Iterable[Any]) -> str:
+    """Return ``runs/<name of the config file>``, the names joined by + if there are several."""
+    stems = [Path(str(file)).stem for file in configs if file is not None]
+    return str(Path("runs") / ("+".join(stems) or "default"))

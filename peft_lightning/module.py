@@ -40,6 +40,7 @@ from peft_lightning.frozen_cache import cache_of_run, leaves_inputs
 from peft_lightning.gated_mlp import fuse_gated_mlps
 from peft_lightning.generation import encode_prompt, generate_tokens
 from peft_lightning.guards import Guards
+from peft_lightning.identity import RunIdentity, run_name
 from peft_lightning.labelled import LabelledOutputs
 from peft_lightning.norms import fuse_norms
 from peft_lightning.out_of_memory import MemoryAdvice
@@ -236,6 +237,7 @@ class CausalLMModule(L.LightningModule):
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         wanted: list[Callback] = [
             OneRun(),
+            RunIdentity(),
             MemoryAdvice(),
             ExactResume(),
             Guards(),
@@ -411,7 +413,11 @@ class CausalLMModule(L.LightningModule):
         return nn.modules.module._IncompatibleKeys([], [])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        facts = {"base_fingerprint": self.fingerprint, "step": checkpoint["global_step"]}
+        facts = {
+            "base_fingerprint": self.fingerprint,
+            "step": checkpoint["global_step"],
+            "run": run_name(self.trainer),
+        }
         tensor_file, _, texts = adapter_files(self.adapter, self.model, facts, self.tokenizer)
         checkpoint["adapter_files"] = (tensor_file, texts)
         checkpoint["adapter"] = self._adapter_config()

@@ -31,6 +31,8 @@ UNITS = {
     **dict.fromkeys(["serving", "hub", "strategies", "continuing"], 2),
     **dict.fromkeys(["frozen_cache", "frozen_states", "paths"], 2),
     **dict.fromkeys(["__main__", "cli", "commands"], 3),
+    **dict.fromkeys(["signals", "slurm", "job_script"], 1),
+    "identity": 2,
 }
 PARTS = {
     "cpu_attention": "attention",

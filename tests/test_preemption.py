@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from cli_driver import ENVIRONMENT
+from peft_lightning.checkpoint import Checkpoints
 from test_cli import MODEL
+from tiny_run import fit
 
 CONFIG = """
 data: {train: rows.jsonl, batch_size: 2, cache_dir: cache, num_workers: WORKERS}
@@ -115,3 +119,84 @@ def test_a_second_ctrl_c_ends_at_once(user, base):
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
+
+
+def test_sigterm_during_the_imports_ends_after_the_first_step_with_its_status(user, base):
+    process = subprocess.Popen(
+        command(user, base, "early"), cwd=user, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "stopped at step 1;" in errors
+
+
+def test_all_processes_stop_when_one_has_a_signal_and_the_first_tells_which(user, base):
+    process = subprocess.Popen(
+        command(user, base, "two", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
+        cwd=user,
+        env={**ENVIRONMENT, "SLOW": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.stdout.readline() != "batch\n":
+        assert process.poll() is None
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = [c for c in children if b"peft_lightning" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    assert len(ranks) == 1
+    os.kill(int(ranks[0]), signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "is saved" in errors
+
+
+class Disturbed(Callback):
+    """Notes each step and each finished validation, and is stopped in one."""
+
+    def __init__(self, rows, stop_at=None, how=None):
+        self.rows, self.stop_at, self.how = rows, stop_at, how
+
+    def on_train_batch_end(self, trainer, *args):
+        self.rows.append(trainer.global_step)
+
+    def on_validation_batch_end(self, trainer, *args):
+        if trainer.global_step == self.stop_at:
+            if self.how == "crash":
+                raise RuntimeError("a crash")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_validation_end(self, trainer, pl_module):
+        self.rows.append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
+
+
+SETUPS = {
+    "within an epoch": ({"val_check_interval": 2, "max_epochs": 2}, 4),
+    "an epoch's": ({"max_epochs": 3}, 6),
+    "the last": ({"max_epochs": 2}, 12),
+    "with max_steps": ({"max_epochs": -1, "max_steps": 14}, 12),
+}
+
+
+@pytest.mark.parametrize("how", ["signal", "crash"])
+@pytest.mark.parametrize("setup", SETUPS)
+def test_a_validation_that_was_cut_off_is_made_after_the_resume(setup, how, base, rows, tmp_path):
+    trainer, step = SETUPS[setup]
+
+    def run(name, *stop, **more):
+        callbacks = [Disturbed(seen.setdefault(name, []), *stop), Checkpoints(every_n_steps=2)]
+        return fit(base, rows, tmp_path / name, callbacks=callbacks, **trainer, **more)
+
+    seen = {}
+    whole = run("whole")
+    with pytest.raises(SystemExit if how == "signal" else RuntimeError) as error:
+        run("cut", step, how)
+    assert how == "crash" or error.value.code == 128 + signal.SIGTERM
+    resumed = run("cut", ckpt_path=tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    assert (step, pytest.approx(0, abs=100)) in seen["whole"]
+    assert seen["cut"] == seen["whole"]
+    ours, theirs = (t.lightning_module.state_dict() for t in (resumed, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

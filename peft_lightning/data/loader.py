@@ -1,7 +1,10 @@
 """A loader that knows its position: the part that exact resume needs of the data."""
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -90,8 +93,11 @@ class BatchLoader:
             collate_fn=self._collate,
             num_workers=self._num_workers,
             generator=torch.Generator().manual_seed(0),
+            worker_init_fn=_end_with_the_trainer if self._num_workers else None,
         )
-        for batch in loader:
+        with _sigterm_held_back():
+            iterator = iter(loader)  # forks the workers
+        for batch in iterator:
             self.position += 1
             yield batch
 
@@ -101,3 +107,30 @@ class BatchLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Do nothing; see ``state_dict``."""
+
+
+@contextmanager
+def _sigterm_held_back() -> Iterator[None]:
+    """Hold SIGTERM back, here until the block ends, and for good in processes that it forks."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_the_trainer(worker: int) -> None:
+    """Let SIGTERM end this worker only if it comes from the process that trains.
+
+    SLURM sends a signal to every process of a job. torch's workers die of it, and the trainer of
+    that, in the middle of a step that it was about to finish and save.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    trainer = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,4 +1,8 @@
 import itertools
+import multiprocessing
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -73,3 +77,20 @@ def test_the_global_random_numbers_are_left_alone(num_workers):
     before = torch.get_rng_state()
     list(itertools.islice(loader(num_workers), 2))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_worker_ends_with_its_trainer_and_not_by_a_signal_to_all_processes():
+    iterator = iter(loader(num_workers=1))
+    assert next(iterator) == [0]
+    [worker] = multiprocessing.active_children()
+    sender = f"import os, signal; os.kill({worker.pid}, signal.SIGTERM)"
+    subprocess.run([sys.executable, "-c", sender], check=True)
+    assert list(iterator) == [[1], [2]]
+
+    iterator = iter(loader(num_workers=1))
+    next(iterator)
+    [worker] = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(timeout=30)
+    assert worker.exitcode == 0
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -1,0 +1,64 @@
+"""Which run a checkpoint is of, so that no run goes on from what another left in its folder."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from peft_lightning import slurm
+from peft_lightning.adapters.atomic import atomic_text
+from peft_lightning.adapters.files import FACTS_FILE
+
+RUN_FILE = "run.json"
+
+
+class RunIdentity(Callback):
+    """Names a run when it begins from nothing; a resumed one has the name of its checkpoint.
+
+    The name is in every checkpoint, and with the SLURM job in the ``run.json`` of the run's folder.
+    """
+
+    def __init__(self) -> None:
+        self.name = secrets.token_hex(8)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.name = state_dict["name"]
+
+    def on_train_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            facts = {"run": self.name, "slurm_job": slurm.current_job()}
+            atomic_text(Path(trainer.default_root_dir) / RUN_FILE, json.dumps(facts) + "\n")
+
+
+def run_name(trainer: Any) -> str | None:
+    """Return the name of the trainer's run."""
+    return next((c.name for c in trainer.callbacks if isinstance(c, RunIdentity)), None)
+
+
+def is_of_another_run(checkpoint: Path, root: Path) -> bool:
+    """Whether a checkpoint in the folder ``root`` is known to be of another run than its last."""
+    of_checkpoint = _facts(checkpoint / FACTS_FILE).get("run")
+    of_folder = _facts(root / RUN_FILE).get("run")
+    return None not in (of_checkpoint, of_folder) and of_checkpoint != of_folder
+
+
+def is_continued_by_this_job(root: Path) -> bool:
+    """Whether this SLURM job began the run in ``root`` and was put back into the queue."""
+    job = _facts(root / RUN_FILE).get("slurm_job")
+    return job is not None and job == slurm.current_job() and slurm.is_restarted()
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    """Return what a file says; a damaged one, which is reported where it is read, says nothing."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -1,0 +1,55 @@
+"""The SLURM job that this process belongs to, and how it is put back into the queue."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+
+PATIENCE = 60  # seconds for scontrol's answer: a busy controller takes several
+
+
+def current_job() -> str | None:
+    """Return the job's id as ``scontrol`` takes it, with the task of an array: 17 or 17_3."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def is_restarted() -> bool:
+    """Whether the job was in the queue before: after a requeue, by us or after a node's crash."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+
+
+def requeue(job: str) -> str | None:
+    """Put a running job or array task back into the queue.
+
+    A job that ends already is left alone: SLURM would put one back that its user has cancelled.
+
+    Returns:
+        None if that was done, else what was in the way.
+    """
+    try:
+        state = re.search(r"JobState=(\w+)", _scontrol("show", "job", "--oneliner", job))
+        if state is None or state[1] != "RUNNING":
+            return f"it is {state[1] if state else 'unknown'}: cancelled, or out of time"
+        _scontrol("requeue", job)
+    except (OSError, subprocess.SubprocessError) as error:
+        return " ".join((getattr(error, "stderr", None) or str(error)).split())
+    return None
+
+
+def _scontrol(*words: str) -> str:
+    """Run ``scontrol``, which the signal that is being answered would otherwise end as well."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    try:
+        return subprocess.run(
+            ["scontrol", *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE,
+        ).stdout
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
