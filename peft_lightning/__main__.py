@@ -31,6 +31,7 @@ OWN_COMMANDS = {
     "merge": "Merge an adapter into its base: a model's folder.",
     "card": "Write the model card of an adapter.",
     "push": "Upload an adapter to the model hub.",
+    "submit": "Train as a SLURM job that outlives preemption and crashes.",
     "servable": "Say whether vLLM, transformers and llama.cpp take an adapter.",
 }
 

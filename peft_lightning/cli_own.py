@@ -1,6 +1,7 @@
 """Commands of our own: a function whose signature is its command line.
 
 Its positional-only parameters and ``*rest`` are words, in their order; all others are options.
+A function with ``*fit`` takes the options of fit too, and gets them as they are written.
 """
 
 from __future__ import annotations
@@ -42,12 +43,13 @@ def run_function(function: Callable[..., Any], args: list[str], prog: str) -> No
         allow_abbrev=False,
         exit_on_error=False,
     )
-    parser.add_argument("-c", "--config", action="config", help="YAML file with options.")
+    if more != "fit":
+        parser.add_argument("-c", "--config", action="config", help="YAML file with options.")
     parser.add_function_arguments(function, as_positional=False, skip=set(names))
     if "-h" in args or "--help" in args:
         parser.print_help()
         return
-    words, options = _split(function, args)
+    words, options = _split(function, args, passes_on=more == "fit")
     if len(words) < len(names) + bool(more) or (len(words) > len(names) and not more):
         extra = words[len(names) :]
         problem = f"unexpected {extra[0]!r}" if extra else "too few words"
@@ -66,10 +68,13 @@ def _words_help(function: Callable[..., Any], words: list[str]) -> str | None:
     return "\n".join(f"{name.upper()}: {docs.get(name, '')}" for name in words) or None
 
 
-def _split(function: Callable[..., Any], args: list[str]) -> tuple[list[str], list[str]]:
+def _split(
+    function: Callable[..., Any], args: list[str], passes_on: bool
+) -> tuple[list[str], list[str]]:
     """Return the words and the options among ``args``.
 
-    A flag alone is true, and an option that takes a list may be given several times.
+    A flag alone is true, and an option that takes a list may be given several times. ``dry-run``
+    is ``dry_run``. With ``passes_on``, options of others are words.
     """
     known = options_of(function)
     flags = {f"--{name}" for name, option in known.items() if option.hint is bool}
@@ -82,6 +87,13 @@ def _split(function: Callable[..., Any], args: list[str]) -> tuple[list[str], li
         if not _is_option(name):
             words.append(name + equals + value)
             continue
+        if (ours := name.removeprefix("--").replace("-", "_")) in known:
+            name = f"--{ours}"
+        elif passes_on:
+            words.append(name + equals + value)
+            if not equals and waiting and not _is_option(waiting[0]):
+                words.append(waiting.pop(0))
+            continue
         if name in flags and not equals:
             is_given = waiting and waiting[0].lower() in ("true", "false")
             equals, value = "=", waiting.pop(0) if is_given else "true"
@@ -89,7 +101,7 @@ def _split(function: Callable[..., Any], args: list[str]) -> tuple[list[str], li
             equals, value = "=", waiting.pop(0)
         if name in lists and not value.startswith("["):
             name += "+"
-        options += [name, value] if equals else [name]
+        options.append(f"{name}={value}" if equals else name)
     return words, options
 
 

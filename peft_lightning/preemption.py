@@ -31,12 +31,14 @@ class StopOnSignal(Callback):
 
     def __init__(self) -> None:
         self._listened: list[int] = []
+        self._first_step = 0
 
     def setup(self, trainer: Any, pl_module: L.LightningModule, stage: str) -> None:
         trainer._signal_connector.register_signal_handlers = lambda: None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._listened += STOP.listen(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self._first_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
@@ -49,7 +51,9 @@ class StopOnSignal(Callback):
     ) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        if at_step_boundary(trainer) and trainer.global_step != trainer.max_steps:
+        # not before the first step: a run that is always stopped early would get nowhere
+        is_within_run = self._first_step < trainer.global_step != trainer.max_steps
+        if is_within_run and at_step_boundary(trainer):
             self._stop_if_asked(trainer)
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:

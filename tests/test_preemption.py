@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
-from cli_driver import ENVIRONMENT
+from cli_driver import ENVIRONMENT, saved_step
 from peft_lightning.checkpoint import Checkpoints
 from test_cli import MODEL
 from tiny_run import fit
@@ -200,3 +200,13 @@ def test_a_validation_that_was_cut_off_is_made_after_the_resume(setup, how, base
     assert seen["cut"] == seen["whole"]
     ours, theirs = (t.lightning_module.state_dict() for t in (resumed, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_that_is_stopped_early_every_time_makes_a_step_every_time(base, rows, tmp_path):
+    last = None
+    for step in (6, 7):  # the second run begins with the validation that the first was stopped in
+        callbacks = [Disturbed([], 6, "signal"), Checkpoints()]
+        with pytest.raises(SystemExit):
+            fit(base, rows, tmp_path, callbacks=callbacks, max_epochs=3, ckpt_path=last)
+        last = tmp_path / "checkpoints" / "last.ckpt"
+        assert saved_step(last) == step

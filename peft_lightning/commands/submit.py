@@ -1,0 +1,187 @@
+"""``python -m peft_lightning submit``: ``fit`` as a SLURM job, checked before it is queued."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+from peft_lightning.cli_given import (
+    CONFIG_OPTIONS,
+    Given,
+    configs_first,
+    default_root,
+    options,
+    read_given,
+    trainer_option,
+)
+from peft_lightning.job_script import TASK, array_tasks, render, submit_script
+
+FIT_OPTIONS = ("config", "model", "data", "trainer", "seed_everything", "ckpt_path")
+NOT_SEEN = ("bash", "interactive")  # job names for which Lightning ignores SLURM
+ANY_NUMBER = ("auto", "-1", -1)  # trainer.devices that take what is there
+
+
+def submit(
+    *fit: str,
+    nodes: int | None = None,
+    gpus: int | None = None,
+    cpus: int | None = None,
+    mem: str | None = None,
+    time: str | None = None,
+    array: str | None = None,
+    partition: str | None = None,
+    account: str | None = None,
+    qos: str | None = None,
+    job_name: str | None = None,
+    sbatch: list[str] | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Submit ``fit`` as a SLURM job that goes on by itself after preemption or a crash.
+
+    Args:
+        fit: Options of fit, such as --config FILE; %a in them is the number of the array's task.
+        nodes: Number of nodes; trainer.num_nodes, or 1, if null.
+        gpus: GPUs of each node, with one process each; without GPUs, trainer.devices processes.
+        cpus: CPUs of each process.
+        mem: Memory of each node, such as 64G.
+        time: Longest time, such as 8:00:00; 120 s before, the run saves and goes back to the queue.
+        array: Tasks such as 0-3 or 1,5%2, each with a folder of its own.
+        partition: Where to queue.
+        account: Who is charged.
+        qos: Quality of service.
+        job_name: Name of the job; that of the run's folder if null.
+        sbatch: Any other option of sbatch, such as --sbatch=--exclusive.
+        resume: Continue the run that is in the folder already.
+        dry_run: Print the script instead of submitting it.
+    """
+    args = configs_first(list(fit))
+    _check_options(args)
+    if time is not None and not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time):
+        raise ValueError(f"--time {time}: write it as HOURS:MINUTES:SECONDS or DAYS-HOURS")
+    if wrong := [option for option in sbatch or [] if not option.startswith("-")]:
+        raise ValueError(f"--sbatch takes an option, such as --sbatch=--exclusive, got {wrong[0]}")
+    root = _folder(args, array is not None)
+    folders = []
+    sizes = set()
+    for task in array_tasks(array) if array else [""]:
+        given = read_given([arg.replace(TASK, str(task)) for arg in args])
+        sizes.add(_processes(given, nodes, gpus))
+        folders.append(_free_folder(given, root, str(task), resume))
+    if len(sizes) > 1:
+        raise ValueError("the tasks of the array differ in trainer.num_nodes or trainer.devices")
+    nodes, processes = sizes.pop()
+    flags = {
+        "job-name": _checked_name(job_name or Path(root.replace(TASK, "")).name.rstrip("-_.")),
+        "chdir": Path.cwd(),
+        "output": f"{root}/slurm-{'%A_%a' if array else '%j'}.out",
+        "array": array,
+        "partition": partition,
+        "account": account,
+        "qos": qos,
+        "time": time,
+        "nodes": nodes,
+        "ntasks-per-node": processes,
+        "gpus-per-node": gpus,
+        "cpus-per-task": cpus,
+        "mem": mem,
+    }
+    if "--ckpt_path" not in [option for option, _ in options(args)]:
+        args += ["--ckpt_path", "last"]
+    args += ["--trainer.num_nodes", str(nodes), "--trainer.devices", str(processes)]
+    script = render(flags, sbatch or [], [*args, "--trainer.default_root_dir", root])
+    if dry_run:
+        print(script, end="")
+        return
+    job = submit_script(script, folders)
+    print(f"submitted job {job}; its log is {flags['output']}")
+
+
+def _check_options(args: list[str]) -> None:
+    """Refuse what fit would refuse only when the job runs."""
+    for option, value in options(args):
+        name = option.removeprefix("--").split(".")[0]
+        if option in CONFIG_OPTIONS or (option.startswith("--") and name in FIT_OPTIONS):
+            continue
+        near = get_close_matches(name, [*FIT_OPTIONS, *(submit.__kwdefaults__ or {})], n=1)
+        hint = f"; did you mean --{near[0]}?" if near else ""
+        raise ValueError(f"{option or value}: neither submit nor fit has that option{hint}")
+
+
+def _folder(args: list[str], is_array: bool) -> str:
+    """Return the run's folder as it is written in the script: with ``%a`` if there are several."""
+    common = [
+        f"{option}={value}"
+        for option, value in options(args)
+        if not (option in CONFIG_OPTIONS and TASK in str(value))
+    ]
+    given = trainer_option(read_given(common), "default_root_dir")
+    configs = [value for option, value in options(args) if option in CONFIG_OPTIONS]
+    root = default_root(configs) if given is None or not given.value else str(given.value)
+    if is_array and TASK not in root:
+        root = f"{root}/{TASK}"
+    if re.search(r"[\s$`\"'\\]", root) or "%" in root.replace(TASK, "" if is_array else TASK):
+        raise ValueError(
+            f"trainer.default_root_dir {root!r}: write the folder without spaces and variables, so "
+            "that it is the same after a requeue; only the tasks of an array have %a, their number"
+        )
+    return root
+
+
+def _free_folder(given: list[Given], root: str, task: str, resume: bool) -> Path:
+    """Return the folder of a run, where none must be yet unless it is to go on."""
+    folder = root.replace(TASK, task)
+    own = trainer_option(given, "default_root_dir")
+    if own is not None and own.value and str(own.value) not in (folder, str(Path(folder).parent)):
+        raise ValueError(
+            f"{own.where}: give the folder of an array as --trainer.default_root_dir FOLDER/%a"
+        )
+    taken = [name for name in ("run.json", "checkpoints") if (Path(folder) / name).exists()]
+    if taken and not resume:
+        raise ValueError(
+            f"{folder} holds a run already: give --resume to continue it, or another "
+            "--trainer.default_root_dir"
+        )
+    return Path(folder)
+
+
+def _processes(given: list[Given], nodes: int | None, gpus: int | None) -> tuple[int, int]:
+    """Return the number of nodes and of processes on each; what contradicts that is an error."""
+    accelerator = trainer_option(given, "accelerator")
+    kind = None if accelerator is None else accelerator.value
+    for name, number in (("--nodes", nodes), ("--gpus", gpus)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    if gpus and kind == "cpu":
+        raise ValueError(f"--gpus {gpus}, but trainer.accelerator is cpu: leave out one of them")
+    if not gpus and kind in ("gpu", "cuda"):
+        raise ValueError(f"trainer.accelerator is {kind}: give --gpus, their number on a node")
+    return (
+        _same("--nodes", nodes, "num_nodes", trainer_option(given, "num_nodes")),
+        _same("--gpus", gpus, "devices", trainer_option(given, "devices")),
+    )
+
+
+def _same(option: str, asked: int | None, name: str, given: Given | None) -> int:
+    """Return the number that ``option`` and the trainer's ``name`` say, which must not differ."""
+    value = None if given is None or given.value in ANY_NUMBER else given.plain()
+    try:
+        configured = len(value) if isinstance(value, list) else int(value or 0)
+    except ValueError:
+        raise ValueError(f"trainer.{name} must be a number, got {value!r}") from None
+    if given is not None and asked and configured not in (0, asked):
+        raise ValueError(
+            f"{option} {asked}, but {given.where} says trainer.{name} {configured}: there is one "
+            "process on each device, so give the same number or leave one out"
+        )
+    return asked or configured or 1
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII) or name in NOT_SEEN:
+        raise ValueError(
+            f"the job would be called {name!r}: give --job_name, of letters, digits, . _ - and not "
+            f"{' or '.join(NOT_SEEN)}, for which Lightning does not see SLURM"
+        )
+    return name

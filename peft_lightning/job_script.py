@@ -1,0 +1,83 @@
+"""The script of a SLURM job that trains: written as text, and submitted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+TASK = "%a"  # the number of an array's task, as in sbatch's own file names
+WARNING = 120  # seconds before the end of its time at which a run saves and is requeued
+
+
+def render(flags: Mapping[str, Any], more: Iterable[str], fit: Iterable[str]) -> str:
+    """Return a job's script; ``scripts/train.sbatch`` says what its lines are for.
+
+    Args:
+        flags: Options of sbatch; those that are None are left out.
+        more: Further ones, as written.
+        fit: The command line of fit; ``%a`` in it is the number of the array's task.
+    """
+    lines = ["#!/usr/bin/env bash"]
+    lines += [f"#SBATCH --{k}={shlex.quote(str(v))}" for k, v in flags.items() if v is not None]
+    lines += ["#SBATCH --requeue", "#SBATCH --open-mode=append", f"#SBATCH --signal=USR1@{WARNING}"]
+    lines += [f"#SBATCH {option}" for option in more]
+    if flags.get("cpus-per-task") is not None:  # since 22.05 srun does not take them from sbatch
+        lines.append('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"')
+    words = [sys.executable, "-m", "peft_lightning", "fit", *fit]
+    lines.append(f"exec srun --kill-on-bad-exit=1 {' '.join(map(_quoted, words))}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(word: str) -> str:
+    """Quote ``word`` for the shell, with the number of the task where ``%a`` stands."""
+    parts = word.split(TASK)
+    if len(parts) == 1:
+        return shlex.quote(word)
+    return '"$SLURM_ARRAY_TASK_ID"'.join(shlex.quote(part) if part else "" for part in parts)
+
+
+def array_tasks(array: str) -> list[int]:
+    """Return the numbers of ``0-3``, ``1,5``, ``0-8:2``; behind a ``%`` stands how many at once.
+
+    Raises:
+        ValueError: If that is no array.
+    """
+    found: list[int] = []
+    for part in re.sub(r"%[1-9]\d*$", "", array).split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+)(?::([1-9]\d*))?)?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if match is None or last < first:
+            raise ValueError(f"--array {array}: write the tasks as 0-3, 1,5 or 0-8:2, or 0-99%4")
+        found += range(first, last + 1, int(match[3] or 1))
+    return found
+
+
+def submit_script(script: str, folders: Iterable[Path]) -> str:
+    """Submit a job and return its number.
+
+    Args:
+        script: The job's script.
+        folders: Made before, since SLURM does not make the log's.
+
+    Raises:
+        ValueError: If there is no SLURM here, or it refuses the job; says what it says.
+    """
+    if shutil.which("sbatch") is None:
+        raise ValueError(
+            "there is no sbatch here: submit on a login node of the cluster; --dry-run prints "
+            "the script"
+        )
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        ["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ValueError(f"sbatch refuses the job: {' '.join(done.stderr.split())}")
+    return done.stdout.strip().partition(";")[0]
