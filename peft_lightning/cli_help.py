@@ -117,18 +117,23 @@ def argument_docs(docstring: str) -> dict[str, str]:
 
 
 def _dataclasses(folder: Path, base: str) -> list[tuple[str, str, list[str]]]:
-    """Return (name, first line of the docstring, fields) of each direct subclass of ``base``."""
+    """Return (name, first line of the docstring, fields) of each subclass without subclasses."""
+    classes = {n: c for file in sorted(folder.glob("*.py")) for n, c in _classes(file).items()}
+    bases = {n: [ast.unparse(b) for b in c.bases] for n, c in classes.items()}
     found = []
-    for file in sorted(folder.glob("*.py")):
-        for name, cls in _classes(file).items():
-            if base in [ast.unparse(b) for b in cls.bases]:
-                fields = [
-                    n.target.id
-                    for n in cls.body
-                    if isinstance(n, ast.AnnAssign)
-                    and isinstance(n.target, ast.Name)
-                    and "ClassVar" not in ast.unparse(n.annotation)
-                ]
-                doc = (ast.get_docstring(cls) or "").split("\n")[0]
-                found.append((name, doc, fields))
+    for name, cls in classes.items():
+        line = [name]  # from the class up to ``base``
+        while line[-1] != base and (above := [b for b in bases[line[-1]] if b in classes]):
+            line.append(above[0])
+        if line[-1] != base or any(name in others for others in bases.values()):
+            continue
+        fields = [
+            n.target.id
+            for one in reversed(line)
+            for n in classes[one].body
+            if isinstance(n, ast.AnnAssign)
+            and isinstance(n.target, ast.Name)
+            and "ClassVar" not in ast.unparse(n.annotation)
+        ]
+        found.append((name, (ast.get_docstring(cls) or "").split("\n")[0], fields))
     return found

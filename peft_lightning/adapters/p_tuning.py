@@ -13,7 +13,7 @@ from peft_lightning.adapters.virtual_tokens import HF_DEFAULTS
 
 @dataclass(frozen=True)
 class PTuning(SoftPrompt):
-    """Answers with and trains on the virtual tokens of a folder that HF PEFT's p-tuning wrote.
+    """Trains on the virtual tokens of a folder that HF PEFT's p-tuning wrote.
 
     The folder holds what the encoder made, one row for each virtual token: that is trained on,
     as in prompt tuning. The encoder is not in it, so nothing is trained from the beginning.

@@ -15,7 +15,7 @@ _SHAPE = "_prefix_shape"  # attribute of a model: layers, key and value heads, t
 
 @dataclass(frozen=True)
 class PrefixTuning(VirtualTokens):
-    """Answers with and trains on the keys and values of a folder that HF PEFT's method wrote.
+    """Trains on the keys and values of a folder that HF PEFT's prefix tuning wrote.
 
     Every layer has its own; they take positions 0 to n - 1 and the text those after. The folder
     holds what an encoder made, if there was one: that is trained on.
