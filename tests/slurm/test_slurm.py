@@ -143,7 +143,7 @@ def test_a_killed_rank_ends_the_job_at_once(cluster):
     job.wait_for_steps(3)
     ranks = job.wait_for_ranks(2)
     os.kill(ranks[1], signal.SIGKILL)
-    wait_until(lambda: job.show("JobState") != "RUNNING", "the end of a job without a rank", 5)
+    wait_until(lambda: job.show("JobState") != "RUNNING", "the end of a job without a rank", 20)
     job.wait("FAILED")
 
 
