@@ -40,14 +40,16 @@ def _fresh():
     [("llama", "aot_eager"), ("gpt2", "eager"), ("gemma3", "eager"), ("phi3", "eager")],
 )
 def test_compiled_layers_have_the_gradients_of_plain_ones(architecture, backend):
-    plain, compiled = (tiny_model(architecture, attn_implementation=NAME) for _ in range(2))
+    plain, compiled = (
+        tiny_model(architecture, torch.float64, attn_implementation=NAME) for _ in range(2)
+    )
     for model in (plain, compiled):
         torch.manual_seed(0)
         LoRA(r=2, init_lora_weights=False).attach(model)
     compile_layers(compiled, backend)  # fullgraph: a graph break is an error
     for lens in ([5, 13, 2], [20, 7]):
         ours, wanted = (gradients(m, flat_batch(lens)) for m in (compiled, plain))
-        assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+        assert_close(ours, wanted, rtol=1e-6, atol=1e-9)
 
 
 def test_layers_share_code_that_takes_batches_of_any_length():
