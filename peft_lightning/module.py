@@ -9,13 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import (
-    Callback,
-    ModelCheckpoint,
-    RichProgressBar,
-    TQDMProgressBar,
-)
-from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -33,21 +27,19 @@ from peft_lightning.base_model import (
     load_base_model,
     load_tokenizer,
 )
-from peft_lightning.checkpoint import AdapterCheckpointIO, Checkpoints, ExactResume, check_same_run
+from peft_lightning.callbacks import callbacks_of_run
+from peft_lightning.checkpoint import AdapterCheckpointIO, check_same_run
 from peft_lightning.compiling import compile_layers
 from peft_lightning.continuing import adapter_to_continue, attach_trained
 from peft_lightning.frozen_cache import cache_of_run, leaves_inputs
 from peft_lightning.gated_mlp import fuse_gated_mlps
 from peft_lightning.generation import encode_prompt, generate_tokens
 from peft_lightning.guards import Guards
-from peft_lightning.identity import RunIdentity, run_name
+from peft_lightning.identity import run_name
 from peft_lightning.labelled import LabelledOutputs
 from peft_lightning.norms import fuse_norms
-from peft_lightning.out_of_memory import MemoryAdvice
-from peft_lightning.preemption import StopOnSignal
+from peft_lightning.optimizing import build_optimizer, own_options
 from peft_lightning.recompute import recompute_activations
-from peft_lightning.report import ProgressBar, Samples, Summary, Throughput
-from peft_lightning.run_folder import OneRun
 from peft_lightning.schedules import Cosine, Schedule, ScheduledLR
 from peft_lightning.sharding import sharded_as, total_norm, whole_tensor
 from peft_lightning.strategies import require_supported
@@ -234,48 +226,12 @@ class CausalLMModule(L.LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return what exact resume and a readable run need, unless the trainer has its own."""
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        wanted: list[Callback] = [
-            OneRun(),
-            RunIdentity(),
-            MemoryAdvice(),
-            ExactResume(),
-            Guards(),
-            Throughput(),
-            Samples(),
-            Summary(),
-        ]
-        for default in [c for c in callbacks if _is_lightnings_default(c)]:
-            callbacks.remove(default)
-            is_bar = isinstance(default, LightningProgressBar)
-            wanted.append(ProgressBar() if is_bar else Checkpoints())
-        wanted.append(StopOnSignal())
-        present = {type(callback) for callback in callbacks}
-        return [callback for callback in wanted if type(callback) not in present]
+        return callbacks_of_run(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        parameters = self.trainable_parameters()
-        if not parameters:
-            raise ValueError(
-                f"nothing is trainable: {self.adapter} left no parameter that requires a gradient"
-            )
-        clip = self.trainer.gradient_clip_val
-        if self.optimizer is None:
-            optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-                parameters, lr=self.learning_rate, weight_decay=0.0, fused=not clip
-            )
-        else:
-            optimizer = self.optimizer(parameters)
-        if clip and any(group.get("fused") for group in optimizer.param_groups):
-            raise ValueError(
-                "a fused optimizer cannot be combined with gradient_clip_val: leave out "
-                "fused: true or gradient_clip_val"
-            )
-        self._configured_groups = [
-            {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
-            for group in optimizer.param_groups
-        ]
         steps = int(self.trainer.estimated_stepping_batches)
+        optimizer = build_optimizer(self)
+        self._configured_groups = own_options(optimizer)
         schedule = ScheduledLR(optimizer, self.lr_schedule, steps)
         return {
             "optimizer": optimizer,
@@ -453,10 +409,3 @@ class CausalLMModule(L.LightningModule):
         if whole:
             adapter.load_state_dict(module.model, tensors)
         return module
-
-
-def _is_lightnings_default(callback: Callback) -> bool:
-    """Whether Lightning added ``callback`` itself, where ours takes the place."""
-    if type(callback) is ModelCheckpoint:
-        return callback.dirpath is None and callback.filename is None and callback.monitor is None
-    return type(callback) in (RichProgressBar, TQDMProgressBar)

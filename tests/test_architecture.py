@@ -9,31 +9,21 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "peft_lightning"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# unit -> floor; a unit of floor 1 imports no other unit, those above only lower ones or their own
-UNITS = {
-    **dict.fromkeys(["adapters", "data", "base_model", "losses", "attention"], 1),
-    **dict.fromkeys(["schedules", "generation", "recompute", "norms", "gated_mlp"], 1),
-    **dict.fromkeys(["compiling", "frozen_layers", "sharding"], 1),
-    **dict.fromkeys(
-        [
-            "module",
-            "labelled",
-            "answering",
-            "checkpoint",
-            "preemption",
-            "report",
-            "guards",
-            "out_of_memory",
-            "run_folder",
-        ],
-        2,
-    ),
-    **dict.fromkeys(["serving", "hub", "strategies", "continuing"], 2),
-    **dict.fromkeys(["frozen_cache", "frozen_states", "paths"], 2),
-    **dict.fromkeys(["__main__", "cli", "commands"], 3),
-    **dict.fromkeys(["signals", "slurm", "job_script"], 1),
-    "identity": 2,
+# a unit of floor 1 imports no other unit, those above only lower ones or their own
+FLOORS = {
+    1: [
+        *["adapters", "attention", "base_model", "compiling", "data", "frozen_layers"],
+        *["gated_mlp", "generation", "job_script", "losses", "norms", "recompute", "schedules"],
+        *["sharding", "signals", "slurm"],
+    ],
+    2: [
+        *["answering", "callbacks", "checkpoint", "continuing", "frozen_cache", "frozen_states"],
+        *["guards", "hub", "identity", "labelled", "module", "optimizing", "out_of_memory"],
+        *["paths", "preemption", "report", "run_folder", "serving", "strategies"],
+    ],
+    3: ["__main__", "cli", "commands"],
 }
+UNITS = {unit: floor for floor, units in FLOORS.items() for unit in units}
 PARTS = {
     "cpu_attention": "attention",
     "compiled_attention": "attention",
