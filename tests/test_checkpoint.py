@@ -242,5 +242,5 @@ def test_an_adapter_without_a_trainers_state_is_no_checkpoint_and_the_error_says
         if file.name != "trainer_state.pt":
             (tmp_path / "adapter").mkdir(exist_ok=True)
             (tmp_path / "adapter" / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint.*trainer_state\.pt.*load_adapter"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint.*trainer_state\.pt.*init_from"):
         fit(base, rows, tmp_path / "run", ckpt_path=str(tmp_path / "adapter"))
