@@ -50,6 +50,7 @@ def load_answerer(
     any_base: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    quantization: str | None = None,
 ) -> Answerer:
     """Load a base model and adapters.
 
@@ -62,6 +63,7 @@ def load_answerer(
         any_base: Whether to use adapters of other bases.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Of a hub id.
+        quantization: 4bit, 8bit, or None for the base as saved.
 
     Raises:
         ValueError: If there is no base model, or something does not fit.
@@ -89,7 +91,7 @@ def load_answerer(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     tokenizer = load_tokenizer(tokenizer_name or model, **options)
-    base = load_base_model(model, dtype=dtype, device=device, **options)
+    base = load_base_model(model, dtype=dtype, device=device, quantization=quantization, **options)
     fingerprint = base_fingerprint(base)
     bank = AdapterBank(base, fingerprint, any_base)
     tokenizers = {BASE: tokenizer}

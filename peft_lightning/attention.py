@@ -198,7 +198,9 @@ def _explicit(
     return weights @ value
 
 
-def isolation_error(forward: Any, vocab_size: int, device: torch.device) -> str | None:
+def isolation_error(
+    forward: Any, vocab_size: int, device: torch.device, coarse: bool = False
+) -> str | None:
     """Check that the sequences of a flat batch do not see each other.
 
     Runs two short sequences end to end, then again with other tokens in the first one, and
@@ -209,6 +211,7 @@ def isolation_error(forward: Any, vocab_size: int, device: torch.device) -> str 
         forward: Flat batch without labels -> (1, T, any) outputs, in eval mode.
         vocab_size: Token ids are drawn below this.
         device: Where the batch is made.
+        coarse: Whether the model rounds as much as one of half precision, whatever its dtype.
 
     Returns:
         None if all is well, else what is wrong.
@@ -230,7 +233,7 @@ def isolation_error(forward: Any, vocab_size: int, device: torch.device) -> str 
             return forward(batch)[0, -len(second) :]
 
     flat, moved, alone = run(first, second), run(other, second), run(second)
-    half = flat.dtype in (torch.bfloat16, torch.float16)
+    half = coarse or flat.dtype in (torch.bfloat16, torch.float16)
     tolerance = (0.05 if half else 1e-3) * max(1.0, alone.abs().max().item())
     leak = (flat - moved).abs().max().item()
     if leak > tolerance:

@@ -106,6 +106,7 @@ def cache_of_run(module: Any) -> FrozenCache:
         data.token_sources,
         {
             "base": module.fingerprint,
+            "quantization": module.quantization,
             "layers": depth,
             "precision": str(trainer.precision),
             "attention": module.model.config._attn_implementation,

@@ -35,6 +35,8 @@ def _is_gated_mlp(layer: Any) -> bool:
     weight: Any = getattr(layer.gate_proj, "weight", None)
     if not isinstance(layer.gate_proj, nn.Linear) or weight.is_meta:
         return False
+    if not weight.is_floating_point():
+        return False  # quantised: what the first input is decides how the layer computes
     if next(layer.act_fn.parameters(), None) is not None:
         return False
     with torch.random.fork_rng([]), torch.no_grad():

@@ -14,6 +14,7 @@ from peft_lightning import attention
 from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.saved_modules import SavedModule
 from peft_lightning.adapters.trained_tokens import TrainedTokens
+from peft_lightning.base_model.quantization import rounds_inputs
 from peft_lightning.frozen_cache import FrozenCache
 from peft_lightning.losses import (
     head_options,
@@ -177,7 +178,9 @@ class LabelledOutputs:
 
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         with _eval_mode(self.model):
-            return attention.isolation_error(forward, vocabulary, self.model.device)
+            return attention.isolation_error(
+                forward, vocabulary, self.model.device, coarse=rounds_inputs(self.model)
+            )
 
 
 @contextmanager

@@ -63,6 +63,7 @@ class CausalLMModule(L.LightningModule):
         optimizer: A torch optimizer by class path; by default AdamW without weight decay.
         lr_schedule: Factor on the learning rate over the run.
         dtype: Of the base's weights: auto (as saved), float32, bfloat16 or float16.
+        quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         activation_checkpointing: Recompute each layer in the backward pass instead of keeping
             its activations.
         compile: Compile the decoder layers with torch.compile; not for methods that put virtual
@@ -101,6 +102,7 @@ class CausalLMModule(L.LightningModule):
         trust_remote_code: bool = False,
         revision: str | None = None,
         init_from: str | None = None,
+        quantization: str | None = None,
     ) -> None:
         super().__init__()
         self.init_from, self._configured_adapter = None, adapter
@@ -118,7 +120,7 @@ class CausalLMModule(L.LightningModule):
         self.learning_rate = adapter.learning_rate if learning_rate is None else learning_rate
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
-        self.dtype_name = dtype
+        self.dtype_name, self.quantization = dtype, quantization
         self.activation_checkpointing = activation_checkpointing
         self.compile_layers = compile
         self.cache_frozen, self.frozen_cache_gib = cache_frozen, frozen_cache_gib
@@ -151,6 +153,7 @@ class CausalLMModule(L.LightningModule):
             attn_implementation=attention.NAME if automatic else self.attn_implementation,
             trust_remote_code=self.trust_remote_code,
             revision=self.revision,
+            quantization=self.quantization,
         )
         self.load_tokenizer()
         self.fingerprint = base_fingerprint(model)
@@ -373,6 +376,7 @@ class CausalLMModule(L.LightningModule):
             "base_fingerprint": self.fingerprint,
             "step": checkpoint["global_step"],
             "run": run_name(self.trainer),
+            **({"quantization": self.quantization} if self.quantization else {}),
         }
         tensor_file, _, texts = adapter_files(self.adapter, self.model, facts, self.tokenizer)
         checkpoint["adapter_files"] = (tensor_file, texts)

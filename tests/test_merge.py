@@ -452,7 +452,7 @@ def test_a_quantised_base_is_refused(base, lora, tmp_path):
     config = json.loads((own / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (own / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="is quantised: give the one it was made from"):
+    with pytest.raises(ValueError, match="is quantised by gptq: give the one it was made from"):
         merge(str(lora), str(tmp_path / "out"), model=str(own))
 
 

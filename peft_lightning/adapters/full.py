@@ -21,8 +21,8 @@ class Full(Adapter):
     plain HF model folder.
 
     Raises:
-        ValueError: From ``attach``, if weights are in half precision; from ``detach``, always:
-            the base has been overwritten.
+        ValueError: From ``attach``, if weights are in half precision or quantised; from
+            ``detach``, always: the base has been overwritten.
     """
 
     peft_type: ClassVar[str] = "FULL"
@@ -65,6 +65,11 @@ class Full(Adapter):
         return texts
 
     def _insert(self, model: nn.Module, initialise: bool) -> None:
+        if any(not p.is_floating_point() for p in model.parameters()):
+            raise ValueError(
+                "full fine-tuning cannot train quantised weights: load the base without "
+                "quantization, or train a LoRA"
+            )
         half = [
             n for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)
         ]

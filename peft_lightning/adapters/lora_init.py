@@ -72,8 +72,13 @@ def decompose(weight: Tensor, r: int, scaling: float, init: str) -> tuple[Tensor
             "pissa_niter_4": the same by a randomised decomposition with 4 iterations.
 
     Raises:
-        ValueError: If ``r`` is too large.
+        ValueError: If ``r`` is too large, or the weight is quantised.
     """
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"init_lora_weights {init!r} needs the base's weight, which is quantised: load the "
+            "base without quantization, or leave init_lora_weights out"
+        )
     if r > min(weight.shape):
         raise ValueError(
             f"init_lora_weights {init!r} takes at most the smaller side of a weight as its rank, "

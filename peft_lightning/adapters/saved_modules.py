@@ -75,12 +75,17 @@ def find_saved(model: nn.Module, wanted: Sequence[str]) -> dict[str, nn.Module]:
     Not only whole parts of a name count: ``norm`` meets ``input_layernorm`` too.
 
     Raises:
-        ValueError: If one of ``wanted`` meets none; names the nearest.
+        ValueError: If one of ``wanted`` meets none; names the nearest. If weights are quantised.
     """
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if name and name.endswith(tuple(wanted)) and not is_within(name, found):
             found[name] = module
+            if any(not p.is_floating_point() for p in module.parameters()):
+                raise ValueError(
+                    f"modules_to_save cannot train {name}, whose weights are quantised: target it "
+                    "by LoRA, or load the base without quantization"
+                )
     names = [name for name, _ in model.named_modules() if name]
     if unmatched := [w for w in wanted if not any(name.endswith(w) for name in names)]:
         leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in names))

@@ -9,15 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_REMEMBERED = "_fingerprint_before_quantization"  # attribute of a model
+
 
 def base_fingerprint(model: nn.Module) -> dict[str, Any]:
     """Return what tells a base model from others, the same with an adapter in it as without.
 
     ``weights`` is a hash of up to 64 values of each tensor, rounded to bfloat16, and those that
     float16 cannot hold exactly taken as 0: the same model has one fingerprint in every dtype. (One
-    saved in float32 and loaded in float16 is the exception: it has been rounded twice.)
+    saved in float32 and loaded in float16 is the exception: it has been rounded twice.) A model
+    that was quantised when it was loaded has the fingerprint of the one it was made from.
     """
-    return fingerprint_of(type(model).__name__, _base_parameters(model))
+    remembered: dict[str, Any] | None = getattr(model, _REMEMBERED, None)
+    return remembered or fingerprint_of(type(model).__name__, _base_parameters(model))
+
+
+def remember_fingerprint(model: nn.Module, fingerprint: dict[str, Any]) -> None:
+    """Let ``base_fingerprint`` of a quantised model be that of the weights it was made from."""
+    setattr(model, _REMEMBERED, fingerprint)
 
 
 def fingerprint_of(architecture: str, parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:

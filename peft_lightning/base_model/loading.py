@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,14 +17,21 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
-from peft_lightning.base_model.places import locate, nearest_place
+from peft_lightning.base_model.explained import explained, require_causal
+from peft_lightning.base_model.fingerprint import base_fingerprint, remember_fingerprint
+from peft_lightning.base_model.places import locate
+from peft_lightning.base_model.quantization import (
+    is_quantized,
+    quantization_method,
+    quantization_options,
+    ready_to_train,
+    require_quantization,
+)
+from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-_LOADING_ERRORS = (OSError, ValueError, SafetensorError)
 
 # GGUF's names of byte-level pre-tokenizers that take digits one by one; transformers' reader
 # leaves that out, so that "  2" became other tokens than the model was trained on
@@ -41,6 +47,7 @@ def load_base_model(
     revision: str | None = None,
     frozen: bool = True,
     device: str | torch.device | None = None,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model in eval mode, its tied weights tied.
 
@@ -53,19 +60,32 @@ def load_base_model(
         revision: Branch, tag or commit of a hub id.
         frozen: Whether no weight requires a gradient.
         device: Where to load to; the CPU if None.
+        quantization: 4bit or 8bit: weights of linear layers in so many bits, by bitsandbytes;
+            ``dtype`` is that of the others, and of what is computed. The fingerprint is that of
+            the model as saved.
 
     Raises:
-        ValueError: If there is no such model, it is not a causal LM, or it lacks weights.
+        ValueError: If there is no such model, it is not a causal LM, it lacks weights, or is
+            quantised already; or if bitsandbytes is not installed.
     """
     require_dtype(dtype)
+    require_quantization(quantization)
     source, options = locate(name, revision)
     options["trust_remote_code"] = trust_remote_code
     if "gguf_file" in options:
+        if quantization:
+            raise ValueError(
+                f"{name} is a GGUF file, which is dequantised when it is loaded: quantization "
+                "takes a folder of safetensors files or a hub id"
+            )
         options["quantization_config"] = GgufConfig(dequantize=True)
     else:
         with explained("base model", name, options):
             options["config"] = AutoConfig.from_pretrained(source, **options)
         require_causal(name, options["config"])
+        options |= quantization_options(name, options["config"], quantization, dtype)
+        if quantization_method(options["config"]) or quantization:
+            device = device or torch.get_default_device()  # a run's; transformers takes any GPU
     if attn_implementation != "auto":
         options["attn_implementation"] = attn_implementation
     if device is not None:
@@ -85,7 +105,21 @@ def load_base_model(
         )
     if "gguf_file" in options:  # not the folder that the file happens to be in
         model.name_or_path = model.config.name_or_path = str(Path(name).expanduser())
+    if is_quantized(model):
+        ready_to_train(model)
+        frozen = True
+    if quantization:
+        how = {"trust_remote_code": trust_remote_code, "revision": revision}
+        remember_fingerprint(model, _fingerprint_of_files(name, how))
     return model.requires_grad_(not frozen).eval()
+
+
+def _fingerprint_of_files(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fingerprint of a base as it is saved."""
+    try:
+        return open_weights(name, **options).fingerprint()
+    except NotStreamableError:
+        return base_fingerprint(load_base_model(name, **options))
 
 
 def load_tokenizer(
@@ -111,42 +145,6 @@ def require_dtype(dtype: str) -> None:
         near = get_close_matches(str(dtype), DTYPES, n=1, cutoff=0.5)
         hint = f", did you mean {near[0]}?" if near else ""
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}{hint}")
-
-
-def require_causal(name: str, config: Any) -> None:
-    """Raise ValueError if a model does not predict the next token of its own text."""
-    custom = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    kind = (config.architectures or [type(config).__name__.removesuffix("Config")])[0]
-    if getattr(config, "is_encoder_decoder", False):
-        reason = "an encoder-decoder"
-    elif not custom and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        reason = "no language model that transformers can continue a text with"
-    elif "MaskedLM" in kind:
-        reason = "a masked language model"
-    else:
-        return
-    raise ValueError(
-        f"the base model {name} is {kind}, {reason}: a causal language model is needed, such as "
-        "LlamaForCausalLM"
-    )
-
-
-@contextmanager
-def explained(what: str, name: str, options: dict[str, Any]) -> Iterator[None]:
-    """Say in one line what transformers says in many."""
-    try:
-        yield
-    except _LOADING_ERRORS as error:
-        reason = str(error).strip().split("\n")[0]
-        if isinstance(error, OSError) and options.get("local_files_only"):
-            near = nearest_place(Path(name))
-            near = near or "; give a model's folder or a GGUF file"
-            reason = f"it is no local folder, and no model hub can be reached{near}"
-        elif "trust_remote_code" in str(error):
-            reason = "it brings code of its own: if you trust that, set trust_remote_code to true"
-        elif "backend tokenizer" in reason:
-            reason = "there is no tokenizer.json beside it"
-        raise ValueError(f"cannot load the {what} {name}: {reason}") from error
 
 
 def _split_digits(tokenizer: Any, file: Path) -> None:

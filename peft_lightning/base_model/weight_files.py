@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, rename_source_key
 
+from peft_lightning.base_model.explained import explained, require_causal
 from peft_lightning.base_model.fingerprint import fingerprint_of
-from peft_lightning.base_model.loading import explained, require_causal
 from peft_lightning.base_model.places import locate, model_folder
+from peft_lightning.base_model.quantization import quantization_method
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 
@@ -97,21 +98,24 @@ def open_weights(
         revision: Branch, tag or commit of a hub id.
 
     Raises:
-        ValueError: If there is no such model, it is not a causal LM, or it is quantised.
-        NotStreamableError: If the model has no safetensors files, these lack weights, or
-            transformers fuses or splits tensors when it loads them.
+        ValueError: If there is no such model, it is not a causal LM, or it is quantised by
+            something else than bitsandbytes.
+        NotStreamableError: If the model has no safetensors files, these lack weights or hold
+            quantised ones, or transformers fuses or splits tensors when it loads them.
     """
     source, options = locate(name, revision)
     if "gguf_file" in options:
-        raise NotStreamableError("it is a GGUF file")
+        raise NotStreamableError("it is a GGUF file, whose weights are dequantised")
     with explained("base model", name, options):
         folder = model_folder(source, options)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     require_causal(name, config)
-    if getattr(config, "quantization_config", None):
+    if (method := quantization_method(config)) == "bitsandbytes":
+        raise NotStreamableError("its weights are quantised, and are dequantised")
+    if method:
         raise ValueError(
-            f"the base model {name} is quantised: give the one it was made from, with --model and "
-            "--any_base true"
+            f"the base model {name} is quantised by {method}: give the one it was made from, with "
+            "--model and --any_base true"
         )
     files = _files(folder)
     with explained("base model", name, options), torch.device("meta"):

@@ -22,6 +22,7 @@ def chat(
     seed: int = 0,
     chat_template: str | None = None,
     dtype: str = "auto",
+    quantization: str | None = None,
     device: str = "auto",
     any_base: bool = False,
     trust_remote_code: bool = False,
@@ -40,6 +41,7 @@ def chat(
         seed: Of sampling.
         chat_template: Path of a Jinja file; without, the tokenizer's own.
         dtype: Of the base's weights: auto (as saved), float32, bfloat16 or float16.
+        quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         device: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
         any_base: Use adapters even if they were trained on another base model.
         trust_remote_code: Whether code that comes with the model may run.
@@ -61,6 +63,7 @@ def chat(
         any_base=any_base,
         trust_remote_code=trust_remote_code,
         revision=revision,
+        quantization=quantization,
     )
     base, tokenizer, bank = loaded.model, loaded.tokenizer, loaded.bank
     if chat_template is not None:

@@ -25,6 +25,7 @@ def generate(
     chat_template: str | None = None,
     batch_size: int = 32,
     dtype: str = "auto",
+    quantization: str | None = None,
     device: str = "auto",
     any_base: bool = False,
     trust_remote_code: bool = False,
@@ -51,6 +52,7 @@ def generate(
         chat_template: Path of a Jinja file, or "none" for plain text; without, the tokenizer's own.
         batch_size: Prompts answered at a time.
         dtype: Of the base's weights: auto (as saved), float32, bfloat16 or float16.
+        quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         device: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
         any_base: Use the adapter even if it was trained on another base model.
         trust_remote_code: Whether code that comes with the model may run.
@@ -73,6 +75,7 @@ def generate(
         any_base=any_base,
         trust_remote_code=trust_remote_code,
         revision=revision,
+        quantization=quantization,
     )
     base, tokenizer, bank = loaded.model, loaded.tokenizer, loaded.bank
     prompts = [prompt] if isinstance(prompt, str) else prompt

@@ -17,6 +17,7 @@ def merge(
     /,
     model: str | None = None,
     dtype: str = "auto",
+    quantization: str | None = None,
     max_shard_size: str = "2GB",
     verify: bool = True,
     threshold: float | None = None,
@@ -37,6 +38,8 @@ def merge(
         out: Folder to write, in place of a model that is there.
         model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         dtype: Of the merged weights: auto (as the base's), float32, bfloat16 or float16.
+        quantization: 4bit or 8bit: merge into the base's weights as they are after quantising
+            and dequantising them, over which the adapter was trained; without, as saved.
         max_shard_size: Of a file of weights, such as 2GB or 500MB.
         verify: Whether to compare; it takes the memory of the model in float32.
         threshold: Largest allowed difference of a logit, in standard deviations of the logits;
@@ -70,8 +73,13 @@ def merge(
     _require_free(Path(out), Path(ckpt), Path(base).expanduser())
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     wanted = None if dtype == "auto" else getattr(torch, dtype)
+    if (trained_over := facts.get("quantization")) and not quantization:
+        print(
+            f"{ckpt} was trained over {trained_over} weights of {base}, and is merged into the "
+            f"original ones; --quantization {trained_over} merges into the former, dequantised"
+        )
     with atomic_folder(out) as folder:
-        write_merged(folder, ckpt, base, wanted, size, any_base, options)
+        write_merged(folder, ckpt, base, wanted, size, any_base, options, quantization)
         if verify:
             (folder / UNVERIFIED).write_text("the verification was not finished\n")
     files = sorted(Path(out).glob("*.safetensors"))
@@ -82,7 +90,7 @@ def merge(
         return
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = compare(out, base, ckpt, sample, device, options)
+    found = compare(out, base, ckpt, sample, device, options, quantization=quantization)
     print(f"verified on {found}")
     if problem := found.problem(threshold or max(THRESHOLDS[d] for d in _dtypes(files))):
         atomic_text(Path(out, UNVERIFIED), f"{problem}\n{found}\n")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from peft_lightning.adapters.files import load_adapter
 from peft_lightning.base_model import load_base_model, load_tokenizer
+from peft_lightning.base_model.quantization import dequantized
 
 LONGEST_ROW, MOST_TOKENS = 512, 1024
 
@@ -85,6 +86,7 @@ def compare(
     device: str,
     options: dict[str, Any],
     longest_row: int = LONGEST_ROW,
+    quantization: str | None = None,
 ) -> Agreement:
     """Compare a merged model with its base and adapter on ``text``.
 
@@ -99,11 +101,15 @@ def compare(
         device: Where to compute.
         options: ``trust_remote_code`` and ``revision``, for the base.
         longest_row: Most tokens of a row, if the model has that many positions.
+        quantization: Compare with the base's weights quantised so and dequantised.
 
     Raises:
         ValueError: If the text has less than two tokens.
     """
-    model: Any = load_base_model(base, dtype="float32", device=device, **options)
+    loaded = load_base_model(
+        base, dtype="float32", device=device, quantization=quantization, **options
+    )
+    model: Any = dequantized(loaded)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", longest_row)
     ids = list(load_tokenizer(base, **options)(text, verbose=False)["input_ids"])[:MOST_TOKENS]
     length = min(longest_row, positions)

@@ -17,6 +17,7 @@ from peft_lightning.adapters.files import load_adapter, read_adapter, require_ba
 from peft_lightning.adapters.merged_parts import holds_parts
 from peft_lightning.adapters.merging import merged, require_mergeable
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.base_model.quantization import dequantized
 from peft_lightning.base_model.weight_files import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -51,6 +52,7 @@ def write_merged(
     max_shard_size: int,
     any_base: bool,
     options: dict[str, Any],
+    quantization: str | None = None,
 ) -> None:
     """Merge an adapter into its base: streamed, or loaded whole where that cannot be.
 
@@ -62,6 +64,8 @@ def write_merged(
         max_shard_size: In bytes.
         any_base: Merge even if the adapter was trained on another base.
         options: ``trust_remote_code`` and ``revision``, for the base.
+        quantization: Merge into the base's weights quantised so and dequantised; None for those
+            that it has.
 
     Raises:
         ValueError: If the two do not belong together, or a layer cannot be merged.
@@ -70,11 +74,15 @@ def write_merged(
     try:
         if holds_parts(tensors):
             raise NotStreamableError("the adapter trains more than updates of linear layers")
+        if quantization:
+            raise NotStreamableError(f"its weights are quantised to {quantization} and dequantised")
         weights = open_weights(base, **options)
     except NotStreamableError as reason:
         print(f"{base} cannot be read tensor by tensor, it is loaded whole: {reason}")
-        loaded = load_base_model(base, dtype="auto" if dtype is None else "float32", **options)
+        wide = "auto" if dtype is None else "float32"
+        loaded = load_base_model(base, dtype=wide, quantization=quantization, **options)
         fingerprint = base_fingerprint(loaded)
+        loaded = dequantized(loaded)
         load_adapter(loaded, ckpt, any_base=any_base, base_fingerprint=fingerprint)
         tokenizer = load_tokenizer(base, **options)
         adapter.with_tokenizer(tokenizer)

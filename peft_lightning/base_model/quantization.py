@@ -1,0 +1,128 @@
+"""Bases of 4 or 8 bits by bitsandbytes: how they are loaded, and as plain numbers again."""
+
+from __future__ import annotations
+
+import logging
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
+
+QUANTIZATIONS = ("4bit", "8bit")
+INSTALL = "pip install bitsandbytes"
+
+
+def require_quantization(quantization: str | None) -> None:
+    """Raise ValueError if ``quantization`` is none of ``QUANTIZATIONS``, or cannot be had."""
+    if quantization is None:
+        return
+    if quantization not in QUANTIZATIONS:
+        near = get_close_matches(f"{quantization}bit", QUANTIZATIONS, n=1, cutoff=0.5)
+        hint = f", did you mean {near[0]}?" if near else ""
+        raise ValueError(
+            f"quantization must be {' or '.join(QUANTIZATIONS)}, got {quantization!r}{hint}"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(f"quantization {quantization} needs a library that is not here: {INSTALL}")
+
+
+def quantization_options(
+    name: str, config: Any, quantization: str | None, dtype: str
+) -> dict[str, Any]:
+    """Return what ``from_pretrained`` takes to quantise a base while it is loaded.
+
+    4 bits are NF4 in blocks of 64 whose scales are quantised too, as of QLoRA (Dettmers et al.
+    2023, arXiv:2305.14314); 8 bits are LLM.int8() (arXiv:2208.07339). Embeddings and the output
+    embedding stay as they are.
+
+    Args:
+        name: Of the base.
+        config: Its config, which says whether it is quantised already.
+        quantization: One of ``QUANTIZATIONS``, or None.
+        dtype: In which to compute.
+
+    Returns:
+        Options; none for a base of full precision.
+
+    Raises:
+        ValueError: If the base is quantised already, or bitsandbytes is needed and not there.
+    """
+    own = quantization_method(config)
+    if own and quantization:
+        raise ValueError(
+            f"the base model {name} is quantised already, by {own}: leave quantization out"
+        )
+    if own == "bitsandbytes" and find_spec("bitsandbytes") is None:
+        raise ValueError(f"the base model {name} is quantised by bitsandbytes: {INSTALL}")
+    if own == "bitsandbytes" or quantization:
+        # it says for each product on a CPU that it rounds the inputs, which is what was asked for
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not quantization:
+        return {}
+    wanted = config.dtype if dtype == "auto" else dtype
+    found = wanted if isinstance(wanted, torch.dtype) else getattr(torch, wanted or "float32")
+    four = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": found,
+    }
+    kind = four if quantization == "4bit" else {"load_in_8bit": True}
+    return {"quantization_config": BitsAndBytesConfig(**kind)}
+
+
+def quantization_method(config: Any) -> str | None:
+    """Return by what the weights of a model are quantised that has this config: None if not."""
+    own = getattr(config, "quantization_config", None)
+    if not own:
+        return None
+    method = own.get("quant_method") if isinstance(own, dict) else own.quant_method
+    return str(getattr(method, "value", method))
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether layers of ``model`` are bitsandbytes'."""
+    return quantization_method(model.config) == "bitsandbytes"
+
+
+def rounds_inputs(model: Any) -> bool:
+    """Whether layers of 8 bits round their inputs too, by what else is in the batch.
+
+    A column of inputs with one above 6 is computed in float16, the others as integers.
+    """
+    return is_quantized(model) and model.config.quantization_config.load_in_8bit
+
+
+def ready_to_train(model: Any) -> None:
+    """Keep what a quantised model computes right on a CPU, and its gradients whole.
+
+    On CPUs with bfloat16 instructions bitsandbytes stores a layer's 4-bit weight in another
+    order once it sees an input without a gradient in eval mode, and computes without autograd
+    from then on: after a validation nothing below a layer would be trained by what is above it.
+
+    Raises:
+        ValueError: If rows of 4-bit weights are no whole blocks: release 0.50.2 takes the scales
+            of wrong blocks for them on a CPU.
+    """
+    for name, module in model.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is None:
+            continue
+        module.support_avx512bf16_for_cpu = False
+        if module.weight.device.type == "cpu" and module.in_features % state.blocksize:
+            raise ValueError(
+                f"4 bits do not work for {name} on a CPU, as its {module.in_features} inputs are "
+                f"no multiple of {state.blocksize}: use quantization 8bit, or a GPU"
+            )
+
+
+def dequantized(model: Any) -> Any:
+    """Return ``model`` with plain weights of its dtype, frozen; itself if it is not quantised."""
+    if not is_quantized(model):
+        return model
+    mode = model.training
+    plain = model.dequantize(dtype=model.dtype).requires_grad_(False).train(mode)
+    plain._weight_conversions = None  # those from files of quantised weights; not back into such
+    return plain
