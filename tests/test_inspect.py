@@ -137,5 +137,5 @@ def test_a_whole_model_and_what_is_no_adapter_are_told_apart(tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match=r"has no adapter_config\.json: it is no adapter"):
         inspect(str(tmp_path / "empty"))
     (tmp_path / "empty" / "adapter_config.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON, it may be damaged"):
+    with pytest.raises(ValueError, match="is not JSON"):
         inspect(str(tmp_path / "empty"))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.names import check_names, nearest
+from peft_lightning.adapters.option_types import require_types
 
 PEFT_VERSION = "0.21.2"  # the HF PEFT release whose files ours are
 
@@ -171,7 +172,8 @@ class Adapter(ABC):
         Keys that are left out have HF PEFT's defaults, not ours.
 
         Raises:
-            ValueError: If a key that is not implemented here is away from its default.
+            ValueError: If a key that is not implemented here is away from its default, or a value
+                is of another type than the option.
         """
         own = {f.name for f in fields(cls)}
         values = {**cls.hf_defaults, **config}
@@ -188,7 +190,9 @@ class Adapter(ABC):
                 f"the {cls.peft_type} adapter sets {given}, which {cls.__name__} does not "
                 f"implement; it has {', '.join(sorted(own))}"
             )
-        return cls(**{key: value for key, value in values.items() if key in own})
+        options = {key: value for key, value in values.items() if key in own}
+        require_types(cls, options)
+        return cls(**options)
 
     def _undo(self, model: nn.Module) -> None:
         self._remove(model)
@@ -218,7 +222,7 @@ def adapter_class(peft_type: Any) -> type[Adapter]:
         ValueError: If there is none; names the nearest.
     """
     known = Adapter.by_peft_type
-    if peft_type not in known:
+    if not isinstance(peft_type, str) or peft_type not in known:
         raise ValueError(
             f"peft_type {peft_type!r} is not known here; there are {', '.join(sorted(known))}"
             + nearest([str(peft_type)], known)

@@ -39,6 +39,8 @@ def require_undamaged(folder: Path, names: Iterable[str] | None = None) -> None:
     expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if not expected:
         raise ValueError(f"{folder} is damaged: {SUMS_FILE} is empty")
+    if outside := [name for name in expected if name in ("", "..") or "/" in name or "\0" in name]:
+        raise ValueError(f"{folder} is damaged: {SUMS_FILE} names {outside[0]!r}, no file in it")
     for name in expected if names is None else names:
         file = folder / name
         if not file.is_file():

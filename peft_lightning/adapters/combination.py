@@ -37,6 +37,7 @@ def updates_of(adapter: Adapter, tensors: Mapping[str, Tensor]) -> Updates:
     known = {PREFIX + name + part for name in names for part in (A, B)}
     if other := sorted(set(tensors) ^ known):
         raise ValueError(f"only updates of linear layers can be combined, not {shortened(other)}")
+    require_factors(tensors)
     roots = {name: adapter.scaling(name) ** 0.5 for name in names}
     return {
         name: (
@@ -64,6 +65,17 @@ def require_sums(adapter: LoRA) -> None:
             f"init_lora_weights {adapter.init_lora_weights!r}: HF PEFT subtracts from the base "
             "what is not in the file; make it plain LoRA: load_adapter onto its base, save_adapter"
         )
+
+
+def require_factors(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if factors of an update are no matrices that can be multiplied."""
+    for name, a in tensors.items():
+        b = tensors.get(name.removesuffix(A) + B) if name.endswith(A) else None
+        if b is not None and not (
+            a.ndim == b.ndim == 2 and b.shape[1] == a.shape[0] and a.numel() and b.numel()
+        ):
+            shapes = f"{tuple(b.shape)} and {tuple(a.shape)}, not (out, r) and (r, in)"
+            raise ValueError(f"the factors of {name.removesuffix(A)} are {shapes}")
 
 
 def combine(

@@ -26,6 +26,7 @@ __all__ = [
     "load_adapter",
     "read_adapter",
     "read_facts",
+    "read_json",
     "save_adapter",
     "sealed_folder",
     "write_files",
@@ -141,11 +142,16 @@ def read_adapter(folder: str | Path) -> tuple[Adapter, dict[str, Tensor], dict[s
     if facts.get("peft_type") == Full.peft_type:
         adapter = Full()
     else:
-        config = _read_json(_required(folder, CONFIG_FILE))
+        config = read_json(_required(folder, CONFIG_FILE))
         kind = adapter_class(config.get("peft_type"))
         own = {name: facts[name] for name in kind.own_options & facts.keys()}
+        if paths := [name for name, value in own.items() if isinstance(value, str)]:
+            raise ValueError(f"{folder / FACTS_FILE}: {paths[0]} must not name a file elsewhere")
         adapter = kind.from_hf_config({**config, **own})
         facts["base_model"] = facts["base_model"] or config.get("base_model_name_or_path")
+        if not isinstance(facts["base_model"], str | None):
+            name = f"base_model_name_or_path must be a name, got {facts['base_model']!r:.80}"
+            raise ValueError(f"{folder / CONFIG_FILE}: {name}")
     path = _required(folder, adapter.tensor_file)
     require_undamaged(folder, [adapter.tensor_file])
     try:
@@ -163,12 +169,16 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"base_model": None, "base_fingerprint": None}
     path = Path(folder, FACTS_FILE)
     if path.is_file():
-        facts |= _read_json(path)
-        if facts.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
+        facts |= read_json(path)
+        version = facts.get("format_version", FORMAT_VERSION)
+        if type(version) is not int or version > FORMAT_VERSION:
             raise ValueError(
-                f"{path} has format_version {facts['format_version']}, and this release reads up "
-                f"to {FORMAT_VERSION}: install a newer one"
+                f"{path} has format_version {version!r:.80}, and this release reads up to "
+                f"{FORMAT_VERSION}: install a newer one"
             )
+        for name, kind in (("base_model", str), ("base_fingerprint", dict)):
+            if facts[name] is not None and not isinstance(facts[name], kind):
+                raise ValueError(f"{path}: {name} must be {kind.__name__}, got {facts[name]!r:.80}")
     return facts
 
 
@@ -240,6 +250,17 @@ def require_base(
         )
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in the file ``path``; raise ValueError if it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
 def _required(folder: Path, name: str) -> Path:
     """Return the path of file ``name``; if it is not there, raise and say what is."""
     if (path := folder / name).is_file():
@@ -250,13 +271,3 @@ def _required(folder: Path, name: str) -> Path:
     elif (folder / name).with_suffix(".bin").is_file():
         hint += "; a .bin file can run code and is not read: save it again as safetensors"
     raise FileNotFoundError(f"{folder} is no adapter folder: no {name} in it; {hint}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from peft_lightning.adapters.base import Adapter
-from peft_lightning.adapters.combination import A, B, updates_of
-from peft_lightning.adapters.files import CONFIG_FILE, FACTS_FILE
+from peft_lightning.adapters.combination import A, B, require_factors, updates_of
+from peft_lightning.adapters.files import CONFIG_FILE, read_facts, read_json
 from peft_lightning.adapters.lora import LoRA
 
 BASE_WEIGHTS = (".base_layer.weight", "embed_tokens.weight", "lm_head.weight", "wte.weight")
@@ -32,16 +32,19 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
         FileNotFoundError: If it is no adapter's folder.
         ValueError: If a file of it cannot be read.
     """
-    facts = _json(folder / FACTS_FILE) if (folder / FACTS_FILE).is_file() else {}
+    facts = read_facts(folder)
     whole = facts.get("peft_type") == "FULL"
     if not whole and not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}: it is no adapter's folder")
-    config = {} if whole else _json(folder / CONFIG_FILE)
+    config = {} if whole else read_json(folder / CONFIG_FILE)
     method = str(config.get("peft_type", facts.get("peft_type")))
     tensors = {} if whole else _tensors(folder)
     known = Adapter.by_peft_type.get(method)
     defaults = known.hf_defaults if known and not whole else {}
-    saved = [f"{name}.weight" for name in config.get("modules_to_save") or []]
+    whole_modules = config.get("modules_to_save") or []
+    if not isinstance(whole_modules, list):
+        raise ValueError(f"{folder}: modules_to_save must be a list, got {whole_modules!r:.80}")
+    saved = [f"{name}.weight" for name in whole_modules]
     found: dict[str, Any] = {
         "method": method,
         "base_model": facts.get("base_model") or config.get("base_model_name_or_path"),
@@ -62,6 +65,9 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
     if method == LoRA.peft_type:
         found["layers"] = _lora_layers(config, tensors)
     elif "prompt_embeddings" in tensors:
+        if tensors["prompt_embeddings"].ndim != 2:
+            shape = tuple(tensors["prompt_embeddings"].shape)
+            raise ValueError(f"{folder}: prompt_embeddings is {shape}, not (tokens, dimensions)")
         found["virtual_tokens"] = [{"norm": n} for n in _norms(tensors["prompt_embeddings"])]
     return found
 
@@ -70,12 +76,14 @@ def layer_facts(b: Tensor, a: Tensor) -> dict[str, float]:
     """Return norm, effective rank and first singular value's share of the update ``b a``.
 
     The effective rank is the exponential of the entropy of the singular values as shares of
-    their sum (Roy and Vetterli 2007).
+    their sum (Roy and Vetterli 2007). All are NaN where a value is not finite.
 
     Args:
         b: (out, r).
         a: (r, in).
     """
+    if not (a.isfinite().all() and b.isfinite().all()):
+        return dict.fromkeys(("norm", "effective_rank", "first_share"), math.nan)
     r_b, r_a = torch.linalg.qr(b, "r").R, torch.linalg.qr(a.T, "r").R
     s = torch.linalg.svdvals(r_b @ r_a.T)
     total = float(s.sum())
@@ -103,6 +111,7 @@ def nearest_tokens(prompt: Tensor, embeddings: Tensor, count: int = 3) -> list[l
 
 
 def _lora_layers(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+    require_factors(tensors)
     try:
         lora = LoRA.from_hf_config(config)
         factors = {n: t for n, t in tensors.items() if n.endswith((A, B))}
@@ -128,13 +137,3 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{folder} has no {path.name}") from None
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read, it may be damaged: {error}") from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON, it may be damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(found).__name__}")
-    return found

@@ -171,7 +171,7 @@ class LoRA(Adapter):
     def __post_init__(self) -> None:
         self._require(_is_rank(self.r), "r", "a whole number of at least 1")
         self._require(_is_alpha(self.lora_alpha), "lora_alpha", "a number above 0")
-        self._require(0 <= self.lora_dropout < 1, "lora_dropout", "at least 0 and below 1")
+        self._require(_is_share(self.lora_dropout), "lora_dropout", "at least 0 and below 1")
         for name in ("rank_pattern", "alpha_pattern"):  # HF PEFT takes None for none
             object.__setattr__(self, name, dict(getattr(self, name) or {}))
         ranks_ok = all(_is_rank(r) for r in self.rank_pattern.values())
@@ -230,6 +230,14 @@ class LoRA(Adapter):
         def base_weight(name: str) -> Tensor:
             return cast(Tensor, model.get_submodule(name).weight)
 
+        firsts = (".lora_A.weight", ".lora_embedding_A")
+        stored = [len(t) for name, t in tensors.items() if name.endswith(firsts) and t.ndim]
+        asked = max(map(self.rank, self._targets().find(model)), default=0)
+        if stored and asked > max(stored):  # before as much memory is asked for
+            raise ValueError(
+                f"the config asks for rank {asked}, and the file's tensors have at most "
+                f"{max(stored)}"
+            )
         return only_new_rows(self, tensors, model, base_weight)
 
     def load_state_dict(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -377,4 +385,9 @@ def _is_rank(value: Any) -> bool:
 
 
 def _is_alpha(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value <= torch.finfo(torch.float32).max
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1

@@ -52,6 +52,17 @@ class VirtualTokens(Adapter):
             type(n) is int and n >= 1, "num_virtual_tokens", "a whole number of at least 1"
         )
 
+    def fitted(
+        self, model: nn.Module, tensors: Mapping[str, Tensor]
+    ) -> tuple[VirtualTokens, Mapping[str, Tensor]]:
+        shape = tuple(tensors["prompt_embeddings"].shape) if "prompt_embeddings" in tensors else ()
+        if shape[:1] != (self.num_virtual_tokens,):  # before as much memory is asked for
+            raise ValueError(
+                f"the config has {self.num_virtual_tokens} virtual tokens, and the file's "
+                f"prompt_embeddings {shape or 'are not there'}"
+            )
+        return self, tensors
+
     def tensors(self, model: Any) -> dict[str, Tensor]:
         return {"prompt_embeddings": model.prompt_embeddings}
 

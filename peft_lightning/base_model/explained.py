@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from peft_lightning.base_model.places import nearest_place
 
-_LOADING_ERRORS = (OSError, ValueError, SafetensorError)
+_LOADING_ERRORS = (OSError, ValueError, SafetensorError, pickle.UnpicklingError)
 
 
 def require_causal(name: str, config: Any) -> None:
@@ -46,6 +47,8 @@ def explained(what: str, name: str, options: dict[str, Any]) -> Iterator[None]:
             reason = f"it is no local folder, and no model hub can be reached{near}"
         elif "trust_remote_code" in str(error):
             reason = "it brings code of its own: if you trust that, set trust_remote_code to true"
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = "a .bin file of it holds more than tensors, or is damaged; no code was run"
         elif "backend tokenizer" in reason:
             reason = "there is no tokenizer.json beside it"
         raise ValueError(f"cannot load the {what} {name}: {reason}") from error

@@ -95,6 +95,7 @@ def load_base_model(
             source,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             output_loading_info=True,
+            weights_only=True,  # of .bin files, which could hold code: nothing but tensors is read
             **options,
         )
     model, report = loaded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from difflib import get_close_matches
@@ -20,6 +21,7 @@ _MODEL_FILES = [
     "LIC*",
 ]
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
+INDEX_FILE = "model.safetensors.index.json"
 
 
 def locate(name: str, revision: str | None, weights: bool = True) -> tuple[str, dict[str, Any]]:
@@ -49,6 +51,9 @@ def _require_model_folder(path: Path, weights: bool) -> None:
         )
     if not weights:
         return
+    for index in (INDEX_FILE, "pytorch_model.bin.index.json"):
+        if (path / index).is_file():
+            shard_files(path / index)
     found = any(next(path.glob(pattern), None) for pattern in _WEIGHTS)
     if not (path / "config.json").is_file() or not found:
         lacks = "no weights" if (path / "config.json").is_file() else "no config.json"
@@ -56,6 +61,33 @@ def _require_model_folder(path: Path, weights: bool) -> None:
         hint = f": give the file, {path / files[0]}" if files else ""
         hint = hint or f": it needs config.json and model.safetensors{nearest_place(path / 'x')}"
         raise ValueError(f"{path} holds no model, it has {lacks}{hint}")
+
+
+def shard_files(index: Path) -> list[Path]:
+    """Return the files with the parts of a model, as the index beside them names them.
+
+    Raises:
+        ValueError: If it is no index, or one is not there or outside of its folder.
+    """
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{index} is not JSON: {error}") from None
+    content = content if isinstance(content, dict) else {}
+    parts = content.get("weight_map")
+    names_of_files = isinstance(parts, dict) and all(isinstance(n, str) for n in parts.values())
+    if not parts or not names_of_files or not isinstance(content.get("metadata"), dict):
+        raise ValueError(f"{index} needs a weight_map of tensors' names to files, and metadata")
+    names = sorted(set(parts.values()))
+    if outside := [n for n in names if Path(n).is_absolute() or ".." in Path(n).parts or "\0" in n]:
+        raise ValueError(f"{index} names {outside[0]!r}, which is not in its folder")
+    suffix = index.suffixes[-3]  # what transformers takes for something else, it may unpickle
+    if strange := [name for name in names if Path(name).suffix != suffix]:
+        raise ValueError(f"{index} names {strange[0]!r:.80}, no {suffix} file")
+    files = [index.parent / name for name in names]
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise ValueError(f"{index.parent} is not complete: {index.name} names {absent[0]!r:.80}")
+    return files
 
 
 def model_folder(source: str, options: dict[str, Any]) -> Path:

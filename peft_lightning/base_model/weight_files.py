@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from transformers.core_model_loading import WeightConverter, rename_source_key
 
 from peft_lightning.base_model.explained import explained, require_causal
 from peft_lightning.base_model.fingerprint import fingerprint_of
-from peft_lightning.base_model.places import locate, model_folder
+from peft_lightning.base_model.places import INDEX_FILE, locate, model_folder, shard_files
 from peft_lightning.base_model.quantization import quantization_method
 
-INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
+SINGLE_FILE = "model.safetensors"
 
 _DTYPES = {  # safetensors' names
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
@@ -132,11 +131,7 @@ def _files(folder: Path) -> list[Path]:
         return [folder / SINGLE_FILE]
     if not (folder / INDEX_FILE).is_file():
         raise NotStreamableError(f"it has no {SINGLE_FILE}")
-    index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-    files = [folder / file for file in sorted(set(index["weight_map"].values()))]
-    if absent := [file for file in files if not file.is_file()]:
-        raise ValueError(f"{folder} is not complete: {INDEX_FILE} names {absent[0].name}")
-    return files
+    return shard_files(folder / INDEX_FILE)
 
 
 def stored_tensors(file: Path) -> dict[str, StoredTensor]:

@@ -123,6 +123,8 @@ def _parse(line: bytes) -> Record | RowError:
         return RowError("invalid UTF-8", f"byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
         return RowError("invalid JSON", f"{error.msg} at column {error.colno}")
+    except ValueError as error:  # a number of thousands of digits
+        return RowError("invalid JSON", str(error))
     except RecursionError:
         return RowError("invalid JSON", "nested too deeply")
     return _object(record)
@@ -151,6 +153,8 @@ def _read_json(path: Path) -> Iterator[tuple[Record | RowError, str]]:
         raise ValueError(
             f"{path}:{error.lineno}: invalid JSON, {error.msg} at column {error.colno}"
         ) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{path}: invalid JSON, {error}") from None
     if isinstance(content, dict):
         arrays = [key for key, value in content.items() if isinstance(value, list)]
         if len(arrays) != 1 or not all(isinstance(r, dict) for r in content[arrays[0]]):
@@ -174,7 +178,10 @@ def _read_csv(path: Path) -> Iterator[tuple[Record | RowError, str]]:
     """Read rows under a header line; a field may span lines, ``where`` is a row's last line."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file, strict=True)
-        header = next(rows, [])
+        try:
+            header = next(rows, [])
+        except csv.Error as error:
+            raise ValueError(f"{path}:1: no line of columns' names: {error}") from None
         if len(set(header)) < len(header):
             raise ValueError(f"{path}:1: a column's name occurs twice: {header}")
         while True:
