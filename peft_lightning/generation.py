@@ -106,9 +106,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     if tokenizer.chat_template is None:
         return list(tokenizer(prompt)["input_ids"])
     message = {"role": "user", "content": prompt}
-    encoded: Any = tokenizer.apply_chat_template(
-        [message], add_generation_prompt=True, return_dict=True
-    )
+    with _template_explained():
+        encoded: Any = tokenizer.apply_chat_template(
+            [message], add_generation_prompt=True, return_dict=True
+        )
     return list(encoded["input_ids"])
 
 
@@ -118,11 +119,21 @@ def find_end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     ids = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
     if tokenizer.chat_template is not None:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        with _template_explained():
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
         after = tokenizer(text.rpartition("b")[2].lstrip(), add_special_tokens=False)["input_ids"]
         if after and after[0] in tokenizer.added_tokens_decoder:
             ids.add(after[0])
     return {i for i in ids if i is not None}
+
+
+@contextmanager
+def _template_explained() -> Iterator[None]:
+    """Make one ValueError of whatever a template, a program from elsewhere, raises."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"the chat template refuses the messages: {error}") from error
 
 
 def _batches(lengths: list[int], size: int, padded: bool) -> Iterator[tuple[int, list[int]]]:

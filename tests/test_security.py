@@ -1,16 +1,33 @@
 """Files from elsewhere run no code, name no file outside of their folder, and take no secret."""
 
 import json
+import os
+import pickle
 import shutil
+import zipfile
+from contextlib import suppress
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from peft_lightning import LoRA, load_adapter, save_adapter
+from peft_lightning import LoRA, PromptTuning, load_adapter, save_adapter
 from peft_lightning.adapters.checksums import SUMS_FILE
 from peft_lightning.adapters.files import read_adapter
-from peft_lightning.base_model import load_base_model
+from peft_lightning.adapters.inspection import inspect_adapter
+from peft_lightning.base_model import load_base_model, load_tokenizer
 from peft_lightning.base_model.weight_files import open_weights
+from peft_lightning.checkpoint import AdapterCheckpointIO
+from peft_lightning.commands.inspect import inspect
+from peft_lightning.data.cache import TokenizedDataset
+from peft_lightning.data.formats import messages
+from peft_lightning.data.sources import RowError
+from peft_lightning.data.tokenization import Encoder
+from peft_lightning.data.tokenizer import load_tokenizer as load_other_tokenizer
+from peft_lightning.generation import encode_prompt
 from tiny import tiny_model
+from tiny_run import byte_tokenizer, fit
 
 
 @pytest.fixture
@@ -78,3 +95,145 @@ def test_an_option_of_another_type_is_named_with_the_right_one(folder):
         ValueError, match=r"rank_pattern must be dict\[str, int\], got {'q_proj': '8'}"
     ):
         read_adapter(folder)
+
+
+# code
+
+
+class Payload:
+    """What an attacker pickles: reading it makes the folder ``mark``."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return os.mkdir, (self.mark,)
+
+
+def planted(file, mark):
+    """Write a pickle of a payload, bare and as torch writes it, in turn."""
+    file.write_bytes(pickle.dumps(Payload(mark)))
+    yield
+    torch.save({"a": Payload(mark)}, file)
+    yield
+
+
+def refused(read, *arguments):
+    """Return the error of a reader; it must be one line that was foreseen."""
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        read(*arguments)
+    return str(caught.value)
+
+
+def test_the_payload_runs_where_pickle_loads_it(tmp_path):
+    for kind in planted(tmp_path / "x", mark := tmp_path / "mark"):
+        load = torch.load if zipfile.is_zipfile(tmp_path / "x") else None
+        with suppress(FileExistsError):
+            if load:
+                load(tmp_path / "x", weights_only=False)
+            else:
+                pickle.loads((tmp_path / "x").read_bytes())
+        assert mark.is_dir(), kind
+        mark.rmdir()
+
+
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "peft_lightning.json"]
+
+
+@pytest.mark.parametrize("name", [*ADAPTER_FILES, "adapter_model.bin"])
+def test_no_pickle_of_an_adapters_folder_is_loaded(name, folder, tmp_path):
+    if name == "adapter_model.bin":
+        (folder / "adapter_model.safetensors").unlink()
+    for _ in planted(folder / name, mark := tmp_path / "mark"):
+        refused(read_adapter, folder)
+        refused(inspect_adapter, folder)
+        refused(load_adapter, tiny_model("llama"), folder)
+        assert not mark.exists()
+
+
+def test_no_pickle_of_a_trainers_state_is_loaded(folder, tmp_path):
+    for _ in planted(folder / "trainer_state.pt", mark := tmp_path / "mark"):
+        assert "trainer_state.pt cannot be read" in refused(inspect, str(folder))
+        message = refused(AdapterCheckpointIO().load_checkpoint, folder)
+        assert "trainer_state.pt cannot be read" in message
+        assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_no_pickle_of_a_base_is_loaded(name, base, tmp_path):
+    own = shutil.copytree(base, tmp_path / "own")
+    (own / "model.safetensors").unlink()
+    for _ in planted(own / name, mark := tmp_path / "mark"):
+        message = refused(load_base_model, str(own))
+        assert "cannot load the base model" in message
+        assert "\n" not in message
+        assert not mark.exists()
+
+
+def test_weights_of_a_base_in_a_bin_file_are_read_as_tensors_alone(base, tmp_path):
+    own = shutil.copytree(base, tmp_path / "own")
+    torch.save(load_file(own / "model.safetensors"), own / "pytorch_model.bin")
+    (own / "model.safetensors").unlink()
+    theirs, ours = load_base_model(str(base)), load_base_model(str(own))
+    assert all(
+        torch.equal(p, q) for p, q in zip(theirs.parameters(), ours.parameters(), strict=True)
+    )
+
+
+def test_no_pickle_of_a_cache_is_loaded(base, rows, tmp_path):
+    fit(base, rows, tmp_path / "run", max_steps=1)
+    [cache] = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    array = np.array([Payload(mark := tmp_path / "mark")], dtype=object)
+    for file in sorted(cache.glob("*.npy")):
+        whole = file.read_bytes()
+        np.save(file, array, allow_pickle=True)
+        refused(TokenizedDataset, cache)
+        assert not mark.exists()
+        file.write_bytes(whole)
+    TokenizedDataset(cache)
+
+
+def test_code_that_a_model_brings_is_not_run(base, tmp_path):
+    own, mark = shutil.copytree(base, tmp_path / "own"), tmp_path / "mark"
+    (own / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
+    maps = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
+    change(own / "config.json", auto_map=maps, model_type="evil")
+    change(own / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", "evil.T"]})
+    change(own / "tokenizer_config.json", tokenizer_class="Evil")
+    assert "set trust_remote_code to true" in refused(load_base_model, str(own))
+    assert "set trust_remote_code to true" in refused(open_weights, str(own))
+    assert "set trust_remote_code to true" in refused(load_tokenizer, str(own))
+    assert "code of its own, which is not run" in refused(load_other_tokenizer, str(own))
+    model = tiny_model("llama")
+    for options in ({}, {"trust_remote_code": True}):
+        text = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "a"}
+        prompt = PromptTuning(**text, tokenizer_name_or_path=str(own), tokenizer_kwargs=options)
+        assert "trust_remote_code" in refused(prompt.attach, model)
+    assert not mark.exists()
+
+
+HOSTILE = {
+    "attributes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "globals": "{{ raise_exception.__globals__['os'].mkdir('MARK') }}",
+    "init": "{{ cycler.__init__.__globals__.os.mkdir('MARK') }}",
+    "modules": "{% import 'os' as os %}{{ os.mkdir('MARK') }}",
+    "changes": "{{ messages.append('x') }}",
+    "range": "{% for i in range(10 ** 9) %}x{% endfor %}",
+    "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "division": "{{ 1 // 0 }}",
+    "much": "{{ 'x' * 20000000 }}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_chat_template_is_a_clear_error(name, tmp_path):
+    template = HOSTILE[name].replace("MARK", str(mark := tmp_path / "mark"))
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    [reason] = Encoder(byte_tokenizer(), template).encode([messages({"messages": turns})])
+    assert isinstance(reason, RowError)
+    assert "the chat template" in str(reason)
+    if name != "much":
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = template
+        assert "the chat template refuses" in refused(encode_prompt, tokenizer, "a")
+    assert not mark.exists()

@@ -57,6 +57,11 @@ class PromptTuning(SoftPrompt):
                 f"{self.prompt_tuning_init!r}" + nearest([init], _INITS)
             )
         object.__setattr__(self, "prompt_tuning_init", init)
+        if secrets := sorted({"token", "use_auth_token"} & (self.tokenizer_kwargs or {}).keys()):
+            raise ValueError(
+                f"tokenizer_kwargs must hold no {secrets[0]}, which the adapter's files would show "
+                "to everybody: give it as HF_TOKEN"
+            )
         if init == "TEXT" and not self.prompt_tuning_init_text:
             raise ValueError("prompt_tuning_init TEXT needs prompt_tuning_init_text, the text")
         for name in ("prompt_tuning_init_text", "tokenizer_kwargs"):
@@ -93,7 +98,8 @@ class PromptTuning(SoftPrompt):
         options = dict(self.tokenizer_kwargs or {})
         if options.pop("trust_remote_code", False):
             raise ValueError("tokenizer_kwargs cannot set trust_remote_code")
-        tokenizer = AutoTokenizer.from_pretrained(self._tokenizer_path(model), **options)
+        path = self._tokenizer_path(model)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
         ids = tokenizer(self.prompt_tuning_init_text)["input_ids"]
         if not ids:
             raise ValueError(

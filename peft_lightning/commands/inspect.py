@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import pickle
 import statistics
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ def _checkpoint(file: Path) -> dict[str, Any]:
     """Return step, epoch and place in the data; nothing but plain values is unpickled."""
     import torch
 
-    state = torch.load(file, weights_only=True, map_location="cpu")
+    try:
+        state = torch.load(file, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        raise ValueError(f"{file} cannot be read: damaged, or it holds code, not run") from None
     data: dict[str, Any] = next((v for k, v in state.items() if k.endswith("DataModule")), {})
     plain = {k: v for k, v in data.items() if isinstance(v, int | float | str)}
     return {"step": state.get("global_step"), "epoch": state.get("epoch"), "data": plain}

@@ -10,9 +10,14 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from peft_lightning.data.conversations import Conversation, Message
-from peft_lightning.data.sources import RowError
+from peft_lightning.data.sources import LONGEST_LINE, RowError
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+_FAULTS = (  # what a template, a program from elsewhere, can raise inside the sandbox
+    jinja2.TemplateError,  # what the sandbox forbids among it
+    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
+)
 
 Span = tuple[int, int]  # characters, end exclusive
 
@@ -177,6 +182,9 @@ class ChatTemplate:
                 **options,
                 **self.special_tokens,
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except _FAULTS as error:
             raise RowError("the chat template refuses the messages", str(error)) from error
+        if len(texts[0]) > LONGEST_LINE:
+            detail = f"{len(texts[0]):,} characters; a row has at most {LONGEST_LINE:,}"
+            raise RowError("the chat template prints too much", detail)
         return texts[0], spans[0] if spans else []

@@ -15,9 +15,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ValueError: If there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(Path(name).expanduser())
+        place = Path(name).expanduser()
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own, which is not run"
         raise ValueError(f"data.tokenizer {name} cannot be loaded: {reason}") from error
 
 
