@@ -266,6 +266,15 @@ def test_memory_stays_near_one_shard(tmp_path):
     assert float(run.stdout) < 100 < size / 2
 
 
+def test_a_folder_without_a_fingerprint_is_said_to_be_unchecked_once(base, tmp_path):
+    model, adapter = load_base_model(str(base)), LoRA(r=4)
+    adapter.attach(model)
+    save_adapter(adapter, model, tmp_path / "ckpt")
+    with pytest.warns(UserWarning, match="has no fingerprint of its base") as said:
+        merge(str(tmp_path / "ckpt"), str(tmp_path / "out"))
+    assert len([w for w in said if "fingerprint" in str(w.message)]) == 1
+
+
 # ---- bases that are loaded whole ---------------------------------------------------------------
 
 
@@ -275,7 +284,9 @@ def test_a_gguf_base_is_dequantised_and_merged(tmp_path, capsys):
     )
     ckpt = write_adapter(file, tmp_path / "ckpt")
     merge(str(ckpt), str(tmp_path / "out"), dtype="bfloat16")
-    assert "loaded whole: it is a GGUF file" in capsys.readouterr().out
+    assert (
+        "loaded whole: it is a GGUF file, whose weights are dequantised" in capsys.readouterr().out
+    )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.bfloat16
     exact = load_base_model(str(file))

@@ -103,6 +103,7 @@ def chat(
             return
         if command == "/reset":
             messages[:] = first
+            print("the conversation is forgotten", file=sys.stderr)
         elif command in ("/base", "/adapter"):
             _switch(bank, "base" if command == "/base" else name.strip())
         elif command.startswith("/"):

@@ -88,7 +88,7 @@ def write_merged(
         adapter.with_tokenizer(tokenizer)
         write_whole(folder, loaded, tokenizer, dtype, max_shard_size)
         return
-    if not any_base and facts["base_fingerprint"]:
+    if not any_base:
         require_base(ckpt, facts, weights.fingerprint())
     found = MergedTensors(weights, require_mergeable(adapter, ckpt), tensors, dtype)
     write_streamed(folder, found, max_shard_size)

@@ -1,7 +1,11 @@
 """Many adapters over one base: whichever is in it, the model computes what it alone would."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from peft_lightning.adapters import (
     AdapterBank,
@@ -11,6 +15,7 @@ from peft_lightning.adapters import (
     attached_adapter,
     save_adapter,
 )
+from peft_lightning.adapters.lora_layers import LoRALinear
 from tiny import tiny_model
 
 ADAPTERS = {
@@ -62,6 +67,35 @@ def test_each_adapter_computes_what_it_does_alone_in_any_order(folders):
         assert bank.active == name
         assert torch.equal(logits(model, adapter), expected[name]), name
         assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_switch_is_the_same_work_however_many_adapters_there_are(folders, monkeypatch):
+    root, _ = folders
+    places, put = [], nn.Module.set_submodule
+    monkeypatch.setattr(nn.Module, "set_submodule", lambda *a: places.append(1) or put(*a))
+    work = []
+    for count in (1, 12):
+        model = tiny_model("llama", torch.float64).eval()
+        bank = AdapterBank(model)
+        for i in range(count):
+            bank.add(f"small{i}", root / "small")
+        bank.add("large", root / "large")
+        bank.use("small0")
+        operations = Counter()
+
+        class Counted(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                operations[str(function)] += 1  # noqa: B023
+                return function(*args, **(kwargs or {}))
+
+        places.clear()
+        with Counted():
+            bank.use("large")
+        layers = sum(isinstance(m, LoRALinear) for m in model.modules())
+        assert len(places) == 4 + layers  # q_proj and v_proj of 2 layers taken out
+        work.append((operations, len(list(model.parameters()))))
+    assert work[0] == work[1]
+    assert work[0][0]["aten.copy_.default"] >= 2 * layers  # A and B of each
 
 
 def test_the_base_is_bit_identical_after_use(folders):
