@@ -39,7 +39,7 @@ def adapter_to_continue(init_from: str) -> tuple[Path, Adapter]:
 
 def attach_trained(
     model: Any, folder: Path, given: Adapter, fingerprint: dict[str, Any] | None
-) -> None:
+) -> Adapter:
     """Attach the adapter of ``folder`` with its weights, to train on.
 
     Args:
@@ -47,6 +47,10 @@ def attach_trained(
         folder: The adapter's.
         given: The configured adapter: that of the folder, or the default, which is none.
         fingerprint: The base's.
+
+    Returns:
+        The adapter as it is on this base: HF PEFT's folder of an enlarged one holds whole
+            embeddings, of which the new rows are kept.
 
     Raises:
         ValueError: If ``given`` is another adapter, it was trained on another base, or it does
@@ -64,7 +68,7 @@ def attach_trained(
         configured, held = (_in_model(adapter, model) for adapter in (given, own))
         if any(configured.get(key) != held.get(key) for key in {*configured, *held}):
             raise ValueError(conflict(str(given), folder, own))
-    load_adapter(model, folder, trainable=True)
+    return load_adapter(model, folder, trainable=True)
 
 
 def conflict(given: str, init_from: str | Path, own: Adapter) -> str:

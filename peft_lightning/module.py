@@ -168,7 +168,8 @@ class CausalLMModule(L.LightningModule):
         if self.init_from is None:
             self.adapter.attach(model)
         else:
-            attach_trained(model, self.init_from, self._configured_adapter, self.fingerprint)
+            given = self._configured_adapter
+            self.adapter = attach_trained(model, self.init_from, given, self.fingerprint)
         if self.compile_layers:
             if not leaves_inputs(self.adapter):
                 raise ValueError(

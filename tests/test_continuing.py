@@ -244,3 +244,25 @@ def test_an_adapter_of_the_hub_is_fetched_at_its_revision(ran, tmp_path):
     assert_close(saved, tensors(folder / "lora"), rtol=0, atol=2 * float(SLOW))
     fetched = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
     assert fetched == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_hf_pefts_folder_of_an_enlarged_model_is_continued_on_the_plain_base(tmp_path):
+    place = write_base(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(place)
+    size = model.config.vocab_size
+    model.resize_token_embeddings(size + 2)
+    config = peft.LoraConfig(
+        r=2,
+        target_modules=["q_proj"],
+        trainable_token_indices=[size, size + 1],
+        task_type="CAUSAL_LM",
+    )
+    theirs = peft.get_peft_model(model, config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    module = CausalLMModule.load_from_checkpoint(tmp_path / "theirs", str(place))
+    ids = torch.tensor([[5, size, size + 1, 9]])
+    assert_close(module.model(ids).logits, theirs(ids).logits, rtol=0, atol=1e-5)
+    rows = [n for n in module.state_dict() if n.endswith("trainable_tokens_delta")]
+    assert rows
+    assert all(module.state_dict()[name].shape == (2, 32) for name in rows)
+    assert all(p.dtype == torch.float32 for p in module.trainable_parameters())

@@ -57,6 +57,24 @@ def test_vllm_takes_one_scale_for_all_layers(base, tmp_path, capsys, adapter, fi
     assert fits or "ignores rank_pattern and alpha_pattern" in found["vllm"]["problems"][0]
 
 
+def test_lora_on_an_embedding_is_for_transformers(base, tmp_path, capsys):
+    found = verdicts(base, tmp_path, LoRA(target_modules=["q_proj", "embed_tokens"]), capsys)
+    assert {name: v["accepted"] for name, v in found.items()} == {
+        "vllm": False,
+        "transformers": True,
+        "llama.cpp": False,
+    }
+    assert "LoRA on an embedding, model.embed_tokens, is not" in found["vllm"]["problems"][0]
+
+
+def test_new_tokens_need_a_resized_base(base, tmp_path, capsys):
+    adapter = LoRA(new_tokens=["<call>"]).with_tokenizer(byte_tokenizer())
+    found = verdicts(base, tmp_path, adapter, capsys)
+    assert "trained tokens are not taken" in found["vllm"]["problems"][0]
+    assert "resize_token_embeddings(len(tokenizer))" in found["transformers"]["notes"][1]
+    assert "its 1 new tokens" in found["transformers"]["notes"][1]
+
+
 def test_the_largest_rank_decides(base, tmp_path, capsys):
     largest = LoRA(r=8, rank_pattern={"q_proj": 40}, alpha_pattern={"q_proj": 160})
     assert "rank 64" in verdicts(base, tmp_path / "a", largest, capsys)["vllm"]["notes"][0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def servable(
         as_json: Print JSON instead of lines.
         trust_remote_code: Whether code that comes with the model may run.
     """
-    from peft_lightning.adapters.files import CONFIG_FILE, read_adapter
+    from peft_lightning.adapters.files import CONFIG_FILE, read_adapter, read_facts
     from peft_lightning.hub import adapter_folder
 
     folder = adapter_folder(ckpt)
@@ -38,7 +38,8 @@ def servable(
         return
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     base = _base_config(model or config.get("base_model_name_or_path"), trust_remote_code)
-    found = judge(config, _ranks(folder), base)
+    new_tokens = read_facts(folder).get("new_tokens") or {}
+    found = judge(config, _ranks(folder), base, _embeddings(folder), new_tokens)
     if as_json:
         print(json.dumps({name: vars(verdict) for name, verdict in found.items()}, indent=2))
         return
@@ -66,7 +67,11 @@ class Verdict:
 
 
 def judge(
-    config: Mapping[str, Any], ranks: Mapping[str, int], base: Any | None
+    config: Mapping[str, Any],
+    ranks: Mapping[str, int],
+    base: Any | None,
+    embeddings: Sequence[str] = (),
+    new_tokens: Mapping[str, Any] | None = None,
 ) -> dict[str, Verdict]:
     """Return the verdict of each program.
 
@@ -74,6 +79,8 @@ def judge(
         config: Of the adapter, as HF PEFT writes it.
         ranks: Of each adapted layer, by name.
         base: The base model's config; None if unknown.
+        embeddings: Names of the adapted embeddings.
+        new_tokens: That the adapter brings, with their ids.
     """
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -87,6 +94,8 @@ def judge(
         }
     scales = _scales(config, ranks)
     shared = _beyond_lora(config)
+    if embeddings:
+        shared.append(f"LoRA on an embedding, {embeddings[0]}, is not taken: {MERGE}")
     vllm, rank = [*shared, *_vllm(config, base)], max(ranks.values(), default=config["r"])
     if rank > VLLM_RANKS[-1]:
         vllm.append(f"rank {rank} is above vLLM's largest, {VLLM_RANKS[-1]}: {MERGE}")
@@ -102,10 +111,18 @@ def judge(
     llama_notes = [f"as a GGUF file: {own}"]
     if folded:
         llama_notes.append("llama.cpp's own converter would lose the scales of these layers")
+    first = []
+    size = 0 if base is None else base.get_text_config().vocab_size
+    if any(token["id"] >= size for token in (new_tokens or {}).values()):
+        first.append(
+            f"before it, base.resize_token_embeddings(len(tokenizer)) with CKPT's tokenizer, for "
+            f"its {len(new_tokens or {})} new tokens; AutoPeftModelForCausalLM.from_pretrained("
+            "CKPT) does that by itself"
+        )
     return {
         "vllm": Verdict(not vllm, vllm, [f"--enable-lora --max-lora-rank {limit}"]),
         "transformers": Verdict(
-            True, [], ["model.load_adapter(CKPT), or PeftModel.from_pretrained(base, CKPT)"]
+            True, [], ["model.load_adapter(CKPT), or PeftModel.from_pretrained(base, CKPT)", *first]
         ),
         "llama.cpp": Verdict(not llama, llama, llama_notes),
     }
@@ -186,6 +203,14 @@ def _ranks(folder: Path) -> dict[str, int]:
         for key, stored in stored_tensors(file).items()
         if key.endswith(end)
     }
+
+
+def _embeddings(folder: Path) -> list[str]:
+    """Return the names of the embeddings that the folder's tensors adapt."""
+    from peft_lightning.base_model.weight_files import stored_tensors
+
+    keys, end = stored_tensors(folder / "adapter_model.safetensors"), ".lora_embedding_A"
+    return [k.removeprefix("base_model.model.").removesuffix(end) for k in keys if k.endswith(end)]
 
 
 def _base_config(name: str | None, trust_remote_code: bool) -> Any | None:
