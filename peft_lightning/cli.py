@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import transformers
+import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -31,6 +32,7 @@ from peft_lightning.cli_given import Given, default_root, module_class
 from peft_lightning.cli_signatures import Option, find_class, options_of
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.module import CausalLMModule
+from peft_lightning.redaction import without_secrets
 from peft_lightning.schedules import Schedule
 from peft_lightning.strategies import require_supported
 
@@ -78,6 +80,8 @@ def _quiet() -> None:
 class SaveConfig(SaveConfigCallback):
     """Writes the whole configuration to ``<default_root_dir>/config.yaml`` when training starts.
 
+    Secrets are left out, and that is said: a run from the file is given them anew.
+
     Not before: a run that fails while it is set up leaves the file of the last one alone.
     """
 
@@ -90,6 +94,12 @@ class SaveConfig(SaveConfigCallback):
             path = Path(trainer.default_root_dir) / self.config_filename
             with atomic_file(path) as file:
                 self.parser.save(self.config, file, skip_none=False, multifile=False)
+                removed: list[str] = []
+                config = yaml.safe_load(file.read_text(encoding="utf-8"))
+                clean = without_secrets(config, removed)
+                if clean != config:
+                    file.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")
+                    rank_zero_info(f"{path} is without secrets: {', '.join(removed)}")
 
 
 class Parser(LightningArgumentParser):

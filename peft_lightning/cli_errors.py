@@ -25,6 +25,7 @@ from peft_lightning.cli_signatures import (
     options_of,
     type_name,
 )
+from peft_lightning.redaction import is_secret, redacted
 
 PACKAGE = str(Path(__file__).parent)
 PARSER = str(Path(jsonargparse.__file__).parent)
@@ -33,13 +34,13 @@ CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return the message in one line, with the notes that were added to it."""
+    """Return the message in one line, with the notes that were added to it, without secrets."""
     if isinstance(error, KeyError) and error.args:
         error = str(error.args[0])
     notes = getattr(error, "__notes__", [])
     if notes:  # torch's own advice is long, and for who writes programs
         error = ". ".join([str(error).partition(". ")[0] or type(error).__name__, *notes])
-    return " ".join(str(error).split())
+    return redacted(" ".join(str(error).split()))
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -146,7 +147,7 @@ class _Walk:
             accepts(option.hint, v, given.where) for v in (value, [value])[: 1 + is_item]
         ):
             return None
-        got = "no value" if value is None else repr(value)
+        got = "no value" if value is None else "***" if is_secret(name, str(value)) else repr(value)
         if fixed := choices(option.hint):
             return f"{_at(given, place)} is {got}; {nearest(str(value), fixed)}"
         return f"{_at(given, place)} must be {type_name(option.hint)}, got {got}"

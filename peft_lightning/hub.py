@@ -13,7 +13,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from peft_lightning.adapters.files import existing_folder
 from peft_lightning.base_model.places import hub_answers, nearest_place
 
-_REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+_REPO = re.compile(
+    r"[\w-][\w.-]*/[\w-][\w.-]*(@(?!.*\.\.)[\w./-]+)?"
+)  # no ".." in a revision, as in git
 _ADAPTER_FILES = [
     "SHA256SUMS",
     "*.safetensors",

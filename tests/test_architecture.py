@@ -14,7 +14,7 @@ FLOORS = {
     1: [
         *["adapters", "attention", "base_model", "compiling", "data", "frozen_layers"],
         *["gated_mlp", "generation", "job_script", "losses", "norms", "recompute", "schedules"],
-        *["sharding", "signals", "slurm"],
+        *["redaction", "sharding", "signals", "slurm"],
     ],
     2: [
         *["answering", "callbacks", "checkpoint", "continuing", "frozen_cache", "frozen_states"],

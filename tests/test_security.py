@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cli_driver import ENVIRONMENT, drive
 from peft_lightning import LoRA, PromptTuning, load_adapter, save_adapter
 from peft_lightning.adapters.checksums import SUMS_FILE
 from peft_lightning.adapters.files import read_adapter
@@ -19,13 +20,18 @@ from peft_lightning.adapters.inspection import inspect_adapter
 from peft_lightning.base_model import load_base_model, load_tokenizer
 from peft_lightning.base_model.weight_files import open_weights
 from peft_lightning.checkpoint import AdapterCheckpointIO
+from peft_lightning.commands.card import model_card
 from peft_lightning.commands.inspect import inspect
+from peft_lightning.commands.push import push
 from peft_lightning.data.cache import TokenizedDataset
 from peft_lightning.data.formats import messages
 from peft_lightning.data.sources import RowError
 from peft_lightning.data.tokenization import Encoder
 from peft_lightning.data.tokenizer import load_tokenizer as load_other_tokenizer
 from peft_lightning.generation import encode_prompt
+from peft_lightning.hub import adapter_folder
+from peft_lightning.redaction import redacted, without_secrets
+from test_cli import DATA, MODEL
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, fit
 
@@ -74,6 +80,20 @@ def test_an_adapter_from_elsewhere_cannot_have_a_file_of_this_machine_read(folde
     change(folder / "peft_lightning.json", new_tokens=str(folder.parent / "secret"))
     with pytest.raises(ValueError, match="new_tokens must not name a file elsewhere"):
         read_adapter(folder)
+
+
+@pytest.mark.parametrize("name", ["README.md", "adapter_model.safetensors", "LICENSE"])
+def test_push_follows_no_link_out_of_the_folder(name, folder, capsys):
+    (folder.parent / "secret").write_text("s3cret")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(folder.parent / "secret")
+    with pytest.raises(ValueError, match=rf"{name} leads out of its folder, to \S*/secret"):
+        push(str(folder), "a/b", base_model="a/base", dry_run=True)
+
+
+def test_a_revision_of_the_hub_cannot_be_a_path_out_of_its_cache():
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        adapter_folder("owner/name@../../../../tmp")
 
 
 # memory
@@ -237,3 +257,88 @@ def test_a_hostile_chat_template_is_a_clear_error(name, tmp_path):
         tokenizer.chat_template = template
         assert "the chat template refuses" in refused(encode_prompt, tokenizer, "a")
     assert not mark.exists()
+
+
+# secrets
+
+TOKEN, KEY, PASSWORD = "hf_" + "p1anted" * 5, "0123456789p1anted0123456789", "p1antedpassword"
+LOGGER = """
+from lightning.pytorch.loggers import CSVLogger
+
+
+class Hosted(CSVLogger):
+    def __init__(self, save_dir: str = "logs", api_key: str | None = None, url: str = ""):
+        super().__init__(save_dir)
+"""
+
+
+def test_no_secret_reaches_a_file_of_a_run_or_what_is_printed(base, rows, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "HF_TOKEN", TOKEN)
+    monkeypatch.setitem(ENVIRONMENT, "WANDB_API_KEY", KEY)
+    (tmp_path / "hosted.py").write_text(LOGGER)
+    shutil.copy(rows, tmp_path / "rows.jsonl")
+    model = MODEL.replace("BASE", str(base)) + ", adapter: {class_path: LoRA, init_args: {r: 2}}}"
+    options = f"{{api_key: {KEY}, url: 'https://me:{PASSWORD}@host/x'}}"
+    trainer = f"max_steps: 2, logger: {{class_path: hosted.Hosted, init_args: {options}}}"
+    (tmp_path / "run.yaml").write_text(model + DATA.replace("TRAINER", trainer))
+    last = "runs/run/checkpoints/last.ckpt"
+    lines = [
+        ["fit", "--config", "run.yaml"],
+        ["card", last],
+        ["inspect", last],
+        ["fit", "--config", "run.yaml", "--trainer.logger.init_args.api_key", f"[{KEY}]"],
+        [
+            "fit",
+            "--config",
+            "run.yaml",
+            "--data.train",
+            f"https://me:{PASSWORD}@host/{TOKEN}.jsonl",
+        ],
+        ["inspect", TOKEN],
+        ["fit", "--config", "runs/run/config.yaml", "--trainer.max_steps", "1"],
+    ]
+    results = drive(tmp_path, lines)
+    assert [status for status, *_ in results] == [0, 0, 0, 2, 2, 2, 0], results
+    assert "config.yaml is without secrets: trainer.logger.init_args.api_key" in results[0][2]
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert {"config.yaml", "summary.json", "README.md"} <= {path.name for path in files}
+    for path in files:
+        assert b"p1anted" not in path.read_bytes(), path
+    for line, result in zip(lines, results, strict=True):
+        assert "p1anted" not in "".join(map(str, result)), line
+
+
+def test_secrets_are_known_by_name_form_and_environment(monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", KEY)
+    monkeypatch.setenv("HOME_FOLDER", "/home/me-and-you")
+    removed: list[str] = []
+    config = {
+        "a": {"hub_token": "x", "password": "x", "url": f"https://{TOKEN}@h/", "lr": 0.1},
+        "b": [{"client_secret": "x", "eos_token": "</s>", "sort_key": "n"}, KEY],
+        "api_key": None,
+    }
+    assert without_secrets(config, removed) == {
+        "a": {"lr": 0.1},
+        "b": [{"eos_token": "</s>", "sort_key": "n"}, "***"],
+        "api_key": None,
+    }
+    assert removed == ["a.hub_token", "a.password", "a.url", "b[0].client_secret"]
+    assert redacted(f"GET https://u:p@h/?x={TOKEN} {KEY} /home/me-and-you") == (
+        "GET https://***@h/?x=*** *** /home/me-and-you"
+    )
+
+
+def test_a_token_cannot_get_into_an_adapters_options():
+    with pytest.raises(ValueError, match="must hold no token, which the adapter's files would"):
+        PromptTuning(
+            prompt_tuning_init="TEXT",
+            prompt_tuning_init_text="a",
+            tokenizer_kwargs={"token": TOKEN},
+        )
+
+
+def test_a_card_takes_no_secret_from_what_an_adapter_says(folder):
+    change(folder / "peft_lightning.json", made_of={"api_key": KEY, "from": f"https://{TOKEN}@h"})
+    change(folder / "adapter_config.json", base_model_name_or_path=f"https://me:{PASSWORD}@h/x")
+    change(folder / "peft_lightning.json", base_model=None)
+    assert "p1anted" not in model_card(folder, None, None, None)

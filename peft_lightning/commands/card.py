@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+from peft_lightning.redaction import redacted, without_secrets
+
 CARD_FILE = "README.md"
-SECRET = re.compile(r"(^|_)(token|key|secret|password|credentials)$", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"hf_\w{20,}|://[^/\s]*@")
 
 TEXT = """\
 # {title}
@@ -96,14 +95,13 @@ def model_card(folder: Path, base_model: str | None, license: str | None, repo: 
 def plain(value: Any) -> Any:
     """Return a configuration without nulls, secrets and the folders that paths lead through."""
     if isinstance(value, dict):
-        kept = {k: plain(v) for k, v in value.items() if not SECRET.search(str(k))}
+        kept = {k: plain(v) for k, v in without_secrets(value).items()}
         return {k: v for k, v in kept.items() if v not in (None, {}, [])}
     if isinstance(value, list):
         return [plain(v) for v in value]
     if not isinstance(value, str):
         return value
-    if SECRET_VALUE.search(value):
-        return "***"
+    value = redacted(value)
     is_path = value.startswith(("/", "~", "./", "../")) or len(Path(value).parts) > 2
     return Path(value).name if is_path and "://" not in value else value
 

@@ -60,6 +60,10 @@ def push(
         upload = Path(temporary, "upload")
         with sealed_folder(upload) as copy:
             for path in wanted:
+                if (target := path.resolve()).parent != folder.resolve():
+                    raise ValueError(
+                        f"{path} leads out of its folder, to {target}: put the file itself there"
+                    )
                 shutil.copyfile(path, copy / path.name)
             _name_base(copy, base_model)
             if not (copy / CARD_FILE).is_file():

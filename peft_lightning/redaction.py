@@ -1,0 +1,52 @@
+"""Secrets, such as tokens of a hub: known by the names and forms they have, and left out."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+_NAME = re.compile(
+    r"^token$|(^|_)(api|access|auth|hub|hf|wandb|private)_?(token|key)$"
+    r"|passw(or)?d|secret|credentials",
+    re.IGNORECASE,
+)
+_VALUE = re.compile(r"\bhf_\w{20,}|(?<=://)[^/\s@]+(?=@)")
+_SHORTEST = 8  # characters of an environment variable that is taken out of texts
+
+
+def is_secret(name: Any, value: Any) -> bool:
+    """Whether an option of this name and value is one; nothing, numbers and switches are none."""
+    text = isinstance(value, str) and bool(value)
+    return text and bool(_NAME.search(str(name)) or redacted(value) != value)
+
+
+def without_secrets(value: Any, removed: list[str] | None = None, path: str = "") -> Any:
+    """Return a configuration without its secrets.
+
+    Args:
+        value: Dictionaries and lists of plain values.
+        removed: Is extended by the dotted names of what is left out.
+        path: Of ``value`` itself.
+    """
+    removed = [] if removed is None else removed
+    if isinstance(value, list):
+        return [without_secrets(v, removed, f"{path}[{i}]") for i, v in enumerate(value)]
+    if not isinstance(value, dict):
+        return redacted(value) if isinstance(value, str) else value
+    kept = {}
+    for name, inner in value.items():
+        place = f"{path}.{name}" if path else str(name)
+        if is_secret(name, inner):
+            removed.append(place)
+        else:
+            kept[name] = without_secrets(inner, removed, place)
+    return kept
+
+
+def redacted(text: str) -> str:
+    """Return ``text`` with ``***`` for tokens, and for what secret environment variables hold."""
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and _NAME.search(name):
+            text = text.replace(value, "***")
+    return _VALUE.sub("***", text)
