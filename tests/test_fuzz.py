@@ -4,6 +4,7 @@ import json
 import shutil
 from contextlib import suppress
 
+import pyarrow.parquet
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -208,6 +209,16 @@ def read_rows(path, encoder):
 def test_a_data_file_may_be_any_bytes(suffix, tmp_path, encoder, content):
     (tmp_path / f"x.{suffix}").write_bytes(content)
     outcome(read_rows, tmp_path / f"x.{suffix}", encoder)
+
+
+@bounded
+@given(data=st.data())
+def test_a_parquet_file_may_be_any_bytes(tmp_path, encoder, data):
+    table = pyarrow.table({"prompt": ["a"] * 50, "completion": ["b"] * 50})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    content = data.draw(mutated((tmp_path / "x.parquet").read_bytes()))
+    (tmp_path / "x.parquet").write_bytes(content)
+    outcome(read_rows, tmp_path / "x.parquet", encoder)
 
 
 @bounded

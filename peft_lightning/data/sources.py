@@ -210,15 +210,15 @@ def _csv_record(header: list[str], row: list[str]) -> Record | RowError:
 def _read_parquet(path: Path) -> Iterator[tuple[Record | RowError, str]]:
     import pyarrow.parquet  # slow to import, and a dependency of datasets anyway
 
-    try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(PARQUET_ROWS)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a Parquet file, {error}") from error
     number = 0
-    for batch in batches:
-        for record in batch.to_pylist():
-            number += 1
-            yield record, f"{path}: row {number}"
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(PARQUET_ROWS):
+            for record in batch.to_pylist():
+                number += 1
+                yield record, f"{path}: row {number}"
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        where = f"damaged after row {number}" if number else "not a Parquet file"
+        raise ValueError(f"{path}: {where}, {error}") from error
 
 
 READERS = {
