@@ -1,6 +1,7 @@
 """Model cards, and what is sent to a hub: a stand-in takes the place of the hub's client alone."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -88,6 +89,32 @@ def test_the_card_has_hf_pefts_front_matter_and_the_runs_own_numbers(run, base, 
     assert "tokens_per_batch: 64" in body
     for hidden in ("s3cret", str(run.parent), str(base)):
         assert hidden not in body
+
+
+def test_the_card_leaves_out_what_is_at_its_default(run, tmp_path):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    adapter = {"r": 4, "lora_alpha": 16, "use_rslora": False, "rank_pattern": {}}
+    config["model"] |= {
+        "adapter": {"class_path": "peft_lightning.LoRA", "init_args": adapter},
+        "lr_schedule": {"class_path": "my.Own", "init_args": {"final": 0.0}},
+        "sample_max_new_tokens": 64,
+        "dtype": "bfloat16",
+    }
+    config["data"] |= {"layout": "flat", "max_length": 64}
+    config["trainer"] |= {"inference_mode": True, "check_val_every_n_epoch": 1, "max_epochs": 3}
+    copied = shutil.copytree(run, tmp_path / "run")
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    card(str(copied / "checkpoints" / "best.ckpt"))
+    _, body = front_of((copied / "checkpoints" / "best.ckpt" / "README.md").read_text())
+    shown = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
+    assert shown["model"] == {
+        "base_model": shown["model"]["base_model"],
+        "adapter": {"class_path": "peft_lightning.LoRA", "init_args": {"r": 4, "lora_alpha": 16}},
+        "lr_schedule": {"class_path": "my.Own", "init_args": {"final": 0.0}},
+        "dtype": "bfloat16",
+    }
+    assert shown["data"] == {"train": "rows.jsonl", "tokens_per_batch": 64, "max_length": 64}
+    assert shown["trainer"] == {"default_root_dir": "parrot", "max_epochs": 3}
 
 
 def test_the_front_matter_is_what_hf_peft_writes(tmp_path):

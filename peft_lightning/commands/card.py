@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -162,11 +163,40 @@ def _numbers(folder: Path, found: dict[str, Any], run: tuple[Path, dict[str, Any
 
 
 def _config(run: tuple[Path, dict[str, Any]] | None) -> str:
+    import lightning as L
     import yaml
+
+    from peft_lightning.data.datamodule import SFTDataModule
+    from peft_lightning.module import CausalLMModule
 
     if run is None or not (run[0] / "config.yaml").is_file():
         return ""
     config = yaml.safe_load((run[0] / "config.yaml").read_text(encoding="utf-8"))
     config.get("trainer", {}).pop("logger", None)  # how it was watched, not how it was trained
+    parts = {"model": CausalLMModule, "data": SFTDataModule, "trainer": L.Trainer}
+    for name, kind in parts.items():
+        config[name] = _changed(config.get(name) or {}, kind)
     config["trainer"] = {k: v for k, v in config.get("trainer", {}).items() if v is not False}
     return f"```yaml\n{yaml.safe_dump(plain(config), sort_keys=False)}```\n\n"
+
+
+def _changed(options: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Return the options of a class that are not its defaults, those of our own classes within too.
+
+    Args:
+        options: Of its constructor, or ``class_path`` and ``init_args`` of another class.
+        kind: The class.
+    """
+    import peft_lightning
+
+    if "class_path" in options:
+        own = getattr(peft_lightning, options["class_path"].rpartition(".")[2], None)
+        if own is None:  # somebody else's: it would have to be imported
+            return options
+        return {**options, "init_args": _changed(options.get("init_args") or {}, own)}
+    defaults = {k: p.default for k, p in inspect.signature(kind).parameters.items()}
+    return {
+        key: _changed(value, kind) if isinstance(value, dict) and "class_path" in value else value
+        for key, value in options.items()
+        if key not in defaults or value != defaults[key]
+    }
