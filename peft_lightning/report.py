@@ -22,6 +22,7 @@ from torch import nn
 
 from peft_lightning import __version__
 from peft_lightning.adapters.files import atomic_text
+from peft_lightning.base_model.quantization import count_numbers
 from peft_lightning.paths import path_of, paths_table
 
 PACKAGES = ("torch", "lightning", "transformers")
@@ -44,7 +45,7 @@ def trained_table(model: nn.Module) -> str:
             group[0] += 1
             group[1] += parameter.numel()
             group[2] += parameter.numel() * parameter.element_size()
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(count_numbers(p) for p in model.parameters())
     trained = sum(group[1] for group in groups.values())
     stored = sum(group[2] for group in groups.values())
     width = max(map(len, [*groups, "trained"]))
@@ -225,7 +226,7 @@ class Summary(Callback):
             epochs=trainer.current_epoch,
             adapter=module.adapter.options(),
             trainable_parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
-            total_parameters=sum(p.numel() for p in module.parameters()),
+            total_parameters=sum(count_numbers(p) for p in module.parameters()),
             tokens=throughput.tokens,
             tokens_per_second=round(throughput.tokens / max(1e-9, throughput.seconds), 1),
             train_seconds=round(throughput.seconds, 2),

@@ -13,7 +13,7 @@ from peft_lightning import LoRA, load_adapter, load_base_model, save_adapter
 from peft_lightning.adapters import Full, read_adapter
 from peft_lightning.adapters.lora_layers import LoRALinear
 from peft_lightning.base_model import base_fingerprint, places, quantization
-from peft_lightning.base_model.quantization import QUANTIZATIONS, dequantized
+from peft_lightning.base_model.quantization import QUANTIZATIONS, count_numbers, dequantized
 from peft_lightning.commands.generate import generate
 from peft_lightning.commands.merge import merge
 from peft_lightning.schedules import Constant
@@ -110,6 +110,7 @@ def test_linear_layers_are_quantised_and_the_fingerprint_stays(base, bits, dtype
     assert type(model.lm_head) is torch.nn.Linear
     assert not any(p.requires_grad for p in model.parameters())
     assert base_fingerprint(model) == base_fingerprint(plain)
+    assert sum(map(count_numbers, model.parameters())) == plain.num_parameters()
     found = model(IDS).logits
     assert found.dtype == getattr(torch, dtype)
     weight = plain.model.layers[1].mlp.up_proj.weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
@@ -93,6 +94,12 @@ def rounds_inputs(model: Any) -> bool:
     A column of inputs with one above 6 is computed in float16, the others as integers.
     """
     return is_quantized(model) and model.config.quantization_config.load_in_8bit
+
+
+def count_numbers(parameter: torch.Tensor) -> int:
+    """Return how many numbers a parameter stands for: in 4 bits two to a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
 
 
 def ready_to_train(model: Any) -> None:
