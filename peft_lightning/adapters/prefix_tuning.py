@@ -84,9 +84,9 @@ class PrefixTuning(VirtualTokens):
 
         layers, heads, dim = getattr(model, _SHAPE)
         prompt = model.prompt_embeddings
-        kind = prompt.device.type
+        kind, dtype = prompt.device.type, model.get_input_embeddings().weight.dtype
         autocast = torch.is_autocast_enabled(kind)
-        prompt = prompt.to(torch.get_autocast_dtype(kind) if autocast else model.dtype)
+        prompt = prompt.to(torch.get_autocast_dtype(kind) if autocast else dtype)
         parts = prompt.view(self.num_virtual_tokens, layers, 2, heads, dim)  # HF PEFT's order
         parts = parts.permute(1, 2, 3, 0, 4)[:, :, None].expand(-1, -1, rows, -1, -1, -1)
         return DynamicCache([(key, value) for key, value in parts])

@@ -99,7 +99,14 @@ class PromptTuning(SoftPrompt):
         if options.pop("trust_remote_code", False):
             raise ValueError("tokenizer_kwargs cannot set trust_remote_code")
         path = self._tokenizer_path(model)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"prompt_tuning_init TEXT cannot load the tokenizer {path}: {reason}; give a hub "
+                "id or folder as tokenizer_name_or_path"
+            ) from error
         ids = tokenizer(self.prompt_tuning_init_text)["input_ids"]
         if not ids:
             raise ValueError(

@@ -195,3 +195,14 @@ def test_a_prefix_of_another_shape_is_named(tmp_path):
     message = r"prompt_embeddings \(5, 128\) instead of \(5, 64\)"
     with pytest.raises(ValueError, match=message):
         load_adapter(tiny_model("llama"), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_prefix_is_read_in_the_dtype_of_a_base_of_half_precision(dtype, tmp_path):
+    theirs("prefix", "llama", tmp_path)
+    exact, model = tiny_model("llama"), tiny_model("llama", dtype)
+    for each in (exact, model):
+        adapter = load_adapter(each, tmp_path)
+    found = text_logits(adapter, model)
+    assert found.dtype == dtype
+    assert_close(found.float(), text_logits(adapter, exact), rtol=0.1, atol=0.1)

@@ -259,3 +259,12 @@ def test_a_text_without_tokens_and_remote_code_are_refused(tokenizer_folder):
 def test_a_bad_value_is_named(fields, message):
     with pytest.raises(ValueError, match=message):
         PromptTuning(**fields)
+
+
+def test_a_tokenizer_that_is_not_there_is_one_line():
+    adapter = PromptTuning(
+        prompt_tuning_init="TEXT", prompt_tuning_init_text="hi", tokenizer_name_or_path="/no/such"
+    )
+    with pytest.raises(ValueError, match="TEXT cannot load the tokenizer /no/such: ") as error:
+        adapter.attach(tiny_model("llama"))
+    assert "\n" not in str(error.value)
