@@ -54,8 +54,9 @@ class DoRALinear(LoRALinear):
             return squares.clamp(min=0).sqrt()
 
     def gain(self) -> Tensor:
-        """Return the factor on each row of ``W + scaling * B A``, (out,)."""
-        return self.lora_magnitude_vector / self.row_norms()
+        """Return the factor on each row of ``W + scaling * B A``, (out,); finite for rows of 0."""
+        norms = self.row_norms()
+        return self.lora_magnitude_vector / norms.clamp(min=torch.finfo(norms.dtype).tiny)
 
     def tensors(self) -> dict[str, Tensor]:
         return {**super().tensors(), "lora_magnitude_vector": self.lora_magnitude_vector}

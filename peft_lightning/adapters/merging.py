@@ -56,8 +56,8 @@ def add_update(
     total = (update.T if transposed else update).mul_(scaling).add_(weight)
     if magnitude is not None:
         rows = total.T if transposed else total  # (out, in)
-        gain = magnitude.to(rows) / torch.linalg.vector_norm(rows, dim=1)
-        rows.mul_(gain[:, None])
+        norms = torch.linalg.vector_norm(rows, dim=1).clamp(min=torch.finfo(rows.dtype).tiny)
+        rows.mul_((magnitude.to(rows) / norms)[:, None])
     merged = total.to(dtype or weight.dtype).contiguous()
     if not merged.isfinite().all():
         found = "its weight or update is not finite" if not total.isfinite().all() else None

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peft_lightning.adapters import LoRA, load_adapter
 from peft_lightning.adapters.dora import DoRALinear
+from peft_lightning.adapters.merging import merged_weight
 from tiny import tiny_model
 
 
@@ -112,3 +113,15 @@ def test_a_quantised_base_is_refused():
     base.weight = nn.Parameter(torch.zeros(12, 1, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(ValueError, match=r"that of Linear is \(12, 1\) torch.uint8: load the base"):
         DoRALinear(base, 2, 1.0)
+
+
+@pytest.mark.parametrize("base", [nn.Linear(6, 4), Conv1D(4, 6)], ids=["linear", "conv1d"])
+def test_a_row_of_zeros_of_the_base_stays_one_and_is_merged(base):
+    base.requires_grad_(False)
+    (base.weight if isinstance(base, nn.Linear) else base.weight.T)[1] = 0
+    layer, x = DoRALinear(base, 2, 0.7), torch.randn(3, 6)
+    assert_close(layer(x), base(x))
+    layer(x).sum().backward()
+    trained = [layer.lora_A.weight, layer.lora_B.weight, layer.lora_magnitude_vector]
+    assert all(p.grad.isfinite().all() for p in trained)
+    assert_close(merged_weight(layer), base.weight)
