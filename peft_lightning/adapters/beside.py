@@ -118,11 +118,8 @@ def enlarge_vocabulary(model: nn.Module, size: int) -> None:
 
 def fit_saved(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Enlarge embeddings that are trained whole to the rows that they have in ``tensors``."""
-    saved = {
-        name: module
-        for name in vocabulary_names(model)
-        if name and isinstance(module := model.get_submodule(name), SavedModule)
-    }
+    ends = vocabulary_names(model)
+    saved = {n: m for n, m in parts(model).items() if isinstance(m, SavedModule) and n in ends}
     shared = len({id(module.modules_to_save.weight) for module in saved.values()}) < len(saved)
     for name, module in saved.items():
         weight = tensors.get(f"base_model.model.{name}.weight")

@@ -69,8 +69,10 @@ class LoRA(Adapter):
         alpha_pattern: Other ``lora_alpha`` for some layers, likewise.
         use_rslora: Scale by ``lora_alpha / sqrt(r)`` instead (arXiv:2312.03732).
         init_lora_weights: True or ``kaiming``: ``A`` as a linear layer's, ``B`` zero;
-            ``gaussian``: ``A`` normal with deviation 1/r, ``B`` zero; False: both random, for
-            tests.
+            ``gaussian``: ``A`` normal with deviation 1/r, ``B`` zero; ``orthogonal``: both random
+            with ``B A`` zero; ``olora``, ``pissa`` or ``pissa_niter_4`` (any number): the
+            principal part of ``W``, which the layer subtracts again for good, so that ``W`` stays
+            as it is and a plain LoRA of twice the rank is saved; False: both random, for tests.
         modules_to_save: Modules to train whole, such as ``lm_head`` or ``embed_tokens``: ends of
             their names. They are saved whole too.
         trainable_token_indices: Ids of tokens whose embeddings are trained, and of nothing else in
@@ -81,10 +83,6 @@ class LoRA(Adapter):
         new_tokens: Texts that become tokens of their own: a list, or a file with one a line. The
             vocabulary grows by them and their embeddings are trained, from the mean of the tokens
             that the text was made of before.
-            ``gaussian``: ``A`` normal with deviation 1/r, ``B`` zero; ``orthogonal``: both random
-            with ``B A`` zero; ``olora``, ``pissa`` or ``pissa_niter_4`` (any number): the
-            principal part of ``W``, which the layer subtracts again for good, so that ``W`` stays
-            as it is and a plain LoRA of twice the rank is saved; False: both random, for tests.
         use_dora: Train the length of each row of ``W + scaling * B A`` too (DoRA,
             arXiv:2402.09353).
         lora_bias: Train a bias of each update too.

@@ -51,7 +51,8 @@ class Targets:
     def __post_init__(self) -> None:
         for field in ("target_modules", "exclude_modules"):
             value = getattr(self, field)
-            if value == "" or value == [] or (isinstance(value, list) and "" in value):
+            is_known = isinstance(value, str | list | None)
+            if not is_known or value in ("", []) or (isinstance(value, list) and "" in value):
                 raise ValueError(f"{field} must name layers, got {value!r}")
             if isinstance(value, str) and value not in SHORTHANDS:
                 try:

@@ -140,7 +140,7 @@ def find_tokens(
                 f"{' and '.join(ends)}" + nearest([key], ends)
             )
         found |= {name: list(ids) for name in names}
-    shared = is_tied(model) and head is not None
+    shared = is_tied(model)
     if shared and (source in found or new) and not {source, head} & set(saved):
         first = found.get(source, [])
         shared = found.get(str(head), first) == first
@@ -173,8 +173,11 @@ def vocabulary_names(model: nn.Module) -> tuple[str, str | None]:
 
 def is_tied(model: nn.Module) -> bool:
     """Whether input and output embedding of a model without an adapter are one weight."""
-    source, head = (model.get_submodule(n) if n else None for n in vocabulary_names(model))
-    return head is not None and getattr(head, "weight", None) is getattr(source, "weight", 0)
+    source, head = vocabulary_names(model)
+    if head is None:
+        return False
+    weights = [getattr(model.get_submodule(name), "weight", None) for name in (source, head)]
+    return weights[0] is not None and weights[0] is weights[1]
 
 
 def _has_rows(module: nn.Module) -> bool:

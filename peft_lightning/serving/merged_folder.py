@@ -16,6 +16,7 @@ from peft_lightning.adapters.base import as_json
 from peft_lightning.adapters.files import load_adapter, read_adapter, require_base
 from peft_lightning.adapters.merged_parts import holds_parts
 from peft_lightning.adapters.merging import merged, require_mergeable
+from peft_lightning.adapters.trained_tokens import is_tied
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.base_model.quantization import dequantized
 from peft_lightning.base_model.weight_files import (
@@ -145,7 +146,7 @@ def write_whole(
         ValueError: If a value is not finite in ``dtype``; names its tensor.
     """
     with merged(model):
-        if not _is_tied(model):
+        if not is_tied(model):
             model.config.tie_word_embeddings = False
             model.config.get_text_config().tie_word_embeddings = False
         model.to(dtype or model.dtype)
@@ -154,10 +155,6 @@ def write_whole(
                 raise ValueError(f"{name} has values that are too large for {tensor.dtype}")
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
-
-
-def _is_tied(model: Any) -> bool:
-    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def _copy_texts(source: MergedTensors, folder: Path) -> None:

@@ -2,10 +2,18 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
-from peft_lightning.adapters import Full, LoRA, PromptTuning, attached_adapter
+from peft_lightning.adapters import (
+    Full,
+    LoRA,
+    PromptTuning,
+    attached_adapter,
+    load_adapter,
+    save_adapter,
+)
 from peft_lightning.adapters.lora_layers import LoRALinear
 from tiny import ARCHITECTURES, tiny_model
 
@@ -341,3 +349,23 @@ def test_the_fused_gradients_are_those_of_the_plain_layers(architecture):
     assert len(grads[0]) >= 5
     for ours, plain in zip(*grads, strict=True):
         assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_a_model_that_is_none_of_transformers_is_adapted_saved_and_loaded(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    base, adapter = model(x), LoRA(r=2, target_modules=["0"], init_lora_weights=False)
+    adapter.attach(model)
+    adapted = model(x)
+    save_adapter(adapter, model, tmp_path)
+    adapter.detach(model)
+    assert torch.equal(model(x), base)
+    load_adapter(model, tmp_path)
+    assert torch.equal(model(x), adapted)
+    assert not torch.equal(adapted, base)
+
+
+@pytest.mark.parametrize("given", [("q_proj",), 5])
+def test_targets_are_a_list_or_an_expression(given):
+    with pytest.raises(ValueError, match="target_modules must name layers, got"):
+        LoRA(target_modules=given)
