@@ -62,11 +62,13 @@ class AdapterBank:
             raise ValueError(f"{folder} is a whole model, not an adapter: load it as the model")
         before = self.active
         self.use(BASE)
-        adapter = load_adapter(self.model, folder, **self._load)  # type: ignore[arg-type]
-        tensors = {key: t.clone() for key, t in adapter.state_dict(self.model).items()}
-        adapter.detach(self.model)
-        self._held[name] = adapter, tensors
-        self.use(before)
+        try:
+            adapter = load_adapter(self.model, folder, **self._load)  # type: ignore[arg-type]
+            tensors = {key: t.clone() for key, t in adapter.state_dict(self.model).items()}
+            adapter.detach(self.model)
+            self._held[name] = adapter, tensors
+        finally:
+            self.use(before)
 
     def use(self, name: str) -> Adapter | None:
         """Put the adapter called ``name`` into the model, frozen and in eval mode.

@@ -162,3 +162,16 @@ def test_variants_of_lora_are_switched_and_leave_the_base_bit_identical(tmp_path
     plain = tiny_model("gpt2").state_dict()
     assert model.state_dict().keys() == plain.keys()
     assert all(torch.equal(t, plain[name]) for name, t in model.state_dict().items())
+
+
+def test_an_adapter_that_cannot_be_added_leaves_the_one_in_use(folders, tmp_path):
+    root, expected = folders
+    model, bank = filled(root)
+    other = tiny_model("gpt2", torch.float64)
+    (adapter := LoRA(r=2)).attach(other)
+    save_adapter(adapter, other, tmp_path)
+    adapter = bank.use("large")
+    with pytest.raises(ValueError, match="match no linear layer"):
+        bank.add("foreign", tmp_path)
+    assert bank.active == "large"
+    assert torch.equal(logits(model, adapter), expected["large"])
