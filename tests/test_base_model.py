@@ -287,3 +287,13 @@ def test_another_shape_or_architecture_changes_the_fingerprint():
     llama, wide = tiny_model("llama"), tiny_model("llama", vocab_size=130)
     assert base_fingerprint(wide)["shapes"] != base_fingerprint(llama)["shapes"]
     assert base_fingerprint(tiny_model("gpt2"))["architecture"] == "GPT2LMHeadModel"
+
+
+def test_a_trained_bias_does_not_change_the_fingerprint_of_its_base():
+    model = tiny_model("gpt2")
+    before = base_fingerprint(model)
+    LoRA(target_modules=["c_attn"], bias="all").attach(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += parameter.requires_grad
+    assert base_fingerprint(model) == before

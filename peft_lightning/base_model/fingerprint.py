@@ -46,7 +46,7 @@ def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters without an adapter's, by their names without an adapter's infixes.
 
     An adapter's parameters stand beside a ``base_layer``, or on the model itself, where no
-    transformers model has any.
+    transformers model has any. A bias that is trained stands for a ``frozen_bias``.
     """
     wrapped = {name for name, module in model.named_modules() if hasattr(module, "base_layer")}
     for name, parameter in model.named_parameters():
@@ -54,6 +54,8 @@ def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         above = [".".join(parts[:i]) for i in range(1, len(parts))]
         beside = any(a in wrapped and f"{a}.base_layer" not in above for a in above)
         if above and not beside:
+            if parts[-1] == "bias":
+                parameter = getattr(model.get_submodule(above[-1]), "frozen_bias", parameter)
             yield ".".join(p for p in parts if p != "base_layer"), parameter
 
 
