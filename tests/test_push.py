@@ -236,3 +236,24 @@ def test_paths_are_cut_and_secrets_left_out():
     }  # fmt: skip
     kept = {"a": "x", "b": "owner/name", "c": "rows.jsonl", "d": ["y", None, 3]}
     assert plain(given) == kept
+
+
+def test_a_readme_may_be_changed_after_it_was_pushed(run, calls, tmp_path):
+    last = run / "checkpoints" / "last.ckpt"
+    push(str(last), "me/parrot", base_model=ID)
+    for name, content in calls[-1][-1].items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "README.md").write_text("my own words")
+    push(str(tmp_path), "me/parrot", base_model=ID)
+    assert calls[-1][-1]["README.md"] == b"my own words"
+
+
+def test_a_folder_that_looks_like_a_hub_id_is_no_base_for_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = tiny_model("llama")
+    model.save_pretrained("models/tiny")
+    model.name_or_path = "models/tiny"
+    (adapter := LoRA(r=2)).attach(model)
+    save_adapter(adapter, model, tmp_path / "a")
+    with pytest.raises(ValueError, match="base is a local path, models/tiny, which nobody else"):
+        push("a", "me/parrot", dry_run=True)

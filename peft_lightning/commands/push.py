@@ -56,19 +56,23 @@ def push(
     require_undamaged(folder)
     inside = sorted(path for path in folder.iterdir() if path.name != SUMS_FILE)
     wanted = [p for p in inside if OURS.fullmatch(p.name) or (trainer_state and p.name == STATE)]
+    for path in wanted:
+        if (target := path.resolve()).parent != folder.resolve():
+            raise ValueError(
+                f"{path} leads out of its folder, to {target}: put the file itself there"
+            )
     with tempfile.TemporaryDirectory() as temporary:
         upload = Path(temporary, "upload")
         with sealed_folder(upload) as copy:
             for path in wanted:
-                if (target := path.resolve()).parent != folder.resolve():
-                    raise ValueError(
-                        f"{path} leads out of its folder, to {target}: put the file itself there"
-                    )
-                shutil.copyfile(path, copy / path.name)
+                if path.name != CARD_FILE:
+                    shutil.copyfile(path, copy / path.name)
             _name_base(copy, base_model)
-            if not (copy / CARD_FILE).is_file():
-                text = model_card(folder, base_model, license, repo)
-                (copy / CARD_FILE).write_text(text, encoding="utf-8")
+        card = upload / CARD_FILE  # without a checksum: it may be changed, here and on the hub
+        if (folder / CARD_FILE).is_file():
+            shutil.copyfile(folder / CARD_FILE, card)
+        else:
+            card.write_text(model_card(folder, base_model, license, repo), encoding="utf-8")
         for path in sorted(upload.iterdir()):
             print(f"{path.stat().st_size:>14,}  {path.name}")
         if left := [path.name for path in inside if path not in wanted]:
@@ -94,7 +98,8 @@ def _name_base(folder: Path, base_model: str | None) -> None:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if not (name := content.get(key)):
             continue
-        if base_model is None and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) and not Path(name).exists()
+        if base_model is None and not is_id:
             raise ValueError(
                 f"the adapter's base is a local path, {name}, which nobody else has: give its hub "
                 "id with --base_model"
