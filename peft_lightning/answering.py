@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from peft_lightning.adapters.bank import BASE, AdapterBank
 from peft_lightning.adapters.files import read_adapter
 from peft_lightning.adapters.full import Full
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.base_model.loading import find_device
 from peft_lightning.hub import adapter_folder
 
 
@@ -87,8 +86,7 @@ def load_answerer(
             if named
             else "give --ckpt, an adapter's folder, or --model, a base model, or both"
         )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     tokenizer = load_tokenizer(tokenizer_name or model, **options)
     base = load_base_model(model, dtype=dtype, device=device, quantization=quantization, **options)
@@ -116,7 +114,8 @@ def named_folders(folders: Sequence[str]) -> dict[str, str]:
     named = {}
     for folder in folders:
         name, equals, path = folder.partition("=")
-        named.update({name: path} if equals and "/" not in name else {folder: folder})
+        is_named = equals and "/" not in name and not Path(folder).is_dir()
+        named.update({name: path} if is_named else {folder: folder})
     if len(named) < len(folders):
         raise ValueError(f"two adapters have one name: {', '.join(folders)}")
     return {name: str(adapter_folder(folder)) for name, folder in named.items()}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from parity import randomise
+from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
@@ -244,6 +245,24 @@ def test_a_file_that_is_wrong_is_noticed(llama, tmp_path, monkeypatch):
     assert "its logits differ" in (tmp_path / "m.gguf.UNVERIFIED").read_text()
 
 
+def test_a_verified_file_takes_the_mark_of_the_one_before_away(llama, tmp_path):
+    (tmp_path / "m.gguf.UNVERIFIED").write_text("of an earlier file")
+    export(str(llama[1]), str(tmp_path / "m.gguf"), format="gguf")
+    assert [file.name for file in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_trained_biases_are_in_the_file(tmp_path):
+    base = write_base(tmp_path / "base", "qwen2")
+    adapter = LoRA(r=2, target_modules=["q_proj"], bias="lora_only")
+    ckpt = write_adapter(base, tmp_path / "ckpt", adapter)
+    export(str(ckpt), str(tmp_path / "m.gguf"), format="gguf")
+    name = "model.layers.0.self_attn.q_proj.bias"
+    held = load_file(ckpt / "adapter_model.safetensors")
+    trained = held["base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias"]
+    assert_close(tensors(tmp_path / "m.gguf")["blk.0.attn_q.bias"], trained)
+    assert not torch.equal(trained, load_base_model(str(base)).get_parameter(name))
+
+
 # ---- how text is cut --------------------------------------------------------------------------
 
 
@@ -301,6 +320,8 @@ def test_the_users_name_for_the_cutting_is_taken(llama, tmp_path):
         ("x.bin", {}, "out must be a file's name that ends in .gguf, got"),
         ("x.gguf", {"dtype": "q8_0"}, "dtype must be one of auto"),
         ("x.gguf", {"text": "no.txt"}, "there is no file no.txt"),
+        ("x.gguf", {"threshold": 0}, "threshold must be above 0, got 0"),
+        ("x.gguf", {"device": "gpu"}, "device must be auto, cpu or a GPU .*, got 'gpu'"),
     ],
 )
 def test_a_wrong_option_is_named(llama, tmp_path, out, options, message):

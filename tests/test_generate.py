@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
+from peft_lightning.answering import named_folders
 from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.commands.generate import PartialAnswers, generate
 from peft_lightning.data.tokenization import encode_prompt as data_encode_prompt
@@ -391,3 +393,10 @@ def test_a_killed_run_goes_on_where_it_stopped(base, rows, tmp_path, capsys, mon
     part.write_text("another run\n")
     generate(**options, output=str(tmp_path / "cut"))
     assert "already" not in capsys.readouterr().err
+
+
+def test_a_folder_with_an_equals_sign_is_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("lr=0.1", "x"):
+        Path(folder).mkdir()
+    assert named_folders(["lr=0.1", "mine=x"]) == {"lr=0.1": "lr=0.1", "mine": "x"}

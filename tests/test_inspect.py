@@ -139,3 +139,12 @@ def test_a_whole_model_and_what_is_no_adapter_are_told_apart(tmp_path, capsys):
     (tmp_path / "empty" / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         inspect(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_that_are_trained_whole_as_one_are_the_adapters_own(tied, tmp_path, capsys):
+    model = tiny_model("qwen2")
+    adapter = LoRA(modules_to_save=["lm_head"], ensure_weight_tying=tied)
+    adapter.attach(model)
+    save_adapter(adapter, model, tmp_path)
+    assert looked_at(capsys, tmp_path)["holds_base_weights"] == []

@@ -22,7 +22,7 @@ def verdicts(base, folder, adapter, capsys):
     model = load_base_model(str(base), frozen=False)
     adapter.attach(model)
     save_adapter(adapter, model, folder, {}, byte_tokenizer())
-    servable(str(folder), as_json=True)
+    servable(str(folder), json=True)
     return json.loads(capsys.readouterr().out)
 
 
@@ -142,3 +142,12 @@ def test_a_whole_model_is_said_to_be_one(base, tmp_path, capsys):
 def test_a_folder_without_an_adapter_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no adapter folder"):
         servable(str(tmp_path))
+
+
+def test_options_that_the_file_leaves_out_have_hf_pefts_defaults(base, tmp_path, capsys):
+    verdicts(base, tmp_path, LoRA(r=8, lora_alpha=8), capsys)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    del config["r"], config["lora_alpha"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    servable(str(tmp_path), json=True)
+    assert json.loads(capsys.readouterr().out)["vllm"]["accepted"]

@@ -45,6 +45,8 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
     if not isinstance(whole_modules, list):
         raise ValueError(f"{folder}: modules_to_save must be a list, got {whole_modules!r:.80}")
     saved = [f"{name}.weight" for name in whole_modules]
+    if saved and config.get("ensure_weight_tying"):  # which saves both embeddings
+        saved += BASE_WEIGHTS[1:]
     found: dict[str, Any] = {
         "method": method,
         "base_model": facts.get("base_model") or config.get("base_model_name_or_path"),

@@ -148,6 +148,25 @@ def require_dtype(dtype: str) -> None:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}{hint}")
 
 
+def find_device(name: str) -> str:
+    """Return the name of a device: for auto the GPU, if there is one, else the CPU.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"device must be auto, cpu or a GPU that is there, such as cuda:0, got {name!r}: "
+            f"{reason}"
+        ) from None
+    return name
+
+
 def _split_digits(tokenizer: Any, file: Path) -> None:
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers

@@ -33,7 +33,7 @@ def chat(
     Args:
         ckpt: Folder of an adapter or checkpoint; its base model is found by itself.
         model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
-        adapter: A further adapter to switch to, NAME=FOLDER; may be given several times.
+        adapter: An adapter to switch to, FOLDER or NAME=FOLDER; may be given several times.
         system: System message of the conversation.
         max_new_tokens: Most tokens of an answer.
         temperature: Of sampling; 0 takes the most probable token each time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,14 @@ def combine(
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
     parts: list[tuple[str, float]] = [_weighted(text) for text in adapters]
-    read = [read_adapter(adapter_folder(folder)) for folder, _ in parts]
+    folders = [adapter_folder(folder) for folder, _ in parts]
+    read = [read_adapter(folder) for folder in folders]
     facts = common_base([folder for folder, _ in parts], [r[2] for r in read])
     updates = [combination.updates_of(adapter, tensors) for adapter, tensors, _ in read]
     weights = [weight for _, weight in parts]
     found, retained = combination.combine(updates, weights, method, rank, density, seed)
     facts["made_of"] = {"method": method, "adapters": [[Path(f).name, w] for f, w in parts]}
-    save(out, found, facts)
+    save(out, found, facts, any(map(is_transposed, folders)))
     print(summary(out, found, retained))
 
 
@@ -50,9 +52,9 @@ def save(out: str, updates: Any, facts: dict[str, Any], fan_in_fan_out: bool = F
     from peft_lightning.adapters.checksums import sealed_folder
     from peft_lightning.adapters.combination import as_lora
     from peft_lightning.adapters.files import CONFIG_FILE, FACTS_FILE, FORMAT_VERSION, write_files
+    from peft_lightning.commands.merge import require_replaceable
 
-    if Path(out).is_dir() and any(Path(out).iterdir()) and not Path(out, CONFIG_FILE).is_file():
-        raise ValueError(f"{out} holds something else than an adapter: give another folder")
+    require_replaceable(Path(out), CONFIG_FILE, "adapter")
     lora, tensors = as_lora(updates)
     config = {
         **lora.hf_defaults,
@@ -64,6 +66,13 @@ def save(out: str, updates: Any, facts: dict[str, Any], fan_in_fan_out: bool = F
     texts = {CONFIG_FILE: as_json(config), FACTS_FILE: as_json({**own, **facts})}
     with sealed_folder(out) as folder:
         write_files(folder, lora.tensor_file, tensors, texts)
+
+
+def is_transposed(folder: Path) -> bool:
+    """Whether an adapter's layers are GPT-2's, by ``fan_in_fan_out`` of its config."""
+    from peft_lightning.adapters.files import CONFIG_FILE, read_json
+
+    return bool(read_json(folder / CONFIG_FILE).get("fan_in_fan_out"))
 
 
 def summary(out: str, updates: Any, retained: dict[str, float]) -> str:
@@ -100,9 +109,12 @@ def common_base(folders: list[str], facts: list[dict[str, Any]]) -> dict[str, An
 
 def _weighted(text: str) -> tuple[str, float]:
     folder, equals, weight = text.rpartition("=")
-    if not equals:
+    if not equals or Path(text).is_dir():  # runs/lr=0.1 is a folder's name
         return text, 1.0
     try:
-        return folder, float(weight)
+        number = float(weight)
     except ValueError:
-        raise ValueError(f"{text} must be FOLDER=WEIGHT, and {weight!r} is no number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{text} must be FOLDER=WEIGHT, and {weight!r} is no number")
+    return folder, number

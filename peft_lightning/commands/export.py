@@ -61,11 +61,13 @@ def export(
     from transformers import AutoConfig
 
     from peft_lightning.adapters.atomic import atomic_text
-    from peft_lightning.base_model.loading import require_dtype
-    from peft_lightning.commands.merge import read_text
+    from peft_lightning.base_model.loading import find_device, require_dtype
+    from peft_lightning.commands.merge import UNVERIFIED, read_text, require_threshold
     from peft_lightning.serving.agreement import TEXT, THRESHOLDS, compare
 
     require_dtype(dtype)
+    device = find_device(device)
+    require_threshold(threshold)
     sample = TEXT if text is None else read_text(text)
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
@@ -74,6 +76,8 @@ def export(
         _write_lora(Path(out), base, folder, ckpt, wanted, any_base, options)
         print(f"exported: {out}; use it as llama-cli -m BASE.gguf --lora {out}")
         return
+    mark = Path(f"{out}.{UNVERIFIED}")
+    mark.unlink(missing_ok=True)  # of another file of this name
     layout, stored = _write_model(Path(out), base, folder, wanted, tokenizer_pre, any_base, options)
     print(f"exported: {out}, {Path(out).stat().st_size:,} bytes")
     if layout.context_length < layout.config.max_position_embeddings:
@@ -88,13 +92,11 @@ def export(
     ):
         print(f"not verified: transformers reads {unread}; llama.cpp reads it right")
         return
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     length = min(512, layout.context_length)
     found = compare(out, base, folder, sample, device, options, length)
     print(f"verified on {found}")
     if problem := found.problem(threshold or THRESHOLDS[stored]):
-        atomic_text(f"{out}.UNVERIFIED", f"{problem}\n{found}\n")
+        atomic_text(mark, f"{problem}\n{found}\n")
         raise RuntimeError(f"{out} is not what was trained: {problem}")
 
 

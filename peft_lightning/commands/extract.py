@@ -66,19 +66,19 @@ def extract(
         raise ValueError(f"no linear layer of {tuned} differs from {name}: nothing to extract")
     width = max(map(len, layers))
     print(f"{'layer':<{width}} {'rank':>5} {'norm':>9} {'of the base':>12} {'retained':>9}")
-    updates, retained, squares = {}, {}, {}
+    updates, retained, squares, transposed = {}, {}, {}, False
     for layer in layers:
         weight = base.of(f"{layer}.weight").read().double()
         delta = other.of(f"{layer}.weight").read().double() - weight
         if not delta.isfinite().all():
             raise ValueError(f"{layer}.weight has values that are not finite")
         squares[layer] = float(delta.square().sum())
-        transposed = is_conv1d(base.model.get_submodule(layer))
-        if transposed:
-            delta = delta.T
+        if is_conv1d(base.model.get_submodule(layer)):
+            transposed, delta = True, delta.T
         (b, a), retained[layer] = factorise(delta, rank, energy)
         updates[layer] = b.float(), a.float()
-        share = squares[layer] ** 0.5 / float(weight.norm())
+        norm = float(weight.norm())
+        share = squares[layer] ** 0.5 / norm if norm else float("inf")
         print(
             f"{layer:<{width}} {a.shape[0]:>5} {squares[layer] ** 0.5:>9.4f} {share:>12.3%} "
             f"{retained[layer]:>9.2%}",

@@ -54,7 +54,7 @@ def generate(
         dtype: Of the base's weights: auto (as saved), float32, bfloat16 or float16.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         device: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
-        any_base: Use the adapter even if it was trained on another base model.
+        any_base: Use adapters even if they were trained on another base model.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
     """
@@ -208,13 +208,14 @@ def _encoded(
     Raises:
         ValueError: If there are none, or a row is malformed; names its line.
     """
+    from peft_lightning.commands.merge import read_text
     from peft_lightning.data.conversations import Conversation, PlainText
     from peft_lightning.data.formats import detect_format, prompt_of
     from peft_lightning.data.sources import RowError, find_source
     from peft_lightning.data.tokenization import encode_prompt
 
     if file is not None and file.endswith(".txt"):
-        prompts = [line for line in _lines(file) if line.strip()]
+        prompts = [line for line in read_text(file).splitlines() if line.strip()]
     if prompts is not None:
         found: Any = (({"prompt": p}, f"prompt {i}") for i, p in enumerate(prompts, start=1))
         format_name = "prompt_completion"
@@ -242,10 +243,3 @@ def _encoded(
     if not rows:
         raise ValueError(f"there is no prompt in {file or '--prompt'}")
     return records, rows
-
-
-def _lines(file: str) -> list[str]:
-    try:
-        return Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {file}") from None

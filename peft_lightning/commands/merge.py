@@ -55,15 +55,15 @@ def merge(
     from peft_lightning.adapters.atomic import atomic_folder, atomic_text
     from peft_lightning.adapters.files import read_adapter
     from peft_lightning.adapters.merging import require_mergeable
-    from peft_lightning.base_model.loading import require_dtype
+    from peft_lightning.base_model.loading import find_device, require_dtype
     from peft_lightning.hub import adapter_folder
     from peft_lightning.serving.agreement import TEXT, THRESHOLDS, compare
     from peft_lightning.serving.merged_folder import size_in_bytes, write_merged
 
     require_dtype(dtype)
+    device = find_device(device)
     size = size_in_bytes(max_shard_size)
-    if threshold is not None and not threshold > 0:
-        raise ValueError(f"threshold must be above 0, got {threshold:g}")
+    require_threshold(threshold)
     sample = TEXT if text is None else read_text(text)
     adapter, _, facts = read_adapter(ckpt := str(adapter_folder(ckpt)))
     require_mergeable(adapter, ckpt)
@@ -88,14 +88,18 @@ def merge(
     )
     if not verify:
         return
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     found = compare(out, base, ckpt, sample, device, options, quantization=quantization)
     print(f"verified on {found}")
     if problem := found.problem(threshold or max(THRESHOLDS[d] for d in _dtypes(files))):
         atomic_text(Path(out, UNVERIFIED), f"{problem}\n{found}\n")
         raise RuntimeError(f"{out} is not what was trained: {problem}")
     Path(out, UNVERIFIED).unlink()
+
+
+def require_threshold(threshold: float | None) -> None:
+    """Raise ValueError if a largest allowed difference is none."""
+    if threshold is not None and not threshold > 0:
+        raise ValueError(f"threshold must be above 0, got {threshold:g}")
 
 
 def _require_free(out: Path, *sources: Path) -> None:
@@ -106,8 +110,22 @@ def _require_free(out: Path, *sources: Path) -> None:
             raise ValueError(
                 f"{out} would take the place of {source}: give another folder to write"
             )
-    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
-        raise ValueError(f"{out} is not empty, and holds no model: give another folder to write")
+    require_replaceable(out, "config.json", "model")
+
+
+def require_replaceable(out: Path, file: str, what: str) -> None:
+    """Raise ValueError if the folder ``out`` holds something else than ``what``, with its ``file``.
+
+    Nor is a checkpoint replaced that training continues from.
+    """
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / file).is_file():
+        raise ValueError(f"{out} is not empty, and holds no {what}: give another folder to write")
+    if (out / "trainer_state.pt").is_file():
+        raise ValueError(
+            f"{out} is a checkpoint, which training continues from: give another folder to write"
+        )
 
 
 def _dtypes(files: list[Path]) -> set[torch.dtype]:
@@ -118,8 +136,10 @@ def _dtypes(files: list[Path]) -> set[torch.dtype]:
 
 
 def read_text(file: str) -> str:
-    """Return the text of ``file``; raise ValueError if it is not there."""
+    """Return the text of ``file``; raise ValueError if it is not there, or no text."""
     try:
         return Path(file).expanduser().read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"there is no file {file}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8: {error}") from None

@@ -18,17 +18,19 @@ def resize(ckpt: str, out: str, /, *, rank: int | None = None, energy: float | N
     require_cut(rank, energy)
     from peft_lightning.adapters.combination import reduce_rank, updates_of
     from peft_lightning.adapters.files import read_adapter
-    from peft_lightning.commands.combine import common_base, save, summary
+    from peft_lightning.commands.combine import common_base, is_transposed, save, summary
     from peft_lightning.hub import adapter_folder
 
-    adapter, tensors, facts = read_adapter(adapter_folder(ckpt))
+    folder = adapter_folder(ckpt)
+    adapter, tensors, facts = read_adapter(folder)
     reduced = {
         name: reduce_rank(b, a, rank, energy)
         for name, (b, a) in updates_of(adapter, tensors).items()
     }
     found = {name: factors for name, (factors, _) in reduced.items()}
     made_of = {"method": "resize", "rank": rank, "energy": energy, "adapter": Path(ckpt).name}
-    save(out, found, {**common_base([ckpt], [facts]), "made_of": made_of})
+    own = {**common_base([ckpt], [facts]), "made_of": made_of}
+    save(out, found, own, is_transposed(folder))
     print(summary(out, found, {name: share for name, (_, share) in reduced.items()}))
 
 

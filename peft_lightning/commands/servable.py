@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import json as json_module
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +17,18 @@ MERGE = "merge it: python -m peft_lightning merge CKPT OUT"
 
 
 def servable(
-    ckpt: str, /, model: str | None = None, as_json: bool = False, trust_remote_code: bool = False
+    ckpt: str, /, *, model: str | None = None, json: bool = False, trust_remote_code: bool = False
 ) -> None:
     """Say whether vLLM, transformers and llama.cpp take an adapter, and what to change if not.
 
     Args:
         ckpt: Folder of an adapter or checkpoint, ours or HF PEFT's.
         model: Base model, if not the one that the adapter names; its config alone is read.
-        as_json: Print JSON instead of lines.
+        json: Everything as one JSON object.
         trust_remote_code: Whether code that comes with the model may run.
     """
-    from peft_lightning.adapters.files import CONFIG_FILE, read_adapter, read_facts
+    from peft_lightning.adapters.files import CONFIG_FILE, read_adapter, read_facts, read_json
+    from peft_lightning.adapters.lora import LoRA
     from peft_lightning.hub import adapter_folder
 
     folder = adapter_folder(ckpt)
@@ -36,12 +37,14 @@ def servable(
         print(f"{ckpt} is a whole model: vLLM and transformers load it as any model's folder")
         print("llama.cpp: python -m peft_lightning export CKPT OUT.gguf --format gguf")
         return
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_json(folder / CONFIG_FILE)
+    if config.get("peft_type") == LoRA.peft_type:
+        config = {**LoRA.hf_defaults, **config}
     base = _base_config(model or config.get("base_model_name_or_path"), trust_remote_code)
     new_tokens = read_facts(folder).get("new_tokens") or {}
     found = judge(config, _ranks(folder), base, _embeddings(folder), new_tokens)
-    if as_json:
-        print(json.dumps({name: vars(verdict) for name, verdict in found.items()}, indent=2))
+    if json:
+        print(json_module.dumps({name: vars(verdict) for name, verdict in found.items()}, indent=2))
         return
     for name, verdict in found.items():
         print(f"{name}: {'yes' if verdict.accepted else 'no'}")

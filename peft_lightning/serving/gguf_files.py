@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,8 @@ def write_model(
             writer.write_tensor_data(tensor.numpy())
         for piece in places.values():
             assert piece.name is not None
-            is_vector = len(piece.source.shape) == 1  # exact: not by way of the matrices' dtype
-            values = piece.source.read() if is_vector else merged.read(piece)
-            tensor = layout.ordered(piece.name, values.to(_dtype(piece)))
-            writer.write_tensor_data(_raw(tensor)[0])
+            values = merged.read(replace(piece, dtype=_dtype(piece)))
+            writer.write_tensor_data(_raw(layout.ordered(piece.name, values))[0])
     return layout, common
 
 

@@ -236,3 +236,36 @@ def test_pissa_saved_here_is_resized_like_any_lora(tmp_path):
     for name, (b, a) in after.items():
         assert a.shape[0] == 4
         assert_close(b @ a, before[name][0] @ before[name][1], rtol=1e-4, atol=1e-4)
+
+
+def test_combined_adapters_of_conv1d_say_so_as_hf_peft_does(tmp_path):
+    model = tiny_model("gpt2")
+    (adapter := LoRA(r=2, target_modules=["c_attn"], init_lora_weights=False)).attach(model)
+    save_adapter(adapter, model, tmp_path / "a")
+    combine_command(str(tmp_path / "both"), str(tmp_path / "a"), str(tmp_path / "a"))
+    resize(str(tmp_path / "both"), str(tmp_path / "small"), rank=1)
+    for name in ("a", "both", "small"):
+        config = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        assert config["fan_in_fan_out"] is True
+
+
+def test_a_folder_with_an_equals_sign_in_its_name_is_no_weight(tmp_path):
+    adapter = LORAS[0]
+    model, deltas = trained(adapter, 0)
+    save_adapter(adapter, model, tmp_path / "lr=0.5")
+    combine_command(str(tmp_path / "out"), str(tmp_path / "lr=0.5"), f"{tmp_path / 'lr=0.5'}=-3")
+    combined, tensors, _ = read_adapter(tmp_path / "out")
+    for name, (b, a) in updates_of(combined, tensors).items():
+        assert_close(b @ a, -2 * deltas[name], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="must be FOLDER=WEIGHT, and 'nan' is no number"):
+        combine_command(str(tmp_path / "out"), f"{tmp_path / 'lr=0.5'}=nan")
+
+
+def test_a_checkpoint_that_training_continues_from_is_not_replaced(tmp_path):
+    adapter = LORAS[0]
+    model, _ = trained(adapter, 0)
+    save_adapter(adapter, model, tmp_path / "last.ckpt")
+    (tmp_path / "last.ckpt" / "trainer_state.pt").write_bytes(b"state")
+    with pytest.raises(ValueError, match="is a checkpoint, which training continues from"):
+        resize(str(tmp_path / "last.ckpt"), str(tmp_path / "last.ckpt"), rank=1)
+    assert (tmp_path / "last.ckpt" / "trainer_state.pt").read_bytes() == b"state"
