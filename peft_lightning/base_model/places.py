@@ -22,6 +22,12 @@ _MODEL_FILES = [
 ]
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 INDEX_FILE = "model.safetensors.index.json"
+_BY_PREFERENCE = (  # transformers loads the first that is there
+    "model.safetensors",
+    INDEX_FILE,
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 def locate(name: str, revision: str | None, weights: bool = True) -> tuple[str, dict[str, Any]]:
@@ -51,9 +57,9 @@ def _require_model_folder(path: Path, weights: bool) -> None:
         )
     if not weights:
         return
-    for index in (INDEX_FILE, "pytorch_model.bin.index.json"):
-        if (path / index).is_file():
-            shard_files(path / index)
+    loaded = next((path / name for name in _BY_PREFERENCE if (path / name).is_file()), None)
+    if loaded is not None and loaded.suffix == ".json":
+        shard_files(loaded)
     found = any(next(path.glob(pattern), None) for pattern in _WEIGHTS)
     if not (path / "config.json").is_file() or not found:
         lacks = "no weights" if (path / "config.json").is_file() else "no config.json"
