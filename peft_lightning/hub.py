@@ -11,20 +11,11 @@ from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from peft_lightning.adapters.files import existing_folder
-from peft_lightning.base_model.places import hub_answers, nearest_place
+from peft_lightning.base_model.places import FILES, hub_answers, nearest_place
 
 _REPO = re.compile(
     r"[\w-][\w.-]*/[\w-][\w.-]*(@(?!.*\.\.)[\w./-]+)?"
 )  # no ".." in a revision, as in git
-_ADAPTER_FILES = [
-    "SHA256SUMS",
-    "*.safetensors",
-    "*.json",
-    "*.jinja",
-    "*.model",
-    "*.txt",
-    "*.tiktoken",
-]
 
 
 def adapter_folder(name: str | Path) -> Path:
@@ -48,7 +39,7 @@ def adapter_folder(name: str | Path) -> Path:
                 snapshot_download(
                     repo,
                     revision=revision or "main",
-                    allow_patterns=_ADAPTER_FILES,
+                    allow_patterns=[*FILES, "SHA256SUMS"],
                     local_files_only=not hub_answers(),
                 )
             )

@@ -10,16 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_MODEL_FILES = [
-    "*.safetensors",
-    "*.json",
-    "*.jinja",
-    "*.model",
-    "*.txt",
-    "*.tiktoken",
-    "*.py",
-    "LIC*",
-]
+# weights, configs, tokenizers and templates, as names on the hub
+FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_MODEL_FILES = [*FILES, "*.py", "LIC*"]
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 INDEX_FILE = "model.safetensors.index.json"
 _BY_PREFERENCE = (  # transformers loads the first that is there
