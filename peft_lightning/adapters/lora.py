@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from peft_lightning.adapters.base import PEFT_VERSION, Adapter, plain_number, tokenizer_files
+from peft_lightning.adapters.base import Adapter, plain_number, tokenizer_files
 from peft_lightning.adapters.beside import (
     Beside,
     fit_saved,
@@ -29,6 +29,7 @@ from peft_lightning.adapters.biases import (
 from peft_lightning.adapters.dora import DoRALinear
 from peft_lightning.adapters.enlarged import only_new_rows
 from peft_lightning.adapters.folding import complete, doubled, without_start
+from peft_lightning.adapters.lora_defaults import HF_DEFAULTS, WITHOUT_EFFECT
 from peft_lightning.adapters.lora_embedding import LoRAEmbedding, is_embedding, tied_head
 from peft_lightning.adapters.lora_init import (
     DECOMPOSITIONS,
@@ -36,11 +37,12 @@ from peft_lightning.adapters.lora_init import (
     is_decomposition,
     is_known,
 )
-from peft_lightning.adapters.lora_layers import LoRALinear, group_by_input, is_conv1d
+from peft_lightning.adapters.lora_layers import LoRALinear, is_conv1d
 from peft_lightning.adapters.matching import match_pattern
 from peft_lightning.adapters.names import nearest
 from peft_lightning.adapters.new_tokens import add_new_tokens, read_new_tokens
 from peft_lightning.adapters.saved_modules import is_within
+from peft_lightning.adapters.shared_input import group_by_input
 from peft_lightning.adapters.targeting import Targets
 
 _INITS = (*RANDOM, *DECOMPOSITIONS)
@@ -95,56 +97,8 @@ class LoRA(Adapter):
 
     peft_type: ClassVar[str] = "LORA"
     learning_rate: ClassVar[float] = 2e-4
-    hf_defaults: ClassVar[dict[str, Any]] = {
-        "alora_invocation_tokens": None,
-        "alpha_pattern": {},
-        "arrow_config": None,
-        "auto_mapping": None,
-        "base_model_name_or_path": None,
-        "bias": "none",
-        "corda_config": None,
-        "ensure_weight_tying": False,
-        "eva_config": None,
-        "exclude_modules": None,
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "kasa_config": None,
-        "layer_replication": None,
-        "layers_pattern": None,
-        "layers_to_transform": None,
-        "loftq_config": {},
-        "lora_alpha": 8,
-        "lora_bias": False,
-        "lora_dropout": 0.0,
-        "lora_ga_config": None,
-        "megatron_config": None,
-        "megatron_core": "megatron.core",
-        "modules_to_save": None,
-        "monteclora_config": None,
-        "peft_type": "LORA",
-        "peft_version": PEFT_VERSION,
-        "qalora_group_size": 16,
-        "r": 8,
-        "rank_pattern": {},
-        "revision": None,
-        "target_modules": None,
-        "target_parameters": None,
-        "task_type": "CAUSAL_LM",
-        "trainable_token_indices": None,
-        "use_bdlora": None,
-        "use_dora": False,
-        "use_qalora": False,
-        "use_rslora": False,
-        "velora_config": None,
-    }
-    # fan_in_fan_out follows from the layer; the other two only serve what is off
-    hf_ignored: ClassVar[frozenset[str]] = Adapter.hf_ignored | {
-        "fan_in_fan_out",
-        "megatron_core",
-        "qalora_group_size",
-    }
-
+    hf_defaults: ClassVar[dict[str, Any]] = HF_DEFAULTS
+    hf_ignored: ClassVar[frozenset[str]] = Adapter.hf_ignored | WITHOUT_EFFECT
     own_options: ClassVar[frozenset[str]] = frozenset({"new_tokens"})
 
     r: int = 16
