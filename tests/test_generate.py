@@ -1,6 +1,7 @@
 """Batched generation with and without adapters, and the command over it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -383,6 +384,12 @@ def test_a_killed_run_goes_on_where_it_stopped(base, rows, tmp_path, capsys, mon
         generate(**options, output=str(tmp_path / "cut"))
     assert not (tmp_path / "cut").exists()
     part = tmp_path / "cut.part"
+    monkeypatch.setattr(PartialAnswers, "add", add)
+    shutil.copy(part, tmp_path / "half.part")
+    capsys.readouterr()
+    generate(**options, dtype="bfloat16", output=str(tmp_path / "half"))
+    assert "already" not in capsys.readouterr().err  # they are answers of other weights
+    monkeypatch.setattr(PartialAnswers, "add", dies)
     part.write_text(part.read_text() + '{"22": "torn')
     capsys.readouterr()
     generate(**options, output=str(tmp_path / "cut"))

@@ -95,7 +95,7 @@ def generate(
         "seed": seed,
         "end_ids": sorted(find_end_ids(base, tokenizer) | end_token_ids(tokenizer, chat_template)),
     }
-    what = [rows_of, tasks, options, loaded.fingerprint]
+    what = [rows_of, tasks, options, loaded.fingerprint, str(base.dtype), quantization]
     what += [{n: _digest(t) for n, t in bank.tensors(a).items()} for a in loaded.names]
     with PartialAnswers(output, hashlib.sha256(json.dumps(what).encode()).hexdigest()) as answers:
         for name in dict.fromkeys(name for _, name in tasks):
