@@ -18,7 +18,7 @@ from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter, save
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer, places
 from peft_lightning.commands.export import export
 from peft_lightning.commands.merge import merge
-from peft_lightning.serving import merged_tensors
+from peft_lightning.serving import agreement, merged_tensors
 from peft_lightning.serving.gguf_layout import Layout
 from peft_lightning.serving.gguf_vocabulary import SPLITS, find_pre
 from tiny import tiny_config, tiny_model
@@ -249,6 +249,16 @@ def test_a_verified_file_takes_the_mark_of_the_one_before_away(llama, tmp_path):
     (tmp_path / "m.gguf.UNVERIFIED").write_text("of an earlier file")
     export(str(llama[1]), str(tmp_path / "m.gguf"), format="gguf")
     assert [file.name for file in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_a_file_whose_verification_was_cut_off_is_marked(llama, tmp_path, monkeypatch):
+    def cut_off(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(agreement, "compare", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        export(str(llama[1]), str(tmp_path / "m.gguf"), format="gguf")
+    assert "was not finished" in (tmp_path / "m.gguf.UNVERIFIED").read_text()
 
 
 def test_trained_biases_are_in_the_file(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from peft_lightning.adapters import read_adapter
@@ -133,3 +134,23 @@ def test_the_factors_of_a_matrix_are_those_of_its_singular_values(shape):
     assert retained == pytest.approx(float(s[:4].square().sum() / s.square().sum()))
     (b, a), retained = factorise(torch.zeros(shape).double(), rank=2)
     assert (float((b @ a).norm()), retained) == (0.0, 1.0)
+
+
+def test_a_conv1d_is_said_to_be_one_though_a_linear_layer_comes_after_it(tmp_path):
+    model = tiny_model("gpt2")
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(tmp_path / "base")
+    names = ["transformer.h.0.attn.c_attn.weight", "lm_head.weight"]
+    tuned(tmp_path / "base", tmp_path / "tuned", names)
+    extract(str(tmp_path / "tuned"), str(tmp_path / "a"), model=str(tmp_path / "base"), rank=2)
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["fan_in_fan_out"]
+
+
+def test_a_weight_of_zeros_has_a_difference_too(tmp_path, capsys):
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.down_proj.weight.data.zero_()
+    model.save_pretrained(tmp_path / "base")
+    tuned(tmp_path / "base", tmp_path / "tuned", ["model.layers.0.mlp.down_proj.weight"])
+    extract(str(tmp_path / "tuned"), str(tmp_path / "a"), model=str(tmp_path / "base"), rank=2)
+    assert "inf%" in capsys.readouterr().out

@@ -77,6 +77,8 @@ def find_saved(model: nn.Module, wanted: Sequence[str]) -> dict[str, nn.Module]:
     Raises:
         ValueError: If one of ``wanted`` meets none; names the nearest. If weights are quantised.
     """
+    if "" in wanted:  # the end of every name
+        raise ValueError(f"modules_to_save must name modules, got {list(wanted)!r}")
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if name and name.endswith(tuple(wanted)) and not is_within(name, found):

@@ -93,11 +93,13 @@ def export(
         print(f"not verified: transformers reads {unread}; llama.cpp reads it right")
         return
     length = min(512, layout.context_length)
+    atomic_text(mark, "the verification was not finished\n")
     found = compare(out, base, folder, sample, device, options, length)
     print(f"verified on {found}")
     if problem := found.problem(threshold or THRESHOLDS[stored]):
         atomic_text(mark, f"{problem}\n{found}\n")
         raise RuntimeError(f"{out} is not what was trained: {problem}")
+    mark.unlink()
 
 
 def _places(ckpt: str, model: str | None) -> tuple[str, str | None]:

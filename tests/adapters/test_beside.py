@@ -129,6 +129,7 @@ def test_shorthands_and_other_embeddings_stay_out():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"modules_to_save": ["norm", ""]}, r"must name modules, got \['norm', ''\]"),
         (
             {"modules_to_save": ["lm_haed"]},
             r"modules_to_save \['lm_haed'\] match no module.*mean lm_head",
