@@ -31,7 +31,8 @@ def chat(
     """Talk with a base model and adapters on it; answers appear as they are made.
 
     Args:
-        ckpt: Folder of an adapter or checkpoint; its base model is found by itself.
+        ckpt: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; its base model is
+            found by itself.
         model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         adapter: An adapter to switch to, FOLDER or NAME=FOLDER; may be given several times.
         system: System message of the conversation.

@@ -37,7 +37,8 @@ def export(
     does it; if they disagree, the file OUT.UNVERIFIED says why.
 
     Args:
-        ckpt: Folder of an adapter or checkpoint; for gguf a model's folder will do too.
+        ckpt: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; for gguf a model's
+            folder will do too.
         out: The .gguf file to write.
         format: gguf-lora: the adapter alone, for llama.cpp's --lora beside the base's GGUF file;
             gguf: one file with the merged model and its tokenizer.

@@ -39,7 +39,8 @@ def generate(
             answers may be missing.
         output: JSONL file to write: each row with its answer as "generated". Without it, answers
             are printed. What was cut off is in FILE.part and goes on with the same command.
-        ckpt: Folder of an adapter or checkpoint; its base model is found by itself.
+        ckpt: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; its base model is
+            found by itself.
         model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         adapter: An adapter, FOLDER or NAME=FOLDER; may be given several times. A row's "adapter"
             says which one answers it ("base" for none); without, each of them does.

@@ -17,7 +17,7 @@ def inspect(
     The exit status is 1 if weights of the base are in it.
 
     Args:
-        path: The folder.
+        path: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION.
         json: Everything as one JSON object.
         all: Each layer on a line of its own, not one line for each kind.
         model: Base model, for the tokens nearest to each virtual token of a soft prompt; the one

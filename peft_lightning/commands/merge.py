@@ -34,7 +34,8 @@ def merge(
     the folder says why.
 
     Args:
-        ckpt: Folder of an adapter or checkpoint; its base model is found by itself.
+        ckpt: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; its base model is
+            found by itself.
         out: Folder to write, in place of a model that is there.
         model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         dtype: Of the merged weights: auto (as the base's), float32, bfloat16 or float16.

@@ -9,7 +9,7 @@ def resize(ckpt: str, out: str, /, *, rank: int | None = None, energy: float | N
     """Reduce the rank of a LoRA adapter to the largest singular values of its updates.
 
     Args:
-        ckpt: Folder of a LoRA adapter or checkpoint.
+        ckpt: Folder of a LoRA adapter or checkpoint, or a hub's OWNER/NAME@REVISION.
         out: Folder to write; HF PEFT reads it too.
         rank: New rank of every layer, at most.
         energy: Or the share of each update's squared norm to retain, such as 0.95: each layer

@@ -22,7 +22,7 @@ def servable(
     """Say whether vLLM, transformers and llama.cpp take an adapter, and what to change if not.
 
     Args:
-        ckpt: Folder of an adapter or checkpoint, ours or HF PEFT's.
+        ckpt: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION.
         model: Base model, if not the one that the adapter names; its config alone is read.
         json: Everything as one JSON object.
         trust_remote_code: Whether code that comes with the model may run.
