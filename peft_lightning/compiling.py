@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
@@ -45,4 +46,5 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
 def _forward(
     plain: Callable[..., Any], compiled: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    return (plain if kwargs.get("past_key_values") is not None else compiled)(*args, **kwargs)
+    cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
+    return (plain if cached else compiled)(*args, **kwargs)

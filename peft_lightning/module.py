@@ -311,11 +311,10 @@ class CausalLMModule(L.LightningModule):
     def _evaluate(self, batch: Batch) -> None:
         self.hits = None
         nll, tokens = self.nll(batch)
-        if tokens == 0:
-            return
-        self.val_nll.update(nll / tokens, weight=tokens)
+        count = max(1, int(tokens))  # a process without rows takes part in the mean all the same
+        self.val_nll.update(nll / count, weight=tokens)
         if self.hits is not None:
-            self.val_hits.update(self.hits / tokens, weight=tokens)
+            self.val_hits.update(self.hits / count, weight=tokens)
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val")

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from peft_lightning import CausalLMModule, Constant, LoRA, PromptTuning
 from peft_lightning.attention import NAME, flat_inputs
+from peft_lightning.checkpoint import Checkpoints
 from peft_lightning.compiling import compile_layers
 from peft_lightning.data.batching import flat_collate
 from tiny import DIM, tiny_model
@@ -70,27 +71,41 @@ def test_layers_share_code_that_takes_batches_of_any_length():
     assert counter.frame_count <= 3
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
+def test_generation_runs_the_layers_as_they_were(architecture):
+    model = tiny_model(architecture)
+    prompt = torch.tensor([[5, 6, 7]])
+    wanted = model.generate(prompt, max_new_tokens=3)
+    counter = CompileCounter()
+    compile_layers(model, backend=counter)
+    assert torch.equal(model.generate(prompt, max_new_tokens=3), wanted)
+    assert counter.frame_count == 0
+
+
 def test_a_compiled_run_trains_resumes_and_answers_as_a_plain_one(base, rows, tmp_path):
-    options = {"max_steps": 4, "max_epochs": -1, "adapter": LoRA(r=2)}
+    options = {"max_steps": 3, "adapter": LoRA(r=2), "data": {"val_fraction": 0}}
     modules = {"lr_schedule": Constant()}, {"lr_schedule": Constant(), "compile": True}
     plain, compiled = (
-        fit(base, rows, tmp_path / name, module=module, **options)
+        fit(
+            *(base, rows, tmp_path / name),
+            module=module,
+            callbacks=[Checkpoints(every_n_steps=2)],
+            **options,
+        ).lightning_module
         for name, module in zip(("plain", "compiled"), modules, strict=True)
     )
-    ours, wanted = (t.lightning_module.state_dict() for t in (compiled, plain))
+    ours, wanted = compiled.state_dict(), plain.state_dict()
     assert_close(ours, wanted, rtol=1e-3, atol=1e-4)
-    assert list(dict(compiled.lightning_module.named_parameters())) == list(
-        dict(plain.lightning_module.named_parameters())
-    )
-    last = str(tmp_path / "compiled" / "checkpoints" / "last.ckpt")
-    options["max_steps"] = 6
-    resumed = fit(base, rows, tmp_path / "r", module=modules[1], ckpt_path=last, **options)
-    whole = fit(base, rows, tmp_path / "w", module=modules[1], **options)
-    for name, tensor in whole.lightning_module.state_dict().items():
-        assert torch.equal(tensor, resumed.lightning_module.state_dict()[name]), name
-    module = CausalLMModule.load_from_checkpoint(last)
+    names = [[name for name, _ in m.named_parameters()] for m in (compiled, plain)]
+    assert names[0] == names[1]
+    saved = tmp_path / "compiled" / "checkpoints"
+    before = str(saved / "previous.ckpt")  # of step 2
+    resumed = fit(base, rows, tmp_path / "r", module=modules[1], ckpt_path=before, **options)
+    for name, tensor in resumed.lightning_module.state_dict().items():
+        assert torch.equal(tensor, ours[name]), name
+    module = CausalLMModule.load_from_checkpoint(saved / "last.ckpt")
     prompts = ["say 3 ab", "say"]
-    assert compiled.lightning_module.generate(prompts, 8) == module.generate(prompts, 8)
+    assert compiled.generate(prompts, 8) == module.generate(prompts, 8)
 
 
 def test_virtual_tokens_cannot_be_compiled(base):

@@ -34,6 +34,11 @@ SETUPS = {  # 9 rows in steps of 4, 4 and 1: the last leaves one of two processe
         "module": {**SAMPLED, "learning_rate": 0.3},
         "trainer": {"max_epochs": 3},
     },
+    "one row to validate": {
+        "data": {"val_fraction": 0.1, "batch_size": 1},
+        "module": {"sgd": False, "learning_rate": 0.3},
+        "trainer": {"max_epochs": 2},
+    },
     "full, validation": {
         "adapter": ["Full", {}],
         "data": {"val_fraction": 0.4, "batch_size": 1, "layout": "padded"},
