@@ -208,6 +208,8 @@ class PeftCLI(LightningCLI):
         config = self.config[self.command]
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = default_root(config.get("config") or [])
+        root = Path(config.trainer.default_root_dir).expanduser()
+        config.trainer.default_root_dir = str(root)
         if self.command == "fit" and config.data.train is None:
             raise ValueError(
                 "data.train is required for fit: give it in the config under 'data:' "
@@ -226,9 +228,7 @@ class PeftCLI(LightningCLI):
                     f"--adapter NAME={config.ckpt_path}"
                 )
             return
-        config.ckpt_path = checkpoint_path(
-            self.command, config.ckpt_path, Path(config.trainer.default_root_dir)
-        )
+        config.ckpt_path = checkpoint_path(self.command, config.ckpt_path, root)
 
     def fill_learning_rate(self, config: Namespace) -> None:
         """Give an optimizer that was named without ``lr`` the rate that is meant for it.

@@ -60,7 +60,7 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
                 "--ckpt_path best is the trained one"
             )
         return None
-    path = folder / f"{name}.ckpt" if name in ("last", "best") else Path(name)
+    path = folder / f"{name}.ckpt" if name in ("last", "best") else Path(name).expanduser()
     found = _existing(path)
     if found is not None:
         try:
@@ -77,7 +77,8 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
                 f"--ckpt_path {found} takes it all the same"
             )
     if name == "last" and command == "fit":
-        rank_zero_info(f"there is no {path} of this run yet: starting from the beginning")
+        earlier = f"; {found} is of an earlier one, --ckpt_path {found} takes it" if found else ""
+        rank_zero_info(f"there is no {path} of this run yet: starting from the beginning{earlier}")
         return None
     there = sorted(str(p) for p in folder.glob("*.ckpt"))
     raise ValueError(

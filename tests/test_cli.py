@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -176,6 +175,19 @@ def run(folder: Path, *args: str, **options: object) -> subprocess.CompletedProc
     )
 
 
+def run_light(folder: Path, args: list[str], heavy: tuple[str, ...]) -> subprocess.CompletedProcess:
+    """Run the program, which must not import ``heavy``."""
+    code = (
+        "import sys\n"
+        "from peft_lightning.__main__ import main\n"
+        f"status = main({args!r})\n"
+        f"assert not {{*{heavy!r}}} & sys.modules.keys()\n"
+        "sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+
+
 def prepare(folder: Path, base: Path, rows: Path) -> Path:
     """Write a good config, an experiment and rows into ``folder``."""
     good = (MODEL + ", adapter: {class_path: LoRA, init_args: {r: 2}}}" + DATA).replace(
@@ -245,10 +257,8 @@ def test_a_mistake_gives_one_line_that_names_the_right_way_and_status_2(mistakes
         (["generate"], r"--prompt"),
     ],
 )
-def test_a_mistake_before_the_heavy_imports_is_named_within_two_seconds(user, args, error):
-    start = time.monotonic()
-    done = run(user, *args)
-    assert time.monotonic() - start < 2
+def test_a_mistake_is_named_without_the_heavy_imports(user, args, error):
+    done = run_light(user, args, ("torch", "lightning", "transformers"))
     assert done.returncode == 2
     assert re.search(error, done.stderr), done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -273,20 +283,10 @@ def test_a_bug_keeps_its_traceback_and_debug_shows_that_of_a_mistake(user):
 # ---- help -------------------------------------------------------------------------------------
 
 
-def test_help_is_fast_and_imports_no_torch(tmp_path):
-    for args in (["--help"], ["fit", "--help"], ["--version"], []):
-        code = (
-            "import sys, time; start = time.perf_counter()\n"
-            "from peft_lightning.__main__ import main\n"
-            f"assert main({args!r}) == 0\n"
-            "heavy = {'torch', 'lightning', 'transformers', 'jsonargparse'} & sys.modules.keys()\n"
-            "assert not heavy, heavy\n"
-            "assert time.perf_counter() - start < 0.5\n"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["--version"], []], ids=str)
+def test_help_imports_nothing_heavy(tmp_path, args):
+    done = run_light(tmp_path, args, ("torch", "lightning", "transformers", "jsonargparse"))
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_names_every_command_with_the_first_line_of_its_function():

@@ -1,10 +1,13 @@
 """A checkpoint is of one run, and another run in its folder does not go on from it."""
 
 import json
+import re
 
 import pytest
 from lightning.pytorch.callbacks import Callback
 
+from peft_lightning import cli_defaults
+from peft_lightning.__main__ import main
 from peft_lightning.adapters.files import FACTS_FILE
 from peft_lightning.checkpoint import Checkpoints
 from peft_lightning.cli_defaults import checkpoint_path
@@ -40,10 +43,13 @@ def test_a_run_has_one_name_from_its_start_through_every_resume(base, rows, fini
     assert run_of(last / FACTS_FILE) == run_of(finished / "run.json") == name
 
 
-def test_a_run_does_not_go_on_from_what_an_earlier_one_left(base, rows, finished):
+def test_a_run_does_not_go_on_from_what_an_earlier_one_left(base, rows, finished, monkeypatch):
     with pytest.raises(RuntimeError, match="a crash"):
         fit(base, rows, finished, callbacks=[Crash(), Checkpoints()], max_steps=4)
+    said = []
+    monkeypatch.setattr(cli_defaults, "rank_zero_info", said.append)
     assert checkpoint_path("fit", "last", finished) is None
+    assert re.search(r"from the beginning; \S+last\.ckpt is of an earlier one", said[0])
     with pytest.raises(ValueError, match=r"best\.ckpt is of an earlier run"):
         checkpoint_path("validate", "best", finished)
     by_path = str(finished / "checkpoints" / "best.ckpt")
@@ -76,3 +82,12 @@ def test_a_checkpoint_that_lightning_would_load_by_itself_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"hpc_ckpt_1\.ckpt is another program's.*remove it"):
         checkpoint_path(command, None, tmp_path)
+
+
+def test_the_checkpoint_of_a_run_in_the_home_folder_is_found(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text(
+        f"model: {{base_model: {base}}}\ntrainer: {{default_root_dir: ~/runs/a}}\n"
+    )
+    assert main(["validate", "--config", str(tmp_path / "run.yaml"), "--ckpt_path", "best"]) == 2
+    assert f"there is no {tmp_path}/runs/a/checkpoints/best.ckpt" in capsys.readouterr().err

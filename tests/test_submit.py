@@ -100,6 +100,14 @@ def test_each_task_of_an_array_has_its_folder_and_number(submit):
     assert "[it's $HOME]" in words
 
 
+def test_a_folder_in_the_home_folder_is_written_out(submit, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = ["--config", "run.yaml", "--trainer.default_root_dir", "~/out", "--dry-run"]
+    script = submit(*args)[1]
+    assert flags(script)["output"] == f"{tmp_path}/out/slurm-%j.out"
+    assert fit_words(script)[-1] == f"{tmp_path}/out"
+
+
 def test_an_array_of_configs_is_read_task_by_task(submit, tmp_path):
     (tmp_path / "sweep").mkdir()
     for task in (0, 1):

@@ -118,7 +118,7 @@ def _folder(args: list[str], is_array: bool) -> str:
     ]
     given = trainer_option(read_given(common), "default_root_dir")
     configs = [value for option, value in options(args) if option in CONFIG_OPTIONS]
-    root = default_root(configs) if given is None or not given.value else str(given.value)
+    root = default_root(configs) if given is None or not given.value else _expanded(given)
     if is_array and TASK not in root:
         root = f"{root}/{TASK}"
     if re.search(r"[\s$`\"'\\]", root) or "%" in root.replace(TASK, "" if is_array else TASK):
@@ -129,11 +129,15 @@ def _folder(args: list[str], is_array: bool) -> str:
     return root
 
 
+def _expanded(folder: Given) -> str:
+    return str(Path(str(folder.value)).expanduser())
+
+
 def _free_folder(given: list[Given], root: str, task: str, resume: bool) -> Path:
     """Return the folder of a run, where none must be yet unless it is to go on."""
     folder = root.replace(TASK, task)
     own = trainer_option(given, "default_root_dir")
-    if own is not None and own.value and str(own.value) not in (folder, str(Path(folder).parent)):
+    if own is not None and own.value and _expanded(own) not in (folder, str(Path(folder).parent)):
         raise ValueError(
             f"{own.where}: give the folder of an array as --trainer.default_root_dir FOLDER/%a"
         )
