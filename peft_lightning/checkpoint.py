@@ -190,8 +190,10 @@ def validation_follows(trainer: Any) -> bool:
     What is saved within it, by ``Checkpoints.save_now``, begins with it.
     """
     loop = trainer.fit_loop
-    last = trainer.global_step == trainer.max_steps
-    return last or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    if trainer.global_step == trainer.max_steps:
+        return True
+    has_rows = not loop.epoch_loop.val_loop.skip  # if not, it is over before it starts
+    return has_rows and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 @contextmanager

@@ -260,6 +260,10 @@ class CausalLMModule(L.LightningModule):
         """
         return self.outputs.logits(batch)
 
+    def loss_path(self) -> str:
+        """Return how the loss is computed, for the table at a run's start."""
+        return self.outputs.path()
+
     # ---- training -----------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -35,7 +35,7 @@ def paths_table(module: Any) -> str:
         ("norms", _fused(model, norms, r"Norm")),
         ("gated MLPs", _fused(model, gated_mlp, r"MLP")),
         ("attention", _attention(model.config._attn_implementation, module.device)),
-        ("loss", module.outputs.path()),
+        ("loss", module.loss_path()),
     ]
     if depth := adapted_depth(model, module.adapter):
         what = "read from disk" if module.cache_frozen else "no graph, nothing kept"

@@ -65,7 +65,7 @@ class FSDP2Strategy(DDPStrategy):
         if not isinstance(module, FSDPModule):  # it is after fit, when the same one is validated
             self.precision_plugin.convert_module(module)
             mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-            steps = ("training_step", "validation_step", "test_step", "generate")
+            steps = ("training_step", "validation_step", "test_step", "generate", "loss_path")
             shard(module, mesh, steps)
         module.to(self.root_device)
         if trainer.state.fn == TrainerFn.FITTING:

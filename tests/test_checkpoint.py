@@ -9,6 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from cli_driver import saved_step
 from peft_lightning import CausalLMModule, Full, LoRA, PromptTuning
 from peft_lightning.checkpoint import Checkpoints
 from peft_lightning.schedules import Constant
@@ -152,6 +153,18 @@ def test_saves_are_between_optimizer_steps_only(base, rows, tmp_path):
     )
     assert saves.batches
     assert set(saves.batches) <= {2, 4, 6}
+
+
+def test_a_save_that_is_due_at_the_end_of_an_epoch_without_validation_is_made(base, rows, tmp_path):
+    class Crash(Callback):
+        def on_train_batch_start(self, trainer, *args):
+            if trainer.current_epoch == 1:
+                raise RuntimeError("a crash")
+
+    callbacks = [Crash(), Checkpoints(every_n_steps=6)]  # 24 rows in batches of 4
+    with pytest.raises(RuntimeError, match="a crash"):
+        fit(base, rows, tmp_path / "run", callbacks=callbacks, data={"val_fraction": 0})
+    assert saved_step(last(tmp_path / "run")) == 6
 
 
 @pytest.mark.parametrize(
