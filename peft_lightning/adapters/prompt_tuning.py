@@ -103,6 +103,8 @@ class PromptTuning(SoftPrompt):
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
         except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
+            if "trust_remote_code" in str(error):
+                reason = "it brings code of its own, and trust_remote_code is never set here"
             raise ValueError(
                 f"prompt_tuning_init TEXT cannot load the tokenizer {path}: {reason}; give a hub "
                 "id or folder as tokenizer_name_or_path"
