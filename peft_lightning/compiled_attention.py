@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peft_lightning.cpu_attention import Causal, _CPUAttention
+from peft_lightning.cpu_attention import Causal, CPUAttention
 
 
 @torch.library.custom_op("peft_lightning::cpu_attention", mutates_args=())
@@ -40,7 +40,7 @@ def compiled_attention(
     """
     lens, causal = ends.diff().tolist(), Causal(scaling, window, softcap)
     context: Any = SimpleNamespace(save_for_backward=lambda *tensors: None)
-    return _CPUAttention.forward(context, query, key, value, (lens, lens), causal)
+    return CPUAttention.forward(context, query, key, value, (lens, lens), causal)
 
 
 @compiled_attention.register_fake
@@ -62,7 +62,7 @@ def _backward(
     lens, causal = ends.diff().tolist(), Causal(scaling, window, softcap)
     saved = (query, key, value)
     context: Any = SimpleNamespace(saved_tensors=saved, lens=(lens, lens), causal=causal)
-    found: Any = _CPUAttention.backward(context, grad)
+    found: Any = CPUAttention.backward(context, grad)
     return found[0].contiguous(), found[1].contiguous(), found[2].contiguous()
 
 

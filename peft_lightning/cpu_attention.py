@@ -58,10 +58,12 @@ def cpu_attention(
     Returns:
         (1, T, H, Dv), the layout that the next layer reads.
     """
-    return _CPUAttention.apply(query, key, value, (lens, key_lens), causal)
+    return CPUAttention.apply(query, key, value, (lens, key_lens), causal)
 
 
-class _CPUAttention(torch.autograd.Function):
+class CPUAttention(torch.autograd.Function):
+    """``cpu_attention`` for autograd; ``compiled_attention`` calls its parts itself."""
+
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, lens: _Lens, causal: Causal

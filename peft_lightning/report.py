@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from peft_lightning import __version__
-from peft_lightning.adapters.files import atomic_text
+from peft_lightning.adapters.atomic import atomic_text
 from peft_lightning.base_model.quantization import count_numbers
 from peft_lightning.paths import path_of, paths_table
 
