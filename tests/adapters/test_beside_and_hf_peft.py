@@ -94,7 +94,7 @@ def test_gradients_are_hf_pefts(situation, architecture, tmp_path):
     assert set(ours) == set(theirs)
     for name, grad in ours.items():
         assert grad.abs().max() > 0
-        assert_close(grad, theirs[name], rtol=1e-4, atol=1e-6)
+        assert (grad - theirs[name]).norm() <= 1e-5 * theirs[name].norm()
 
 
 def test_tied_updates_have_one_gradient_the_sum_of_both_uses_of_hf_pefts(tmp_path):
