@@ -21,8 +21,10 @@ def build_optimizer(module: Any) -> Optimizer:
         )
     clip = module.trainer.gradient_clip_val
     if module.optimizer is None:
+        # with 16-mixed, a fused step takes the loss's scale off only after the norm is logged
+        scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None
         optimizer: Optimizer = torch.optim.AdamW(
-            parameters, lr=module.learning_rate, weight_decay=0.0, fused=not clip
+            parameters, lr=module.learning_rate, weight_decay=0.0, fused=not (clip or scaled)
         )
     else:
         optimizer = module.optimizer(parameters)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from safetensors.torch import load_file
 
 from exactness import defined, train
-from tiny_run import write_base, write_rows
+from tiny_run import fit, write_base, write_rows
 
 HERE = Path(__file__).parent
 ROWS = 10
@@ -95,3 +97,12 @@ def test_two_processes_give_the_same_update(batch_size, base, ten_rows, expected
         },
     )
     assert_same(load_file(out), expected)
+
+
+def test_the_norm_of_a_gradient_is_logged_without_the_scale_of_16_mixed(base, rows, tmp_path):
+    def norm(name, *plugins):
+        options = {"logger": CSVLogger(tmp_path / name), "log_every_n_steps": 1, "max_steps": 1}
+        trainer = fit(base, rows, tmp_path / name, plugins=list(plugins), **options)
+        return trainer.logged_metrics["grad_norm"].item()
+
+    assert norm("scaled", MixedPrecision("16-mixed", "cpu")) == pytest.approx(norm("not"), rel=0.05)
