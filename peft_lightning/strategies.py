@@ -62,6 +62,11 @@ class FSDP2Strategy(DDPStrategy):
                 "cache_frozen: true does not go with strategy fsdp2: it needs the whole model in "
                 "each process; use strategy ddp"
             )
+        if module.compile_layers:
+            raise ValueError(
+                "compile: true does not go with strategy fsdp2, which parts the layers that are "
+                "compiled: set model.compile to false, or use strategy ddp"
+            )
         if not isinstance(module, FSDPModule):  # it is after fit, when the same one is validated
             self.precision_plugin.convert_module(module)
             mesh = init_device_mesh(self.root_device.type, (self.world_size,))

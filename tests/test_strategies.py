@@ -1,6 +1,7 @@
 """Two processes compute what one does, by DDP and by FSDP2, and go on where one stopped."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -91,6 +92,7 @@ def folder(tmp_path_factory):
         runs[f"two/from {other} {strategy}"] = {**options, **last(f"two/stopped 8 {other}")}
     _, frozen = both("upper layer, recomputed", "fsdp2", base, nine)
     runs["two/frozen"] = {**frozen, "module": {"cache_frozen": True}}
+    runs["two/compiled"] = {**frozen, "module": {"compile": True}}
     in_processes(2, root, runs)
     for stop, strategy in STOPS:
         name = f"{stop} {strategy}"
@@ -231,6 +233,12 @@ def test_the_command_line_refuses_it_before_anything_is_loaded(base, rows, tmp_p
     assert done.returncode == 2
     assert "trainer.strategy fsdp does not work with adapters" in done.stderr
     assert "use fsdp2" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="model.compile needs a C++ compiler")
+def test_layers_cannot_be_compiled_where_they_are_sharded(folder):
+    error = outcome(folder, "two/compiled")["error"]
+    assert error.startswith("ValueError: compile: true does not go with strategy fsdp2")
 
 
 def test_frozen_layers_cannot_be_skipped_where_they_are_sharded(folder):
