@@ -88,7 +88,8 @@ def test_our_folder_is_theirs(method, architecture, dtype, tmp_path):
     assert metadata(ours) == metadata(other)
     assert config_json(ours) == config_json(other)
     assert config_as_hf_reads_it(ours) == config_as_hf_reads_it(other)
-    assert torch.equal(hf_reads(ours, architecture, dtype=dtype)(IDS).logits, peft(IDS).logits)
+    found = hf_reads(ours, architecture, dtype=dtype)(IDS).logits
+    assert_close(found, peft(IDS).logits, rtol=0, atol=1e-5)  # theirs has an encoder still
 
 
 ROWS = [[5, 9, 23, 7], [11, 3], [30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40]]

@@ -204,7 +204,8 @@ def test_an_empty_batch_is_one_token_that_is_not_in_the_loss():
 
 
 def test_prompts_are_filled_on_the_left():
-    batch = prompt_collate([(4, [5, 6, 7]), (9, [8])], pad_id=1)
+    batch = prompt_collate([(4, [5, 6, 7], "a"), (9, [8], "a")], pad_id=1)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [1, 1, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["index"] == [4, 9]
+    assert batch["adapter"] == "a"
