@@ -78,7 +78,7 @@ def test_a_command_killed_at_any_write_leaves_the_old_result_or_the_new_one(
         assert left in (old, new), killed
     outputs = {"out", "a.gguf", "predictions.jsonl"}
     if case == "predict":  # beside what a run leaves
-        outputs |= {"checkpoints", "config.yaml", "logs", "run.lock", "summary.json"}
+        outputs |= {"checkpoints", "config.yaml", "logs", "run.json", "run.lock", "summary.json"}
     assert files <= before | outputs  # no litter after a run that was left alone
 
 

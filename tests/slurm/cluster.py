@@ -138,7 +138,7 @@ class Job:
         found = wait_until(
             lambda: (now := self.show("JobState")) in ENDS and now, f"end of {self.root.name}"
         )
-        assert found == state, self.log()
+        assert found == state, f"{found}: {self.log()}"
 
     def wait_for_start(self, restarts: int = 0) -> None:
         """Wait until the job runs for the time after so many restarts."""
