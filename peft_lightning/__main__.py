@@ -149,4 +149,6 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    STOP.ignore()
+    sys.exit(status)

@@ -43,6 +43,15 @@ class StopRequest:
         if not self._previous:
             self.received = None
 
+    def ignore(self) -> None:
+        """Ignore what is listened to: the work is done.
+
+        Python gives signals their defaults back while it shuts down, which takes a second with
+        torch, and the default of most is to kill: a finished run would count as failed.
+        """
+        for number in self._previous:
+            signal.signal(number, signal.SIG_IGN)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a data loader's worker has inherited the handler
             return

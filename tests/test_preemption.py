@@ -134,6 +134,24 @@ def test_sigterm_during_the_imports_ends_after_the_first_step_with_its_status(us
     assert "stopped at step 1;" in errors
 
 
+def test_signals_after_the_last_step_leave_the_status_of_success(user, base):
+    process = subprocess.Popen(
+        command(user, base, "late", "--trainer.max_steps", "1"),
+        cwd=user,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if "`Trainer.fit` stopped" in line:
+            break
+    while process.poll() is None:  # also while Python shuts down, which takes handlers away
+        process.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.002)
+    assert process.returncode == 0, process.stderr.read()
+
+
 def test_all_processes_stop_when_one_has_a_signal_and_the_first_tells_which(user, base):
     process = subprocess.Popen(
         command(user, base, "two", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
