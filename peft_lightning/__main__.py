@@ -8,7 +8,7 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
-from peft_lightning.signals import STOP
+from peft_lightning.cluster.signals import STOP
 
 PROG = "python -m peft_lightning"
 
@@ -92,24 +92,24 @@ def run(args: list[str]) -> None:
     asks_help = any(a in ("-h", "--help", "--help-all") for a in rest)
     if asks_help and command in TRAINER_COMMANDS:
         if "--help-all" not in rest and "all" not in rest:
-            from peft_lightning.cli_help import command_help
+            from peft_lightning.cli.help import command_help
 
             print(command_help(command, TRAINER_COMMANDS[command]))
             return
         rest = ["--help"]
     if command in OWN_COMMANDS:
-        from peft_lightning.cli_own import run_function
+        from peft_lightning.cli.own import run_function
 
         module = importlib.import_module(f"peft_lightning.commands.{command}")
         run_function(getattr(module, command), rest, prog=f"{PROG} {command}")
         return
     if command == "fit":  # a signal before the first step is answered after it
         STOP.listen(signal.SIGTERM, signal.SIGUSR1)
-    from peft_lightning.cli_given import configs_first, read_given
+    from peft_lightning.cli.given import configs_first, read_given
 
     rest = configs_first(rest)
     given = read_given(rest)  # a missing file or bad YAML is known without the heavy imports
-    from peft_lightning.cli import run_trainer
+    from peft_lightning.cli.main import run_trainer
 
     run_trainer(command, rest, given)
 
@@ -138,7 +138,7 @@ def main(args: list[str] | None = None) -> int:
             return 130
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
-        from peft_lightning.cli_errors import exit_status, one_line
+        from peft_lightning.cli.errors import exit_status, one_line
 
         status = exit_status(error)
         if debug or status is None:

@@ -11,11 +11,12 @@ from lightning.pytorch.callbacks import (
 )
 
 from peft_lightning import report
-from peft_lightning.checkpoint import Checkpoints, ExactResume
+from peft_lightning.checkpoint import Checkpoints
+from peft_lightning.cluster.preemption import StopOnSignal
 from peft_lightning.guards import Guards
 from peft_lightning.identity import RunIdentity
 from peft_lightning.out_of_memory import MemoryAdvice
-from peft_lightning.preemption import StopOnSignal
+from peft_lightning.random_state import ExactResume
 from peft_lightning.run_folder import OneRun
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are HF PEFT folders, and what a bit-for-bit resume needs beside them.
+"""Checkpoints that are HF PEFT folders, and when they are saved.
 
 A checkpoint is a folder of a few MB: the adapter's own files (``adapter_config.json``,
 ``adapter_model.safetensors``, ``peft_lightning.json``) and ``trainer_state.pt`` with everything
@@ -8,7 +8,6 @@ else that Lightning saves. Nothing of the frozen base model is in it.
 from __future__ import annotations
 
 import pickle
-import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
 from peft_lightning.adapters.checksums import require_undamaged
@@ -205,115 +203,3 @@ def _validation_due(trainer: Any) -> Iterator[None]:
     progress.total.ready = progress.total.started = 1
     yield
     progress.load_state_dict(now)
-
-
-class ExactResume(Callback):
-    """Saves and restores every random generator, of every rank.
-
-    Lightning saves none. They are restored when training starts, after everything that draws
-    from them on the way there, and before a validation that a resumed epoch may begin with.
-
-    Ranks draw different numbers, so different dropout: rank 0 goes on with the generators that
-    ``seed_everything`` and the initial weights leave, and every other rank seeds its own from
-    the run's seed, its rank and the step. So does a rank that a checkpoint does not know, because
-    the run had fewer processes; what it remembers of ranks that are no more is left out.
-    """
-
-    def __init__(self) -> None:
-        self._restored: list[dict[str, Any]] | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"ranks": _every_rank(_random_state())}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict["ranks"]
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rank, known = trainer.global_rank, self._restored or []
-        if rank < len(known):
-            _set_random_state(known[rank])
-        elif rank > 0:
-            _seed((torch.initial_seed(), rank, trainer.global_step))
-        self._restored = None
-
-
-def _every_rank(state: dict[str, Any]) -> list[dict[str, Any]]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [state]
-    states: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(states, state)
-    return states
-
-
-def _random_state() -> dict[str, Any]:
-    """Return the generators' states as tensors and plain values, which a safe load accepts."""
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": (
-            name,
-            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            position,
-            has_gauss,
-            cached,
-        ),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def _seed(origin: tuple[int, ...]) -> None:
-    """Seed every generator by a number that ``origin`` decides."""
-    seed = int(np.random.SeedSequence(origin).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-MAY_CHANGE = {  # of an adapter between two parts of a run: none decides what its tensors mean
-    "base_model_name_or_path",
-    "init_lora_weights",
-    "lora_dropout",
-    "peft_version",
-    "prompt_tuning_init",
-    "prompt_tuning_init_text",
-    "tokenizer_kwargs",
-    "tokenizer_name_or_path",
-}
-
-
-def check_same_run(saved: dict[str, Any], configured: dict[str, Any]) -> None:
-    """Compare what a checkpoint remembers of the adapter with what is configured now.
-
-    Args:
-        saved: The adapter's configuration in the checkpoint.
-        configured: That of this run.
-
-    Raises:
-        ValueError: If they differ; names every field with both values.
-    """
-    names = [
-        k
-        for k in {**saved, **configured}
-        if k not in MAY_CHANGE and saved.get(k) != configured.get(k)
-    ]
-    if names:
-        listed = ", ".join(
-            f"{k}: {saved.get(k)!r} in the checkpoint, {configured.get(k)!r} configured"
-            for k in sorted(names)
-        )
-        raise ValueError(
-            f"the checkpoint was trained with another adapter ({listed}). Configure the same "
-            "adapter to continue, or start a new run without --ckpt_path"
-        )

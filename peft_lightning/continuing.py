@@ -10,8 +10,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from peft_lightning.adapters import Adapter, LoRA, load_adapter, read_adapter
 from peft_lightning.adapters.files import read_facts, require_base
 from peft_lightning.adapters.full import Full
-from peft_lightning.checkpoint import MAY_CHANGE
 from peft_lightning.hub import adapter_folder
+from peft_lightning.identity import MAY_CHANGE
 
 _HOW_IT_BEGAN = MAY_CHANGE - {"lora_dropout"}  # says nothing of trained weights
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from peft_lightning.sharding import fingerprint
+from peft_lightning.cluster.sharding import fingerprint
 
 
 class Guards(Callback):

@@ -1,4 +1,4 @@
-"""Which run a checkpoint is of, so that no run goes on from what another left in its folder."""
+"""Which run a checkpoint is of, so that none goes on from another's or with another adapter."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from peft_lightning import slurm
 from peft_lightning.adapters.atomic import atomic_text
 from peft_lightning.adapters.files import FACTS_FILE
+from peft_lightning.cluster import slurm
 
 RUN_FILE = "run.json"
 
@@ -62,3 +62,41 @@ def _facts(file: Path) -> dict[str, Any]:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
+
+
+MAY_CHANGE = {  # of an adapter between two parts of a run: none decides what its tensors mean
+    "base_model_name_or_path",
+    "init_lora_weights",
+    "lora_dropout",
+    "peft_version",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "tokenizer_kwargs",
+    "tokenizer_name_or_path",
+}
+
+
+def check_same_run(saved: dict[str, Any], configured: dict[str, Any]) -> None:
+    """Compare what a checkpoint remembers of the adapter with what is configured now.
+
+    Args:
+        saved: The adapter's configuration in the checkpoint.
+        configured: That of this run.
+
+    Raises:
+        ValueError: If they differ; names every field with both values.
+    """
+    names = [
+        k
+        for k in {**saved, **configured}
+        if k not in MAY_CHANGE and saved.get(k) != configured.get(k)
+    ]
+    if names:
+        listed = ", ".join(
+            f"{k}: {saved.get(k)!r} in the checkpoint, {configured.get(k)!r} configured"
+            for k in sorted(names)
+        )
+        raise ValueError(
+            f"the checkpoint was trained with another adapter ({listed}). Configure the same "
+            "adapter to continue, or start a new run without --ckpt_path"
+        )

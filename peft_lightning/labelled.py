@@ -15,7 +15,7 @@ from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.saved_modules import SavedModule
 from peft_lightning.adapters.trained_tokens import TrainedTokens
 from peft_lightning.base_model.quantization import rounds_inputs
-from peft_lightning.frozen_cache import FrozenCache
+from peft_lightning.frozen.cache import FrozenCache
 from peft_lightning.losses import (
     head_options,
     labelled_positions,

@@ -27,22 +27,22 @@ from peft_lightning.base_model import (
     load_base_model,
     load_tokenizer,
 )
+from peft_lightning.base_model.compiling import compile_layers
+from peft_lightning.base_model.gated_mlp import fuse_gated_mlps
+from peft_lightning.base_model.norms import fuse_norms
+from peft_lightning.base_model.recompute import recompute_activations
 from peft_lightning.callbacks import callbacks_of_run
-from peft_lightning.checkpoint import AdapterCheckpointIO, check_same_run
-from peft_lightning.compiling import compile_layers
+from peft_lightning.checkpoint import AdapterCheckpointIO
+from peft_lightning.cluster.sharding import sharded_as, total_norm, whole_tensor
+from peft_lightning.cluster.strategies import require_supported
 from peft_lightning.continuing import adapter_to_continue, attach_trained
-from peft_lightning.frozen_cache import cache_of_run, leaves_inputs
-from peft_lightning.gated_mlp import fuse_gated_mlps
+from peft_lightning.frozen.cache import cache_of_run, leaves_inputs
 from peft_lightning.generation import encode_prompt, generate_tokens
 from peft_lightning.guards import Guards
-from peft_lightning.identity import run_name
+from peft_lightning.identity import check_same_run, run_name
 from peft_lightning.labelled import LabelledOutputs
-from peft_lightning.norms import fuse_norms
 from peft_lightning.optimizing import build_optimizer, own_options
-from peft_lightning.recompute import recompute_activations
 from peft_lightning.schedules import Cosine, Schedule, ScheduledLR
-from peft_lightning.sharding import sharded_as, total_norm, whole_tensor
-from peft_lightning.strategies import require_supported
 
 Batch = dict[str, Any]
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from peft_lightning import attention, compiling, gated_mlp, norms
-from peft_lightning.frozen_cache import adapted_depth
+from peft_lightning import attention
+from peft_lightning.base_model import compiling, gated_mlp, norms
+from peft_lightning.frozen.cache import adapted_depth
 
 
 def path_of(model: nn.Module, parameter: str) -> str:

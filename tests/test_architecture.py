@@ -12,24 +12,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # a unit of floor 1 imports no other unit, those above only lower ones or their own
 FLOORS = {
     1: [
-        *["adapters", "attention", "base_model", "compiling", "data", "frozen_layers"],
-        *["gated_mlp", "generation", "job_script", "losses", "norms", "recompute", "schedules"],
-        *["redaction", "sharding", "signals", "slurm"],
+        *["adapters", "attention", "base_model", "data", "generation", "losses", "redaction"],
+        "schedules",
     ],
     2: [
-        *["answering", "callbacks", "checkpoint", "continuing", "frozen_cache", "frozen_states"],
-        *["guards", "hub", "identity", "labelled", "module", "optimizing", "out_of_memory"],
-        *["paths", "preemption", "report", "run_folder", "serving", "strategies"],
+        *["answering", "callbacks", "checkpoint", "cluster", "continuing", "frozen", "guards"],
+        *["hub", "identity", "labelled", "module", "optimizing", "out_of_memory", "paths"],
+        *["random_state", "report", "run_folder", "serving"],
     ],
     3: ["__main__", "cli", "commands"],
 }
 UNITS = {unit: floor for floor, units in FLOORS.items() for unit in units}
-PARTS = {
-    "cpu_attention": "attention",
-    "compiled_attention": "attention",
-    "varlen_attention": "attention",
-    "": "version",
-}  # files that belong to a unit beside them
 
 LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
     1: {"torch", "transformers", "safetensors", "numpy", "tokenizers"},
@@ -39,7 +32,7 @@ LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
 ALSO = {
     "data/sources.py": {"datasets", "pyarrow"},
     "data/cache.py": {"filelock"},
-    "frozen_states.py": {"filelock"},
+    "frozen/states.py": {"filelock"},
     "data/templates.py": {"jinja2"},
     "data/datamodule.py": {"lightning"},
     "base_model/loading.py": {"gguf"},
@@ -52,17 +45,18 @@ ALSO = {
 BEFORE_THE_COMMAND_IS_KNOWN = [
     "__init__.py",
     "__main__.py",
-    "cli_help.py",
-    "cli_given.py",
-    "signals.py",
+    "cli/__init__.py",
+    "cli/help.py",
+    "cli/given.py",
+    "cluster/__init__.py",
+    "cluster/signals.py",
 ]
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}
 
 
 def unit_of(name: str) -> str:
-    """Return the unit of a module: its folder, its file, or cli for what serves that."""
-    first = name.split(".")[0].removesuffix(".py")
-    return "cli" if first.startswith("cli_") else PARTS.get(first, first)
+    """Return the unit of a module: its folder or its file."""
+    return name.split(".")[0].removesuffix(".py")
 
 
 def imports(tree: ast.AST) -> set[str]:

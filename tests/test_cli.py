@@ -302,8 +302,8 @@ def test_the_help_of_fit_is_short_and_tells_the_options_of_the_real_parser():
     import lightning as L
 
     from peft_lightning import CausalLMModule, LoRA, PromptTuning, SFTDataModule
-    from peft_lightning.cli_help import command_help
-    from peft_lightning.cli_signatures import options_of
+    from peft_lightning.cli.help import command_help
+    from peft_lightning.cli.signatures import options_of
 
     text = command_help("fit", "Train.")
     assert len(text.splitlines()) < 130

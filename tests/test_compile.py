@@ -7,9 +7,9 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from peft_lightning import CausalLMModule, Constant, LoRA, PromptTuning
-from peft_lightning.attention import NAME, flat_inputs
+from peft_lightning.attention.flat import NAME, flat_inputs
+from peft_lightning.base_model.compiling import compile_layers
 from peft_lightning.checkpoint import Checkpoints
-from peft_lightning.compiling import compile_layers
 from peft_lightning.data.batching import flat_collate
 from tiny import DIM, tiny_model
 from tiny_run import fit

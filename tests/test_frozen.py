@@ -13,9 +13,9 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from peft_lightning import CausalLMModule, Constant, Full, LoRA, PromptTuning, SFTDataModule
-from peft_lightning.frozen_cache import adapted_depth
-from peft_lightning.frozen_layers import FrozenLayers, decoder_layers
-from peft_lightning.frozen_states import FrozenStates
+from peft_lightning.frozen.cache import adapted_depth
+from peft_lightning.frozen.layers import FrozenLayers, decoder_layers
+from peft_lightning.frozen.states import FrozenStates
 from tiny import ARCHITECTURES, tiny_model
 from tiny_run import fit, write_base, write_rows
 
@@ -201,7 +201,7 @@ def test_states_that_changed_on_the_disk_are_an_error(base, rows, tmp_path):
 
 
 def test_the_bytes_are_said_before_they_are_written(base, rows, tmp_path, monkeypatch):
-    from peft_lightning import frozen_cache
+    from peft_lightning.frozen import cache
 
     said = []
 
@@ -209,7 +209,7 @@ def test_the_bytes_are_said_before_they_are_written(base, rows, tmp_path, monkey
         folders = list((tmp_path / "cache" / "frozen").glob("*/"))
         said.append((text, len(folders)))
 
-    monkeypatch.setattr(frozen_cache, "rank_zero_info", announce)
+    monkeypatch.setattr(cache, "rank_zero_info", announce)
     trainer = run(base, rows, tmp_path / "a", max_steps=1)
     tokens = int(trainer.datamodule.token_sources[0].lengths.sum())
     (folder,) = cache_folders(tmp_path)

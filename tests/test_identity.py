@@ -6,11 +6,11 @@ import re
 import pytest
 from lightning.pytorch.callbacks import Callback
 
-from peft_lightning import cli_defaults
 from peft_lightning.__main__ import main
 from peft_lightning.adapters.files import FACTS_FILE
 from peft_lightning.checkpoint import Checkpoints
-from peft_lightning.cli_defaults import checkpoint_path
+from peft_lightning.cli import defaults
+from peft_lightning.cli.defaults import checkpoint_path
 from tiny_run import fit
 
 
@@ -47,7 +47,7 @@ def test_a_run_does_not_go_on_from_what_an_earlier_one_left(base, rows, finished
     with pytest.raises(RuntimeError, match="a crash"):
         fit(base, rows, finished, callbacks=[Crash(), Checkpoints()], max_steps=4)
     said = []
-    monkeypatch.setattr(cli_defaults, "rank_zero_info", said.append)
+    monkeypatch.setattr(defaults, "rank_zero_info", said.append)
     assert checkpoint_path("fit", "last", finished) is None
     assert re.search(r"from the beginning; \S+last\.ckpt is of an earlier one", said[0])
     with pytest.raises(ValueError, match=r"best\.ckpt is of an earlier run"):

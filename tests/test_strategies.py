@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from safetensors.torch import load_file
 
 from peft_lightning.adapters.files import FACTS_FILE, write_files
-from peft_lightning.strategies import FSDP2Strategy, require_supported
+from peft_lightning.cluster.strategies import FSDP2Strategy, require_supported
 from processes import in_processes, outcome, run
 from tiny_run import write_base, write_rows
 

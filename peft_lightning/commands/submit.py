@@ -6,7 +6,7 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 
-from peft_lightning.cli_given import (
+from peft_lightning.cli.given import (
     CONFIG_OPTIONS,
     Given,
     configs_first,
@@ -15,7 +15,7 @@ from peft_lightning.cli_given import (
     read_given,
     trainer_option,
 )
-from peft_lightning.job_script import TASK, array_tasks, render, submit_script
+from peft_lightning.cluster.job_script import TASK, array_tasks, render, submit_script
 
 FIT_OPTIONS = ("config", "model", "data", "trainer", "seed_everything", "ckpt_path")
 NOT_SEEN = ("bash", "interactive")  # job names for which Lightning ignores SLURM

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from peft_lightning.sharding import shard, sharded_as, whole_tensor
+from peft_lightning.cluster.sharding import shard, sharded_as, whole_tensor
 
 INSTEAD = {  # start of a strategy's name, in lower case -> what to do
     r"ddp_(spawn|fork|notebook)": "processes are started as scripts here: use ddp",

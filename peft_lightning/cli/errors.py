@@ -13,8 +13,8 @@ from typing import Any
 
 import jsonargparse
 
-from peft_lightning.cli_given import Given, read_config
-from peft_lightning.cli_signatures import (
+from peft_lightning.cli.given import Given, read_config
+from peft_lightning.cli.signatures import (
     Option,
     accepts,
     choices,
@@ -27,7 +27,7 @@ from peft_lightning.cli_signatures import (
 )
 from peft_lightning.redaction import is_secret, redacted
 
-PACKAGE = str(Path(__file__).parent)
+PACKAGE = str(Path(__file__).parents[1])
 PARSER = str(Path(jsonargparse.__file__).parent)
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}

@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 PROG = "python -m peft_lightning"
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 WIDTH = 100
 
 GENERAL = [

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from peft_lightning.adapters import Adapter
-from peft_lightning.frozen_layers import FrozenLayers, frozen_depth
-from peft_lightning.frozen_states import Batch, FrozenStates, batch_of, frozen_states
+from peft_lightning.frozen.layers import FrozenLayers, frozen_depth
+from peft_lightning.frozen.states import Batch, FrozenStates, batch_of, frozen_states
 
 
 class FrozenCache:

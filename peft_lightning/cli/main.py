@@ -20,21 +20,21 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.atomic import atomic_file, atomic_text
-from peft_lightning.cli_defaults import (
+from peft_lightning.cli.defaults import (
     TRAINER_DEFAULTS,
     checkpoint_path,
     default_loggers,
     fill_adapter,
     fill_learning_rate,
 )
-from peft_lightning.cli_errors import explain, innermost, one_line
-from peft_lightning.cli_given import Given, default_root, module_class
-from peft_lightning.cli_signatures import Option, find_class, options_of
+from peft_lightning.cli.errors import explain, innermost, one_line
+from peft_lightning.cli.given import Given, default_root, module_class
+from peft_lightning.cli.signatures import Option, find_class, options_of
+from peft_lightning.cluster.strategies import require_supported
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.module import CausalLMModule
 from peft_lightning.redaction import without_secrets
 from peft_lightning.schedules import Schedule
-from peft_lightning.strategies import require_supported
 
 PROG = "python -m peft_lightning"
 

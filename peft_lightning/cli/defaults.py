@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.atomic import existing_folder
 from peft_lightning.adapters.checksums import require_undamaged
-from peft_lightning.cli_signatures import find_class
+from peft_lightning.cli.signatures import find_class
 from peft_lightning.continuing import adapter_to_continue, conflict
 from peft_lightning.identity import is_continued_by_this_job, is_of_another_run
 

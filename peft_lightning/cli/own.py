@@ -13,10 +13,10 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from peft_lightning.cli_errors import explain, one_line
-from peft_lightning.cli_given import read_given
-from peft_lightning.cli_help import argument_docs
-from peft_lightning.cli_signatures import options_of
+from peft_lightning.cli.errors import explain, one_line
+from peft_lightning.cli.given import read_given
+from peft_lightning.cli.help import argument_docs
+from peft_lightning.cli.signatures import options_of
 
 LIST_OR_NONE = list[str] | None
 

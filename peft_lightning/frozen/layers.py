@@ -1,7 +1,7 @@
 """The lowest decoder layers, which no gradient reaches: how many there are, and skipping them.
 
 Frozen weights on inputs without a gradient make no graph, so autograd keeps nothing of these
-layers. Their output is a function of a row's tokens alone: see ``frozen_cache``.
+layers. Their output is a function of a row's tokens alone: see ``cache``.
 """
 
 from __future__ import annotations

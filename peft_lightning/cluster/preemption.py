@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from peft_lightning import slurm
 from peft_lightning.checkpoint import Checkpoints, at_step_boundary, validation_follows
-from peft_lightning.signals import STOP
+from peft_lightning.cluster import slurm
+from peft_lightning.cluster.signals import STOP
 
 TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: to be started again
 

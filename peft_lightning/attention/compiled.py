@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peft_lightning.cpu_attention import Causal, CPUAttention
+from peft_lightning.attention.cpu import Causal, CPUAttention
 
 
 @torch.library.custom_op("peft_lightning::cpu_attention", mutates_args=())

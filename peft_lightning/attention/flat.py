@@ -18,9 +18,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from peft_lightning.compiled_attention import compiled_attention
-from peft_lightning.cpu_attention import Causal, cpu_attention
-from peft_lightning.varlen_attention import has_varlen, takes_varlen, varlen_attention
+from peft_lightning.attention.compiled import compiled_attention
+from peft_lightning.attention.cpu import Causal, cpu_attention
+from peft_lightning.attention.varlen import has_varlen, takes_varlen, varlen_attention
 
 NAME = "peft_lightning"
 

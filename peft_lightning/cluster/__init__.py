@@ -1,0 +1,1 @@
+"""Processes and machines: signals, preemption, SLURM, several ranks."""
