@@ -29,37 +29,48 @@ class OneRun(Callback):
         self._file: IO[str] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        folder = Path(trainer.default_root_dir)
+        refusal = self._take(Path(trainer.default_root_dir)) if trainer.is_global_zero else None
+        # to every rank, so that none waits for those that are gone
+        if refusal := trainer.strategy.broadcast(refusal):
+            raise ValueError(refusal)
+
+    def _take(self, folder: Path) -> str | None:
+        """Lock the folder and say in the file who has it; return why that cannot be."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
-            self._lock(self._file, folder)
+            if not self._lock(self._file, folder):
+                self._file.seek(0)
+                return (
+                    f"another run is training in {folder}, "
+                    f"{self._file.read() or 'just started'}: wait for it, or give "
+                    "--trainer.default_root_dir another folder"
+                )
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
             self._file.flush()
         except OSError as error:
-            raise ValueError(
+            return (
                 f"the run's folder {folder} cannot be written: {error.strerror}; give "
                 "--trainer.default_root_dir one that can"
-            ) from error
+            )
+        return None
 
     @staticmethod
-    def _lock(file: IO[str], folder: Path) -> None:
+    def _lock(file: IO[str], folder: Path) -> bool:
+        """Return whether the file is this process's now."""
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 rank_zero_info(f"{folder} has no locks: see that no other run trains in it")
-                return
+                return True
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
-            file.seek(0)
-            raise ValueError(
-                f"another run is training in {folder}, {file.read() or 'just started'}: wait for "
-                "it, or give --trainer.default_root_dir another folder"
-            ) from None
+            return False
+        return True
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remove what killed runs have left half-written, on this machine or another."""

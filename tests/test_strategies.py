@@ -1,5 +1,6 @@
 """Two processes compute what one does, by DDP and by FSDP2, and go on where one stopped."""
 
+import fcntl
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from peft_lightning.adapters.files import FACTS_FILE, write_files
 from peft_lightning.cluster.strategies import FSDP2Strategy, require_supported
+from peft_lightning.run_folder import LOCK_FILE
 from processes import in_processes, outcome, run
 from tiny_run import write_base, write_rows
 
@@ -93,7 +95,11 @@ def folder(tmp_path_factory):
     _, frozen = both("upper layer, recomputed", "fsdp2", base, nine)
     runs["two/frozen"] = {**frozen, "module": {"cache_frozen": True}}
     runs["two/compiled"] = {**frozen, "module": {"compile": True}}
-    in_processes(2, root, runs)
+    runs["two/locked"] = two
+    (root / "two/locked/run").mkdir(parents=True)
+    with (root / "two/locked/run" / LOCK_FILE).open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        in_processes(2, root, runs)
     for stop, strategy in STOPS:
         name = f"{stop} {strategy}"
         run(root / f"one/from two {name}", {**one, **last(f"two/stopped {name}")}, 1)
@@ -244,6 +250,12 @@ def test_layers_cannot_be_compiled_where_they_are_sharded(folder):
 def test_frozen_layers_cannot_be_skipped_where_they_are_sharded(folder):
     error = outcome(folder, "two/frozen")["error"]
     assert error.startswith("ValueError: cache_frozen: true does not go with strategy fsdp2")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_folder_that_another_run_trains_in_is_refused_in_every_process(folder, rank):
+    error = outcome(folder, "two/locked", rank)["error"]
+    assert error.startswith("ValueError: another run is training in")
 
 
 def test_sharded_tensors_are_not_written(tmp_path):
