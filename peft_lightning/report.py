@@ -263,13 +263,16 @@ class Samples(Callback):
         if not trainer.is_global_zero:
             return
         step = trainer.global_step
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-            for prompt, answer in zip(pl_module.sample_prompts, answers, strict=True):
-                row = {"step": step, "prompt": prompt, "answer": answer}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                trainer.print(f"step {step}  {prompt!r} -> {answer!r}")
+        lines = []
+        for prompt, answer in zip(pl_module.sample_prompts, answers, strict=True):
+            row = {"step": step, "prompt": prompt, "answer": answer}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+            trainer.print(f"step {step}  {prompt!r} -> {answer!r}")
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(lines)
         writers: list[Any] = [logger.experiment for logger in trainer.loggers]  # type: ignore[attr-defined]
         for writer in writers:
             if hasattr(writer, "add_text"):

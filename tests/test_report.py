@@ -107,6 +107,16 @@ def test_samples_are_written_at_each_validation(run):
     assert all(len(byte_tokenizer()(a)["input_ids"]) <= 4 for a in answers)
 
 
+def test_a_trial_run_shows_samples_and_writes_nothing(base, rows, tmp_path, capsys):
+    options = {"sample_prompts": ["say 1"], "sample_max_new_tokens": 2}
+    fit(
+        base, rows, tmp_path / "run", module=options, data={"val_fraction": 0.25},
+        fast_dev_run=True,
+    )  # fmt: skip
+    assert "step 1  'say 1' -> " in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_bar_tells_the_time_left_of_the_whole_run(monkeypatch):
     bar = ProgressBar()
     trainer = SimpleNamespace(global_step=2, estimated_stepping_batches=12, training=True)
