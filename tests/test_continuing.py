@@ -108,6 +108,9 @@ def ran(tmp_path_factory):
     lines["begun"] = [*FIT, *begun, "--trainer.default_root_dir", "run_begun"]
     lines["again"] = ["fit", "--config", "run_begun/config.yaml", "--model.init_from"]
     lines["again"] += ["run_begun/checkpoints/last.ckpt", "--trainer.default_root_dir", "run_again"]
+    lines["gone"] = ["fit", "--config", "run_lora/config.yaml", "--model.init_from", "gone"]
+    lines["gone"] += ["--ckpt_path", "run_lora/checkpoints/last.ckpt", "--trainer.max_steps", "2"]
+    lines["gone"] += ["--trainer.default_root_dir", "run_gone"]
     lines |= {name: [*FIT, *options] for name, (options, _) in ERRORS.items()}
     return folder, dict(zip(lines, drive(folder, list(lines.values())), strict=True))
 
@@ -152,6 +155,17 @@ def test_training_goes_on_from_there_and_such_a_run_resumes(ran):
         step = (moved - tensors(folder / start)["prompt_embeddings"]).abs().max()
         assert 1e-4 < step <= 1.1e-2  # AdamW's first step is at most the learning rate
     assert "does not remember" not in results["ours"][2]
+
+
+def test_a_run_resumes_where_the_folder_that_it_began_from_is_gone(ran):
+    folder, results = ran
+    status, _, said = results["gone"]
+    assert status == 0, said
+    last = "run_lora/checkpoints/last.ckpt"
+    assert f"model.init_from: there is no folder gone; the adapter is that of {last}" in said
+    before, after = (tensors(folder / f"run_{n}/checkpoints/last.ckpt") for n in ("lora", "gone"))
+    moved = max((after[name] - before[name]).abs().max() for name in before)
+    assert 0 < moved <= 2 * float(SLOW)
 
 
 def test_the_config_of_the_run_before_may_be_given_with_its_weights(ran):

@@ -133,17 +133,26 @@ def fill_learning_rate(model: Namespace, given: Namespace) -> None:
         arguments.lr = adapter.learning_rate
 
 
-def fill_adapter(model: Namespace, given: Namespace | None) -> None:
+def fill_adapter(model: Namespace, given: Namespace | None, checkpoint: str | None) -> None:
     """Write out the adapter of ``model.init_from``, so that the saved config.yaml names it.
 
     Args:
         model: The module's arguments, with ``init_from``; changed in place.
         given: Those of them that the user gave.
+        checkpoint: The one that is read, which also says what the adapter is where ``init_from``
+            has gone since the run began.
 
     Raises:
         ValueError: If there is no such adapter, or a given one is of another kind.
     """
-    _, own = adapter_to_continue(model.init_from)
+    try:
+        _, own = adapter_to_continue(model.init_from)
+    except ValueError as error:
+        if checkpoint is None:
+            raise
+        rank_zero_info(f"{error}; the adapter is that of {checkpoint}")
+        model.init_from = checkpoint
+        _, own = adapter_to_continue(checkpoint)
     name = type(own).__name__
     if given is None or given.get("adapter") is None:
         path = f"{type(own).__module__}.{name}"

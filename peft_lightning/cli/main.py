@@ -216,19 +216,19 @@ class PeftCLI(LightningCLI):
                 "or as --data.train"
             )
         require_supported(getattr(config.trainer.strategy, "class_path", config.trainer.strategy))
+        if not config.get("adapter"):
+            config.ckpt_path = checkpoint_path(self.command, config.ckpt_path, root)
+        elif config.ckpt_path is not None:
+            raise ValueError(
+                "give either --ckpt_path or --adapter, which takes a checkpoint too: "
+                f"--adapter NAME={config.ckpt_path}"
+            )
         section = config.model.init_args if self.experiment else config.model
         if section.get("init_from") is not None:
             given = self.chosen[self.command].get("model") or Namespace()
-            fill_adapter(section, given.get("init_args") if self.experiment else given)
+            given = given.get("init_args") if self.experiment else given
+            fill_adapter(section, given, config.ckpt_path)
         self.fill_learning_rate(config)
-        if config.get("adapter"):
-            if config.ckpt_path is not None:
-                raise ValueError(
-                    "give either --ckpt_path or --adapter, which takes a checkpoint too: "
-                    f"--adapter NAME={config.ckpt_path}"
-                )
-            return
-        config.ckpt_path = checkpoint_path(self.command, config.ckpt_path, root)
 
     def fill_learning_rate(self, config: Namespace) -> None:
         """Give an optimizer that was named without ``lr`` the rate that is meant for it.
