@@ -53,7 +53,7 @@ def linear_cross_entropy(
     rows: tuple[Tensor, Tensor] | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
-    chunk: int = 256,
+    chunk: int = 128,
 ) -> tuple[Tensor, Tensor]:
     """Sum the cross-entropy of ``softcap(scale * (hidden @ weight.T + bias))`` without keeping it.
 
