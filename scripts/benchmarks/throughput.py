@@ -2,9 +2,10 @@
 
     python scripts/benchmarks/throughput.py [--quick] [--only NAME ...] [--write FILE]
 
-Each round runs every variant in a fresh process; a variant's first two steps are warm-up. The last
-line is a JSON object: ``ratio`` (useful tokens/s of ours over theirs, by medians over all steps),
-``memory_ratio`` (peak memory of theirs over ours), and the errors of gradients.py.
+Each round runs every variant in a fresh process on rows of its own, the same for all variants; a
+variant's first two steps are warm-up. The last line is a JSON object: ``ratio`` (useful tokens/s
+of ours over theirs, by medians over all steps), ``memory_ratio`` (peak memory of theirs over ours),
+and the errors of gradients.py.
 """
 
 from __future__ import annotations
@@ -44,12 +45,14 @@ def main() -> None:
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--only", nargs="+", help="variants, besides ours")
-    parser.add_argument("--quick", action="store_true", help="one round, one measured step")
+    parser.add_argument("--quick", action="store_true", help="one round, one step, half batches")
     parser.add_argument("--write", type=Path, help="Markdown file for the table")
     options = parser.parse_args()
     options.model = str(Path(options.model).expanduser())
+    options.warm_up = WARM_UP
     if options.quick:
-        options.rounds, options.steps = 1, WARM_UP + 1
+        options.rounds, options.warm_up, options.steps = 1, 1, 2
+        options.batch_size //= 2
     names = ["ours", *(options.only or [*QUICK[1:], "ours_prompt", "peft_prompt"])]
     if options.quick and not options.only:
         names = list(QUICK)
@@ -72,16 +75,17 @@ def measure(names: list[str], options: Any) -> dict[str, list[dict[str, Any]]]:
                 print(f"{name}: {needed} is not installed", file=sys.stderr)
                 continue
             started = time.perf_counter()
-            if found := run(name, options):
+            if found := run(name, options, seed=number):
                 results[name].append(found)
             spent = time.perf_counter() - started
             print(f"round {number + 1}: {name} in {spent:.0f} s", file=sys.stderr, flush=True)
     return results
 
 
-def run(name: str, options: Any) -> dict[str, Any] | None:
-    """Run a variant in a process of its own."""
+def run(name: str, options: Any, seed: int) -> dict[str, Any] | None:
+    """Run a variant in a process of its own, on the rows that ``seed`` draws."""
     command = [sys.executable, str(HERE / "variants.py"), name, "--model", options.model]
+    command += ["--seed", str(seed)]
     for option in ("steps", "batch_size", "precision", "device"):
         command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -89,7 +93,7 @@ def run(name: str, options: Any) -> dict[str, Any] | None:
         print(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return None
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return result | {"warm_up": options.warm_up}
 
 
 def rate(found: list[dict[str, Any]], clock: str = "wall") -> float | None:
@@ -97,7 +101,7 @@ def rate(found: list[dict[str, Any]], clock: str = "wall") -> float | None:
     rates = [
         tokens / seconds
         for r in found
-        for tokens, seconds in list(zip(r["tokens"], r[clock], strict=True))[WARM_UP:]
+        for tokens, seconds in list(zip(r["tokens"], r[clock], strict=True))[r["warm_up"] :]
     ]
     return statistics.median(rates) if rates else None
 
@@ -188,11 +192,13 @@ def report(results: dict[str, list[dict[str, Any]]], limit: float, options: Any)
         ),
         platform.machine(),
     )
+    preload = os.environ.get("LD_PRELOAD")
+    preloaded = f", {Path(preload).name} preloaded" if preload else ""
     lines = [
         f"{datetime.date.today()}, {os.cpu_count()} cores of {cpu}, {options.device}, "
         f"{options.precision}, {options.rounds} rounds of "
-        f"{options.steps - WARM_UP} measured steps, "
-        f"batches of {options.batch_size} rows",
+        f"{options.steps - options.warm_up} measured steps, "
+        f"batches of {options.batch_size} rows{preloaded}",
         "",
         "| variant | useful tokens/s | labelled tokens/s | CPU us per token | peak MiB "
         "| ours is faster by | first losses |",
