@@ -16,6 +16,17 @@ from peft_lightning.cluster import slurm
 
 RUN_FILE = "run.json"
 
+MAY_CHANGE = {  # of an adapter between two parts of a run: none decides what its tensors mean
+    "base_model_name_or_path",
+    "init_lora_weights",
+    "lora_dropout",
+    "peft_version",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "tokenizer_kwargs",
+    "tokenizer_name_or_path",
+}
+
 
 class RunIdentity(Callback):
     """Names a run when it begins from nothing; a resumed one has the name of its checkpoint.
@@ -62,18 +73,6 @@ def _facts(file: Path) -> dict[str, Any]:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-MAY_CHANGE = {  # of an adapter between two parts of a run: none decides what its tensors mean
-    "base_model_name_or_path",
-    "init_lora_weights",
-    "lora_dropout",
-    "peft_version",
-    "prompt_tuning_init",
-    "prompt_tuning_init_text",
-    "tokenizer_kwargs",
-    "tokenizer_name_or_path",
-}
 
 
 def check_same_run(saved: dict[str, Any], configured: dict[str, Any]) -> None:

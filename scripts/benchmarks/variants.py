@@ -312,9 +312,15 @@ def trl_sequential(*args: Any) -> None:
     trl(*args, train_sampling_strategy="sequential")
 
 
-def trl_grouped(*args: Any) -> None:
-    """Rows of similar length together, no checkpointing."""
-    trl(*args, train_sampling_strategy="group_by_length", gradient_checkpointing=False)
+def trl_grouped(options: Any, tokenizer: Any, batches: Any, clock: Clock) -> None:
+    """Rows of similar length together, no checkpointing.
+
+    Not by transformers' ``group_by_length``, which finds nothing to group in so few rows.
+    """
+    count = len(batches), options.batch_size
+    rows = workload.grouped_batches(tokenizer, *count, options.seed, options.longest)
+    settings = {"train_sampling_strategy": "sequential", "gradient_checkpointing": False}
+    trl(options, tokenizer, rows, clock, **settings)
 
 
 # ---- litgpt -----------------------------------------------------------------------------------

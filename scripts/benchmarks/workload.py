@@ -11,6 +11,7 @@ from typing import Any
 MODULES = ("argparse", "ast", "calendar", "datetime", "difflib", "inspect", "subprocess", "typing")
 LENGTHS = (41, 400)  # tokens of a row
 ANSWER = 1 / 3  # share of a row that is labelled
+POOL = 50  # batches whose rows transformers' length grouping sorts at once
 
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of its answer
 
@@ -43,6 +44,21 @@ def batches(
     """Return ``count`` batches of ``size`` rows, the same for every variant; see ``rows``."""
     drawn = rows(tokenizer, count * size, seed, longest)
     return [drawn[i : i + size] for i in range(0, len(drawn), size)]
+
+
+def grouped_batches(
+    tokenizer: Any, count: int, size: int, seed: int = 0, longest: int = LENGTHS[1]
+) -> list[list[Row]]:
+    """Return ``count`` batches of rows of similar length, in random order.
+
+    They are taken evenly from ``POOL`` batches' rows sorted by length, what length grouping makes
+    of a data set; few rows alone would leave it nothing to group.
+    """
+    drawn = sorted(rows(tokenizer, POOL * size, seed, longest), key=lambda row: sum(map(len, row)))
+    places = [(2 * i + 1) * POOL // (2 * count) * size for i in range(count)]
+    found = [drawn[i : i + size] for i in places]
+    random.Random(seed).shuffle(found)
+    return found
 
 
 def _texts() -> tuple[str, str]:
