@@ -73,7 +73,10 @@ def saving(base: Path) -> tuple[str, Action, Action]:
 
 
 def digests(place: Path) -> dict[str, str]:
-    """Return the digest of each file; a trainer's state is of its own in each run, but whole."""
+    """Return the digest of each file, but for what is of its own in each run.
+
+    That is a trainer's state, which must be whole, and the peak memory in a summary.
+    """
     files = sorted(place.rglob("*")) if place.is_dir() else [place]
     found = {
         str(f.relative_to(place)): hashlib.sha256(f.read_bytes()).hexdigest()
@@ -84,6 +87,10 @@ def digests(place: Path) -> dict[str, str]:
         if name.endswith("/trainer_state.pt"):
             require_undamaged((place / name).parent)
             found[name] = found[name.replace("trainer_state.pt", SUMS_FILE)] = "undamaged"
+        if name == "summary.json":
+            summary = json.loads((place / name).read_text())
+            del summary["peak_memory_bytes"]
+            found[name] = json.dumps(summary)
     return found
 
 
