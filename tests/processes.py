@@ -151,3 +151,6 @@ if __name__ == "__main__":
     given = json.loads((root / "runs.json").read_text())
     for name, options in given.items():
         run(root / name, options, world_size=int(sys.argv[2]))
+    import torch
+
+    torch.distributed.destroy_process_group()  # its threads may abort the interpreter's end

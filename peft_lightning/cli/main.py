@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import transformers
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
@@ -66,6 +67,8 @@ def run_trainer(command: str, args: list[str], given: list[Given]) -> None:
     set_parsing_settings(subclasses_enabled=[Adapter, Schedule])
     _quiet()
     PeftCLI(command, args, given)
+    if torch.distributed.is_initialized():  # left to the interpreter's end, its threads may abort
+        torch.distributed.destroy_process_group()  # that: torch issue 190489
 
 
 def _quiet() -> None:
