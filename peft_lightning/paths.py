@@ -13,6 +13,7 @@ from torch import nn
 from peft_lightning import attention
 from peft_lightning.base_model import compiling, gated_mlp, norms
 from peft_lightning.frozen.cache import adapted_depth
+from peft_lightning.native.library import kernels_state
 
 
 def path_of(model: nn.Module, parameter: str) -> str:
@@ -38,6 +39,8 @@ def paths_table(module: Any) -> str:
         ("attention", _attention(model.config._attn_implementation, module.device)),
         ("loss", module.loss_path()),
     ]
+    if module.device.type == "cpu":
+        rows.append(("on the CPU", kernels_state()))
     if depth := adapted_depth(model, module.adapter):
         what = "read from disk" if module.cache_frozen else "no graph, nothing kept"
         rows.append((f"layers below {depth}", what))

@@ -19,3 +19,14 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_run import write_rows
 
     return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+
+
+@pytest.fixture(params=["compiled kernels", "torch's operations"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test on a CPU with the compiled kernels, and once more without them."""
+    from peft_lightning.native import library
+
+    if request.param == "compiled kernels":
+        assert library.kernels_state() == "compiled kernels"
+    else:
+        monkeypatch.setattr(library, "_library", lambda: (None, "a test does without"))

@@ -32,6 +32,7 @@ def test_it_is_the_input_over_its_root_mean_square_in_float64():
     assert_close(grad, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_gives_what_transformers_layer_gives(dtype):
     torch.manual_seed(0)
@@ -43,7 +44,7 @@ def test_it_gives_what_transformers_layer_gives(dtype):
     ours, our_grad = outputs(layer, x)
     eps = torch.finfo(dtype).eps
     assert_close(ours, y, rtol=2 * eps, atol=eps)
-    assert_close(our_grad, grad, rtol=8 * eps, atol=8 * eps)
+    assert (our_grad - grad).norm() <= 2 * eps * grad.norm()
 
 
 def test_nothing_but_the_input_and_a_number_per_row_is_kept():

@@ -1,8 +1,9 @@
-"""Causal attention on the CPU: blocks of queries against all their keys, in plain products.
+"""Causal attention on the CPU: by the compiled kernels, or by torch's products where they cannot.
 
-torch's own CPU kernel multiplies bfloat16 numbers one by one in its backward pass, and computes
-much of what the causal mask then discards. Here every product goes to the matrix library, the
-scores stay in float32, and nothing but query, key and value is kept for the backward pass.
+Without them, blocks of queries meet all their keys: torch's own CPU kernel multiplies bfloat16
+numbers one by one in its backward pass, and computes much of what the causal mask then discards.
+Here every product goes to the matrix library, the scores stay in float32, and nothing but query,
+key and value is kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from peft_lightning.native.attention import native_attention, takes_attention
 
 _Lens = tuple[Sequence[int], Sequence[int]]  # queries and keys of each sequence
 
@@ -58,11 +61,14 @@ def cpu_attention(
     Returns:
         (1, T, H, Dv), the layout that the next layer reads.
     """
+    if causal.softcap is None and takes_attention(query, key, value, causal.scaling):
+        shape = causal.scaling, causal.window
+        return native_attention(query, key, value, lens, key_lens, *shape)
     return CPUAttention.apply(query, key, value, (lens, key_lens), causal)
 
 
 class CPUAttention(torch.autograd.Function):
-    """``cpu_attention`` for autograd; ``compiled_attention`` calls its parts itself."""
+    """``cpu_attention`` by torch, for autograd; ``compiled_attention`` calls its parts itself."""
 
     @staticmethod
     def forward(

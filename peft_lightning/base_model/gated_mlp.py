@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.activations import ACT2FN
+
+from peft_lightning.native import elementwise
 
 PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
@@ -41,11 +44,12 @@ def _is_gated_mlp(layer: Any) -> bool:
         return False
     with torch.random.fork_rng([]), torch.no_grad():
         x = torch.randn(3, layer.gate_proj.in_features).to(weight)
-        return torch.equal(layer(x), layer.down_proj(_product(layer, x)))
+        product = layer.act_fn(layer.gate_proj(x)) * layer.up_proj(x)
+        return torch.equal(layer(x), layer.down_proj(product))
 
 
 def _forward(layer: Any, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
         return original(x)
     return layer.down_proj(_product(layer, x))
 
@@ -59,7 +63,13 @@ def _product(layer: Any, x: Tensor) -> Tensor:
 
 
 def _gated(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+    if _is_silu(activation) and (out := elementwise.gated(gate, up)) is not None:
+        return out
     return activation(gate) * up
+
+
+def _is_silu(activation: Any) -> bool:
+    return type(activation) in (nn.SiLU, type(ACT2FN["silu"]))
 
 
 class _Gated(torch.autograd.Function):
@@ -75,6 +85,8 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
+        if _is_silu(ctx.activation) and (found := elementwise.gated_backward(gate, up, grads[0])):
+            return None, *found
         with torch.enable_grad():
             gate = gate.detach().requires_grad_()
             active = ctx.activation(gate)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from peft_lightning.native import elementwise
+
 
 def fuse_norms(model: nn.Module) -> int:
     """Let the RMSNorm layers of a frozen model compute by one function; return how many do.
@@ -55,24 +57,33 @@ def _forward(layer: Any, original: Callable[[Tensor], Tensor], x: Tensor) -> Ten
     return y
 
 
+def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # of the root mean square
+    return weight * (wide * inverse).to(x.dtype), inverse
+
+
 def _scaled(x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+    if (y := elementwise.scaled(x, inverse, weight)) is not None:
+        return y
     return weight * (x.to(inverse.dtype) * inverse).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # of the root mean square
+        y, inverse = elementwise.norm(x, weight, eps) or _norm(x, weight, eps)
         ctx.mark_non_differentiable(inverse)
         ctx.save_for_backward(x, inverse, weight)
-        return weight * (wide * inverse).to(x.dtype), inverse
+        return y, inverse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, inverse, weight = ctx.saved_tensors
+        if (d_x := elementwise.norm_backward(x, inverse, weight, grads[0])) is not None:
+            return d_x, None, None
         grad = (grads[0] * weight).to(inverse.dtype)
         normed = x.to(inverse.dtype) * inverse
         along = (normed * grad).sum(-1, keepdim=True).div_(-x.shape[-1])

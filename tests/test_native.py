@@ -1,0 +1,148 @@
+"""The compiled kernels: how they are built and found, and what they promise of numbers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from peft_lightning.native import elementwise, library
+from peft_lightning.native.attention import native_attention, takes_attention
+
+SAYS = "from peft_lightning.native.library import kernels_state; print(kernels_state())"
+
+
+def in_a_process(code, cache, **environment):
+    """Return what a new interpreter prints, with ``cache`` as the user's cache folder."""
+    variables = {**os.environ, "XDG_CACHE_HOME": str(cache), **environment}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    return done.stdout.strip(), done.stderr
+
+
+def attend(length=150, dtype=torch.bfloat16):
+    """Return the outputs and gradients of two sequences' attention, from a fixed seed."""
+    torch.manual_seed(0)
+    parts = [torch.randn(1, h, 2 * length, 16).to(dtype).requires_grad_() for h in (4, 2, 2)]
+    assert takes_attention(*parts, 0.25)
+    out = native_attention(*parts, [length] * 2, [length] * 2, 0.25, None)
+    return [out, *torch.autograd.grad(out.float().square().sum(), parts)]
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_number_of_threads_changes_no_bit(dtype, threads):
+    threads(1)
+    alone = attend(dtype=dtype)
+    for count in (2, 5):
+        threads(count)
+        for one, other in zip(alone, attend(dtype=dtype), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_sequence_has_the_same_bits_wherever_it_lies_in_a_batch():
+    torch.manual_seed(0)
+    parts = [torch.randn(1, h, 97, 16).bfloat16() for h in (4, 2, 2)]
+    together = native_attention(*parts, [20, 77], [20, 77], 0.25, None)
+    alone = native_attention(*(x[:, :, 20:] for x in parts), [77], [77], 0.25, None)
+    assert torch.equal(together[:, 20:], alone)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_not_hidden(bad):
+    parts = [torch.randn(1, 1, 8, 16) for _ in range(3)]
+    parts[1][0, 0, 4, 0] = bad
+    out = native_attention(*parts, [8], [8], 0.25, None)
+    assert out[0, :4].isfinite().all(), "queries that do not see that key"
+    assert not out[0, 4:].isfinite().all()
+    x = torch.randn(3, 16)
+    x[1, 2] = torch.nan
+    for found in (
+        elementwise.norm(x, torch.ones(16), 1e-5)[0],
+        elementwise.gated(x, torch.ones_like(x)),
+        elementwise.gated_backward(x, torch.ones_like(x), torch.ones_like(x))[0],
+    ):
+        assert found[1].isnan().any()
+        assert found[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_silu_is_itself_at_every_size_of_number(dtype):
+    gate = torch.cat([torch.linspace(-100, 100, 999), torch.tensor([0.0, 1e-30, -1e30, 1e30])])
+    gate = gate.to(dtype)
+    ours = elementwise.gated(gate, torch.ones_like(gate))
+    exact = gate.double() * torch.sigmoid(gate.double())
+    torch.testing.assert_close(ours.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-30)
+
+
+def test_other_tensors_are_left_to_torch():
+    x = torch.randn(4, 16)
+    taken = [
+        elementwise.gated(x.double(), x.double()),
+        elementwise.gated(x, x.bfloat16()),
+        elementwise.gated(x.T, x.T),
+        elementwise.gated(x.to("meta"), x.to("meta")),
+        elementwise.norm(x.half(), torch.ones(16).half(), 1e-5),
+    ]
+    assert taken == [None] * 5
+
+
+def test_the_library_is_built_once_and_leaves_nothing_else(tmp_path):
+    said, told = in_a_process(SAYS, tmp_path)
+    assert said == "compiled kernels"
+    assert "compiling" in told
+    (file,) = (tmp_path / "peft_lightning" / "kernels").iterdir()
+    before = file.stat().st_mtime_ns
+    said, told = in_a_process(SAYS, tmp_path)
+    assert (said, "compiling" in told) == ("compiled kernels", False)
+    file.write_bytes(b"")
+    said, told = in_a_process(SAYS, tmp_path)
+    assert (said, "compiling" in told) == ("compiled kernels", True)
+    assert file.stat().st_mtime_ns > before
+
+
+def test_processes_that_build_it_at_once_do_not_disturb_each_other(tmp_path):
+    variables = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", SAYS]
+    running = [
+        subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert [process.communicate()[0].strip() for process in running] == ["compiled kernels"] * 3
+    assert len(list((tmp_path / "peft_lightning" / "kernels").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({library.SWITCH: "off"}, "PEFT_LIGHTNING_KERNELS is off"),
+        ({"CXX": "no-such-compiler", "PATH": "/nowhere"}, "no C++ compiler"),
+        ({"CXX": "broken"}, "the compiler failed: fatal error: no room"),
+        ({"XDG_CACHE_HOME": "/proc"}, "/proc/peft_lightning"),
+    ],
+    ids=["switched off", "no compiler", "a compiler that fails", "no cache folder"],
+)
+def test_without_the_library_the_reason_is_said(environment, reason, tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] || { echo "fatal error: no room" >&2; exit 1; }'
+    )
+    broken.chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **environment}
+    said, _ = in_a_process(SAYS, variables.pop("XDG_CACHE_HOME", tmp_path), **variables)
+    assert said.startswith("no compiled kernels: ")
+    assert reason in said
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_an_error():
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        in_a_process(SAYS, Path("/nowhere"), **{library.SWITCH: "0"})
+    assert "PEFT_LIGHTNING_KERNELS is '0': it can be on or off" in error.value.stderr
