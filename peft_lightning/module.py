@@ -31,6 +31,7 @@ from peft_lightning.base_model.compiling import compile_layers
 from peft_lightning.base_model.gated_mlp import fuse_gated_mlps
 from peft_lightning.base_model.norms import fuse_norms
 from peft_lightning.base_model.recompute import recompute_activations
+from peft_lightning.base_model.rotary import fuse_rotary
 from peft_lightning.callbacks import callbacks_of_run
 from peft_lightning.checkpoint import AdapterCheckpointIO
 from peft_lightning.cluster.sharding import sharded_as, total_norm, whole_tensor
@@ -160,6 +161,7 @@ class CausalLMModule(L.LightningModule):
         if not self.compile_layers:  # the compiler fuses them itself
             fuse_norms(model)
             fuse_gated_mlps(model)
+            fuse_rotary(model)
         if self._folders:
             self.model, self.bank = model, AdapterBank(model, self.fingerprint)
             for name, folder in self._folders.items():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from peft_lightning import attention
-from peft_lightning.base_model import compiling, gated_mlp, norms
+from peft_lightning.base_model import compiling, gated_mlp, norms, rotary
 from peft_lightning.frozen.cache import adapted_depth
 from peft_lightning.native.library import kernels_state
 
@@ -27,27 +27,34 @@ def path_of(model: nn.Module, parameter: str) -> str:
 
 
 def paths_table(module: Any) -> str:
-    """Return one line for each part of a step that can be computed in several ways.
+    """Return ``paths_of`` as a table of one line each."""
+    rows = paths_of(module)
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {how}" for name, how in rows.items())
+
+
+def paths_of(module: Any) -> dict[str, str]:
+    """Return how each part of a step is computed that can be computed in several ways.
 
     Args:
         module: A ``CausalLMModule`` whose model is built, with or without a trainer.
     """
     model = module.model
-    rows = [
-        ("norms", _fused(model, norms, r"Norm")),
-        ("gated MLPs", _fused(model, gated_mlp, r"MLP")),
-        ("attention", _attention(model.config._attn_implementation, module.device)),
-        ("loss", module.loss_path()),
-    ]
+    rows = {
+        "norms": _fused(model, norms, r"Norm"),
+        "gated MLPs": _fused(model, gated_mlp, r"MLP"),
+        "rotary": _fused(model, rotary, r"Attention", others=False),
+        "attention": _attention(model.config._attn_implementation, module.device),
+        "loss": module.loss_path(),
+    }
     if module.device.type == "cpu":
-        rows.append(("on the CPU", kernels_state()))
+        rows["on the CPU"] = kernels_state()
     if depth := adapted_depth(model, module.adapter):
         what = "read from disk" if module.cache_frozen else "no graph, nothing kept"
-        rows.append((f"layers below {depth}", what))
+        rows[f"layers below {depth}"] = what
     if compiled := sum(_runs(m, compiling) for m in model.modules()):
-        rows.append(("torch.compile", f"{compiled} layers"))
-    width = max(len(name) for name, how in rows)
-    return "\n".join(f"{name:<{width}}  {how}" for name, how in rows if how)
+        rows["torch.compile"] = f"{compiled} layers"
+    return {name: how for name, how in rows.items() if how}
 
 
 def _runs(module: Any, of: Any) -> bool:
@@ -60,13 +67,13 @@ def _runs(module: Any, of: Any) -> bool:
     return False
 
 
-def _fused(model: nn.Module, unit: Any, kind: str) -> str:
+def _fused(model: nn.Module, unit: Any, kind: str, others: bool = True) -> str:
     """Return how many modules of a kind run fused, by class: "LlamaRMSNorm fused (61)"."""
     found: Counter[str] = Counter()
     for module in model.modules():
-        name = type(module).__name__
-        if re.search(f"{kind}$", name):
-            found[f"{name} {'fused' if _runs(module, unit) else 'as it is'}"] += 1
+        name, runs = type(module).__name__, _runs(module, unit)
+        if re.search(f"{kind}$", name) and (runs or others):
+            found[f"{name} {'fused' if runs else 'as it is'}"] += 1
     return ", ".join(f"{what} ({count})" for what, count in found.items())
 
 

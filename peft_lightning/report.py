@@ -23,7 +23,7 @@ from torch import nn
 from peft_lightning import __version__
 from peft_lightning.adapters.atomic import atomic_text
 from peft_lightning.base_model.quantization import count_numbers
-from peft_lightning.paths import path_of, paths_table
+from peft_lightning.paths import path_of, paths_of, paths_table
 
 PACKAGES = ("torch", "lightning", "transformers")
 
@@ -189,6 +189,7 @@ class RunSummary:
     world_size: int
     data_hash: str | None
     base_fingerprint: dict[str, Any] | None
+    paths: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -238,6 +239,7 @@ class Summary(Callback):
             world_size=trainer.world_size,
             data_hash=getattr(trainer.datamodule, "data_hash", None),
             base_fingerprint=module.fingerprint,
+            paths=paths_of(module),
             versions={"peft_lightning": __version__} | {name: version(name) for name in PACKAGES},
         )
         path = Path(trainer.default_root_dir) / "summary.json"

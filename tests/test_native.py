@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from peft_lightning.attention.cpu import Causal, cpu_attention
 from peft_lightning.native import elementwise, library
 from peft_lightning.native.attention import native_attention, takes_attention
 
@@ -54,6 +55,23 @@ def test_a_sequence_has_the_same_bits_wherever_it_lies_in_a_batch():
     together = native_attention(*parts, [20, 77], [20, 77], 0.25, None)
     alone = native_attention(*(x[:, :, 20:] for x in parts), [77], [77], 0.25, None)
     assert torch.equal(together[:, 20:], alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_scores_of_a_run_that_goes_astray_give_gradients_like_those_of_torch(dtype, monkeypatch):
+    torch.manual_seed(0)
+    parts = [torch.randn(1, h, 90, 16) * size for h, size in ((4, 1e4), (2, 1e4), (2, 1.0))]
+    parts = [x.to(dtype).requires_grad_() for x in parts]
+    lens, causal = [90], Causal(0.25)
+
+    def gradients():
+        out = cpu_attention(*parts, lens, lens, causal)
+        return torch.autograd.grad(out.float().square().sum(), parts)
+
+    ours = gradients()
+    monkeypatch.setattr(library, "_library", lambda: (None, "a test does without"))
+    for found, theirs in zip(ours, gradients(), strict=True):
+        assert found.abs().max() <= 2 * theirs.abs().max() + 1
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

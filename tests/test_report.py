@@ -158,7 +158,9 @@ def test_the_start_says_how_each_part_is_computed(base, rows, tmp_path, capsys):
     assert ends["model.layers.*.mlp.down_proj"] == "fused"
     assert "norms           LlamaRMSNorm fused (5)" in said
     assert "gated MLPs      LlamaMLP fused (2)" in said
+    assert "rotary          LlamaAttention fused (2)" in said
     assert "attention       each sequence alone, on cpu" in said
+    assert "on the CPU      compiled kernels" in said
     assert "loss            labelled tokens, in chunks" in said
     assert "layers below 1  no graph, nothing kept" in said
 

@@ -2,8 +2,9 @@
 //
 // Query blocks meet key blocks of the same fixed size, so that the matrix library makes one kernel for
 // each kind of product whatever the lengths of the sequences are. Products are of the inputs' own type
-// and summed in float32. What is kept for the backward pass is the output and, for each query, the
-// logarithm of its softmax's denominator (Dao et al. 2022, "FlashAttention", appendix B); the backward
+// and summed in float32. What is kept for the backward pass is the output and, for each query, its
+// largest score and the sum of its softmax. (Dao et al. 2022, "FlashAttention", appendix B, keep one
+// number for the two, which is too coarse where a run that goes astray has scores of 1e8.) The backward
 // pass holds keys in rows and queries in columns, where none of its operands has to be transposed.
 
 #include <ATen/Parallel.h>
@@ -25,7 +26,7 @@ using at::native::cpublas::brgemm;
 
 constexpr int64_t B = 64;  // queries, and keys, of a block
 
-// What the caller passes, with the same layout as in native.py.
+// What the caller passes, with the same layout as in attention.py.
 struct Shape {
   int64_t sequences, heads, groups, dim, value_dim;
   int64_t window;         // keys that a query sees, itself included
@@ -186,14 +187,14 @@ template <class T>
 struct Forward {
   const Shape& shape;
   View query, key, value, out;
-  float* log_sums;  // (heads, tokens)
+  float *largest, *inverses;  // of each query: (heads, tokens)
   int64_t tokens, D = shape.dim, E = shape.value_dim;
   Room<T> block, packed_keys, packed_values, weights;
   Room<float> scores, sums;
 
-  Forward(const Shape& shape, int64_t blocks, const View* views, float* log_sums)
+  Forward(const Shape& shape, int64_t blocks, const View* views, float* kept)
       : shape(shape), query(views[0]), key(views[1]), value(views[2]), out(views[3]),
-        log_sums(log_sums), tokens(total(shape)),
+        largest(kept), inverses(kept + shape.heads * total(shape)), tokens(total(shape)),
         block(B * std::max(D, E)), packed_keys(blocks * B * D), packed_values(blocks * B * E),
         weights(blocks * B * B), scores(blocks * B * B), sums(B * E) {}
 
@@ -218,23 +219,20 @@ struct Forward {
     for (int64_t j = start; j < stop; ++j)
       brgemm(B, B, D, D, B, B, false, block.get(), packed_keys.get() + j * B * D,
              scores.get() + j * B * B);
-    float inverses[B];
-    for (int64_t q = 0; q < rows; ++q) {
-      float sum = softmax(q, place + q, start, stop, &log_sums[h * tokens + at + q]);
-      inverses[q] = 1 / sum;
-    }
+    for (int64_t q = 0; q < rows; ++q) softmax(q, place + q, start, stop, h * tokens + at + q);
     for (int64_t j = start; j < stop; ++j)
       brgemm(B, E, B, B, E, E, j > start, weights.get() + j * B * B,
              packed_values.get() + j * B * E, sums.get());
     for (int64_t q = 0; q < rows; ++q) {
       T* o = row<T>(out, h, at + q);
       const float* sum = sums.get() + q * E;
-      for (int64_t e = 0; e < E; ++e) o[e] = narrow<T>(sum[e] * inverses[q]);
+      float inverse = inverses[h * tokens + at + q];
+      for (int64_t e = 0; e < E; ++e) o[e] = narrow<T>(sum[e] * inverse);
     }
   }
 
-  // Write the weights of query q, which sum to what is returned.
-  float softmax(int64_t q, int64_t place, int64_t start, int64_t stop, float* log_sum) {
+  // Write the weights of query q of the block, not yet divided by their sum.
+  void softmax(int64_t q, int64_t place, int64_t start, int64_t stop, int64_t number) {
     float most = -INFINITY, sum = 0;
     for (int64_t j = start; j < stop; ++j) {
       const float* s = scores.get() + j * B * B + q * B;
@@ -261,8 +259,8 @@ struct Forward {
       }
       sum += part;
     }
-    *log_sum = most * shape.scaling + std::log(sum);
-    return sum;
+    largest[number] = most;
+    inverses[number] = 1 / sum;
   }
 
   // The keys of block j that the query at `place` sees.
@@ -277,18 +275,19 @@ template <class T>
 struct Backward {
   const Shape& shape;
   View query, key, value, out, grad, d_query, d_key, d_value;
-  const float* log_sums;
+  const float *largest, *inverses;
   int64_t tokens, D = shape.dim, E = shape.value_dim;
   Room<T> key_rows, key_columns, value_rows;
   Room<float> d_keys, d_values;
   Room<T> query_block, query_rows, query_columns, grad_block, grad_rows, grad_columns;
   Room<float> scores, d_weights, d_query_columns, d_query_rows;
   Room<T> weights, d_scores, d_scores_packed;
-  float sums[B], along[B];
+  float most[B], inverse[B], along[B];  // of the block's queries
 
-  Backward(const Shape& shape, int64_t blocks, const View* v, const float* log_sums)
+  Backward(const Shape& shape, int64_t blocks, const View* v, const float* kept)
       : shape(shape), query(v[0]), key(v[1]), value(v[2]), out(v[3]), grad(v[4]), d_query(v[5]),
-        d_key(v[6]), d_value(v[7]), log_sums(log_sums), tokens(total(shape)),
+        d_key(v[6]), d_value(v[7]), largest(kept),
+        inverses(kept + shape.heads * total(shape)), tokens(total(shape)),
         key_rows(blocks * B * D), key_columns(blocks * B * D), value_rows(blocks * B * E),
         d_keys(blocks * B * D), d_values(blocks * B * E),
         query_block(B * D), query_rows(B * D), query_columns(B * D),
@@ -333,7 +332,8 @@ struct Backward {
         for (int64_t e = 0; e < E; ++e) dot += wide(o[e]) * wide(g[e]);
       }
       along[q] = dot;
-      sums[q] = q < rows ? log_sums[h * tokens + at + q] : 0;
+      most[q] = q < rows ? largest[h * tokens + at + q] : 0;
+      inverse[q] = q < rows ? inverses[h * tokens + at + q] : 0;
     }
     for (int64_t j = start; j < stop; ++j) {
       brgemm(B, B, D, D, B, B, false, key_rows.get() + j * B * D, query_columns.get(), scores.get());
@@ -361,8 +361,9 @@ struct Backward {
     const float *s = scores.get() + k * B, *dw = d_weights.get() + k * B;
     T *w = weights.get() + k * B, *ds = d_scores.get() + k * B;
     for (int c = 0; c < B; ++c) {
-      float p = exponential(s[c] * shape.scaling - sums[c]);
-      p = (c >= from) & (c < to) ? p : 0.0f;
+      float x = (s[c] - most[c]) * shape.scaling;
+      x = x > 0.0f ? 0.0f : x;  // by rounding alone
+      float p = (c >= from) & (c < to) ? exponential(x) * inverse[c] : 0.0f;
       w[c] = narrow<T>(p);
       ds[c] = narrow<T>(p * (dw[c] - along[c]) * shape.scaling);
     }
@@ -385,11 +386,11 @@ int guarded(const Call& call) {  // no exception may pass through C
 // Views: query, key, value, out; backward also the gradient of out, and to be written those of
 // query, key and value.
 #define EXPORT(T, type)                                                                          \
-  int attention_##type(const Shape* shape, const View* views, float* log_sums) {                 \
-    return guarded([&] { run<Forward<T>>(*shape, views, log_sums); });                           \
+  int attention_##type(const Shape* shape, const View* views, float* kept) {                 \
+    return guarded([&] { run<Forward<T>>(*shape, views, kept); });                               \
   }                                                                                              \
-  int attention_backward_##type(const Shape* shape, const View* views, const float* log_sums) {  \
-    return guarded([&] { run<Backward<T>>(*shape, views, log_sums); });                          \
+  int attention_backward_##type(const Shape* shape, const View* views, const float* kept) {      \
+    return guarded([&] { run<Backward<T>>(*shape, views, kept); });                              \
   }
 
 extern "C" {

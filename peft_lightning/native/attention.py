@@ -93,15 +93,15 @@ class _Attention(torch.autograd.Function):
             scaling,
         )
         out = query.new_empty(1, tokens, heads, value_dim)
-        log_sums = torch.empty(heads, tokens, dtype=torch.float32)
-        _run("attention", ctx.shape, [query, key, value, out.transpose(1, 2)], log_sums)
-        ctx.save_for_backward(query, key, value, out, log_sums)
+        kept = torch.empty(2, heads, tokens, dtype=torch.float32)
+        _run("attention", ctx.shape, [query, key, value, out.transpose(1, 2)], kept)
+        ctx.save_for_backward(query, key, value, out, kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, log_sums = ctx.saved_tensors
+        query, key, value, out, kept = ctx.saved_tensors
         # (1, T, H, D) in memory, seen as (1, H, T, D): what the projections' backward reads
         found = [
             torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format)
@@ -109,15 +109,15 @@ class _Attention(torch.autograd.Function):
         ]
         d_query, d_key, d_value = (x.transpose(1, 2) for x in found)
         given = [query, key, value, out.transpose(1, 2), grads[0].contiguous().transpose(1, 2)]
-        _run("attention_backward", ctx.shape, [*given, d_query, d_key, d_value], log_sums)
+        _run("attention_backward", ctx.shape, [*given, d_query, d_key, d_value], kept)
         return d_query, d_key, d_value, *[None] * 4
 
 
-def _run(name: str, shape: _Shape, tensors: list[Tensor], log_sums: Tensor) -> None:
+def _run(name: str, shape: _Shape, tensors: list[Tensor], kept: Tensor) -> None:
     views = (_View * len(tensors))(*(_View(x.data_ptr(), *x.stride()[1:3]) for x in tensors))
     library: Any = kernels(*tensors)
     run = function(library, name, tensors[0].dtype)
-    if run(ctypes.byref(shape), views, address(log_sums)):
+    if run(ctypes.byref(shape), views, address(kept)):
         raise RuntimeError(f"{name} cannot be computed for {tensors[0].dtype} on this processor")
 
 

@@ -1,5 +1,5 @@
-// RMSNorm, and the product of a gated MLP with SiLU: one pass over the elements each, forward and
-// backward, computed in float32 whatever the elements are.
+// RMSNorm, rotary positions, and the product of a gated MLP with SiLU: one pass over the elements
+// each, forward and backward, computed in float32 whatever the elements are.
 
 #include <ATen/Parallel.h>
 
@@ -80,18 +80,44 @@ void scaled(int64_t rows, int64_t width, const T* x, const T* weight, const floa
 }
 
 template <class T>
+void backward_row(int64_t width, const T* x, const T* weight, float inverse, const T* grad, T* d_x) {
+  float along = 0;
+#pragma omp simd reduction(+ : along)
+  for (int64_t i = 0; i < width; ++i) along += wide(x[i]) * wide(grad[i]) * wide(weight[i]);
+  float factor = along * inverse * inverse / width;
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i)
+    d_x[i] = narrow<T>((wide(grad[i]) * wide(weight[i]) - wide(x[i]) * factor) * inverse);
+}
+
+template <class T>
 void norm_backward(int64_t rows, int64_t width, const T* x, const T* weight, const float* inverses,
                    const T* grad, T* d_x) {
   for_rows(rows, width, [=](int64_t at, int64_t r) {
-    const T *from = x + at, *g = grad + at;
-    T* d = d_x + at;
-    float inverse = inverses[r], along = 0;
-#pragma omp simd reduction(+ : along)
-    for (int64_t i = 0; i < width; ++i) along += wide(from[i]) * wide(g[i]) * wide(weight[i]);
-    float factor = along * inverse * inverse / width;
+    backward_row(width, x + at, weight, inverses[r], grad + at, d_x + at);
+  });
+}
+
+// Turn the pairs of numbers (i, i + dim / 2) of each head by a token's angles, or with `way` -1 turn
+// gradients back. Tokens lie `step` numbers apart in x, and (tokens, heads, dim) in y.
+template <class T>
+void rotated(int64_t tokens, int64_t heads, int64_t dim, int64_t step, float way, const T* x,
+             const T* cosines, const T* sines, T* y) {
+  for_rows(tokens, heads * dim, [=](int64_t at, int64_t t) {
+    const T *c = cosines + t * dim, *s = sines + t * dim;
+    int64_t half = dim / 2;
+    float turn = way;
+    for (int64_t h = 0; h < heads; ++h) {
+      const T* from = x + t * step + h * dim;
+      T* to = y + at + h * dim;
 #pragma omp simd
-    for (int64_t i = 0; i < width; ++i)
-      d[i] = narrow<T>((wide(g[i]) * wide(weight[i]) - wide(from[i]) * factor) * inverse);
+      for (int64_t i = 0; i < half; ++i) {
+        float a = wide(from[i]), b = wide(from[i + half]);
+        float first = wide(turn < 0 ? s[i + half] : s[i]), second = wide(turn < 0 ? s[i] : s[i + half]);
+        to[i] = narrow<T>(a * wide(c[i]) - turn * b * first);
+        to[i + half] = narrow<T>(b * wide(c[i + half]) + turn * a * second);
+      }
+    }
   });
 }
 
@@ -116,6 +142,10 @@ void norm_backward(int64_t rows, int64_t width, const T* x, const T* weight, con
   void norm_backward_##type(int64_t rows, int64_t width, const T* x, const T* weight,            \
                             const float* inverses, const T* grad, T* d_x) {                      \
     norm_backward(rows, width, x, weight, inverses, grad, d_x);                                  \
+  }                                                                                              \
+  void rotated_##type(int64_t tokens, int64_t heads, int64_t dim, int64_t step, float way,       \
+                      const T* x, const T* cosines, const T* sines, T* y) {                      \
+    rotated(tokens, heads, dim, step, way, x, cosines, sines, y);                                \
   }
 
 extern "C" {

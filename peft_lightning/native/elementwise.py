@@ -1,6 +1,6 @@
-"""RMSNorm and the product of a gated MLP with SiLU, by the compiled kernels.
+"""RMSNorm, rotary positions and the product of a gated MLP with SiLU, by the compiled kernels.
 
-Each function returns None where they do not take the tensors: they have to be contiguous.
+Each function returns None where they do not take the tensors, which have to be contiguous.
 """
 
 from __future__ import annotations
@@ -60,6 +60,36 @@ def norm_backward(x: Tensor, inverse: Tensor, weight: Tensor, grad: Tensor) -> T
     d_x = torch.empty_like(x)
     run(*_rows(x), *map(address, (x, weight, inverse, grad, d_x)))
     return d_x
+
+
+def takes_rotated(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether ``rotated`` computes this."""
+    if kernels(x, cos, sin) is None or x.ndim != 4 or x.shape[-1] % 2:
+        return False
+    return cos.shape == sin.shape == (1, *x.shape[2:]) and x.shape[0] == 1
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
+    """Return ``x * cos + rotate_half(x) * sin``, or the gradient of ``x`` from that of it.
+
+    Args:
+        x: (1, H, T, D), as ``takes_rotated`` wants it.
+        cos: (1, T, D).
+        sin: (1, T, D).
+        back: Whether ``x`` is the gradient.
+
+    Returns:
+        (1, H, T, D), in memory (1, T, H, D).
+    """
+    _, heads, tokens, dim = x.shape
+    if x.stride(3) != 1 or x.stride(1) != dim:  # the heads of a token have to be neighbours
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    cos, sin = cos.contiguous(), sin.contiguous()
+    y = x.new_empty(1, tokens, heads, dim)
+    sizes = map(ctypes.c_int64, (tokens, heads, dim, x.stride(2)))
+    run: Any = _kernel("rotated", cos, sin)
+    run(*sizes, ctypes.c_float(-1.0 if back else 1.0), *map(address, (x, cos, sin, y)))
+    return y.transpose(1, 2)
 
 
 def _kernel(name: str, *tensors: Tensor) -> Any:

@@ -29,6 +29,7 @@ from scaling_report import plot, table  # noqa: E402
 MODEL = "~/.cache/peft_lightning/models/SmolLM2-135M-Instruct"
 TOKENS = 1024  # of a batch, where its length is not what varies
 WARM_UP, MEASURED = 2, 3  # steps
+ROWS_OF_A_BATCH = 500  # where their number is what varies
 STEP = {"length": 1024, "rank": 16, "layers": None, "width": None, "upper": None, "cached": False}
 
 SETTING = (
@@ -143,9 +144,18 @@ def step(point: Point, folder: Path, options: Any) -> Point:
 
 
 def fit(
-    model: str, adapter: Any, folder: Path, options: Any, data: dict[str, Any], **module: Any
+    model: str,
+    adapter: Any,
+    folder: Path,
+    options: Any,
+    data: dict[str, Any],
+    steps: int = WARM_UP + MEASURED,
+    **module: Any,
 ) -> tuple[Any, Any]:
-    """Train on ``rows.jsonl`` in ``folder`` as the command line would; return clock and module."""
+    """Train on ``rows.jsonl`` in ``folder`` as the command line would; return clock and module.
+
+    ``steps`` -1 is one epoch.
+    """
     import lightning as L
     import torch
     from lightning.pytorch.callbacks import Callback
@@ -172,7 +182,8 @@ def fit(
     trainer = L.Trainer(
         accelerator="gpu" if options.device == "cuda" else "cpu",
         devices=1,
-        max_steps=WARM_UP + MEASURED,
+        max_steps=steps,
+        max_epochs=1,
         precision="bf16-mixed" if half else "32-true",
         callbacks=[Timer()],
         logger=False,
@@ -224,14 +235,18 @@ def peak_mib(device: str) -> float:
 
 
 def many_rows(count: int, folder: Path, options: Any) -> Point:
-    """Return the rate of tokenising ``count`` short rows, of opening them again, and the memory."""
+    """Return the rate of tokenising ``count`` short rows, of opening them again, and the memory.
+
+    A tiny model sees each of them once. They are of one length: with batches of many shapes the
+    peak would be that of the matrix library's kernels, of which it keeps up to 1,024.
+    """
     from transformers import AutoConfig
 
     from peft_lightning import LoRA, SFTDataModule
 
     with (folder / "rows.jsonl").open("w") as out:
         for i in range(count):
-            row = {"prompt": f"say {i} twice", "completion": f"{i} {i}"}
+            row = {"prompt": f"is {i:07} a number?", "completion": "yes"}
             out.write(json.dumps(row) + "\n")
     seconds = []
     for _ in ("made", "opened"):
@@ -240,13 +255,16 @@ def many_rows(count: int, folder: Path, options: Any) -> Point:
             train=str(folder / "rows.jsonl"),
             tokenizer=options.model,
             cache_dir=str(folder / "cache"),
+            val_fraction=0,
         )
         data.setup("fit")
         seconds.append(time.perf_counter() - started)
     config = AutoConfig.from_pretrained(options.model)
     small = random_model(folder / "model", config, 2, 128)
-    fit(small, LoRA(r=4), folder, options, {"batch_size": 8})
+    batches = {"batch_size": ROWS_OF_A_BATCH, "val_fraction": 0}
+    clock, _ = fit(small, LoRA(r=4), folder, options, batches, steps=-1)
     return {
+        "steps": len(clock.wall),
         "made_seconds": seconds[0],
         "opened_seconds": seconds[1],
         "peak_mib": peak_mib("cpu"),

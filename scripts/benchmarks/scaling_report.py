@@ -50,13 +50,14 @@ def table(results: list[Point], options: Any, setting: str) -> str:
     if found := [r for r in results if r["section"] == "rows"]:
         lines += [
             "",
-            "| rows | tokenised rows/s | opened again in s | peak MiB, tokenising and training |",
-            "|---:|---:|---:|---:|",
+            "| rows | tokenised rows/s | opened again in s | steps of an epoch "
+            "| peak MiB, tokenising and training |",
+            "|---:|---:|---:|---:|---:|",
         ]
     for r in found:
         lines.append(
             f"| {r['rows']:,} | {r['rows'] / r['made_seconds']:,.0f} "
-            f"| {r['opened_seconds']:.2f} | {r['peak_mib']:,.0f} |"
+            f"| {r['opened_seconds']:.2f} | {r['steps']:,} | {r['peak_mib']:,.0f} |"
         )
     for r in (r for r in results if r["section"] == "start"):
         lines += [
