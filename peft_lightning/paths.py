@@ -47,7 +47,7 @@ def paths_of(module: Any) -> dict[str, str]:
         "attention": _attention(model.config._attn_implementation, module.device),
         "loss": module.loss_path(),
     }
-    if module.device.type == "cpu":
+    if module.device.type == "cpu" and not module.compile_layers:
         rows["on the CPU"] = kernels_state()
     if depth := adapted_depth(model, module.adapter):
         what = "read from disk" if module.cache_frozen else "no graph, nothing kept"

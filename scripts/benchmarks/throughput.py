@@ -32,6 +32,7 @@ BASELINES = ("trl_default", "trl_grouped", "peft_padded", "peft_packed", "litgpt
 NEEDS = {"trl_default": "trl", "trl_grouped": "trl", "litgpt": "litgpt"}
 NEEDS |= dict.fromkeys(["peft_padded", "peft_packed", "peft_prompt"], "peft")
 WARM_UP = 2  # steps: the allocator touches fresh memory in them
+PROMPT = ("ours_prompt", "peft_prompt")
 QUICK = ("ours", "ours_recomputed", *BASELINES)
 
 
@@ -53,7 +54,7 @@ def main() -> None:
     if options.quick:
         options.rounds, options.warm_up, options.steps = 1, 1, 2
         options.batch_size //= 2
-    names = ["ours", *(options.only or [*QUICK[1:], "ours_prompt", "peft_prompt"])]
+    names = ["ours", *(options.only or [*QUICK[1:], "ours_without_kernels", *PROMPT])]
     if options.quick and not options.only:
         names = list(QUICK)
     results = measure(names, options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -140,6 +141,12 @@ def ours(options: Any, tokenizer: Any, batches: Any, clock: Clock, **module: Any
 def ours_recomputed(*args: Any) -> None:
     """The same with activation checkpointing."""
     ours(*args, activation_checkpointing=True)
+
+
+def ours_without_kernels(*args: Any) -> None:
+    """The same by torch's operations alone, as where there is no C++ compiler."""
+    os.environ["PEFT_LIGHTNING_KERNELS"] = "off"
+    ours(*args)
 
 
 def ours_prompt(*args: Any) -> None:
@@ -353,7 +360,7 @@ def litgpt(options: Any, tokenizer: Any, batches: Any, clock: Clock) -> None:
 VARIANTS = {
     f.__name__: f
     for f in (
-        *(ours, ours_recomputed, ours_prompt),
+        *(ours, ours_recomputed, ours_without_kernels, ours_prompt),
         *(peft_padded, peft_packed, peft_prompt, litgpt),
         *(trl_default, trl_sequential, trl_grouped),
     )
