@@ -26,9 +26,8 @@ def path_of(model: nn.Module, parameter: str) -> str:
     return ""
 
 
-def paths_table(module: Any) -> str:
-    """Return ``paths_of`` as a table of one line each."""
-    rows = paths_of(module)
+def paths_table(rows: dict[str, str]) -> str:
+    """Return what ``paths_of`` returned as a table of one line each."""
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {how}" for name, how in rows.items())
 

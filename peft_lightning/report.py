@@ -199,9 +199,13 @@ class Summary(Callback):
     The file is beside the checkpoints.
     """
 
+    def __init__(self) -> None:
+        self._paths: dict[str, str] = {}
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rank_zero_print(trained_table(pl_module.model))  # type: ignore[arg-type]
-        rank_zero_print(paths_table(pl_module))
+        self._paths = paths_of(pl_module)  # in every process: sharded layers answer together
+        rank_zero_print(paths_table(self._paths))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer, pl_module, "finished")
@@ -239,7 +243,7 @@ class Summary(Callback):
             world_size=trainer.world_size,
             data_hash=getattr(trainer.datamodule, "data_hash", None),
             base_fingerprint=module.fingerprint,
-            paths=paths_of(module),
+            paths=self._paths,
             versions={"peft_lightning": __version__} | {name: version(name) for name in PACKAGES},
         )
         path = Path(trainer.default_root_dir) / "summary.json"

@@ -59,6 +59,8 @@ def test_the_summary_holds_the_runs_real_numbers(run, rows):
     assert summary["seed"] == 0
     assert summary["data_hash"] == trainer.datamodule.data_hash
     assert summary["base_fingerprint"] == trainer.lightning_module.fingerprint
+    assert summary["paths"]["norms"] == "LlamaRMSNorm fused (5)"
+    assert summary["paths"]["on the CPU"] == "compiled kernels"
     assert summary["versions"]["torch"] == torch.__version__
     assert summary["best_val_loss"] == pytest.approx(
         min(float(row["val/loss"]) for row in logged(root) if row["val/loss"])

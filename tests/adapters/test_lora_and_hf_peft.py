@@ -91,7 +91,7 @@ def test_each_reads_the_other_and_the_files_are_the_same(situation, architecture
     assert_close(hf_reads(ours, architecture)(IDS).logits, logits, rtol=0, atol=3e-5)
     fresh = tiny_model(architecture)
     load_adapter(fresh, theirs)
-    assert_close(fresh(IDS).logits, peft(IDS).logits, rtol=0, atol=1e-5)
+    assert_close(fresh(IDS).logits, peft(IDS).logits, rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize("bias", ["lora_only", "all"])
