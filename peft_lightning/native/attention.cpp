@@ -1,16 +1,15 @@
 // Causal attention within each sequence of a flat batch, forward and backward.
 //
-// Query blocks meet key blocks of the same fixed size, so that the matrix library makes one kernel for
-// each kind of product whatever the lengths of the sequences are. Products are of the inputs' own type
-// and summed in float32. What is kept for the backward pass is the output and, for each query, its
-// largest score and the sum of its softmax. (Dao et al. 2022, "FlashAttention", appendix B, keep one
-// number for the two, which is too coarse where a run that goes astray has scores of 1e8.) The backward
-// pass holds keys in rows and queries in columns, where none of its operands has to be transposed.
+// Query blocks meet key blocks of the same fixed size, so that the matrix library makes one kernel
+// for each kind of product whatever the lengths of the sequences are. Products are of the inputs'
+// own type and summed in float32. What is kept for the backward pass is the output and, for each
+// query, its largest score and the sum of its softmax. (Dao et al. 2022, "FlashAttention", appendix
+// B, keep one number for the two, which is too coarse where a run that goes astray has scores of
+// 1e8.) The backward pass holds keys in rows and queries in columns, where none of its operands has
+// to be transposed.
 
 #include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
-
-#include "numbers.h"
 
 #include <algorithm>
 #include <atomic>
@@ -19,6 +18,8 @@
 #include <memory>
 #include <numeric>
 #include <vector>
+
+#include "numbers.h"
 
 namespace {
 
@@ -29,8 +30,8 @@ constexpr int64_t B = 64;  // queries, and keys, of a block
 // What the caller passes, with the same layout as in attention.py.
 struct Shape {
   int64_t sequences, heads, groups, dim, value_dim;
-  int64_t window;         // keys that a query sees, itself included
-  const int64_t* lens;    // queries of each sequence
+  int64_t window;           // keys that a query sees, itself included
+  const int64_t* lens;      // queries of each sequence
   const int64_t* key_lens;  // its keys, the last of which are its queries' own
   float scaling;
 };
@@ -50,6 +51,10 @@ T* row(const View& view, int64_t head, int64_t token) {
 
 // Transpose 16 x 16 words of four bytes.
 void transpose_tile(const uint32_t* from, int64_t step, uint32_t* to, int64_t to_step) {
+#ifdef __clang__  // which has no shuffle of two vectors by a third
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 16; ++j) to[j * to_step + i] = from[i * step + j];
+#else
   typedef uint32_t Row __attribute__((vector_size(64)));
   Row rows[16];
   for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], from + i * step, 64);
@@ -69,6 +74,7 @@ void transpose_tile(const uint32_t* from, int64_t step, uint32_t* to, int64_t to
       }
   }
   for (int i = 0; i < 16; ++i) std::memcpy(to + i * to_step, &rows[i], 64);
+#endif
 }
 
 // Transpose (rows, columns) words of four bytes, rows a multiple of 16.
@@ -155,8 +161,8 @@ inline int64_t total(const Shape& shape) {
   return std::accumulate(shape.lens, shape.lens + shape.sequences, int64_t(0));
 }
 
-// Run a worker of each thread, made for the longest sequence's blocks of keys, on every sequence and
-// head of keys, the longest sequences first.
+// Run a worker of each thread, made for the longest sequence's blocks of keys, on every sequence
+// and head of keys, the longest sequences first.
 template <class Worker, class... Arguments>
 void run(const Shape& shape, const Arguments&... arguments) {
   std::vector<Task> tasks;
@@ -168,7 +174,8 @@ void run(const Shape& shape, const Arguments&... arguments) {
     first += shape.lens[s];
     first_key += shape.key_lens[s];
   }
-  std::stable_sort(tasks.begin(), tasks.end(), [](auto& a, auto& b) { return a.length * a.keys > b.length * b.keys; });
+  std::stable_sort(tasks.begin(), tasks.end(),
+                   [](auto& a, auto& b) { return a.length * a.keys > b.length * b.keys; });
   std::atomic<size_t> next{0};
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
     Worker worker(shape, (longest + B - 1) / B, arguments...);
@@ -193,10 +200,20 @@ struct Forward {
   Room<float> scores, sums;
 
   Forward(const Shape& shape, int64_t blocks, const View* views, float* kept)
-      : shape(shape), query(views[0]), key(views[1]), value(views[2]), out(views[3]),
-        largest(kept), inverses(kept + shape.heads * total(shape)), tokens(total(shape)),
-        block(B * std::max(D, E)), packed_keys(blocks * B * D), packed_values(blocks * B * E),
-        weights(blocks * B * B), scores(blocks * B * B), sums(B * E) {}
+      : shape(shape),
+        query(views[0]),
+        key(views[1]),
+        value(views[2]),
+        out(views[3]),
+        largest(kept),
+        inverses(kept + shape.heads * total(shape)),
+        tokens(total(shape)),
+        block(B * std::max(D, E)),
+        packed_keys(blocks * B * D),
+        packed_values(blocks * B * E),
+        weights(blocks * B * B),
+        scores(blocks * B * B),
+        sums(B * E) {}
 
   void operator()(const Task& task) {
     for (int64_t j = 0; j * B < task.keys; ++j) {
@@ -285,15 +302,36 @@ struct Backward {
   float most[B], inverse[B], along[B];  // of the block's queries
 
   Backward(const Shape& shape, int64_t blocks, const View* v, const float* kept)
-      : shape(shape), query(v[0]), key(v[1]), value(v[2]), out(v[3]), grad(v[4]), d_query(v[5]),
-        d_key(v[6]), d_value(v[7]), largest(kept),
-        inverses(kept + shape.heads * total(shape)), tokens(total(shape)),
-        key_rows(blocks * B * D), key_columns(blocks * B * D), value_rows(blocks * B * E),
-        d_keys(blocks * B * D), d_values(blocks * B * E),
-        query_block(B * D), query_rows(B * D), query_columns(B * D),
-        grad_block(B * E), grad_rows(B * E), grad_columns(B * E),
-        scores(B * B), d_weights(B * B), d_query_columns(B * D), d_query_rows(B * D),
-        weights(B * B), d_scores(B * B), d_scores_packed(B * B) {}
+      : shape(shape),
+        query(v[0]),
+        key(v[1]),
+        value(v[2]),
+        out(v[3]),
+        grad(v[4]),
+        d_query(v[5]),
+        d_key(v[6]),
+        d_value(v[7]),
+        largest(kept),
+        inverses(kept + shape.heads * total(shape)),
+        tokens(total(shape)),
+        key_rows(blocks * B * D),
+        key_columns(blocks * B * D),
+        value_rows(blocks * B * E),
+        d_keys(blocks * B * D),
+        d_values(blocks * B * E),
+        query_block(B * D),
+        query_rows(B * D),
+        query_columns(B * D),
+        grad_block(B * E),
+        grad_rows(B * E),
+        grad_columns(B * E),
+        scores(B * B),
+        d_weights(B * B),
+        d_query_columns(B * D),
+        d_query_rows(B * D),
+        weights(B * B),
+        d_scores(B * B),
+        d_scores_packed(B * B) {}
 
   void operator()(const Task& task) {
     int64_t blocks = (task.keys + B - 1) / B;
@@ -336,7 +374,8 @@ struct Backward {
       inverse[q] = q < rows ? inverses[h * tokens + at + q] : 0;
     }
     for (int64_t j = start; j < stop; ++j) {
-      brgemm(B, B, D, D, B, B, false, key_rows.get() + j * B * D, query_columns.get(), scores.get());
+      brgemm(B, B, D, D, B, B, false, key_rows.get() + j * B * D, query_columns.get(),
+             scores.get());
       brgemm(B, B, E, E, B, B, false, value_rows.get() + j * B * E, grad_columns.get(),
              d_weights.get());
       for (int64_t k = 0; k < B; ++k) softmax_backward(k, j * B + k - place, rows);
@@ -355,9 +394,10 @@ struct Backward {
       narrow_row(d_query_rows.get() + q * D, D, row<T>(d_query, h, at + q));
   }
 
-  // Weights of key k and gradients of its scores: it lies `ahead` keys after the block's first query.
+  // Weights of key k and gradients of its scores. It lies `ahead` keys after the first query.
   void softmax_backward(int64_t k, int64_t ahead, int64_t rows) {
-    int from = std::clamp<int64_t>(ahead, 0, B), to = std::clamp<int64_t>(ahead + shape.window, 0, rows);
+    int from = std::clamp<int64_t>(ahead, 0, B),
+        to = std::clamp<int64_t>(ahead + shape.window, 0, rows);
     const float *s = scores.get() + k * B, *dw = d_weights.get() + k * B;
     T *w = weights.get() + k * B, *ds = d_scores.get() + k * B;
     for (int c = 0; c < B; ++c) {
@@ -385,12 +425,12 @@ int guarded(const Call& call) {  // no exception may pass through C
 // Each returns 0, or 1 if the matrix library has no such product on this processor.
 // Views: query, key, value, out; backward also the gradient of out, and to be written those of
 // query, key and value.
-#define EXPORT(T, type)                                                                          \
-  int attention_##type(const Shape* shape, const View* views, float* kept) {                 \
-    return guarded([&] { run<Forward<T>>(*shape, views, kept); });                               \
-  }                                                                                              \
-  int attention_backward_##type(const Shape* shape, const View* views, const float* kept) {      \
-    return guarded([&] { run<Backward<T>>(*shape, views, kept); });                              \
+#define EXPORT(T, type)                                                                     \
+  int attention_##type(const Shape* shape, const View* views, float* kept) {                \
+    return guarded([&] { run<Forward<T>>(*shape, views, kept); });                          \
+  }                                                                                         \
+  int attention_backward_##type(const Shape* shape, const View* views, const float* kept) { \
+    return guarded([&] { run<Backward<T>>(*shape, views, kept); });                         \
   }
 
 extern "C" {

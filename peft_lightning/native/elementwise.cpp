@@ -74,13 +74,13 @@ void norm(int64_t rows, int64_t width, const T* x, const T* weight, float eps, T
 
 template <class T>
 void scaled(int64_t rows, int64_t width, const T* x, const T* weight, const float* inverses, T* y) {
-  for_rows(rows, width, [=](int64_t at, int64_t r) {
-    scaled_row(width, x + at, weight, inverses[r], y + at);
-  });
+  for_rows(rows, width,
+           [=](int64_t at, int64_t r) { scaled_row(width, x + at, weight, inverses[r], y + at); });
 }
 
 template <class T>
-void backward_row(int64_t width, const T* x, const T* weight, float inverse, const T* grad, T* d_x) {
+void backward_row(int64_t width, const T* x, const T* weight, float inverse, const T* grad,
+                  T* d_x) {
   float along = 0;
 #pragma omp simd reduction(+ : along)
   for (int64_t i = 0; i < width; ++i) along += wide(x[i]) * wide(grad[i]) * wide(weight[i]);
@@ -98,8 +98,8 @@ void norm_backward(int64_t rows, int64_t width, const T* x, const T* weight, con
   });
 }
 
-// Turn the pairs of numbers (i, i + dim / 2) of each head by a token's angles, or with `way` -1 turn
-// gradients back. Tokens lie `step` numbers apart in x, and (tokens, heads, dim) in y.
+// Turn the pairs of numbers (i, i + dim / 2) of each head by a token's angles, or with `way` -1
+// turn gradients back. Tokens lie `step` numbers apart in x, and (tokens, heads, dim) in y.
 template <class T>
 void rotated(int64_t tokens, int64_t heads, int64_t dim, int64_t step, float way, const T* x,
              const T* cosines, const T* sines, T* y) {
@@ -113,7 +113,8 @@ void rotated(int64_t tokens, int64_t heads, int64_t dim, int64_t step, float way
 #pragma omp simd
       for (int64_t i = 0; i < half; ++i) {
         float a = wide(from[i]), b = wide(from[i + half]);
-        float first = wide(turn < 0 ? s[i + half] : s[i]), second = wide(turn < 0 ? s[i] : s[i + half]);
+        float first = wide(turn < 0 ? s[i + half] : s[i]),
+              second = wide(turn < 0 ? s[i] : s[i + half]);
         to[i] = narrow<T>(a * wide(c[i]) - turn * b * first);
         to[i + half] = narrow<T>(b * wide(c[i + half]) + turn * a * second);
       }
@@ -123,29 +124,29 @@ void rotated(int64_t tokens, int64_t heads, int64_t dim, int64_t step, float way
 
 }  // namespace
 
-#define EXPORT(T, type)                                                                          \
-  void gated_##type(int64_t rows, int64_t width, const T* gate, const T* up, T* out) {           \
-    gated(rows, width, gate, up, out);                                                           \
-  }                                                                                              \
-  void gated_backward_##type(int64_t rows, int64_t width, const T* gate, const T* up,            \
-                             const T* grad, T* d_gate, T* d_up) {                                \
-    gated_backward(rows, width, gate, up, grad, d_gate, d_up);                                   \
-  }                                                                                              \
-  void norm_##type(int64_t rows, int64_t width, const T* x, const T* weight, float eps, T* y,    \
-                   float* inverses) {                                                            \
-    norm(rows, width, x, weight, eps, y, inverses);                                              \
-  }                                                                                              \
-  void scaled_##type(int64_t rows, int64_t width, const T* x, const T* weight,                   \
-                     const float* inverses, T* y) {                                              \
-    scaled(rows, width, x, weight, inverses, y);                                                 \
-  }                                                                                              \
-  void norm_backward_##type(int64_t rows, int64_t width, const T* x, const T* weight,            \
-                            const float* inverses, const T* grad, T* d_x) {                      \
-    norm_backward(rows, width, x, weight, inverses, grad, d_x);                                  \
-  }                                                                                              \
-  void rotated_##type(int64_t tokens, int64_t heads, int64_t dim, int64_t step, float way,       \
-                      const T* x, const T* cosines, const T* sines, T* y) {                      \
-    rotated(tokens, heads, dim, step, way, x, cosines, sines, y);                                \
+#define EXPORT(T, type)                                                                       \
+  void gated_##type(int64_t rows, int64_t width, const T* gate, const T* up, T* out) {        \
+    gated(rows, width, gate, up, out);                                                        \
+  }                                                                                           \
+  void gated_backward_##type(int64_t rows, int64_t width, const T* gate, const T* up,         \
+                             const T* grad, T* d_gate, T* d_up) {                             \
+    gated_backward(rows, width, gate, up, grad, d_gate, d_up);                                \
+  }                                                                                           \
+  void norm_##type(int64_t rows, int64_t width, const T* x, const T* weight, float eps, T* y, \
+                   float* inverses) {                                                         \
+    norm(rows, width, x, weight, eps, y, inverses);                                           \
+  }                                                                                           \
+  void scaled_##type(int64_t rows, int64_t width, const T* x, const T* weight,                \
+                     const float* inverses, T* y) {                                           \
+    scaled(rows, width, x, weight, inverses, y);                                              \
+  }                                                                                           \
+  void norm_backward_##type(int64_t rows, int64_t width, const T* x, const T* weight,         \
+                            const float* inverses, const T* grad, T* d_x) {                   \
+    norm_backward(rows, width, x, weight, inverses, grad, d_x);                               \
+  }                                                                                           \
+  void rotated_##type(int64_t tokens, int64_t heads, int64_t dim, int64_t step, float way,    \
+                      const T* x, const T* cosines, const T* sines, T* y) {                   \
+    rotated(tokens, heads, dim, step, way, x, cosines, sines, y);                             \
   }
 
 extern "C" {

@@ -24,9 +24,12 @@ inline T narrow(float x) {
   return T(uint16_t(bits >> 16), T::from_bits());
 }
 template <>
-inline float narrow<float>(float x) { return x; }
+inline float narrow<float>(float x) {
+  return x;
+}
 
-// exp within 2 units in the last place from -87 to 88.3, infinity above (the polynomial is that of Cephes).
+// exp within 2 units in the last place from -87 to 88.3, and infinity above. The polynomial is that
+// of Cephes.
 inline float exponential(float x) {
   x = x < -87.0f ? -87.0f : x;  // a NaN stays one
   x = x > 89.0f ? 89.0f : x;
