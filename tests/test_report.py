@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from peft_lightning import LoRA
 from peft_lightning.generation import encode_prompt, find_end_ids
+from peft_lightning.native.library import kernels_state
 from peft_lightning.report import ProgressBar, trained_table, useful_tokens
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, fit, write_base
@@ -60,7 +61,7 @@ def test_the_summary_holds_the_runs_real_numbers(run, rows):
     assert summary["data_hash"] == trainer.datamodule.data_hash
     assert summary["base_fingerprint"] == trainer.lightning_module.fingerprint
     assert summary["paths"]["norms"] == "LlamaRMSNorm fused (5)"
-    assert summary["paths"]["on the CPU"] == "compiled kernels"
+    assert summary["paths"]["on the CPU"] == kernels_state()
     assert summary["versions"]["torch"] == torch.__version__
     assert summary["best_val_loss"] == pytest.approx(
         min(float(row["val/loss"]) for row in logged(root) if row["val/loss"])
@@ -162,7 +163,7 @@ def test_the_start_says_how_each_part_is_computed(base, rows, tmp_path, capsys):
     assert "gated MLPs      LlamaMLP fused (2)" in said
     assert "rotary          LlamaAttention fused (2)" in said
     assert "attention       each sequence alone, on cpu" in said
-    assert "on the CPU      compiled kernels" in said
+    assert f"on the CPU      {kernels_state()}" in said
     assert "loss            labelled tokens, in chunks" in said
     assert "layers below 1  no graph, nothing kept" in said
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from peft_lightning.user_cache import user_cache
 
 # weights, configs, tokenizers and templates, as names on the hub
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
@@ -108,8 +109,7 @@ def model_folder(source: str, options: dict[str, Any]) -> Path:
 
 def nearest_place(path: Path) -> str:
     """Return a hint at folders and files of a name near that of ``path``."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    cached = caches / "peft_lightning" / "models" / path.name  # where get_smollm2.py writes
+    cached = user_cache("models") / path.name  # where get_smollm2.py writes
     if cached.is_dir() and cached != path:
         return f"; did you mean {cached}?"
     folder = path.parent if path.parent.is_dir() else Path()

@@ -28,6 +28,7 @@ from peft_lightning.data.tokenization import (
     one_of,
 )
 from peft_lightning.data.tokenizer import tokenizer_fingerprint
+from peft_lightning.user_cache import user_cache
 
 VERSION = 1  # raise it when the same rows would become other tokens
 ROWS_AT_ONCE = 512
@@ -154,9 +155,7 @@ def tokenized(
 
 def default_cache_dir() -> Path:
     """Return ``peft_lightning/tokens`` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / (
-        "peft_lightning/tokens"
-    )
+    return user_cache("tokens")
 
 
 def _whole(folder: Path) -> TokenizedDataset | None:

@@ -77,14 +77,15 @@ void transpose_tile(const uint32_t* from, int64_t step, uint32_t* to, int64_t to
 #endif
 }
 
-// Transpose (rows, columns) words of four bytes, rows a multiple of 16.
+// Transpose (rows, columns) words of four bytes.
 void transpose_words(const uint32_t* from, int64_t rows, int64_t columns, uint32_t* to) {
-  int64_t c = 0;
-  for (; c + 16 <= columns; c += 16)
-    for (int64_t r = 0; r < rows; r += 16)
+  int64_t tiled_rows = rows / 16 * 16, tiled_columns = columns / 16 * 16;
+  for (int64_t r = 0; r < tiled_rows; r += 16)
+    for (int64_t c = 0; c < tiled_columns; c += 16)
       transpose_tile(from + r * columns + c, columns, to + c * rows + r, rows);
-  for (; c < columns; ++c)
-    for (int64_t r = 0; r < rows; ++r) to[c * rows + r] = from[r * columns + c];
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = r < tiled_rows ? tiled_columns : 0; c < columns; ++c)
+      to[c * rows + r] = from[r * columns + c];
 }
 
 template <class T>
@@ -124,18 +125,6 @@ void transpose(const T* block, int64_t dim, T* to) {
   if constexpr (PAIR<T> == 1) return pack_columns(block, dim, to);
   for (int64_t d = 0; d < dim; ++d)
     for (int64_t i = 0; i < B; ++i) to[d * B + i] = block[i * dim + d];
-}
-
-// (dim, B) to (B, dim).
-void transpose_back(const float* columns, int64_t dim, float* to) {
-  const auto* from = reinterpret_cast<const uint32_t*>(columns);
-  auto* words = reinterpret_cast<uint32_t*>(to);
-  int64_t d = 0;
-  for (; d + 16 <= dim; d += 16)
-    for (int64_t i = 0; i < B; i += 16)
-      transpose_tile(from + d * B + i, B, words + i * dim + d, dim);
-  for (; d < dim; ++d)
-    for (int64_t i = 0; i < B; ++i) words[i * dim + d] = from[d * B + i];
 }
 
 template <class T>
@@ -389,7 +378,8 @@ struct Backward {
       brgemm(D, B, B, B, B, B, j > start, key_columns.get() + j * B * D, right,
              d_query_columns.get());
     }
-    transpose_back(d_query_columns.get(), D, d_query_rows.get());
+    transpose_words(reinterpret_cast<const uint32_t*>(d_query_columns.get()), D, B,
+                    reinterpret_cast<uint32_t*>(d_query_rows.get()));
     for (int64_t q = 0; q < rows; ++q)
       narrow_row(d_query_rows.get() + q * D, D, row<T>(d_query, h, at + q));
   }

@@ -36,7 +36,7 @@ class _View(ctypes.Structure):  # likewise
 
 def takes_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> bool:
     """Whether ``native_attention`` computes this."""
-    if kernels(query, key, value) is None or query.dtype not in _multiplied():
+    if kernels(query, key, value) is None or query.dtype not in multiplied():
         return False
     even = query.shape[-1] % 2 == 0 and value.shape[-1] % 2 == 0
     return even and scaling > 0 and query.shape[2] > 0
@@ -122,7 +122,7 @@ def _run(name: str, shape: _Shape, tensors: list[Tensor], kept: Tensor) -> None:
 
 
 @cache
-def _multiplied() -> set[torch.dtype]:
+def multiplied() -> set[torch.dtype]:
     """Return the dtypes that the matrix library multiplies on this processor, each tried once."""
     found = set()
     for dtype in TYPES:

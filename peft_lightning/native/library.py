@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_lightning.user_cache import user_cache
+
 SWITCH = "PEFT_LIGHTNING_KERNELS"
 TYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 LONGEST_BUILD = 300  # seconds
@@ -27,7 +29,7 @@ LONGEST_BUILD = 300  # seconds
 _HERE = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
 _FLAGS = ["-std=c++20", "-O3", "-march=native", "-mprefer-vector-width=512", "-fPIC", "-fopenmp"]
-# as torch is built: neither changes a result, and both let loops be vectorised
+# as torch itself: neither changes a result, and both let loops be vectorised
 _FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 
 
@@ -52,6 +54,11 @@ def address(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
+def builds_here() -> bool:
+    """Whether this is a kind of machine that the kernels are written for."""
+    return sys.platform == "linux" and platform.machine() == "x86_64"
+
+
 def kernels_state() -> str:
     """Return "compiled kernels", or why there are none: "no compiled kernels: ..."."""
     library, why = _library()
@@ -66,13 +73,13 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
         raise ValueError(f"{SWITCH} is {switch!r}: it can be on or off")
     if switch == "off":
         return None, f"{SWITCH} is off"
-    if sys.platform != "linux" or platform.machine() != "x86_64":
+    if not builds_here():
         return None, f"{sys.platform} on {platform.machine()}"
     compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
     if compiler is None:
         return None, "no C++ compiler; g++ would make training faster"
     try:
-        path = _folder() / f"{_identity(compiler)}.so"
+        path = user_cache("kernels") / f"{_identity(compiler)}.so"
         try:
             library = ctypes.CDLL(str(path))
         except OSError:  # not there, or not a library
@@ -81,11 +88,6 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
     except (OSError, subprocess.SubprocessError) as error:
         return None, _reason(error)
     return library, ""
-
-
-def _folder() -> Path:
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return caches / "peft_lightning" / "kernels"
 
 
 def _sources() -> list[Path]:
@@ -107,7 +109,12 @@ def _build(compiler: str, path: Path) -> None:
     print("compiling kernels for this processor (once, some 10 s) ...", file=sys.stderr, flush=True)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder:
+    here = f".build-{platform.node()}-"
+    for left in path.parent.glob(f"{here}*"):  # by a process that was killed
+        if not Path("/proc", left.name.removeprefix(here).split("-")[0]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    prefix = f"{here}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
         objects = [Path(folder, source.stem).with_suffix(".o") for source in _sources()]
         each = zip(_sources(), objects, strict=True)
         compiling = [
