@@ -81,6 +81,9 @@ class LabelledOutputs:
         positions, targets = labelled_positions(
             inputs.pop("labels"), inputs.get("cu_seq_lens"), inputs.get("prefix_len", 0)
         )
+        weight = self.model.get_input_embeddings().weight
+        if "cu_seq_lens" in inputs and attention.compiles_products(weight):
+            inputs = attention.in_whole_blocks(inputs)
         return self._model_inputs(inputs), positions, targets
 
     def _prepared(self, batch: Batch) -> Batch:

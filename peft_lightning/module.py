@@ -293,6 +293,11 @@ class CausalLMModule(L.LightningModule):
         self.log("grad_norm", norm, rank_zero_only=True)
         Guards.check_step(self, nll, int(tokens), norm)
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Let go of the gradients after the step: the next forward pass needs their memory."""
+        super().optimizer_step(*args, **kwargs)
+        self.zero_grad()
+
     def on_fit_start(self) -> None:
         """Open or compute what the frozen layers make of the rows, if that is wanted."""
         if self.cache_frozen:

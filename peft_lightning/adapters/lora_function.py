@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from peft_lightning.native.buffers import empty
+
 
 class Projection(NamedTuple):
     """One layer of those that share an input.
@@ -71,7 +73,11 @@ class _LoRALinear(torch.autograd.Function):
             fours, scalings, _parts(down, fours), strict=True
         ):
             weight = weight.to(x.dtype)
-            y = flat @ weight.T if bias is None else torch.addmm(bias.to(x.dtype), flat, weight.T)
+            y = empty((len(flat), len(weight)), like=flat)
+            if bias is None:
+                torch.mm(flat, weight.T, out=y)
+            else:
+                torch.addmm(bias.to(x.dtype), flat, weight.T, out=y)
             y.addmm_(part, (b * scaling).to(x.dtype).T)
             results.append(y.view(*x.shape[:-1], -1))
         ctx.save_for_backward(down, *tensors, *(makers or [flat]))
@@ -98,7 +104,10 @@ class _LoRALinear(torch.autograd.Function):
             d_biases.append(dy.sum(0) if trains_bias else None)
             if needs_x:
                 weight = weight.to(dy.dtype)
-                d_x = dy @ weight if d_x is None else d_x.addmm_(dy, weight)
+                if d_x is None:
+                    d_x = torch.mm(dy, weight, out=empty((len(dy), weight.shape[1]), like=dy))
+                else:
+                    d_x.addmm_(dy, weight)
         d_down = torch.cat(d_downs, 1)  # (N, R)
         d_as = (d_down.T @ flat).to(fours[0][2].dtype).split([a.shape[0] for _, _, a, _ in fours])
         if d_x is not None:

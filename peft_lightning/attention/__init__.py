@@ -2,5 +2,13 @@
 
 from peft_lightning.attention.flat import NAME, flat_inputs, isolation_error
 from peft_lightning.attention.varlen import has_varlen
+from peft_lightning.attention.whole_blocks import compiles_products, in_whole_blocks
 
-__all__ = ["NAME", "flat_inputs", "has_varlen", "isolation_error"]
+__all__ = [
+    "NAME",
+    "compiles_products",
+    "flat_inputs",
+    "has_varlen",
+    "in_whole_blocks",
+    "isolation_error",
+]

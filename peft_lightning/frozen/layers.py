@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -100,7 +101,10 @@ class FrozenLayers:
 
     @contextmanager
     def skipped(self, states: Tensor) -> Iterator[None]:
-        """Let ``states``, (B, T, d), be the last one's output, and none of them run."""
+        """Let ``states``, (B, T, d), be the last one's output, and none of them run.
+
+        Where the model's inputs are longer than T, the rest is padding, which no label sees.
+        """
         self._given = states
         try:
             yield
@@ -109,7 +113,8 @@ class FrozenLayers:
 
     def _forward(self, forward: Any, last: bool, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._given is not None:
-            return self._given if last else hidden
+            padding = hidden.shape[1] - self._given.shape[1]
+            return F.pad(self._given, (0, 0, 0, padding)) if last else hidden
         output = forward(hidden, *args, **kwargs)
         if self._alone and last:
             self._given = output

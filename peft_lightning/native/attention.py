@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from peft_lightning.native.buffers import empty
 from peft_lightning.native.library import TYPES, address, function, kernels
 
 _EVERYTHING = 1 << 40  # a window that no sequence is longer than
@@ -92,7 +93,7 @@ class _Attention(torch.autograd.Function):
             *(kind(*numbers) for kind, numbers in zip(counts, (lens, key_lens), strict=True)),
             scaling,
         )
-        out = query.new_empty(1, tokens, heads, value_dim)
+        out = empty((1, tokens, heads, value_dim), query)
         kept = torch.empty(2, heads, tokens, dtype=torch.float32)
         _run("attention", ctx.shape, [query, key, value, out.transpose(1, 2)], kept)
         ctx.save_for_backward(query, key, value, out, kept)
@@ -103,10 +104,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, kept = ctx.saved_tensors
         # (1, T, H, D) in memory, seen as (1, H, T, D): what the projections' backward reads
-        found = [
-            torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format)
-            for x in (query, key, value)
-        ]
+        found = [empty(x.transpose(1, 2).shape, x) for x in (query, key, value)]
         d_query, d_key, d_value = (x.transpose(1, 2) for x in found)
         given = [query, key, value, out.transpose(1, 2), grads[0].contiguous().transpose(1, 2)]
         _run("attention_backward", ctx.shape, [*given, d_query, d_key, d_value], kept)

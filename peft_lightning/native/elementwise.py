@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from peft_lightning.native.buffers import empty
 from peft_lightning.native.library import address, function, kernels
 
 
@@ -18,7 +19,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor | None:
     """Return ``silu(gate) * up``, both (..., n)."""
     if (run := _kernel("gated", gate, up)) is None:
         return None
-    out = torch.empty_like(gate)
+    out = empty(gate.shape, gate)
     run(*_rows(gate), *map(address, (gate, up, out)))
     return out
 
@@ -28,7 +29,7 @@ def gated_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tens
     grad = grad.contiguous()
     if (run := _kernel("gated_backward", gate, up, grad)) is None:
         return None
-    d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
+    d_gate, d_up = empty(gate.shape, gate), empty(up.shape, up)
     run(*_rows(gate), *map(address, (gate, up, grad, d_gate, d_up)))
     return d_gate, d_up
 
@@ -37,7 +38,7 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor] | None:
     """Return RMSNorm of ``x`` (..., n), and 1 / root mean square of its rows, (..., 1) float32."""
     if (run := _kernel("norm", x, weight)) is None:
         return None
-    y = torch.empty_like(x)
+    y = empty(x.shape, x)
     inverse = torch.empty(*x.shape[:-1], 1, dtype=torch.float32)
     run(*_rows(x), *map(address, (x, weight)), ctypes.c_float(eps), *map(address, (y, inverse)))
     return y, inverse
@@ -47,7 +48,7 @@ def scaled(x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor | None:
     """Return RMSNorm of ``x`` again, with what ``norm`` returned of its rows."""
     if (run := _kernel("scaled", x, weight)) is None:
         return None
-    y = torch.empty_like(x)
+    y = empty(x.shape, x)
     run(*_rows(x), *map(address, (x, weight, inverse, y)))
     return y
 
@@ -57,7 +58,7 @@ def norm_backward(x: Tensor, inverse: Tensor, weight: Tensor, grad: Tensor) -> T
     grad = grad.contiguous()
     if (run := _kernel("norm_backward", x, weight, grad)) is None:
         return None
-    d_x = torch.empty_like(x)
+    d_x = empty(x.shape, x)
     run(*_rows(x), *map(address, (x, weight, inverse, grad, d_x)))
     return d_x
 
@@ -85,7 +86,7 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
     if x.stride(3) != 1 or x.stride(1) != dim:  # the heads of a token have to be neighbours
         x = x.transpose(1, 2).contiguous().transpose(1, 2)
     cos, sin = cos.contiguous(), sin.contiguous()
-    y = x.new_empty(1, tokens, heads, dim)
+    y = empty((1, tokens, heads, dim), x)
     sizes = map(ctypes.c_int64, (tokens, heads, dim, x.stride(2)))
     run: Any = _kernel("rotated", cos, sin)
     run(*sizes, ctypes.c_float(-1.0 if back else 1.0), *map(address, (x, cos, sin, y)))

@@ -1,0 +1,108 @@
+"""Flat batches that padding brings to whole blocks where products are compiled per length."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from peft_lightning import CausalLMModule, LoRA, PromptTuning, attention
+from peft_lightning.attention.whole_blocks import BLOCK
+from peft_lightning.data.batching import flat_collate
+from tiny import ARCHITECTURES
+from tiny_run import write_base
+
+ADAPTERS = {
+    "LoRA": LoRA(r=2, init_lora_weights=False),
+    "a prompt": PromptTuning(3, "SAMPLE_VOCAB"),
+}
+LENS = [5, 13, 1, 20]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """A folder of each architecture."""
+    folder = tmp_path_factory.mktemp("models")
+    return {name: write_base(folder / name, name) for name in ARCHITECTURES}
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Compute in whole blocks in any dtype."""
+    return lambda: monkeypatch.setattr(attention, "compiles_products", lambda weight: True)
+
+
+def batch(lens=LENS):
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(3, 100, (n,), generator=generator).numpy() for n in lens]
+    return flat_collate([{"input_ids": ids, "labels": ids} for ids in rows])
+
+
+def loaded(folder, adapter="LoRA", **options):
+    torch.manual_seed(0)
+    module = CausalLMModule(str(folder), ADAPTERS[adapter], **options)
+    module.configure_model()
+    return module
+
+
+def widths_of(module):
+    """Return a list to which the first layer adds how many tokens it is given."""
+    widths = []
+    module.model.model.layers[0].register_forward_hook(
+        lambda layer, given, out: widths.append(given[0].shape[1])
+    )
+    return widths
+
+
+def loss_and_gradients(module):
+    trained = module.trainable_parameters()
+    nll, tokens = module.nll(batch())
+    return nll, tokens, torch.autograd.grad(nll, trained), module.hits
+
+
+@pytest.mark.parametrize(
+    ("adapter", "shared"), [("LoRA", None), ("a prompt", None), ("a prompt", False)]
+)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_padding_changes_no_loss_and_no_gradient(bases, architecture, adapter, shared, always):
+    module = loaded(bases[architecture], adapter)
+    module.outputs._shares = shared  # None: once for all sequences, as that is exact
+    plain = loss_and_gradients(module)
+    always()
+    assert_close(loss_and_gradients(module), plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("architecture", ["gpt2", "opt"])  # float64 in every operation
+def test_padding_changes_nothing_in_float64(bases, architecture, adapter, always):
+    module = loaded(bases[architecture], adapter)
+    module.model.double()
+    plain = loss_and_gradients(module)
+    always()
+    assert_close(loss_and_gradients(module), plain, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_half_precision_on_a_cpu_is_computed_in_whole_blocks(bases, adapter):
+    module = loaded(bases["llama"], adapter, dtype="bfloat16")
+    module.nll(batch())  # the checks of a first batch
+    widths = widths_of(module)
+    for lens in (LENS, [BLOCK - 3], [BLOCK], [BLOCK + 1]):
+        module.nll(batch(lens))
+    expected = [1, 1, 1 if adapter == "LoRA" else 2, 2]
+    assert widths == [BLOCK * n for n in expected]
+
+
+def test_other_precisions_are_computed_without_padding(bases):
+    module = loaded(bases["llama"])
+    module.nll(batch())
+    widths = widths_of(module)
+    module.nll(batch())
+    assert widths == [sum(LENS)]
+
+
+def test_under_autocast_a_float32_base_is_computed_in_whole_blocks(bases):
+    module = loaded(bases["llama"])
+    module.nll(batch())
+    widths = widths_of(module)
+    with torch.autocast("cpu", torch.bfloat16):
+        module.nll(batch())
+    assert widths == [BLOCK]
