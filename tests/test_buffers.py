@@ -76,6 +76,30 @@ def test_a_small_tensor_does_not_hold_the_memory_of_a_much_larger_one(memory):
     assert memory.empty((3000, 300), torch.float32).data_ptr() == place
 
 
+def test_what_is_free_is_given_back_before_memory_is_said_to_lack(memory, monkeypatch):
+    asked, mapped = [], buffers._mapped
+
+    def lacking(size):
+        asked.append(len(memory._free))
+        if len(asked) == 1:
+            raise OSError(12, "Cannot allocate memory")
+        return mapped(size)
+
+    memory.empty((3, *SHAPE), torch.float32)
+    monkeypatch.setattr(buffers, "_mapped", lacking)
+    assert memory.empty(SHAPE, torch.float32).shape == SHAPE
+    assert asked == [1, 0]
+
+
+def test_lack_of_memory_is_a_memory_error_with_the_bytes(memory, monkeypatch):
+    def lacking(size):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(buffers, "_mapped", lacking)
+    with pytest.raises(MemoryError, match="not enough memory for a tensor of 1,200,128 bytes"):
+        memory.empty(SHAPE, torch.float32)
+
+
 def test_threads_do_not_share_memory(memory):
     mixed = []
 

@@ -12,6 +12,7 @@ import ctypes
 import itertools
 import math
 import mmap
+import sys
 import threading
 import weakref
 from bisect import bisect_left, insort
@@ -34,7 +35,7 @@ class Buffers:
         self._lent: dict[int, tuple[weakref.ref[Any], mmap.mmap]] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._outgrown = 0  # bytes
+        self._outgrown = TRIMMED_AFTER  # bytes: the first batch trims what loading has left
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return a tensor of ``shape``, its numbers whatever was there."""
@@ -59,10 +60,22 @@ class Buffers:
                 if self._outgrown > TRIMMED_AFTER:
                     self._outgrown = 0
                     _trim_heap()  # its holes are as much too small
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            return _mapped(size)
+        except OSError:  # perhaps what is free here is what is missing
+            with self._lock:
+                self._free.clear()
+        try:
+            return _mapped(size)
+        except OSError as error:
+            raise MemoryError(f"not enough memory for a tensor of {size:,} bytes") from error
 
     def _give_back(self, loan: weakref.ref[Any]) -> None:
         self._returned.append(self._lent.pop(id(loan))[1])  # at any time: takes no lock
+
+
+def _mapped(size: int) -> mmap.mmap:
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _trim_heap() -> None:
@@ -75,7 +88,7 @@ _BUFFERS = Buffers()
 
 def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return a tensor of ``shape`` with the dtype and device of ``like``, not initialised."""
-    small = math.prod(shape) * like.itemsize < LARGE
-    if small or like.device.type != "cpu" or torch.compiler.is_compiling():
+    large = math.prod(shape) * like.itemsize >= LARGE and like.device.type == "cpu"
+    if not large or torch.compiler.is_compiling() or sys.platform == "win32":
         return like.new_empty(shape)
     return _BUFFERS.empty(shape, like.dtype)
