@@ -69,7 +69,7 @@ def table(results: list[Point], options: Any, setting: str) -> str:
 
 
 def plot(results: list[Point], file: Path) -> None:
-    """Draw milliseconds a step and peak memory against what varies."""
+    """Draw milliseconds a step and peak memory against what varies; nothing where nothing does."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -77,6 +77,8 @@ def plot(results: list[Point], file: Path) -> None:
 
     sections = ("length", "rank", "layers", "width", "rows")
     sections = tuple(s for s in sections if any(r["section"] == s for r in results))
+    if not sections:
+        return
     figure, axes = pyplot.subplots(2, len(sections), figsize=(3 * len(sections), 5), squeeze=False)
     for (upper, lower), section in zip(axes.T, sections, strict=True):
         found = [r for r in results if r["section"] == section]
