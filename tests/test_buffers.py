@@ -96,9 +96,7 @@ def test_lack_of_memory_is_a_memory_error_with_the_bytes(memory, monkeypatch):
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(buffers, "_mapped", lacking)
-    with pytest.raises(
-        MemoryError, match=r"a tensor of 1,2\d\d,\d\d\d bytes"
-    ):
+    with pytest.raises(MemoryError, match=r"a tensor of 1,2\d\d,\d\d\d bytes"):
         memory.empty(SHAPE, torch.float32)
 
 
