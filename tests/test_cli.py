@@ -1,10 +1,12 @@
 """The command line as a user meets it: help, one line for each mistake, and what a run leaves."""
 
+import gc
 import json
 import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 import yaml
 
 from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
+from peft_lightning.__main__ import no_collecting
 from peft_lightning.adapters import LoRA, load_adapter, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.generation import encode_prompt, generate_tokens
@@ -281,6 +284,19 @@ def test_a_bug_keeps_its_traceback_and_debug_shows_that_of_a_mistake(user):
 
 
 # ---- help -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_importing_a_command_leaves_the_collection_of_garbage_as_it_was(collecting):
+    before = gc.isenabled()
+    try:
+        (gc.enable if collecting else gc.disable)()
+        with suppress(ImportError), no_collecting():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 @pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["--version"], []], ids=str)
