@@ -14,6 +14,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of a tiny random model of each architecture."""
+    from tiny import ARCHITECTURES
+    from tiny_run import write_base
+
+    folder = tmp_path_factory.mktemp("bases")
+    return {name: write_base(folder / name, name) for name in ARCHITECTURES}
+
+
+@pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 prompt and completion rows of uneven lengths."""
     from tiny_run import write_rows

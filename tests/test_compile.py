@@ -10,15 +10,8 @@ from peft_lightning import CausalLMModule, Constant, LoRA, PromptTuning
 from peft_lightning.attention.flat import NAME, flat_inputs
 from peft_lightning.base_model.compiling import compile_layers
 from peft_lightning.checkpoint import Checkpoints
-from peft_lightning.data.batching import flat_collate
 from tiny import DIM, tiny_model
-from tiny_run import fit
-
-
-def flat_batch(lens, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    rows = [torch.randint(3, 100, (n,), generator=generator).numpy() for n in lens]
-    return flat_collate([{"input_ids": ids, "labels": ids} for ids in rows])
+from tiny_run import fit, flat_batch
 
 
 def gradients(model, batch):

@@ -9,16 +9,9 @@ from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig
 from peft_lightning import CausalLMModule, LoRA, PromptTuning
 from peft_lightning.data.batching import flat_collate
 from tiny import ARCHITECTURES
-from tiny_run import byte_tokenizer, fit, write_base
+from tiny_run import byte_tokenizer, fit
 
 LENS = [5, 13, 1, 20]  # above Mistral's and Gemma's window of 8, too
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    """A folder of each architecture."""
-    folder = tmp_path_factory.mktemp("models")
-    return {name: write_base(folder / name, name) for name in ARCHITECTURES}
 
 
 def sequences():

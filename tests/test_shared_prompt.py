@@ -14,26 +14,11 @@ from peft_lightning import (
     load_base_model,
     save_adapter,
 )
-from peft_lightning.data.batching import flat_collate
 from tiny import ARCHITECTURES
-from tiny_run import write_base
+from tiny_run import flat_batch
 
 LENS = [5, 13, 1, 20]  # above Mistral's and Gemma's window of 8, too
 N = 3
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    """A folder of each architecture."""
-    folder = tmp_path_factory.mktemp("models")
-    return {name: write_base(folder / name, name) for name in ARCHITECTURES}
-
-
-def batch():
-    """Return a flat batch whose first tokens are labelled, as plain text is."""
-    generator = torch.Generator().manual_seed(1)
-    rows = [torch.randint(3, 100, (n,), generator=generator).numpy() for n in LENS]
-    return flat_collate([{"input_ids": ids, "labels": ids} for ids in rows])
 
 
 def loaded(folder, **options):
@@ -49,7 +34,7 @@ def loss_and_gradient(module, shared, dtype=torch.float32):
     prompt = module.model.prompt_embeddings
     prompt.grad = None
     module.outputs._shares = shared
-    nll, tokens = module.nll(batch())
+    nll, tokens = module.nll(flat_batch(LENS))
     assert tokens == sum(LENS)  # the last virtual token predicts the first of the text
     nll.backward()
     return nll.detach(), prompt.grad
@@ -75,11 +60,11 @@ def test_loss_and_gradient_are_equal_in_float64(bases, architecture):
 
 def test_only_the_prompt_and_the_text_go_through_the_layers(bases):
     module, widths = loaded(bases["llama"]), []
-    module.nll(batch())
+    module.nll(flat_batch(LENS))
     module.model.model.layers[0].register_forward_hook(
         lambda layer, given, out: widths.append(given[0].shape[1])
     )
-    module.nll(batch())
+    module.nll(flat_batch(LENS))
     assert widths == [N + sum(LENS)]
 
 
@@ -108,7 +93,7 @@ def prefixed(folder, to, **options):
 
 def nll_alone(model, adapter):
     """Return the summed loss of each sequence on its own, by transformers' forward."""
-    total, flat = 0.0, batch()
+    total, flat = 0.0, flat_batch(LENS)
     for ids in flat["input_ids"].split(LENS, dim=1):
         logits = model(**adapter.prepare_inputs(model, {"input_ids": ids})).logits[0, :-1]
         total = total + F.cross_entropy(logits, ids[0, 1:], reduction="sum")
@@ -121,7 +106,7 @@ def test_every_sequence_sees_the_prefix_and_not_its_neighbours(bases, architectu
     exact = architecture in ("gpt2", "opt")
     module.model.to(torch.float64 if exact else torch.float32)
     prompt = module.model.prompt_embeddings
-    nll, _ = module.nll(batch())
+    nll, _ = module.nll(flat_batch(LENS))
     (found,) = torch.autograd.grad(nll, prompt)
     alone = AutoModelForCausalLM.from_pretrained(
         bases[architecture], attn_implementation="sdpa", dtype=prompt.dtype
@@ -136,7 +121,7 @@ def test_every_sequence_sees_the_prefix_and_not_its_neighbours(bases, architectu
 def test_a_prefix_needs_our_attention_in_flat_batches(bases, tmp_path):
     module = prefixed(bases["llama"], tmp_path / "prefix", attn_implementation="sdpa")
     with pytest.raises(ValueError, match=r"cannot train on flat batches.*data\.layout: padded"):
-        module.nll(batch())
+        module.nll(flat_batch(LENS))
 
 
 def test_a_prefix_and_activation_checkpointing_exclude_each_other(bases, tmp_path):

@@ -6,7 +6,6 @@ from torch.testing import assert_close
 
 from peft_lightning import LoRA
 from test_models import flat_batch, loaded, nll_alone, reference
-from tiny_run import write_base
 
 OPTIONS = {
     "saved head": {"modules_to_save": ["lm_head"]},
@@ -16,12 +15,6 @@ OPTIONS = {
     "tokens": {"trainable_token_indices": [5, 70, 3]},
     "tokens of the head": {"trainable_token_indices": {"lm_head": [5, 70, 3]}},
 }
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    return {name: write_base(folder / name, name) for name in ("llama", "qwen2")}
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -10,9 +10,8 @@ from torch.testing import assert_close
 
 from peft_lightning import CausalLMModule, LoRA, PromptTuning, attention
 from peft_lightning.attention.whole_blocks import BLOCK
-from peft_lightning.data.batching import flat_collate
 from tiny import ARCHITECTURES
-from tiny_run import write_base
+from tiny_run import flat_batch
 
 ADAPTERS = {
     "LoRA": LoRA(r=2, init_lora_weights=False),
@@ -21,23 +20,10 @@ ADAPTERS = {
 LENS = [5, 13, 1, 20]
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    """A folder of each architecture."""
-    folder = tmp_path_factory.mktemp("models")
-    return {name: write_base(folder / name, name) for name in ARCHITECTURES}
-
-
 @pytest.fixture
 def always(monkeypatch):
     """Compute in whole blocks in any dtype."""
     return lambda: monkeypatch.setattr(attention, "compiles_products", lambda weight: True)
-
-
-def batch(lens=LENS):
-    generator = torch.Generator().manual_seed(1)
-    rows = [torch.randint(3, 100, (n,), generator=generator).numpy() for n in lens]
-    return flat_collate([{"input_ids": ids, "labels": ids} for ids in rows])
 
 
 def loaded(folder, adapter="LoRA", **options):
@@ -58,7 +44,7 @@ def widths_of(module):
 
 def loss_and_gradients(module):
     trained = module.trainable_parameters()
-    nll, tokens = module.nll(batch())
+    nll, tokens = module.nll(flat_batch(LENS))
     return nll, tokens, torch.autograd.grad(nll, trained), module.hits
 
 
@@ -87,28 +73,28 @@ def test_padding_changes_nothing_in_float64(bases, architecture, adapter, always
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_half_precision_on_a_cpu_is_computed_in_whole_blocks(bases, adapter):
     module = loaded(bases["llama"], adapter, dtype="bfloat16")
-    module.nll(batch())  # the checks of a first batch
+    module.nll(flat_batch(LENS))  # the checks of a first batch
     widths = widths_of(module)
     for lens in (LENS, [BLOCK - 3], [BLOCK], [BLOCK + 1]):
-        module.nll(batch(lens))
+        module.nll(flat_batch(lens))
     expected = [1, 1, 1 if adapter == "LoRA" else 2, 2]
     assert widths == [BLOCK * n for n in expected]
 
 
 def test_other_precisions_are_computed_without_padding(bases):
     module = loaded(bases["llama"])
-    module.nll(batch())
+    module.nll(flat_batch(LENS))
     widths = widths_of(module)
-    module.nll(batch())
+    module.nll(flat_batch(LENS))
     assert widths == [sum(LENS)]
 
 
 def test_under_autocast_a_float32_base_is_computed_in_whole_blocks(bases):
     module = loaded(bases["llama"])
-    module.nll(batch())
+    module.nll(flat_batch(LENS))
     widths = widths_of(module)
     with torch.autocast("cpu", torch.bfloat16):
-        module.nll(batch())
+        module.nll(flat_batch(LENS))
     assert widths == [BLOCK]
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from peft_lightning import CausalLMModule, LoRA, SFTDataModule
 from peft_lightning.adapters import Adapter
+from peft_lightning.data.batching import Batch, flat_collate
 from tiny import tiny_model
 
 CHATML = (
@@ -46,6 +47,13 @@ def write_base(
     tiny_model(architecture, dtype, vocab_size=len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def flat_batch(lens: list[int], seed: int = 0) -> Batch:
+    """Return a flat batch of random rows of ``lens`` tokens, all labelled, as plain text is."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(3, 100, (n,), generator=generator).numpy() for n in lens]
+    return flat_collate([{"input_ids": ids, "labels": ids} for ids in rows])
 
 
 def write_rows(file: Path, count: int = 24, seed: int = 0) -> Path:

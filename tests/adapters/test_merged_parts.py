@@ -10,7 +10,7 @@ from peft_lightning.adapters import LoRA, save_adapter
 from peft_lightning.adapters.merged_parts import holds_parts
 from peft_lightning.adapters.merging import merged
 from peft_lightning.serving.merged_folder import write_merged
-from tiny_run import byte_tokenizer, write_base
+from tiny_run import byte_tokenizer
 
 SITUATIONS = {
     "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
@@ -24,12 +24,6 @@ SITUATIONS = {
     "new tokens": {"new_tokens": ["<call>", "</call>"]},
     "new tokens, saved": {"new_tokens": ["<call>"], "modules_to_save": ["embed_tokens", "lm_head"]},
 }
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bases")
-    return {name: write_base(folder / name, name) for name in ("llama", "qwen2")}
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
