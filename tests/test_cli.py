@@ -283,9 +283,6 @@ def test_a_bug_keeps_its_traceback_and_debug_shows_that_of_a_mistake(user):
     assert "'rr'" in mistake[2]
 
 
-# ---- help -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("collecting", [True, False])
 def test_importing_a_command_leaves_the_collection_of_garbage_as_it_was(collecting):
     before = gc.isenabled()
@@ -297,6 +294,9 @@ def test_importing_a_command_leaves_the_collection_of_garbage_as_it_was(collecti
         assert gc.isenabled() == collecting
     finally:
         (gc.enable if before else gc.disable)()
+
+
+# ---- help -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["--version"], []], ids=str)
