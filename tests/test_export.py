@@ -1,8 +1,6 @@
 """The command export: GGUF files of a LoRA and of a merged model; how llama.cpp reads them."""
 
 import json
-import subprocess
-import sys
 
 import gguf
 import numpy as np
@@ -14,6 +12,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
+import warm_python
 from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer, places
 from peft_lightning.commands.export import export
@@ -379,10 +378,7 @@ def test_an_adapter_of_another_base_is_refused_unless_any_base(llama, tmp_path, 
 
 
 def test_the_command_line_exports(llama, tmp_path):
-    command = [sys.executable, "-m", "peft_lightning", "export", str(llama[1])]
-    run = subprocess.run(
-        [*command, str(tmp_path / "x.gguf")], capture_output=True, text=True, check=False
-    )
+    run = warm_python.run(["-m", "peft_lightning", "export", llama[1], tmp_path / "x.gguf"])
     assert (run.returncode, "exported: " in run.stdout) == (0, True), run.stderr
 
 

@@ -1,8 +1,7 @@
 """Layers below the adapter: no graph, and their outputs read from disk instead of computed."""
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+import warm_python
 from peft_lightning import CausalLMModule, Constant, Full, LoRA, PromptTuning, SFTDataModule
 from peft_lightning.frozen.cache import adapted_depth
 from peft_lightning.frozen.layers import FrozenLayers, decoder_layers
@@ -292,23 +292,14 @@ def test_two_processes_that_start_at_once_share_one_cache(base, rows, tmp_path):
         "trainer = run(base, rows, root, max_steps=3)\n"
         "print(sum(t.double().sum().item() for t in tensors(trainer).values()).hex())\n"
     )
-    path = [str(Path(__file__).parent), *sys.path]
-    started = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                f"import sys; sys.path[:0] = {path!r}\n{code}",
-                base,
-                rows,
-                root,
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for root in (tmp_path / "a", tmp_path / "b")
-    ]
-    results = [process.communicate(timeout=500)[0].split()[-1] for process in started]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    programs = []
+    for name in ("a", "b"):
+        with (tmp_path / f"{name}.txt").open("w") as out:
+            arguments = ["-c", code, base, rows, tmp_path / name]
+            programs.append(warm_python.start(arguments, env=env, stdout=out))
+    assert [program.wait(500) for program in programs] == [0, 0]
+    results = [(tmp_path / f"{name}.txt").read_text().split()[-1] for name in ("a", "b")]
     assert results[0] == results[1]
     (folder,) = cache_folders(tmp_path)
     assert sorted(f.name for f in folder.iterdir()) == ["meta.json", "rows.npy", "states.bin"]
