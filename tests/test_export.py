@@ -20,6 +20,7 @@ from peft_lightning.commands.merge import merge
 from peft_lightning.serving import agreement, merged_tensors
 from peft_lightning.serving.gguf_layout import Layout
 from peft_lightning.serving.gguf_vocabulary import SPLITS, find_pre
+from rounding import assert_near
 from tiny import tiny_config, tiny_model
 from tiny_gguf import digit_tokenizer, interleaved, write_gguf
 
@@ -182,7 +183,7 @@ def test_our_loader_reads_the_logits_of_the_merged_folder(base, tmp_path, dtype,
     vectors = [n for n, p in want.named_parameters() if p.ndim == 1]  # float32 in a GGUF file
     exact = load_base_model(str(base), dtype="float32").state_dict()
     want.load_state_dict({n: exact[n] for n in vectors}, strict=False)
-    assert_close(model(IDS).logits, want(IDS).logits, rtol=1e-5, atol=1e-5)
+    assert_near(model(IDS).logits, want(IDS).logits)
     matrix = next(t for t in gguf.GGUFReader(file).tensors if t.name == "blk.0.ffn_up.weight")
     assert (
         matrix.tensor_type.name == {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
@@ -214,7 +215,7 @@ def test_a_whole_model_is_exported_without_an_adapter(llama, tmp_path, capsys):
     ckpt = write_adapter(llama[0], tmp_path / "full", Full())
     export(str(ckpt), str(tmp_path / "full.gguf"), format="gguf")
     model = load_base_model(str(tmp_path / "full.gguf"))
-    assert_close(model(IDS).logits, load_base_model(str(ckpt))(IDS).logits)
+    assert_near(model(IDS).logits, load_base_model(str(ckpt))(IDS).logits)
 
 
 def test_a_gguf_base_is_merged_and_exported(tmp_path):
@@ -226,7 +227,7 @@ def test_a_gguf_base_is_merged_and_exported(tmp_path):
     adapted = load_base_model(str(file))
     load_adapter(adapted, ckpt)
     found = load_base_model(str(tmp_path / "m.gguf"))
-    assert_close(found(IDS).logits, adapted(IDS).logits, rtol=1e-4, atol=1e-4)
+    assert_near(found(IDS).logits, adapted(IDS).logits)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base.gguf", "ckpt", "m.gguf"]
 
 

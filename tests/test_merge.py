@@ -24,6 +24,7 @@ from peft_lightning.commands.merge import merge
 from peft_lightning.serving import merged_tensors
 from peft_lightning.serving.agreement import Agreement
 from peft_lightning.serving.merged_folder import size_in_bytes
+from rounding import assert_near
 from tiny import ARCHITECTURES, tiny_model
 from tiny_gguf import digit_tokenizer, write_gguf
 from tiny_run import byte_tokenizer, write_base
@@ -53,7 +54,7 @@ def lora(base, tmp_path_factory):
 
 
 def same(one, other):
-    assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert_near(one, other)
 
 
 def logits(folder):
