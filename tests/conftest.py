@@ -1,6 +1,7 @@
 """Fixtures of all tests, the kinds of tests, and how they are spread over workers."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     names = [arg.partition("::")[0] for arg in config.args]
     if len(names) == 1 and Path(names[0]).is_file():
         return 0
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return max(1, min(len(os.sched_getaffinity(0)), memory // WORKER_MEMORY, 8))
+    memory = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    there = int(memory[1]) * 1024 // WORKER_MEMORY if memory else 1
+    return max(1, min(len(os.sched_getaffinity(0)), there))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ from rounding import assert_near, rounding_error
 from tiny import ARCHITECTURES
 from tiny_run import byte_tokenizer, fit
 
+pytestmark = pytest.mark.processor
 LENS = [5, 13, 1, 20]  # above Mistral's and Gemma's window of 8, too
 
 
