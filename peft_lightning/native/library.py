@@ -29,6 +29,8 @@ LONGEST_BUILD = 300  # seconds
 _HERE = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
 _FLAGS = ["-std=c++20", "-O3", "-march=native", "-mprefer-vector-width=512", "-fPIC", "-fopenmp"]
+# no wider than what torch computes with, which ATEN_CPU_CAPABILITY can bound
+_NARROWED = {"AVX2": ["-mno-avx512f", "-mprefer-vector-width=256"]}
 # as torch itself: neither changes a result, and both let loops be vectorised
 _FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 
@@ -90,6 +92,10 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
     return library, ""
 
 
+def _flags() -> list[str]:
+    return [*_FLAGS, *_NARROWED.get(torch.backends.cpu.get_cpu_capability(), [])]
+
+
 def _sources() -> list[Path]:
     return sorted(_HERE.glob("*.cpp"))
 
@@ -97,7 +103,7 @@ def _sources() -> list[Path]:
 def _identity(compiler: str) -> str:
     """Return a hash of all that decides what the library has to be."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    facts = [" ".join(_FLAGS).encode(), torch.__version__.encode(), version]
+    facts = [" ".join(_flags()).encode(), torch.__version__.encode(), version]
     cpu = Path("/proc/cpuinfo").read_text().splitlines()
     facts += [line.encode() for line in cpu if line.startswith(("model name", "flags"))][:2]
     facts += [file.read_bytes() for file in (*_sources(), *sorted(_HERE.glob("*.h")))]
@@ -119,7 +125,7 @@ def _build(compiler: str, path: Path) -> None:
         each = zip(_sources(), objects, strict=True)
         compiling = [
             subprocess.Popen(
-                [compiler, *_FLAGS, abi, f"-I{_TORCH / 'include'}", "-c", source, "-o", target],
+                [compiler, *_flags(), abi, f"-I{_TORCH / 'include'}", "-c", source, "-o", target],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
             )
