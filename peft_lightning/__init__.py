@@ -6,6 +6,7 @@ The public names are loaded on first use, so that importing the package costs no
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from peft_lightning.schedules import Constant, Cosine, Linear, Schedule
 
 __version__ = "0.1.0"
+
+# Read by OpenMP when torch loads it. Threads that wait for one another look this often before they
+# sleep; its own 300,000 keep a core busy that another process could use (scripts/benchmarks/busy.py)
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 _HOME = {
     "Adapter": "adapters",
