@@ -21,8 +21,13 @@ void pack(const float* from, int64_t step, int64_t rows, int64_t columns, float*
   for (int64_t c = 0; c < columns; c += TILE_COLUMNS) {
     int64_t count = std::min<int64_t>(TILE_COLUMNS, columns - c);
     for (int64_t i = 0; i < rows; ++i, to += TILE_COLUMNS) {
-      std::memcpy(to, from + i * step + c, count * sizeof(float));
-      std::fill(to + count, to + TILE_COLUMNS, 0.0f);
+      const float* own = from + i * step + c;
+      if (count == TILE_COLUMNS) {  // not by a call, which takes longer than the copy
+        *(Vector*)to = *(const Vector*)own;
+        *(Vector*)(to + VECTOR) = *(const Vector*)(own + VECTOR);
+      } else {
+        for (int64_t j = 0; j < TILE_COLUMNS; ++j) to[j] = j < count ? own[j] : 0.0f;
+      }
     }
   }
 }
