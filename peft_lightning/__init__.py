@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Read by OpenMP when torch loads it. Threads that wait for one another look this often before they
-# sleep; its own 300,000 keep a core busy that another process could use (scripts/benchmarks/busy.py)
+# sleep. Its own 300,000 keep a core from other processes: see scripts/benchmarks/busy.py
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 

@@ -2,9 +2,9 @@
 
     python scripts/benchmarks/busy.py [--spins 0 ours 300000 ...] [--busy 1]
 
-Each setting of ``GOMP_SPINCOUNT`` (300,000 is OpenMP's own) trains in fresh processes, alone and beside busy ones, in turn.
-The last line is a JSON object: the speed beside them as a share of the fastest alone, and the speed
-alone as a share of the same.
+Each setting of ``GOMP_SPINCOUNT`` (300,000 is OpenMP's own) trains in fresh processes, alone and
+beside busy ones, in turn. The last line is a JSON object: of each setting the speed alone and the
+speed beside them, as shares of the fastest alone.
 """
 
 from __future__ import annotations
