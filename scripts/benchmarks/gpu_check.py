@@ -220,10 +220,20 @@ def facts_of(device: str) -> tuple[dict[str, str], str]:
         facts["driver"] = nvidia_smi("driver_version")
         facts["power limit"] = nvidia_smi("power.limit")
         facts["CUDA"] = str(torch.version.cuda)
+        facts["torch's flash kernel over sequences"] = flash_kernel()
     facts["processor"] = f"{os.cpu_count()} cores, {platform.machine()}"
     facts["Python"] = platform.python_version()
     facts |= {name: version_of(name) for name in PACKAGES}
     return facts, card
+
+
+def flash_kernel() -> str:
+    """Return whether the module's attention has the kernel that it takes in half precision."""
+    import torch
+
+    from peft_lightning.attention import has_varlen
+
+    return "there" if has_varlen(torch.device("cuda", 0)) else "not there: sequences go one by one"
 
 
 def nvidia_smi(field: str) -> str:

