@@ -32,6 +32,8 @@ def resolve_precision(precision: Any, accelerator: Any, dtype: str) -> Any:
         ValueError: For 16-mixed on a CPU, in whose place Lightning would take bf16-mixed.
     """
     device = device_of(accelerator)
+    if precision == AUTO and device not in ("cpu", "cuda", "mps"):
+        return "32-true"  # one that is not known here, or a mistake that Lightning explains
     if precision == AUTO:
         return choose_precision(find_machine(device), dtype)
     if device == "cpu" and str(precision) in ("16", "16-mixed"):
@@ -121,6 +123,8 @@ def rows_of_table(module: Any) -> dict[str, str]:
     """Return precision and threads, as the table at a run's start says them."""
     choice = choice_of(module.model)
     rows = {} if choice is None else {"precision": str(choice)}
+    if rows and module.quantization:
+        rows["precision"] += f"; linear layers in {module.quantization}"
     if module.device.type == "cpu":
         rows["threads"] = f"{torch.get_num_threads()}: {threads_reason()}"
     return rows

@@ -23,7 +23,7 @@ from peft_lightning.base_model.precision import (
     row_of,
     times_slower,
 )
-from peft_lightning.run_precision import resolve_precision
+from peft_lightning.run_precision import precision_of_run, resolve_precision
 from tiny_run import fit, write_base
 
 AMX = Machine(flags=frozenset({"amx_bf16", "avx512_bf16"}))
@@ -405,6 +405,24 @@ def test_what_cannot_be_computed_is_refused(runs):
     status, _, errors = results["many"]
     assert status == 2
     assert "\nerror: trainer.devices: 99 processes on " in f"\n{errors}"
+
+
+def test_an_accelerator_that_is_not_known_is_left_to_lightning():
+    assert resolve_precision("auto", "tpu", "auto") == "32-true"
+    assert resolve_precision("auto", "gpuu", "auto") == "32-true"
+
+
+@pytest.mark.parametrize("first", ["bf16-mixed", "32-true"])
+def test_processes_on_machines_of_two_kinds_do_not_compute_in_two_types(first):
+    strategy = type("Strategy", (), {"broadcast": lambda self, own: first, "root_device": "cpu"})()
+    facts = {"world_size": 2, "global_rank": 1, "precision": "32-true", "strategy": strategy}
+    trainer = type("Trainer", (), facts)()
+    if first == "32-true":
+        assert precision_of_run(trainer)["precision"] == "32-true"
+        return
+    with pytest.raises(ValueError, match="process 1 computes in 32-true and the first one in bf16"):
+        precision_of_run(trainer)
+    assert precision_of_run(None) == {}
 
 
 def test_a_plugin_says_the_precision_of_a_trainer(tmp_path):
