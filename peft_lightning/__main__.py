@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from peft_lightning.cluster.signals import STOP
+from peft_lightning.resources import limit_threads
 
 PROG = "python -m peft_lightning"
 
@@ -104,6 +105,7 @@ def run(args: list[str]) -> None:
         print(__version__)
         return
     command, rest = find_command(args), args[1:]
+    limit_threads()  # before torch is loaded
     asks_help = any(a in ("-h", "--help", "--help-all") for a in rest)
     if asks_help and command in TRAINER_COMMANDS:
         if "--help-all" not in rest and "all" not in rest:

@@ -43,6 +43,13 @@ from peft_lightning.guards import Guards
 from peft_lightning.identity import check_same_run, run_name
 from peft_lightning.labelled import LabelledOutputs
 from peft_lightning.optimizing import build_optimizer, own_options
+from peft_lightning.run_precision import (
+    precision_of_run,
+    say_if_changed,
+    say_if_emulated,
+    settle_resources,
+    types_used,
+)
 from peft_lightning.schedules import Cosine, Schedule, ScheduledLR
 
 Batch = dict[str, Any]
@@ -63,7 +70,8 @@ class CausalLMModule(L.LightningModule):
         learning_rate: Peak learning rate; by default the one its adapter recommends.
         optimizer: A torch optimizer by class path; by default AdamW without weight decay.
         lr_schedule: Factor on the learning rate over the run.
-        dtype: Of the base's weights: auto (as saved), float32, bfloat16 or float16.
+        dtype: Of the base's frozen weights: auto (that of the products), float32, bfloat16 or
+            float16. The adapter's own are float32.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         activation_checkpointing: Recompute each layer in the backward pass instead of keeping
             its activations.
@@ -155,7 +163,10 @@ class CausalLMModule(L.LightningModule):
             trust_remote_code=self.trust_remote_code,
             revision=self.revision,
             quantization=self.quantization,
+            frozen=not self.adapter.trains_base,
+            **precision_of_run(self._trainer),
         )
+        say_if_emulated(model)
         self.load_tokenizer()
         self.fingerprint = base_fingerprint(model)
         if not self.compile_layers:  # the compiler fuses them itself
@@ -227,6 +238,7 @@ class CausalLMModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Make every checkpoint of this trainer an adapter folder."""
         require_supported(self.trainer.strategy)
+        settle_resources(self.trainer)
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # wanted
         self.trainer.strategy.checkpoint_io = AdapterCheckpointIO()
 
@@ -388,11 +400,12 @@ class CausalLMModule(L.LightningModule):
             "step": checkpoint["global_step"],
             "run": run_name(self.trainer),
             **({"quantization": self.quantization} if self.quantization else {}),
+            **(types := types_used(self)),
         }
         tensor_file, _, texts = adapter_files(self.adapter, self.model, facts, self.tokenizer)
         checkpoint["adapter_files"] = (tensor_file, texts)
         checkpoint["adapter"] = self._adapter_config()
-        checkpoint["base_fingerprint"] = self.fingerprint
+        checkpoint["base_fingerprint"], checkpoint["types"] = self.fingerprint, types
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_same_run(checkpoint["adapter"], self._adapter_config())
@@ -401,6 +414,7 @@ class CausalLMModule(L.LightningModule):
                 f"the checkpoint belongs to another base model: {checkpoint['base_fingerprint']} "
                 f"there, {self.fingerprint} for {self.base_model_name}"
             )
+        say_if_changed(checkpoint.get("types"), self)
 
     def _adapter_config(self) -> dict[str, Any]:
         return {**self.adapter.hf_config(self.model), **self.adapter.own_facts()}

@@ -186,6 +186,8 @@ class RunSummary:
     last: dict[str, float]
     seed: int | None
     precision: str
+    dtype: str
+    threads: int
     world_size: int
     data_hash: str | None
     base_fingerprint: dict[str, Any] | None
@@ -240,6 +242,8 @@ class Summary(Callback):
             last={k: float(v) for k, v in sorted(trainer.callback_metrics.items())},
             seed=torch.initial_seed() if torch.initial_seed() < 2**32 else None,
             precision=str(trainer.precision),
+            dtype=str(module.model.dtype).removeprefix("torch."),
+            threads=torch.get_num_threads(),
             world_size=trainer.world_size,
             data_hash=getattr(trainer.datamodule, "data_hash", None),
             base_fingerprint=module.fingerprint,

@@ -46,13 +46,13 @@ def main(arguments: list[str]) -> int:
 
 
 def answer(base_name: str, folder: str, prompts: list[str]) -> tuple[list[str], list[str]]:
-    """Return the greedy answers without and with the adapter, in bfloat16."""
+    """Return the greedy answers without and with the adapter."""
     from peft_lightning.adapters import load_adapter
     from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
     from peft_lightning.generation import encode_prompt, generate_tokens
 
     tokenizer = load_tokenizer(base_name)
-    model: Any = load_base_model(base_name, dtype="bfloat16")
+    model: Any = load_base_model(base_name, dtype="auto")
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
 
     def answers(adapter: Any) -> list[str]:

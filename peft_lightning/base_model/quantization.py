@@ -42,7 +42,8 @@ def quantization_options(
         name: Of the base.
         config: Its config, which says whether it is quantised already.
         quantization: One of ``QUANTIZATIONS``, or None.
-        dtype: In which to compute.
+        dtype: In which to compute; one that is quantised already by bitsandbytes too, whatever
+            it computed in when it was saved.
 
     Returns:
         Options; none for a base of full precision.
@@ -61,14 +62,14 @@ def quantization_options(
         # it says for each product on a CPU that it rounds the inputs, which is what was asked for
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not quantization:
+        if own == "bitsandbytes" and isinstance(saved := config.quantization_config, dict):
+            saved["bnb_4bit_compute_dtype"] = dtype
         return {}
-    wanted = config.dtype if dtype == "auto" else dtype
-    found = wanted if isinstance(wanted, torch.dtype) else getattr(torch, wanted or "float32")
     four = {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": found,
+        "bnb_4bit_compute_dtype": getattr(torch, dtype),
     }
     kind = four if quantization == "4bit" else {"load_in_8bit": True}
     return {"quantization_config": BitsAndBytesConfig(**kind)}

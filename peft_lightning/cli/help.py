@@ -31,7 +31,7 @@ PREDICT = [
 TRAINER = [
     ("max_epochs INT", "Epochs to train."),
     ("max_steps INT", "Optimizer steps to train."),
-    ("precision NAME", "32-true, bf16-mixed, 16-mixed or bf16-true."),
+    ("precision NAME", "auto (what suits the processor), 32-true, bf16-mixed, 16-mixed ..."),
     ("accumulate_grad_batches INT", "Batches in one optimizer step (1)."),
     ("gradient_clip_val FLOAT", "Largest norm of the gradient."),
     ("accelerator NAME", "cpu, gpu, auto."),

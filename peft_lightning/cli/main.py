@@ -31,10 +31,12 @@ from peft_lightning.cli.defaults import (
 from peft_lightning.cli.errors import explain, innermost, one_line
 from peft_lightning.cli.given import Given, default_root, module_class
 from peft_lightning.cli.signatures import Option, find_class, options_of
+from peft_lightning.cli.trainer import Trainer, precision_option
 from peft_lightning.cluster.strategies import require_supported
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.module import CausalLMModule
 from peft_lightning.redaction import without_secrets
+from peft_lightning.run_precision import check_devices, settle_resources
 from peft_lightning.schedules import Schedule
 
 PROG = "python -m peft_lightning"
@@ -45,6 +47,7 @@ ADAPTER_HELP = (
 )
 
 NOISE = "litlogger|litmodels|TPU available|to estimate number of stepping batches"
+NOISE += "|Automatic Mixed Precision"  # the table at the start says more
 WARNINGS = (
     "does not have many workers",
     "Checkpoint directory .* exists",
@@ -140,6 +143,7 @@ class PeftCLI(LightningCLI):
         super().__init__(
             CausalLMModule,
             SFTDataModule,
+            trainer_class=Trainer,
             parser_class=Parser,
             args=[command, *args],
             subclass_mode_model=self.experiment is not None,
@@ -196,7 +200,7 @@ class PeftCLI(LightningCLI):
             **several,
             "model": Option(section=self.module_class),
             "data": Option(section=SFTDataModule),
-            "trainer": Option(section=L.Trainer),
+            "trainer": Option(section=Trainer),
             "seed_everything": Option(bool | int),
             **{name: method[name] for name in ("ckpt_path", "verbose") if name in method},
         }
@@ -258,7 +262,11 @@ class PeftCLI(LightningCLI):
         trainer = self.config_init[self.command].trainer
         if trainer.logger in (None, True):
             kwargs["logger"] = default_loggers(trainer.default_root_dir)
-        return super().instantiate_trainer(**kwargs)
+        kwargs["precision"] = precision_option(trainer, self.model.dtype_name)
+        built = super().instantiate_trainer(**kwargs)
+        check_devices(built)
+        settle_resources(built)  # before it starts the other processes
+        return built
 
     # ---- running -------------------------------------------------------------------------------
 

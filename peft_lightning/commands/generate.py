@@ -52,7 +52,8 @@ def generate(
         format: Of the rows in the file: auto, a format's name, or a dotted path.
         chat_template: Path of a Jinja file, or "none" for plain text; without, the tokenizer's own.
         batch_size: Prompts answered at a time.
-        dtype: Of the base's weights: auto (as saved), float32, bfloat16 or float16.
+        dtype: Of the base's weights: float32, bfloat16, float16, or auto: as saved if the processor
+            multiplies that, else float32.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         device: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
         any_base: Use adapters even if they were trained on another base model.

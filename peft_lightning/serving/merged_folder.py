@@ -18,6 +18,7 @@ from peft_lightning.adapters.merged_parts import holds_parts
 from peft_lightning.adapters.merging import merged, require_mergeable
 from peft_lightning.adapters.trained_tokens import is_tied
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.base_model.loading import AS_SAVED
 from peft_lightning.base_model.quantization import dequantized
 from peft_lightning.base_model.weight_files import (
     INDEX_FILE,
@@ -80,7 +81,7 @@ def write_merged(
         weights = open_weights(base, **options)
     except NotStreamableError as reason:
         print(f"{base} cannot be read tensor by tensor, it is loaded whole: {reason}")
-        wide = "auto" if dtype is None else "float32"
+        wide = AS_SAVED if dtype is None else "float32"
         loaded = load_base_model(base, dtype=wide, quantization=quantization, **options)
         fingerprint = base_fingerprint(loaded)
         loaded = dequantized(loaded)
