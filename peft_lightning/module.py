@@ -235,7 +235,7 @@ class CausalLMModule(L.LightningModule):
         return callbacks_of_run(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
         optimizer = build_optimizer(self, clipping.has_own_clipping(self, CausalLMModule))
         self._configured_groups = own_options(optimizer)
         schedule = ScheduledLR(optimizer, self.lr_schedule, steps)
