@@ -41,6 +41,7 @@ OWN_COMMANDS = {
 
 EXAMPLES = """\
 examples:
+  {prog} fit --model.base_model NAME --data.train data/train.jsonl
   {prog} fit --config configs/lora.yaml
   {prog} fit --config configs/lora.yaml --model.adapter.r 8 --trainer.max_steps 100
   {prog} fit --config configs/lora.yaml --ckpt_path last
@@ -127,6 +128,10 @@ def run(args: list[str]) -> None:
 
     rest = configs_first(rest)
     given = read_given(rest)  # a missing file or bad YAML is known without the heavy imports
+    if command == "fit" and not given:
+        from peft_lightning.cli.fit_defaults import TWO_OPTIONS
+
+        raise ValueError(TWO_OPTIONS)
     with no_collecting():
         from peft_lightning.cli.main import run_trainer
 

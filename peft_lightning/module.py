@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase
 
-from peft_lightning import attention
+from peft_lightning import attention, clipping
 from peft_lightning.adapters import Adapter, Full, LoRA
 from peft_lightning.adapters.bank import AdapterBank
 from peft_lightning.adapters.base import attached_adapter
@@ -34,7 +34,7 @@ from peft_lightning.base_model.recompute import recompute_activations
 from peft_lightning.base_model.rotary import fuse_rotary
 from peft_lightning.callbacks import callbacks_of_run
 from peft_lightning.checkpoint import AdapterCheckpointIO
-from peft_lightning.cluster.sharding import sharded_as, total_norm, whole_tensor
+from peft_lightning.cluster.sharding import sharded_as, whole_tensor
 from peft_lightning.cluster.strategies import require_supported
 from peft_lightning.continuing import adapter_to_continue, attach_trained
 from peft_lightning.frozen.cache import cache_of_run, leaves_inputs
@@ -247,8 +247,8 @@ class CausalLMModule(L.LightningModule):
         return callbacks_of_run(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        steps = int(self.trainer.estimated_stepping_batches)
-        optimizer = build_optimizer(self)
+        steps = self.trainer.estimated_stepping_batches
+        optimizer = build_optimizer(self, clipping.has_own_clipping(self, CausalLMModule))
         self._configured_groups = own_options(optimizer)
         schedule = ScheduledLR(optimizer, self.lr_schedule, steps)
         return {
@@ -299,11 +299,27 @@ class CausalLMModule(L.LightningModule):
         micro_batches, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
         scale = LOSS_UNIT * micro_batches * ranks / max(1.0, tokens)
         grads = [p.grad for p in self.trainable_parameters() if p.grad is not None]
-        torch._foreach_mul_(grads, scale)
-        norm = total_norm(grads)
+        clip_val = self.trainer.gradient_clip_val if self._clips_with_rescale() else None
+        norm = clipping.rescale(grads, scale, clip_val)
         self.log("train/loss", nll / max(1.0, tokens), prog_bar=True, rank_zero_only=True)
         self.log("grad_norm", norm, rank_zero_only=True)
         Guards.check_step(self, nll, int(tokens), norm)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says, unless ``on_before_optimizer_step`` has done it already.
+
+        An override takes the place of both.
+        """
+        if not self._clips_with_rescale():
+            clipping.clip(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _clips_with_rescale(self) -> bool:
+        return clipping.clips_with_rescale(self, CausalLMModule)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Let go of the gradients after the step: the next forward pass needs their memory."""
