@@ -6,9 +6,11 @@ The public names are loaded on first use, so that importing the package costs no
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # not typing's, which takes as long to import as all else that is here
 if TYPE_CHECKING:
+    from typing import Any
+
     from peft_lightning.adapters import (
         Adapter,
         AdapterBank,
