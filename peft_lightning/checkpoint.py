@@ -150,6 +150,7 @@ class Checkpoints(ModelCheckpoint):
         trainer.validating = True
         loop.val_loop.run()
         trainer.training = True
+        trainer.fit_loop.epoch_progress.increment_processed()  # as where the epoch is cut short
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any

@@ -3,13 +3,15 @@
 Usage: python stop_driver.py, scenarios as JSON on standard input. One process imports once; each
 command is a fork of it that runs ``peft_lightning.__main__`` as ``python -m`` would. A scenario is
 
-    {"args": [...], "folder": where, "phase": one of PHASES or "", "signals": [numbers]}
+    {"args": [...], "folder": where, "phase": one of PHASES or "", "signals": [numbers],
+     "input": text}
 
 The phase is made 60 s long, of many small operations; the child says when it is in it, and is sent
 the signals then, 0.3 s apart. Prints the status, the seconds from the first signal to the end, and
 the output of each.
 """
 
+import hashlib
 import json
 import os
 import runpy
@@ -81,6 +83,16 @@ def in_layer(phase: str) -> None:
     )
 
 
+def outside_python() -> None:
+    """Begin a call that takes a minute and does not come back to Python."""
+
+    def slow(*args: Any, **kwargs: Any) -> None:
+        os.write(1, b"in the phase\n")
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)
+
+    transformers.AutoModelForCausalLM.from_pretrained = slow
+
+
 def nth_answer() -> None:
     calls = iter(range(1000))
     before(transformers.GenerationMixin, "generate", lambda: next(calls) == 2)
@@ -104,6 +116,7 @@ def within_held(owner: Any, name: str) -> None:
 PHASES: dict[str, Callable[[], None]] = {
     "tokenising": lambda: before(cache, "_kept", lambda: True),
     "loading": lambda: before(transformers.AutoModelForCausalLM, "from_pretrained", lambda: True),
+    "outside Python": outside_python,
     "cached pass": lambda: before(Layer, "forward", lambda: not torch.is_grad_enabled()),
     "first step": lambda: before(CausalLMModule, "training_step", lambda: steps == 0),
     "forward": lambda: in_layer("forward"),
@@ -115,6 +128,7 @@ PHASES: dict[str, Callable[[], None]] = {
     "last validation": lambda: before(CausalLMModule, "validation_step", lambda: steps == 5),
     "samples": lambda: before(CausalLMModule, "generate", lambda: True),
     "answers": nth_answer,
+    "answer": lambda: before(transformers.GenerationMixin, "generate", lambda: True),
 }
 
 
@@ -122,6 +136,11 @@ def child(scenario: dict[str, Any], output: int) -> None:
     """Be ``python -m peft_lightning ARGS`` in a process of its own."""
     os.chdir(scenario["folder"])
     os.dup2(output, 1)
+    with open("input.txt", "w+") as given:
+        given.write(scenario.get("input", ""))
+        given.seek(0)
+        os.dup2(given.fileno(), 0)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
     errors = os.open("errors.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(errors, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -19,7 +19,7 @@ FLOORS = {
     2: [
         *["answering", "callbacks", "checkpoint", "cluster", "continuing", "frozen", "guards"],
         *["hub", "identity", "labelled", "module", "optimizing", "out_of_memory", "paths"],
-        *["random_state", "report", "run_folder", "serving"],
+        *["partial_answers", "random_state", "report", "run_folder", "serving"],
     ],
     3: ["__main__", "cli", "commands"],
 }

@@ -39,6 +39,7 @@ UPPER_LAYER = ["--model.adapter.layers_to_transform", "[1]"]
 FIT = {
     "tokenising": (signal.SIGINT, [], None),
     "loading": (signal.SIGTERM, [], None),
+    "outside Python": (signal.SIGTERM, [], None),
     "cached pass": (signal.SIGINT, ["--model.cache_frozen", "true", *UPPER_LAYER], None),
     "first step": (signal.SIGUSR1, [], None),
     "forward": (signal.SIGTERM, [], 2),
@@ -133,3 +134,91 @@ def test_a_run_that_was_stopped_within_a_phase_ends_as_an_undisturbed_one(phase,
         assert facts[name] == wanted[name], name
     for name in ("train/loss", "grad_norm", "val/loss"):
         assert facts["last"].get(name) == wanted["last"].get(name), name
+
+
+def assert_stopped(result, number, line):
+    assert result["status"] == 128 + number, result
+    assert result["seconds"] < SOON
+    lines = [text for text in result["errors"].splitlines() if number.name in text]
+    assert lines == [f"{number.name}: stopped{line}"], result["errors"]
+    assert "Traceback" not in result["errors"]
+
+
+def scenario(folder, *args, phase="", number=signal.SIGINT, **more):
+    found = {"folder": str(folder), "args": list(args), "phase": phase, "signals": [number]}
+    return {**found, **more}
+
+
+def test_generate_says_what_is_kept_and_goes_on_from_it(folder, base):
+    command = ["generate", "--model", str(base), "--file", "rows.jsonl", "--batch_size", "4"]
+    command += ["--max_new_tokens", "4", "--output"]
+    cut, onward, whole, loading, unkept = drive(
+        [
+            scenario(folder, *command, "cut.jsonl", phase="answers"),
+            scenario(folder, *command, "cut.jsonl"),
+            scenario(folder, *command, "whole.jsonl"),
+            scenario(folder, *command, "new.jsonl", phase="outside Python", number=signal.SIGTERM),
+            scenario(folder, *command[:-1], phase="answers", number=signal.SIGUSR1),
+        ]
+    )
+    kept = "; 8 of 24 answers are in cut.jsonl.part, the same command goes on from them"
+    assert_stopped(cut, signal.SIGINT, kept)
+    assert onward["status"] == whole["status"] == 0
+    assert "8 answers are there already" in onward["errors"]
+    assert (folder / "cut.jsonl").read_bytes() == (folder / "whole.jsonl").read_bytes()
+    assert not (folder / "cut.jsonl.part").exists()
+    assert_stopped(loading, signal.SIGTERM, "")
+    none = "; 8 of 24 answers were made, and none is kept without --output"
+    assert_stopped(unkept, signal.SIGUSR1, none)
+
+
+def test_predict_keeps_its_answers_and_goes_on_from_them(folder):
+    def command(root, *more):
+        command = ["predict", "--config", "run.yaml", "--data.predict", "rows.jsonl", *more]
+        return [*command, "--model.predict_max_new_tokens", "4", "--trainer.default_root_dir", root]
+
+    cut, other, onward, whole = drive(
+        [
+            scenario(folder, *command("p1"), phase="answers"),
+            scenario(folder, *command("p2"), phase="answers"),
+            scenario(folder, *command("p1")),
+            scenario(folder, *command("p2", "--seed_everything", "1")),
+        ]
+    )
+    kept = "; 8 of 24 answers are in {}/predictions.jsonl.part, the same command goes on from them"
+    assert_stopped(cut, signal.SIGINT, kept.format("p1"))
+    assert_stopped(other, signal.SIGINT, kept.format("p2"))
+    assert onward["status"] == whole["status"] == 0, onward
+    assert "8 answers are there already" in onward["errors"]
+    assert "already" not in whole["errors"]  # the adapter is drawn anew, so is not the same
+    lines = (folder / "p1/predictions.jsonl").read_text().splitlines()
+    rows = (folder / "rows.jsonl").read_text().splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == [
+        json.loads(row)["prompt"] for row in rows
+    ]
+    assert not (folder / "p1/predictions.jsonl.part").exists()
+
+
+def test_ctrl_c_stops_an_answer_of_a_chat_and_sigterm_the_chat(folder, base):
+    command = ["chat", "--model", str(base), "--max_new_tokens", "4"]
+    stopped, ended, loading = drive(
+        [
+            scenario(folder, *command, phase="answer", input="say 1\n/reset\n"),
+            scenario(folder, *command, phase="answer", input="say 1\n", number=signal.SIGTERM),
+            scenario(folder, *command, phase="loading"),
+        ]
+    )
+    assert stopped["status"] == 0
+    assert stopped["seconds"] < SOON
+    assert "stopped\nthe conversation is forgotten" in stopped["errors"]
+    assert_stopped(ended, signal.SIGTERM, "")
+    assert_stopped(loading, signal.SIGINT, "")
+
+
+def test_a_second_ctrl_c_ends_a_save_at_once(folder):
+    command = ["fit", "--config", "run.yaml", "--trainer.default_root_dir", "twice", *EVERY_STEP]
+    twice = [signal.SIGINT, signal.SIGINT]
+    [found] = drive([scenario(folder, *command, phase="save", signals=twice)])
+    assert found["status"] == 130
+    assert "stopped" not in found["errors"]
+    assert saved_step(folder / "twice/checkpoints/last.ckpt") == 2

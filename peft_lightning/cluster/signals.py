@@ -76,6 +76,8 @@ class StopRequest:
 
         if threading.current_thread() is not threading.main_thread():
             return []
+        if not self._previous:
+            self._begin_anew()
         self._pid = os.getpid()
         new = [number for number in signals if number not in self._previous]
         for number in new:
@@ -101,11 +103,14 @@ class StopRequest:
         threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
 
     def forget(self, signals: list[int]) -> None:
-        """Give ``signals`` back to the handlers that were there before."""
-        for number in signals:
+        """Give those of ``signals`` that are listened to back to the handlers of before."""
+        for number in [number for number in signals if number in self._previous]:
             signal.signal(number, self._previous.pop(number))
         if not self._previous:
-            self.received, self._is_over, self._is_answered = None, False, False
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.received, self._is_over, self._is_answered = None, False, False
 
     def ignore(self) -> None:
         """Ignore what is listened to: the work is done.
