@@ -12,7 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from signal import Signals
@@ -143,12 +143,23 @@ def stopped(command: str, number: int) -> int:
     kept = STOP.kept()
     if command == "fit":
         kept = " before the first step, nothing new to save"
-    print(f"{own_line()}{Signals(number).name}: stopped{kept}", file=sys.stderr, flush=True)
+    end_children(number)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # others were started by one that says it
+        print(f"{own_line()}{Signals(number).name}: stopped{kept}", file=sys.stderr, flush=True)
     if command != "fit":
         return 128 + number
     from peft_lightning.cluster.slurm import stop_status
 
     return stop_status(number, lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def end_children(number: int) -> None:
+    """Send a signal on to the processes that this one has started: other ranks, data workers."""
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # one that has just ended
+            for child in (task / "children").read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(child), number)
 
 
 def main(args: list[str] | None = None) -> int:

@@ -213,7 +213,9 @@ class Checkpoints(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Let a checkpoint that is saved within a step be of the moment before it."""
-        checkpoint.update(self._state or {})
+        state = dict(self._state or {})
+        checkpoint["loops"].update(state.pop("loops", {}))
+        checkpoint.update(state)
 
 
 def at_step_boundary(trainer: L.Trainer) -> bool:

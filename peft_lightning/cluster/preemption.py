@@ -137,8 +137,6 @@ class StopOnSignal(Callback):
                 if isinstance(exception, StopSignal):
                     exception.code = slurm.stop_status(STOP.received, rank_zero_info)
                     exception.is_answered = True
-            elif hasattr(trainer.strategy.launcher, "kill"):
-                trainer.strategy.launcher.kill(STOP.received)  # the processes that it started
         self._forget()
 
     def _save(self, trainer: Any, received: int) -> None:
