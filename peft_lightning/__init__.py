@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # not typing's, which takes as long to import as all else that is here
 if TYPE_CHECKING:
+    from typing import Any
+
     from peft_lightning.adapters import (
         Adapter,
         AdapterBank,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from peft_lightning.cluster.signals import STOP, StopSignal, own_line
+
+if __name__ == "__main__":  # from here on a signal ends in one line
+    STOP.own_process()
+
 import gc
 import importlib
-import signal
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
+from signal import Signals
 
-from peft_lightning.cluster.signals import STOP
 from peft_lightning.resources import limit_threads
 
 PROG = "python -m peft_lightning"
@@ -122,8 +127,6 @@ def run(args: list[str]) -> None:
             module = importlib.import_module(f"peft_lightning.commands.{command}")
         run_function(getattr(module, command), rest, prog=f"{PROG} {command}")
         return
-    if command == "fit":  # a signal before the first step is answered after it
-        STOP.listen(signal.SIGTERM, signal.SIGUSR1)
     from peft_lightning.cli.given import configs_first, read_given
 
     rest = configs_first(rest)
@@ -138,6 +141,35 @@ def run(args: list[str]) -> None:
     run_trainer(command, rest, given)
 
 
+def stopped(command: str, number: int) -> int:
+    """Say in one line that a signal has stopped ``command``, and what is left of its work.
+
+    Returns:
+        The exit status.
+    """
+    STOP.answer()
+    kept = STOP.kept()
+    if command == "fit":
+        kept = " before the first step, nothing new to save"
+    end_children(number)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # others were started by one that says it
+        print(f"{own_line()}{Signals(number).name}: stopped{kept}", file=sys.stderr, flush=True)
+    if command != "fit":
+        return 128 + number
+    from peft_lightning.cluster.slurm import stop_status
+
+    return stop_status(number, lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def end_children(number: int) -> None:
+    """Send a signal on to the processes that this one has started: other ranks, data workers."""
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # one that has just ended
+            for child in (task / "children").read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(child), number)
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
@@ -145,23 +177,31 @@ def main(args: list[str] | None = None) -> int:
         args: Without the program's name; those of the process if None.
 
     Returns:
-        0 after success, 2 for what the user can correct, 1 for training that failed a guard, 130
-        after Ctrl-C. Unexpected exceptions are not caught.
+        0 after success, 2 for what the user can correct, 1 for training that failed a guard, 128
+        plus its number after a signal, 130 for Ctrl-C. Unexpected exceptions are not caught.
     """
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # so that a console script finds my_experiment.py too
+    command = args[0] if args else ""
+    STOP.leave = lambda number: stopped(command, number)
     try:
+        if STOP.is_owner:
+            STOP.release()
         run(args)
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:
+        if STOP.is_pending and not (isinstance(end, StopSignal) and end.is_answered):
+            return stopped(command, STOP.received or 0)
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit(1)
             return 130
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
+        if STOP.is_pending and not debug:  # raised by what the signal has cut off
+            return stopped(command, STOP.received or 0)
         from peft_lightning.cli.errors import exit_status, one_line
 
         status = exit_status(error)
@@ -172,7 +212,17 @@ def main(args: list[str] | None = None) -> int:
     return 0
 
 
+def has_partners() -> bool:
+    """Whether other processes train together with this one, so that it leaves in order."""
+    torch = sys.modules.get("torch.distributed")
+    return torch is not None and torch.is_available() and torch.is_initialized()
+
+
 if __name__ == "__main__":
     status = main()
+    if STOP.is_pending and not has_partners():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # Python's own end takes a second with torch, and waits for threads
     STOP.ignore()
     sys.exit(status)

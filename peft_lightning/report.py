@@ -23,6 +23,7 @@ from torch import nn
 from peft_lightning import __version__
 from peft_lightning.adapters.atomic import atomic_text
 from peft_lightning.base_model.quantization import count_numbers
+from peft_lightning.checkpoint import at_step_boundary
 from peft_lightning.paths import path_of, paths_of, paths_table
 
 PACKAGES = ("torch", "lightning", "transformers")
@@ -94,6 +95,7 @@ class Throughput(Callback):
         self.tokens = 0  # of all processes
         self.seconds = 0.0
         self._batch_start = 0.0
+        self._waiting = (0, 0.0)  # tokens and seconds of the step that is under way
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "seconds": self.seconds}
@@ -116,8 +118,11 @@ class Throughput(Callback):
     ) -> None:
         tokens = useful_tokens(batch) * trainer.world_size  # those of the other ranks are alike
         spent = time.perf_counter() - self._batch_start
-        self.tokens += tokens
-        self.seconds += spent
+        self._waiting = self._waiting[0] + tokens, self._waiting[1] + spent
+        if at_step_boundary(trainer):  # a step that is cut off is made again
+            self.tokens += self._waiting[0]
+            self.seconds += self._waiting[1]
+            self._waiting = (0, 0.0)
         self._times.append((spent, tokens))
         rate = sum(n for _, n in self._times) / max(1e-9, sum(s for s, _ in self._times))
         values = {

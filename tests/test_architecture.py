@@ -19,7 +19,8 @@ FLOORS = {
     2: [
         *["answering", "callbacks", "checkpoint", "cluster", "continuing", "frozen", "guards"],
         *["hub", "identity", "labelled", "module", "optimizing", "out_of_memory", "paths"],
-        *["clipping", "random_state", "report", "run_folder", "run_precision", "serving"],
+        *["clipping", "partial_answers", "random_state", "report", "run_folder"],
+        *["run_precision", "serving"],
     ],
     3: ["__main__", "cli", "commands"],
 }

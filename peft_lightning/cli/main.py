@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import warnings
@@ -19,7 +18,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
-from peft_lightning.adapters.atomic import atomic_text
 from peft_lightning.cli.defaults import (
     NO_CHECKPOINT,
     TRAINER_DEFAULTS,
@@ -36,6 +34,7 @@ from peft_lightning.cli.fit_defaults import (
     what_is_missing,
 )
 from peft_lightning.cli.given import Given, default_root, module_class
+from peft_lightning.cli.predictions import KeptPredictions
 from peft_lightning.cli.save_config import SaveConfig
 from peft_lightning.cli.signatures import Option, find_class, options_of
 from peft_lightning.cli.trainer import Trainer, precision_option
@@ -285,14 +284,9 @@ class PeftCLI(LightningCLI):
             )
         given = self.config_init["predict"].adapter or []
         datamodule.answerers = self.model.answer_with(given) if given else None
+        path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
+        kept = KeptPredictions(self.model, datamodule, path)
         batches: Any = self.trainer.predict(datamodule=datamodule, **kwargs)
         answers = sorted((a for batch in batches for a in batch), key=lambda a: a["index"])
-        by = [{"adapter": a["adapter"]} if "adapter" in a else {} for a in answers]
-        path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
-        lines = []
-        for answer, adapter in zip(answers, by, strict=True):
-            row = datamodule.predict_records[answer["index"]] | adapter
-            row["prediction"] = answer["text"]
-            lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-        atomic_text(path, "".join(lines))
+        kept.finish(answers)
         rank_zero_info(f"{len(answers)} answers are in {path}")

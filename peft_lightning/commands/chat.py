@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
+
+from peft_lightning.cluster.signals import STOP
 
 HELP = """\
 /adapter NAME  answer with another adapter    /base   answer without one
@@ -81,6 +84,8 @@ def chat(
     first = [{"role": "system", "content": system}] if system else []
     messages = list(first)
     print(f"{HELP}\nadapters: {', '.join(bank.names)}; now {bank.active}", file=sys.stderr)
+
+    STOP.forget([signal.SIGINT])  # from here on it stops an answer
 
     def answer() -> str:
         own = loaded.tokenizers[bank.active]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -66,6 +65,7 @@ def generate(
     from peft_lightning.data.prompts import who_answers
     from peft_lightning.data.tokenization import end_token_ids
     from peft_lightning.generation import find_end_ids, generate_tokens
+    from peft_lightning.partial_answers import PartialAnswers, digests, run_hash
 
     if output is not None and Path(output).is_dir():
         raise ValueError(f"output {output} is a folder: give the name of a JSONL file")
@@ -98,8 +98,8 @@ def generate(
         "end_ids": sorted(find_end_ids(base, tokenizer) | end_token_ids(tokenizer, chat_template)),
     }
     what = [rows_of, tasks, options, loaded.fingerprint, str(base.dtype), quantization]
-    what += [{n: _digest(t) for n, t in bank.tensors(a).items()} for a in loaded.names]
-    with PartialAnswers(output, hashlib.sha256(json.dumps(what).encode()).hexdigest()) as answers:
+    what += [digests(bank.tensors(name)) for name in loaded.names]
+    with PartialAnswers(output, run_hash(*what), len(tasks)) as answers:
         for name in dict.fromkeys(name for _, name in tasks):
             mine = [k for k, (_, by) in enumerate(tasks) if by == name]
 
@@ -139,62 +139,6 @@ def generate(
         print("\n\n".join(f"[{n}] {t}" for n, t in zip(names, texts, strict=True)))
     else:
         print("\n\n".join(texts))
-
-
-class PartialAnswers:
-    """Answers that survive being cut off: kept in ``<output>.part`` until all are there.
-
-    Args:
-        output: The file to write in the end; None keeps nothing.
-        run: What the answers depend on, as a hash: others' are not taken over.
-    """
-
-    def __init__(self, output: str | None, run: str) -> None:
-        self.output = None if output is None else Path(output)
-        self.run = run
-        self.texts: dict[int, str] = {}
-
-    def __enter__(self) -> PartialAnswers:
-        self._file: Any = None
-        if self.output is None:
-            return self
-        from peft_lightning.adapters.atomic import atomic_text
-
-        path = self.output.with_name(self.output.name + ".part")
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        if lines and lines[0] == self.run:
-            for line in lines[1:-1]:  # after the last newline stands nothing, or what was torn
-                self.texts |= {int(k): text for k, text in json.loads(line).items()}
-            print(f"{path}: {len(self.texts)} answers are there already", file=sys.stderr)
-        atomic_text(path, f"{self.run}\n{json.dumps(self.texts)}\n")
-        self._file = path.open("a", encoding="utf-8")
-        return self
-
-    def add(self, texts: dict[int, str]) -> None:
-        """Keep the answers ``texts`` by their numbers."""
-        self.texts |= texts
-        if self._file is not None:
-            self._write(texts)
-
-    def finish(self, lines: list[str]) -> None:
-        """Write ``lines`` to the output, whole."""
-        from peft_lightning.adapters.atomic import atomic_text
-
-        if self.output is not None:
-            atomic_text(self.output, "\n".join(lines) + "\n")
-            Path(self._file.name).unlink()
-
-    def __exit__(self, *args: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def _write(self, texts: dict[int, str]) -> None:
-        self._file.write(json.dumps(texts) + "\n")
-        self._file.flush()
-
-
-def _digest(tensor: Any) -> str:
-    return hashlib.sha256(tensor.float().cpu().numpy().tobytes()).hexdigest()
 
 
 def _encoded(
