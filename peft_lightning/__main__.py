@@ -7,11 +7,12 @@ import importlib
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 
 from peft_lightning.cluster.signals import STOP
+from peft_lightning.progress import STARTING, Progress
 
 PROG = "python -m peft_lightning"
 
@@ -37,6 +38,8 @@ OWN_COMMANDS = {
     "submit": "Train as a SLURM job that outlives preemption and crashes.",
     "servable": "Say whether vLLM, transformers and llama.cpp take an adapter.",
 }
+
+TALKING = {"chat"}  # they show no progress, which would stand where the user writes
 
 EXAMPLES = """\
 examples:
@@ -117,7 +120,8 @@ def run(args: list[str]) -> None:
 
         with no_collecting():
             module = importlib.import_module(f"peft_lightning.commands.{command}")
-        run_function(getattr(module, command), rest, prog=f"{PROG} {command}")
+        with nullcontext() if command in TALKING else Progress(f"{command}:"):
+            run_function(getattr(module, command), rest, prog=f"{PROG} {command}")
         return
     if command == "fit":  # a signal before the first step is answered after it
         STOP.listen(signal.SIGTERM, signal.SIGUSR1)
@@ -125,10 +129,11 @@ def run(args: list[str]) -> None:
 
     rest = configs_first(rest)
     given = read_given(rest)  # a missing file or bad YAML is known without the heavy imports
-    with no_collecting():
-        from peft_lightning.cli.main import run_trainer
+    with STARTING:
+        with no_collecting():
+            from peft_lightning.cli.main import run_trainer
 
-    run_trainer(command, rest, given)
+        run_trainer(command, rest, given)
 
 
 def main(args: list[str] | None = None) -> int:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import transformers
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -21,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.atomic import atomic_file, atomic_text
+from peft_lightning.cli.chatter import leave_out_chatter
 from peft_lightning.cli.defaults import (
     TRAINER_DEFAULTS,
     checkpoint_path,
@@ -35,6 +33,7 @@ from peft_lightning.cluster.strategies import require_supported
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.module import CausalLMModule
 from peft_lightning.redaction import without_secrets
+from peft_lightning.report import rank_zero_print, run_ended
 from peft_lightning.schedules import Schedule
 
 PROG = "python -m peft_lightning"
@@ -42,15 +41,6 @@ PROG = "python -m peft_lightning"
 ADAPTER_HELP = (
     "An adapter, FOLDER or NAME=FOLDER; may be given several times. A row's 'adapter' says which "
     "one answers it ('base' for none); without, each of them does."
-)
-
-NOISE = "litlogger|litmodels|TPU available|to estimate number of stepping batches"
-WARNINGS = (
-    "does not have many workers",
-    "Checkpoint directory .* exists",
-    "LeafSpec",
-    "smaller than the logging interval",
-    "in eval mode at the start of training",  # the frozen base, on purpose
 )
 
 
@@ -65,19 +55,10 @@ def run_trainer(command: str, args: list[str], given: list[Given]) -> None:
     if command == "predict":
         args = [re.sub(r"^--adapter(=|$)(?!\[)", r"--adapter+\1", a) for a in args]
     set_parsing_settings(subclasses_enabled=[Adapter, Schedule])
-    _quiet()
+    leave_out_chatter()
     PeftCLI(command, args, given)
     if torch.distributed.is_initialized():  # left to the interpreter's end, its threads may abort
         torch.distributed.destroy_process_group()  # that: torch issue 190489
-
-
-def _quiet() -> None:
-    """Leave out what Lightning says on every run and nobody can act on."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(lambda record: not re.search(NOISE, record.getMessage(), re.I))
-    for message in WARNINGS:
-        warnings.filterwarnings("ignore", f".*{message}")
-    transformers.utils.logging.disable_progress_bar()
 
 
 class SaveConfig(SaveConfigCallback):
@@ -261,6 +242,10 @@ class PeftCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     # ---- running -------------------------------------------------------------------------------
+
+    def after_fit(self) -> None:
+        """Say what came out, where it is and what to do with it."""
+        rank_zero_print(run_ended(self.trainer))
 
     def predict(self, datamodule: SFTDataModule, **kwargs: Any) -> None:
         """Write each row of ``data.predict`` with its answer to ``predictions.jsonl``."""

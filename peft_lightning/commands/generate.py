@@ -98,7 +98,13 @@ def generate(
     }
     what = [rows_of, tasks, options, loaded.fingerprint, str(base.dtype), quantization]
     what += [{n: _digest(t) for n, t in bank.tensors(a).items()} for a in loaded.names]
-    with PartialAnswers(output, hashlib.sha256(json.dumps(what).encode()).hexdigest()) as answers:
+    from peft_lightning.progress import Progress
+
+    answering = Progress("answering", len(tasks), "prompts")
+    with (
+        answering,
+        PartialAnswers(output, hashlib.sha256(json.dumps(what).encode()).hexdigest()) as answers,
+    ):
         for name in dict.fromkeys(name for _, name in tasks):
             mine = [k for k, (_, by) in enumerate(tasks) if by == name]
 
@@ -107,9 +113,7 @@ def generate(
             ) -> None:
                 texts = loaded.tokenizers[by].batch_decode(found, skip_special_tokens=True)
                 answers.add({mine[i]: t.strip() for i, t in zip(done, texts, strict=True)})
-                if len(tasks) > batch_size:
-                    end = "\n" * (len(answers.texts) == len(tasks))
-                    print(f"\r{len(answers.texts)} of {len(tasks)}", end=end, file=sys.stderr)
+                answering.update(len(answers.texts))
 
             generate_tokens(
                 base,
