@@ -26,19 +26,25 @@ class TimeLeft:
 
     Args:
         batches: Of the whole run, on this device.
-        evaluations: Of the whole run.
+        evaluations: Of the whole run. Until one has been made, one of its batches is taken to
+            last as long as a forward pass in training.
+        evaluation_batches: Of each of them.
     """
 
     FORWARD_PASSES = 2.5  # the backward pass of a frozen base has no products for its weights
 
-    def __init__(self, batches: float, evaluations: float = 0) -> None:
+    def __init__(
+        self, batches: float, evaluations: float = 0, evaluation_batches: float = 0
+    ) -> None:
         self.batches, self.evaluations = batches, evaluations
+        self.evaluation_batches = evaluation_batches
         self._times: deque[float] = deque(maxlen=50)
         self._finished = 0
         self._batch_start: float | None = None
         self._layers = (0, 1)
         self._evaluation_seconds: deque[float] = deque(maxlen=1)
         self._evaluation_start: float | None = None
+        self._evaluated = 0
 
     def batch_starts(self, now: float) -> None:
         """Take the time."""
@@ -59,7 +65,11 @@ class TimeLeft:
 
     def evaluation_starts(self, now: float) -> None:
         """Take the time."""
-        self._evaluation_start = now
+        self._evaluation_start, self._evaluated = now, 0
+
+    def evaluation_batch_ends(self, count: int) -> None:
+        """Take note that ``count`` batches of the validation are done."""
+        self._evaluated = count
 
     def evaluation_ends(self, now: float) -> None:
         """Take the time of a validation."""
@@ -82,11 +92,19 @@ class TimeLeft:
             if count >= total:  # the forward pass is over, and its time is no longer known
                 each = max(each, within)
         seconds = each * left - min(within, each)
+        return max(0.0, seconds) + self._of_evaluations(now, each)
+
+    def _of_evaluations(self, now: float, each: float) -> float:
+        """Return the seconds of the validations to come, the rest of this one included."""
+        length = each * self.evaluation_batches / self.FORWARD_PASSES
         if self._evaluation_seconds:
-            seconds += max(0.0, self.evaluations) * self._evaluation_seconds[-1]
-        if self._evaluation_start is not None and self._evaluation_seconds:
-            seconds -= min(now - self._evaluation_start, self._evaluation_seconds[-1])
-        return max(0.0, seconds)
+            length = self._evaluation_seconds[-1]
+        spent = 0.0
+        if self._evaluation_start is not None:
+            spent = now - self._evaluation_start
+            if self._evaluated:
+                length = spent * self.evaluation_batches / self._evaluated
+        return max(0.0, max(0.0, self.evaluations) * length - min(spent, length))
 
     @property
     def is_rough(self) -> bool:
@@ -140,7 +158,8 @@ class ProgressBar(LightningProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         batches = self._total_batches(trainer)
         per_epoch = max(1, self.total_train_batches)
-        self._time = TimeLeft(batches, self._evaluations(trainer, batches / per_epoch))
+        evaluations = self._evaluations(trainer, batches / per_epoch)
+        self._time = TimeLeft(batches, evaluations, sum(trainer.num_val_batches))
         self._begin(_Training())
         if isinstance(self._work, _Training):
             self._work.time = self._time
@@ -232,6 +251,7 @@ class ProgressBar(LightningProgressBar):
     ) -> None:
         if isinstance(self._work, _Training):
             total = sum(trainer.num_val_batches)
+            self._time.evaluation_batch_ends(batch_idx + 1)
             self._show(trainer, f"validating {batch_idx + 1}/{total}")
         else:
             self._update(batch_idx + 1)

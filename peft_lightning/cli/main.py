@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,21 @@ class PeftCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say what came out, where it is and what to do with it."""
         rank_zero_print(run_ended(self.trainer))
+
+    def validate(self, **kwargs: Any) -> None:
+        """Measure the loss on the validation rows and print it."""
+        self._evaluate(self.trainer.validate, kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Measure the loss on the test rows and print it."""
+        self._evaluate(self.trainer.test, kwargs)
+
+    def _evaluate(self, run: Callable[..., Any], options: dict[str, Any]) -> None:
+        is_asked = options.pop("verbose", True)
+        found = run(**options, verbose=False)
+        if is_asked:  # a line for each data loader, of four digits
+            for metrics in found:
+                rank_zero_print(", ".join(f"{name} {v:.4g}" for name, v in metrics.items()))
 
     def predict(self, datamodule: SFTDataModule, **kwargs: Any) -> None:
         """Write each row of ``data.predict`` with its answer to ``predictions.jsonl``."""

@@ -130,7 +130,7 @@ def tokenized(
         ValueError: For a bad row, if they are errors, or if no row is left.
     """
     one_of("on_bad_row", on_bad_row, ("error", "skip"))
-    with Progress(f"reading {source.name}"):
+    with Progress(f"reading {Path(source.name).name}"):
         fingerprint = source.fingerprint()
     facts = {
         "files": fingerprint,
@@ -188,7 +188,9 @@ def _make(
         rows = _rows(records, format_name)
         writers = {name: NpyWriter(temporary / f"{name}.npy", kind) for name, kind in FILES.items()}
         writers["offsets"].append(np.zeros(1))
-        with Progress(f"tokenising {source.name}", source.about_rows(), "rows") as progress:
+        with Progress(
+            f"tokenising {Path(source.name).name}", source.about_rows(), "rows"
+        ) as progress:
             for encoded in _kept(rows, encoder, on_bad_row, counts):
                 ids = [e.input_ids for e in encoded]
                 start = writers["input_ids"].length
