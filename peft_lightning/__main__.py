@@ -12,11 +12,12 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from signal import Signals
 
+from peft_lightning.progress import STARTING, Progress
 from peft_lightning.resources import limit_threads
 
 PROG = "python -m peft_lightning"
@@ -43,6 +44,8 @@ OWN_COMMANDS = {
     "submit": "Train as a SLURM job that outlives preemption and crashes.",
     "servable": "Say whether vLLM, transformers and llama.cpp take an adapter.",
 }
+
+TALKING = {"chat"}  # they show no progress, which would stand where the user writes
 
 EXAMPLES = """\
 examples:
@@ -125,7 +128,8 @@ def run(args: list[str]) -> None:
 
         with no_collecting():
             module = importlib.import_module(f"peft_lightning.commands.{command}")
-        run_function(getattr(module, command), rest, prog=f"{PROG} {command}")
+        with nullcontext() if command in TALKING else Progress(f"{command}:"):
+            run_function(getattr(module, command), rest, prog=f"{PROG} {command}")
         return
     from peft_lightning.cli.given import configs_first, read_given
 
@@ -135,10 +139,11 @@ def run(args: list[str]) -> None:
         from peft_lightning.cli.fit_defaults import TWO_OPTIONS
 
         raise ValueError(TWO_OPTIONS)
-    with no_collecting():
-        from peft_lightning.cli.main import run_trainer
+    with STARTING:
+        with no_collecting():
+            from peft_lightning.cli.main import run_trainer
 
-    run_trainer(command, rest, given)
+        run_trainer(command, rest, given)
 
 
 def stopped(command: str, number: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from peft_lightning.base_model.quantization import (
     require_quantization,
 )
 from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
+from peft_lightning.progress import Progress
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 AS_SAVED = "saved"  # of load_base_model only: that of a command's output is another matter
@@ -113,7 +114,8 @@ def load_base_model(
         options["attn_implementation"] = attn_implementation
     if device is not None:
         options["device_map"] = {"": device}
-    with explained("base model", name, options), _quiet():
+    loading = Progress(f"loading {_short(name)}")
+    with explained("base model", name, options), _quiet(), _reading(options), loading:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype="auto" if dtype == AS_SAVED else getattr(torch, choice.dtype),
@@ -176,10 +178,11 @@ def load_tokenizer(
     """
     source, options = locate(name, revision, weights=False)
     options["trust_remote_code"] = trust_remote_code
-    with explained("tokenizer of", name, options):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    if "gguf_file" in options:
-        _split_digits(tokenizer, Path(source, options["gguf_file"]))
+    with _reading(options), Progress(f"loading the tokenizer of {_short(name)}"):
+        with explained("tokenizer of", name, options):
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if "gguf_file" in options:
+            _split_digits(tokenizer, Path(source, options["gguf_file"]))
     return tokenizer
 
 
@@ -211,14 +214,31 @@ def find_device(name: str) -> str:
 
 
 def _split_digits(tokenizer: Any, file: Path) -> None:
-    from gguf import GGUFReader
     from tokenizers import pre_tokenizers
 
-    field = GGUFReader(file).get_field("tokenizer.ggml.pre")
+    from peft_lightning.base_model.gguf_reading import reading_gguf
+
+    with reading_gguf() as open_file:
+        field = open_file(file).get_field("tokenizer.ggml.pre")
     if field is not None and field.contents() in _SINGLE_DIGITS:
         backend = tokenizer.backend_tokenizer
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+
+
+def _short(name: str) -> str:
+    """Return a hub id as it is, or the last part of a path."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
+def _reading(options: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Return the context in which transformers reads a GGUF file fast, if it is one."""
+    if "gguf_file" not in options:
+        return nullcontext()
+    from peft_lightning.base_model.gguf_reading import reading_gguf
+
+    return reading_gguf()
 
 
 @contextmanager

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import transformers
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
+from peft_lightning.cli.chatter import leave_out_chatter
 from peft_lightning.cli.defaults import (
     NO_CHECKPOINT,
     TRAINER_DEFAULTS,
@@ -42,6 +41,7 @@ from peft_lightning.clipping import require_clip_val
 from peft_lightning.cluster.strategies import require_supported
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.module import CausalLMModule
+from peft_lightning.report import rank_zero_print, run_ended
 from peft_lightning.run_precision import check_devices, settle_resources
 from peft_lightning.schedules import Schedule
 
@@ -50,16 +50,6 @@ PROG = "python -m peft_lightning"
 ADAPTER_HELP = (
     "An adapter, FOLDER or NAME=FOLDER; may be given several times. A row's 'adapter' says which "
     "one answers it ('base' for none); without, each of them does."
-)
-
-NOISE = "litlogger|litmodels|TPU available|to estimate number of stepping batches"
-NOISE += "|Automatic Mixed Precision"  # the table at the start says more
-WARNINGS = (
-    "does not have many workers",
-    "Checkpoint directory .* exists",
-    "LeafSpec",
-    "smaller than the logging interval",
-    "in eval mode at the start of training",  # the frozen base, on purpose
 )
 
 
@@ -74,19 +64,10 @@ def run_trainer(command: str, args: list[str], given: list[Given]) -> None:
     if command == "predict":
         args = [re.sub(r"^--adapter(=|$)(?!\[)", r"--adapter+\1", a) for a in args]
     set_parsing_settings(subclasses_enabled=[Adapter, Schedule])
-    _quiet()
+    leave_out_chatter()
     PeftCLI(command, args, given)
     if torch.distributed.is_initialized():  # left to the interpreter's end, its threads may abort
         torch.distributed.destroy_process_group()  # that: torch issue 190489
-
-
-def _quiet() -> None:
-    """Leave out what Lightning says on every run and nobody can act on."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(lambda record: not re.search(NOISE, record.getMessage(), re.I))
-    for message in WARNINGS:
-        warnings.filterwarnings("ignore", f".*{message}")
-    transformers.utils.logging.disable_progress_bar()
 
 
 class Parser(LightningArgumentParser):
@@ -274,6 +255,25 @@ class PeftCLI(LightningCLI):
         return built
 
     # ---- running -------------------------------------------------------------------------------
+
+    def after_fit(self) -> None:
+        """Say what came out, where it is and what to do with it."""
+        rank_zero_print(run_ended(self.trainer))
+
+    def validate(self, **kwargs: Any) -> None:
+        """Measure the loss on the validation rows and print it."""
+        self._evaluate(self.trainer.validate, kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Measure the loss on the test rows and print it."""
+        self._evaluate(self.trainer.test, kwargs)
+
+    def _evaluate(self, run: Callable[..., Any], options: dict[str, Any]) -> None:
+        is_asked = options.pop("verbose", True)
+        found = run(**options, verbose=False)
+        if is_asked:  # a line for each data loader, of four digits
+            for metrics in found:
+                rank_zero_print(", ".join(f"{name} {v:.4g}" for name, v in metrics.items()))
 
     def predict(self, datamodule: SFTDataModule, **kwargs: Any) -> None:
         """Write each row of ``data.predict`` with its answer to ``predictions.jsonl``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +65,7 @@ def generate(
     from peft_lightning.data.tokenization import end_token_ids
     from peft_lightning.generation import find_end_ids, generate_tokens
     from peft_lightning.partial_answers import PartialAnswers, digests, run_hash
+    from peft_lightning.progress import Progress
 
     if output is not None and Path(output).is_dir():
         raise ValueError(f"output {output} is a folder: give the name of a JSONL file")
@@ -99,7 +99,8 @@ def generate(
     }
     what = [rows_of, tasks, options, loaded.fingerprint, str(base.dtype), quantization]
     what += [digests(bank.tensors(name)) for name in loaded.names]
-    with PartialAnswers(output, run_hash(*what), len(tasks)) as answers:
+    answering = Progress("answering", len(tasks), "prompts")
+    with answering, PartialAnswers(output, run_hash(*what), len(tasks)) as answers:
         for name in dict.fromkeys(name for _, name in tasks):
             mine = [k for k, (_, by) in enumerate(tasks) if by == name]
 
@@ -108,9 +109,7 @@ def generate(
             ) -> None:
                 texts = loaded.tokenizers[by].batch_decode(found, skip_special_tokens=True)
                 answers.add({mine[i]: t.strip() for i, t in zip(done, texts, strict=True)})
-                if len(tasks) > batch_size:
-                    end = "\n" * (len(answers.texts) == len(tasks))
-                    print(f"\r{len(answers.texts)} of {len(tasks)}", end=end, file=sys.stderr)
+                answering.update(len(answers.texts))
 
             generate_tokens(
                 base,

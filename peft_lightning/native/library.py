@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_lightning.progress import Progress
 from peft_lightning.user_cache import user_cache
 
 SWITCH = "PEFT_LIGHTNING_KERNELS"
@@ -85,7 +86,8 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
         try:
             library = ctypes.CDLL(str(path))
         except OSError:  # not there, or not a library
-            _build(compiler, path)
+            with Progress("compiling kernels for this processor (once, some 10 s)"):
+                _build(compiler, path)
             library = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         return None, _reason(error)
@@ -112,7 +114,6 @@ def _identity(compiler: str) -> str:
 
 def _build(compiler: str, path: Path) -> None:
     """Compile the library into ``path``; processes that do so at once do not disturb each other."""
-    print("compiling kernels for this processor (once, some 10 s) ...", file=sys.stderr, flush=True)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     here = f".build-{platform.node()}-"

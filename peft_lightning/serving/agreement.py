@@ -13,6 +13,7 @@ from torch import Tensor
 from peft_lightning.adapters.files import load_adapter
 from peft_lightning.base_model import load_base_model, load_tokenizer
 from peft_lightning.base_model.quantization import dequantized
+from peft_lightning.progress import Progress
 
 LONGEST_ROW, MOST_TOKENS = 512, 1024
 
@@ -143,8 +144,13 @@ def compare(
 @torch.no_grad()
 def _logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Return the logits of each row, (T, V) float32 on the CPU."""
-    inputs = [torch.tensor([row], device=model.device) for row in rows]
-    return [model(input_ids=ids, use_cache=False).logits[0].float().cpu() for ids in inputs]
+    found = []
+    with Progress("verifying", len(rows), "rows") as progress:
+        for row in rows:
+            ids = torch.tensor([row], device=model.device)
+            found.append(model(input_ids=ids, use_cache=False).logits[0].float().cpu())
+            progress.update(len(found))
+    return found
 
 
 def _mean_loss(logits: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> float:
