@@ -13,6 +13,7 @@ from peft_lightning.adapters.files import read_adapter
 from peft_lightning.adapters.full import Full
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.base_model.loading import find_device
+from peft_lightning.base_model.two_bytes import compute_as_the_run
 from peft_lightning.hub import adapter_folder
 
 
@@ -91,6 +92,7 @@ def load_answerer(
     tokenizer = load_tokenizer(tokenizer_name or model, **options)
     base = load_base_model(model, dtype=dtype, device=device, quantization=quantization, **options)
     fingerprint = base_fingerprint(base)
+    compute_as_the_run(base, None)
     bank = AdapterBank(base, fingerprint, any_base)
     tokenizers = {BASE: tokenizer}
     for name, folder in named.items():
