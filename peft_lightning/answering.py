@@ -15,6 +15,7 @@ from peft_lightning.adapters.full import Full
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.base_model.loading import find_device
 from peft_lightning.base_model.precision import choice_of, emulation_notice
+from peft_lightning.base_model.two_bytes import compute_as_the_run
 from peft_lightning.hub import adapter_folder
 
 
@@ -95,6 +96,7 @@ def load_answerer(
     if (choice := choice_of(base)) and (notice := emulation_notice(choice, "--dtype auto")):
         print(notice, file=sys.stderr)
     fingerprint = base_fingerprint(base)
+    compute_as_the_run(base, None)
     bank = AdapterBank(base, fingerprint, any_base)
     tokenizers = {BASE: tokenizer}
     for name, folder in named.items():

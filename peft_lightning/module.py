@@ -32,6 +32,7 @@ from peft_lightning.base_model.gated_mlp import fuse_gated_mlps
 from peft_lightning.base_model.norms import fuse_norms
 from peft_lightning.base_model.recompute import recompute_activations
 from peft_lightning.base_model.rotary import fuse_rotary
+from peft_lightning.base_model.two_bytes import compute_as_the_run
 from peft_lightning.callbacks import callbacks_of_run
 from peft_lightning.checkpoint import AdapterCheckpointIO
 from peft_lightning.cluster.sharding import sharded_as, whole_tensor
@@ -169,6 +170,7 @@ class CausalLMModule(L.LightningModule):
         say_if_emulated(model)
         self.load_tokenizer()
         self.fingerprint = base_fingerprint(model)
+        compute_as_the_run(model, self._trainer)
         if not self.compile_layers:  # the compiler fuses them itself
             fuse_norms(model)
             fuse_gated_mlps(model)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
+from peft_lightning.base_model.packed import multiply_packed
+
 QUANTIZATIONS = ("4bit", "8bit")
 INSTALL = "pip install bitsandbytes"
 
@@ -92,9 +94,12 @@ def is_quantized(model: Any) -> bool:
 def rounds_inputs(model: Any) -> bool:
     """Whether layers of 8 bits round their inputs too, by what else is in the batch.
 
-    A column of inputs with one above 6 is computed in float16, the others as integers.
+    By bitsandbytes, a column of inputs with one above 6 is computed in float16, the others as
+    integers.
     """
-    return is_quantized(model) and model.config.quantization_config.load_in_8bit
+    if not is_quantized(model) or not model.config.quantization_config.load_in_8bit:
+        return False
+    return not any(hasattr(parameter, "packed") for parameter in model.parameters())
 
 
 def count_numbers(parameter: torch.Tensor) -> int:
@@ -104,7 +109,7 @@ def count_numbers(parameter: torch.Tensor) -> int:
 
 
 def ready_to_train(model: Any) -> None:
-    """Keep what a quantised model computes right on a CPU, and its gradients whole.
+    """Let a quantised model compute by ``packed`` on a CPU; keep bitsandbytes' own way right.
 
     On CPUs with bfloat16 instructions bitsandbytes stores a layer's 4-bit weight in another
     order once it sees an input without a gradient in eval mode, and computes without autograd
@@ -124,6 +129,7 @@ def ready_to_train(model: Any) -> None:
                 f"4 bits do not work for {name} on a CPU, as its {module.in_features} inputs are "
                 f"no multiple of {state.blocksize}: use quantization 8bit, or a GPU"
             )
+    multiply_packed(model)
 
 
 def dequantized(model: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 from peft_lightning.adapters.files import load_adapter
 from peft_lightning.base_model import load_base_model, load_tokenizer
 from peft_lightning.base_model.quantization import dequantized
+from peft_lightning.base_model.two_bytes import compute_in_float32
 from peft_lightning.progress import Progress
 
 LONGEST_ROW, MOST_TOKENS = 512, 1024
@@ -107,10 +108,10 @@ def compare(
     Raises:
         ValueError: If the text has less than two tokens.
     """
-    loaded = load_base_model(
-        base, dtype="float32", device=device, quantization=quantization, **options
-    )
-    model: Any = dequantized(loaded)
+    stored = quantization is None and device == "cpu"  # two bytes a weight, computed in float32
+    dtype = "auto" if stored else "float32"
+    loaded = load_base_model(base, dtype=dtype, device=device, quantization=quantization, **options)
+    model: Any = compute_in_float32(loaded) if stored else dequantized(loaded)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", longest_row)
     ids = list(load_tokenizer(base, **options)(text, verbose=False)["input_ids"])[:MOST_TOKENS]
     length = min(longest_row, positions)
@@ -125,7 +126,8 @@ def compare(
         adapted = _logits(model, rows)
     del model
     trust = options["trust_remote_code"]
-    model = load_base_model(out, dtype="float32", device=device, trust_remote_code=trust)
+    model = load_base_model(out, dtype=dtype, device=device, trust_remote_code=trust)
+    model = compute_in_float32(model) if stored else model
     found = _logits(model, rows)
     errors = torch.cat([f - a for f, a in zip(found, adapted, strict=True)])
     known = plain[0].shape[-1]  # the base has no logits of new tokens
