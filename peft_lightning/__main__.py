@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from peft_lightning.cluster.signals import STOP, StopSignal, own_line
+
+if __name__ == "__main__":  # from here on a signal ends in one line
+    STOP.own_process()
+
 import gc
 import importlib
-import signal
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from pathlib import Path
+from signal import Signals
 
-from peft_lightning.cluster.signals import STOP
+from peft_lightning.progress import STARTING, Progress
+from peft_lightning.resources import limit_threads
 
 PROG = "python -m peft_lightning"
 
@@ -38,8 +45,11 @@ OWN_COMMANDS = {
     "servable": "Say whether vLLM, transformers and llama.cpp take an adapter.",
 }
 
+TALKING = {"chat"}  # they show no progress, which would stand where the user writes
+
 EXAMPLES = """\
 examples:
+  {prog} fit --model.base_model NAME --data.train data/train.jsonl
   {prog} fit --config configs/lora.yaml
   {prog} fit --config configs/lora.yaml --model.adapter.r 8 --trainer.max_steps 100
   {prog} fit --config configs/lora.yaml --ckpt_path last
@@ -104,6 +114,7 @@ def run(args: list[str]) -> None:
         print(__version__)
         return
     command, rest = find_command(args), args[1:]
+    limit_threads()  # before torch is loaded
     asks_help = any(a in ("-h", "--help", "--help-all") for a in rest)
     if asks_help and command in TRAINER_COMMANDS:
         if "--help-all" not in rest and "all" not in rest:
@@ -117,18 +128,51 @@ def run(args: list[str]) -> None:
 
         with no_collecting():
             module = importlib.import_module(f"peft_lightning.commands.{command}")
-        run_function(getattr(module, command), rest, prog=f"{PROG} {command}")
+        with nullcontext() if command in TALKING else Progress(f"{command}:"):
+            run_function(getattr(module, command), rest, prog=f"{PROG} {command}")
         return
-    if command == "fit":  # a signal before the first step is answered after it
-        STOP.listen(signal.SIGTERM, signal.SIGUSR1)
     from peft_lightning.cli.given import configs_first, read_given
 
     rest = configs_first(rest)
     given = read_given(rest)  # a missing file or bad YAML is known without the heavy imports
-    with no_collecting():
-        from peft_lightning.cli.main import run_trainer
+    if command == "fit" and not given:
+        from peft_lightning.cli.fit_defaults import TWO_OPTIONS
 
-    run_trainer(command, rest, given)
+        raise ValueError(TWO_OPTIONS)
+    with STARTING:
+        with no_collecting():
+            from peft_lightning.cli.main import run_trainer
+
+        run_trainer(command, rest, given)
+
+
+def stopped(command: str, number: int) -> int:
+    """Say in one line that a signal has stopped ``command``, and what is left of its work.
+
+    Returns:
+        The exit status.
+    """
+    STOP.answer()
+    kept = STOP.kept()
+    if command == "fit":
+        kept = " before the first step, nothing new to save"
+    end_children(number)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # others were started by one that says it
+        print(f"{own_line()}{Signals(number).name}: stopped{kept}", file=sys.stderr, flush=True)
+    if command != "fit":
+        return 128 + number
+    from peft_lightning.cluster.slurm import stop_status
+
+    return stop_status(number, lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def end_children(number: int) -> None:
+    """Send a signal on to the processes that this one has started: other ranks, data workers."""
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # one that has just ended
+            for child in (task / "children").read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(child), number)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -138,23 +182,31 @@ def main(args: list[str] | None = None) -> int:
         args: Without the program's name; those of the process if None.
 
     Returns:
-        0 after success, 2 for what the user can correct, 1 for training that failed a guard, 130
-        after Ctrl-C. Unexpected exceptions are not caught.
+        0 after success, 2 for what the user can correct, 1 for training that failed a guard, 128
+        plus its number after a signal, 130 for Ctrl-C. Unexpected exceptions are not caught.
     """
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # so that a console script finds my_experiment.py too
+    command = args[0] if args else ""
+    STOP.leave = lambda number: stopped(command, number)
     try:
+        if STOP.is_owner:
+            STOP.release()
         run(args)
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:
+        if STOP.is_pending and not (isinstance(end, StopSignal) and end.is_answered):
+            return stopped(command, STOP.received or 0)
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit(1)
             return 130
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
+        if STOP.is_pending and not debug:  # raised by what the signal has cut off
+            return stopped(command, STOP.received or 0)
         from peft_lightning.cli.errors import exit_status, one_line
 
         status = exit_status(error)
@@ -165,7 +217,17 @@ def main(args: list[str] | None = None) -> int:
     return 0
 
 
+def has_partners() -> bool:
+    """Whether other processes train together with this one, so that it leaves in order."""
+    torch = sys.modules.get("torch.distributed")
+    return torch is not None and torch.is_available() and torch.is_initialized()
+
+
 if __name__ == "__main__":
     status = main()
+    if STOP.is_pending and not has_partners():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # Python's own end takes a second with torch, and waits for threads
     STOP.ignore()
     sys.exit(status)

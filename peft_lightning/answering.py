@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from peft_lightning.adapters.files import read_adapter
 from peft_lightning.adapters.full import Full
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.base_model.loading import find_device
+from peft_lightning.base_model.precision import choice_of, emulation_notice
+from peft_lightning.base_model.two_bytes import compute_as_the_run
 from peft_lightning.hub import adapter_folder
 
 
@@ -57,7 +60,7 @@ def load_answerer(
         model: The base; None for the one that the adapters name.
         folders: Adapters, ``NAME=FOLDER`` or a folder, which is its own name then; or one folder
             of a fully fine-tuned model.
-        dtype: Of the base's weights.
+        dtype: Of the base's weights; auto as saved if the processor multiplies that, else float32.
         device: auto for the GPU if there is one.
         any_base: Whether to use adapters of other bases.
         trust_remote_code: Whether code that comes with the model may run.
@@ -90,7 +93,10 @@ def load_answerer(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     tokenizer = load_tokenizer(tokenizer_name or model, **options)
     base = load_base_model(model, dtype=dtype, device=device, quantization=quantization, **options)
+    if (choice := choice_of(base)) and (notice := emulation_notice(choice, "--dtype auto")):
+        print(notice, file=sys.stderr)
     fingerprint = base_fingerprint(base)
+    compute_as_the_run(base, None)
     bank = AdapterBank(base, fingerprint, any_base)
     tokenizers = {BASE: tokenizer}
     for name, folder in named.items():

@@ -16,6 +16,7 @@ from peft_lightning.cluster.preemption import StopOnSignal
 from peft_lightning.guards import Guards
 from peft_lightning.identity import RunIdentity
 from peft_lightning.out_of_memory import MemoryAdvice
+from peft_lightning.progress_bar import ProgressBar as OwnProgressBar
 from peft_lightning.random_state import ExactResume
 from peft_lightning.run_folder import OneRun
 
@@ -34,7 +35,7 @@ def callbacks_of_run(callbacks: list[Callback]) -> list[Callback]:
     for default in [c for c in callbacks if _is_lightnings_default(c)]:
         callbacks.remove(default)
         is_bar = isinstance(default, ProgressBar)
-        wanted.append(report.ProgressBar() if is_bar else Checkpoints())
+        wanted.append(OwnProgressBar() if is_bar else Checkpoints())
     wanted.append(StopOnSignal())
     present = {type(callback) for callback in callbacks}
     return [callback for callback in wanted if type(callback) not in present]

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from peft_lightning.adapters.checksums import require_undamaged
 from peft_lightning.adapters.files import existing_folder, sealed_folder, write_files
+from peft_lightning.cluster.signals import STOP
 
 STATE_FILE = "trainer_state.pt"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -120,10 +121,36 @@ class Checkpoints(ModelCheckpoint):
         )
         self.every_n_steps = every_n_steps
         self._saved_step = -1
+        self._state: dict[str, Any] | None = None
+        self._only_validates = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.dirpath is None:
             self.dirpath = str(Path(trainer.default_root_dir).resolve() / "checkpoints")
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Find out whether all that is left to do is the validation of the last step."""
+        validated = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
+        is_due = validated["started"] > validated["processed"]
+        self._only_validates = is_due and checkpoint["global_step"] == trainer.max_steps
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._only_validates:  # Lightning would end at once, before ``on_train_start``
+            trainer.fit_loop.epoch_loop.max_steps += 1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._only_validates:
+            return
+        self._only_validates = False
+        loop = trainer.fit_loop.epoch_loop
+        loop.max_steps -= 1
+        loop.val_loop.restarting = False
+        trainer.validating = True
+        loop.val_loop.run()
+        trainer.training = True
+        trainer.fit_loop.epoch_progress.increment_processed()  # as where the epoch is cut short
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
@@ -148,10 +175,11 @@ class Checkpoints(ModelCheckpoint):
             return
         if at_step_boundary(trainer):
             candidates = self._monitor_candidates(trainer)
-            if self.monitor in candidates:
-                self._save_topk_checkpoint(trainer, candidates)
-            self._saved_step = -1  # the best score so far belongs to the state
-            self.save_now(trainer, validated=True)
+            with STOP.held():  # both are of this validation
+                if self.monitor in candidates:
+                    self._save_topk_checkpoint(trainer, candidates)
+                self._saved_step = -1  # the best score so far belongs to the state
+                self.save_now(trainer, validated=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave ``last.ckpt`` as validation or the last step left it: before the epoch's end."""
@@ -159,12 +187,16 @@ class Checkpoints(ModelCheckpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save_now(trainer)
 
-    def save_now(self, trainer: Any, validated: bool = False) -> None:
+    def save_now(
+        self, trainer: Any, validated: bool = False, state: dict[str, Any] | None = None
+    ) -> None:
         """Save ``last.ckpt`` now, unless this step is saved already.
 
         Args:
             trainer: After an optimizer step, perhaps within the validation behind it.
             validated: Whether that validation is over; if not, a resumed run begins with it.
+            state: Of the moment after the last optimizer step, by ``step_boundary``, if it is
+                over: the checkpoint is of that moment.
         """
         if self._saved_step == trainer.global_step or trainer.fast_dev_run:
             return
@@ -172,8 +204,18 @@ class Checkpoints(ModelCheckpoint):
         assert self.dirpath is not None
         self.last_model_path = str(Path(self.dirpath) / LAST)
         within_validation = trainer.validating and not validated
-        with _validation_due(trainer) if within_validation else nullcontext():
+        self._state = state
+        with STOP.held(), validation_due(trainer) if within_validation else nullcontext():
             self._save_checkpoint(trainer, self.last_model_path)
+        self._state = None
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a checkpoint that is saved within a step be of the moment before it."""
+        state = dict(self._state or {})
+        checkpoint["loops"].update(state.pop("loops", {}))
+        checkpoint.update(state)
 
 
 def at_step_boundary(trainer: L.Trainer) -> bool:
@@ -195,11 +237,13 @@ def validation_follows(trainer: Any) -> bool:
 
 
 @contextmanager
-def _validation_due(trainer: Any) -> Iterator[None]:
+def validation_due(trainer: Any) -> Iterator[None]:
     """Let the progress be that of a validation interrupted in its first batch, all to be done."""
     progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     now = progress.state_dict()
     progress.reset()
     progress.total.ready = progress.total.started = 1
-    yield
-    progress.load_state_dict(now)
+    try:
+        yield
+    finally:
+        progress.load_state_dict(now)

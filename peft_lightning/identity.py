@@ -97,5 +97,6 @@ def check_same_run(saved: dict[str, Any], configured: dict[str, Any]) -> None:
         )
         raise ValueError(
             f"the checkpoint was trained with another adapter ({listed}). Configure the same "
-            "adapter to continue, or start a new run without --ckpt_path"
+            "adapter to continue, or start a new run: --ckpt_path none, in another "
+            "--trainer.default_root_dir"
         )

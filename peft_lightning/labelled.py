@@ -22,6 +22,7 @@ from peft_lightning.losses import (
     linear_cross_entropy,
     logits_cross_entropy,
 )
+from peft_lightning.native import stored
 
 Batch = dict[str, Any]
 
@@ -81,8 +82,8 @@ class LabelledOutputs:
         positions, targets = labelled_positions(
             inputs.pop("labels"), inputs.get("cu_seq_lens"), inputs.get("prefix_len", 0)
         )
-        weight = self.model.get_input_embeddings().weight
-        if "cu_seq_lens" in inputs and attention.compiles_products(weight):
+        embedding = self.model.get_input_embeddings()
+        if "cu_seq_lens" in inputs and attention.compiles_products(embedding):
             inputs = attention.in_whole_blocks(inputs)
         return self._model_inputs(inputs), positions, targets
 
@@ -137,7 +138,7 @@ class LabelledOutputs:
         with torch.no_grad():
             hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
             logits = self.model(input_ids=ids, use_cache=False).logits
-            ours = F.pad(F.linear(hidden, head.weight), (0, getattr(head, "extra", 0)))
+            ours = F.pad(stored.linear(hidden, head.weight), (0, getattr(head, "extra", 0)))
             if (rows := getattr(head, "rows", None)) is not None:
                 ours[..., rows[0]] = F.linear(hidden, rows[1].to(hidden.dtype))
             if head.bias is not None:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from peft_lightning.native.stored import multiply, multiply_back
+
 IGNORED = -100
 
 
@@ -103,7 +105,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         loss = hidden.new_zeros((), dtype=wide)
         hits = targets.new_zeros(())
-        head = weight if weight.dtype == hidden.dtype else weight.to(hidden.dtype)
+        # a wider one is rounded once; of a narrower one there is no whole copy
+        head = weight.to(hidden.dtype) if weight.itemsize > hidden.itemsize else weight
         needs_hidden, needs_weight, needs_bias, needs_rows = ctx.needs_input_grad[:4]
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
@@ -123,7 +126,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(start, start + chunk)
             target = targets[part]
             narrow, logits = logits_buffer[: len(target)], wide_buffer[: len(target)]
-            logits[:, :known].copy_(torch.mm(hidden[part], head.T, out=narrow))
+            logits[:, :known].copy_(multiply(hidden[part], head, narrow))
             if own is not None and ids is not None:
                 logits.index_copy_(1, ids, (hidden[part] @ own.T).to(wide))
             if bias is not None:
@@ -159,7 +162,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_rows += (of_rows.T @ hidden[part]).to(wide)
             narrow.copy_(grad[:, :known])
             if grad_hidden is not None:
-                torch.mm(narrow, head, out=grad_hidden[part])
+                multiply_back(narrow, head, grad_hidden[part])
                 if own is not None:
                     grad_hidden[part].addmm_(of_rows, own)
             if grad_weight is not None:

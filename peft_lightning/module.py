@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase
 
-from peft_lightning import attention
+from peft_lightning import attention, clipping
 from peft_lightning.adapters import Adapter, Full, LoRA
 from peft_lightning.adapters.bank import AdapterBank
 from peft_lightning.adapters.base import attached_adapter
@@ -32,9 +32,10 @@ from peft_lightning.base_model.gated_mlp import fuse_gated_mlps
 from peft_lightning.base_model.norms import fuse_norms
 from peft_lightning.base_model.recompute import recompute_activations
 from peft_lightning.base_model.rotary import fuse_rotary
+from peft_lightning.base_model.two_bytes import compute_as_the_run
 from peft_lightning.callbacks import callbacks_of_run
 from peft_lightning.checkpoint import AdapterCheckpointIO
-from peft_lightning.cluster.sharding import sharded_as, total_norm, whole_tensor
+from peft_lightning.cluster.sharding import sharded_as, whole_tensor
 from peft_lightning.cluster.strategies import require_supported
 from peft_lightning.continuing import adapter_to_continue, attach_trained
 from peft_lightning.frozen.cache import cache_of_run, leaves_inputs
@@ -43,6 +44,13 @@ from peft_lightning.guards import Guards
 from peft_lightning.identity import check_same_run, run_name
 from peft_lightning.labelled import LabelledOutputs
 from peft_lightning.optimizing import build_optimizer, own_options
+from peft_lightning.run_precision import (
+    precision_of_run,
+    say_if_changed,
+    say_if_emulated,
+    settle_resources,
+    types_used,
+)
 from peft_lightning.schedules import Cosine, Schedule, ScheduledLR
 
 Batch = dict[str, Any]
@@ -63,7 +71,8 @@ class CausalLMModule(L.LightningModule):
         learning_rate: Peak learning rate; by default the one its adapter recommends.
         optimizer: A torch optimizer by class path; by default AdamW without weight decay.
         lr_schedule: Factor on the learning rate over the run.
-        dtype: Of the base's weights: auto (as saved), float32, bfloat16 or float16.
+        dtype: Of the base's frozen weights: auto (that of the products), float32, bfloat16 or
+            float16. The adapter's own are float32.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         activation_checkpointing: Recompute each layer in the backward pass instead of keeping
             its activations.
@@ -155,9 +164,13 @@ class CausalLMModule(L.LightningModule):
             trust_remote_code=self.trust_remote_code,
             revision=self.revision,
             quantization=self.quantization,
+            frozen=not self.adapter.trains_base,
+            **precision_of_run(self._trainer),
         )
+        say_if_emulated(model)
         self.load_tokenizer()
         self.fingerprint = base_fingerprint(model)
+        compute_as_the_run(model, self._trainer)
         if not self.compile_layers:  # the compiler fuses them itself
             fuse_norms(model)
             fuse_gated_mlps(model)
@@ -227,6 +240,7 @@ class CausalLMModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Make every checkpoint of this trainer an adapter folder."""
         require_supported(self.trainer.strategy)
+        settle_resources(self.trainer)
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # wanted
         self.trainer.strategy.checkpoint_io = AdapterCheckpointIO()
 
@@ -235,8 +249,8 @@ class CausalLMModule(L.LightningModule):
         return callbacks_of_run(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        steps = int(self.trainer.estimated_stepping_batches)
-        optimizer = build_optimizer(self)
+        steps = self.trainer.estimated_stepping_batches
+        optimizer = build_optimizer(self, clipping.has_own_clipping(self, CausalLMModule))
         self._configured_groups = own_options(optimizer)
         schedule = ScheduledLR(optimizer, self.lr_schedule, steps)
         return {
@@ -287,11 +301,27 @@ class CausalLMModule(L.LightningModule):
         micro_batches, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
         scale = LOSS_UNIT * micro_batches * ranks / max(1.0, tokens)
         grads = [p.grad for p in self.trainable_parameters() if p.grad is not None]
-        torch._foreach_mul_(grads, scale)
-        norm = total_norm(grads)
+        clip_val = self.trainer.gradient_clip_val if self._clips_with_rescale() else None
+        norm = clipping.rescale(grads, scale, clip_val)
         self.log("train/loss", nll / max(1.0, tokens), prog_bar=True, rank_zero_only=True)
         self.log("grad_norm", norm, rank_zero_only=True)
         Guards.check_step(self, nll, int(tokens), norm)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says, unless ``on_before_optimizer_step`` has done it already.
+
+        An override takes the place of both.
+        """
+        if not self._clips_with_rescale():
+            clipping.clip(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _clips_with_rescale(self) -> bool:
+        return clipping.clips_with_rescale(self, CausalLMModule)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Let go of the gradients after the step: the next forward pass needs their memory."""
@@ -388,11 +418,12 @@ class CausalLMModule(L.LightningModule):
             "step": checkpoint["global_step"],
             "run": run_name(self.trainer),
             **({"quantization": self.quantization} if self.quantization else {}),
+            **(types := types_used(self)),
         }
         tensor_file, _, texts = adapter_files(self.adapter, self.model, facts, self.tokenizer)
         checkpoint["adapter_files"] = (tensor_file, texts)
         checkpoint["adapter"] = self._adapter_config()
-        checkpoint["base_fingerprint"] = self.fingerprint
+        checkpoint["base_fingerprint"], checkpoint["types"] = self.fingerprint, types
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_same_run(checkpoint["adapter"], self._adapter_config())
@@ -401,6 +432,7 @@ class CausalLMModule(L.LightningModule):
                 f"the checkpoint belongs to another base model: {checkpoint['base_fingerprint']} "
                 f"there, {self.fingerprint} for {self.base_model_name}"
             )
+        say_if_changed(checkpoint.get("types"), self)
 
     def _adapter_config(self) -> dict[str, Any]:
         return {**self.adapter.hf_config(self.model), **self.adapter.own_facts()}

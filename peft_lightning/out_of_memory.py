@@ -9,6 +9,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from peft_lightning.base_model.machine import find_machine
+from peft_lightning.base_model.precision import HALF, choose
+
 _MESSAGES = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
 
 
@@ -63,12 +66,7 @@ class MemoryAdvice(Callback):
             options[-1] += f" ({as_many})"
         if trainer.training and rows and not module.activation_checkpointing:
             options.append("model.activation_checkpointing true")
-        if module.model is None:
-            options.append("model.dtype bfloat16")
-        elif module.model.dtype == torch.float32:
-            mebibytes = sum(p.numel() for p in module.model.parameters()) / 2**20
-            sizes = f"{2 * mebibytes:,.1f} instead of {4 * mebibytes:,.1f} MiB of weights"
-            options.append(f"model.dtype bfloat16 ({sizes})")
+        options += _smaller_weights(trainer, module)
         return f"memory was not enough for {needed}: try {', '.join(options) or 'a smaller model'}"
 
     def _size(self) -> tuple[int, int]:
@@ -79,3 +77,19 @@ class MemoryAdvice(Callback):
         if rows == 1 and self._positions is not None:  # rows laid end to end, each from 0
             rows = int((self._positions.cpu() == 0).sum())
         return self._ids.numel(), rows
+
+
+def _smaller_weights(trainer: Any, module: Any) -> list[str]:
+    """Return the option for frozen weights of two bytes, where they have four."""
+    if module.adapter.trains_base or module.dtype_name in HALF:
+        return []
+    precision, notes = str(trainer.precision), []
+    wide = module.dtype_name == "float32" or precision == "32-true"
+    if module.model is not None:
+        wide = module.model.dtype == torch.float32
+        mebibytes = sum(p.numel() for p in module.model.parameters()) / 2**20
+        notes = [f"{2 * mebibytes:,.1f} instead of {4 * mebibytes:,.1f} MiB of weights"]
+    if choose(find_machine(trainer.strategy.root_device), "bfloat16", precision).emulated:
+        notes.append("slow on this CPU")
+    note = f" ({', '.join(notes)})" if notes else ""
+    return [f"model.dtype bfloat16{note}"] if wide else []

@@ -14,6 +14,7 @@ from peft_lightning import attention
 from peft_lightning.base_model import compiling, gated_mlp, norms, rotary
 from peft_lightning.frozen.cache import adapted_depth
 from peft_lightning.native.library import kernels_state
+from peft_lightning.run_precision import rows_of_table
 
 
 def path_of(model: nn.Module, parameter: str) -> str:
@@ -53,6 +54,7 @@ def paths_of(module: Any) -> dict[str, str]:
         rows[f"layers below {depth}"] = what
     if compiled := sum(_runs(m, compiling) for m in model.modules()):
         rows["torch.compile"] = f"{compiled} layers"
+    rows = {**rows_of_table(module), **rows}
     return {name: how for name, how in rows.items() if how}
 
 

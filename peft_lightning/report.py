@@ -1,10 +1,11 @@
-"""What a run tells its user: the table of what is trained, the bar, the rates, the summary."""
+"""What a run tells its user: the table of what is trained, the rates, the summary."""
 
 from __future__ import annotations
 
 import json
 import re
 import resource
+import shlex
 import sys
 import time
 from collections import deque
@@ -12,18 +13,20 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from peft_lightning import __version__
 from peft_lightning.adapters.atomic import atomic_text
 from peft_lightning.base_model.quantization import count_numbers
+from peft_lightning.checkpoint import at_step_boundary
 from peft_lightning.paths import path_of, paths_of, paths_table
+from peft_lightning.progress import STARTING, clock, seconds_since_start, seconds_spent
 
 PACKAGES = ("torch", "lightning", "transformers")
 
@@ -94,6 +97,7 @@ class Throughput(Callback):
         self.tokens = 0  # of all processes
         self.seconds = 0.0
         self._batch_start = 0.0
+        self._waiting = (0, 0.0)  # tokens and seconds of the step that is under way
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "seconds": self.seconds}
@@ -116,8 +120,11 @@ class Throughput(Callback):
     ) -> None:
         tokens = useful_tokens(batch) * trainer.world_size  # those of the other ranks are alike
         spent = time.perf_counter() - self._batch_start
-        self.tokens += tokens
-        self.seconds += spent
+        self._waiting = self._waiting[0] + tokens, self._waiting[1] + spent
+        if at_step_boundary(trainer):  # a step that is cut off is made again
+            self.tokens += self._waiting[0]
+            self.seconds += self._waiting[1]
+            self._waiting = (0, 0.0)
         self._times.append((spent, tokens))
         rate = sum(n for _, n in self._times) / max(1e-9, sum(s for s, _ in self._times))
         values = {
@@ -126,44 +133,6 @@ class Throughput(Callback):
         }
         pl_module.log_dict(values, prog_bar=True, rank_zero_only=True)
         pl_module.log("peak_memory_mib", peak_memory(pl_module.device) / 2**20, rank_zero_only=True)
-
-
-class ProgressBar(TQDMProgressBar):
-    """Lightning's bar with short names and the time left of the whole run."""
-
-    SHORT: ClassVar = {"train/loss": "loss", "tokens_per_second": "tok/s"}
-
-    def __init__(self, refresh_rate: int | None = None) -> None:
-        if refresh_rate is None:  # a log file gets a line now and then, a terminal every step
-            refresh_rate = 1 if sys.stderr.isatty() else 20
-        super().__init__(refresh_rate=refresh_rate)
-        self._start: tuple[float, int] | None = None
-
-    def get_metrics(
-        self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        items = super().get_metrics(trainer, pl_module)
-        items.pop("v_num", None)
-        shown: dict[str, Any] = {self.SHORT.get(name, name): v for name, v in items.items()}
-        if "tok/s" in shown:
-            shown["tok/s"] = f"{shown['tok/s']:,.0f}"
-        if "lr" in shown:
-            shown["lr"] = f"{shown['lr']:.1e}"
-        left = self._time_left(trainer)
-        return shown if left is None else {"left": left, **shown}
-
-    def _time_left(self, trainer: L.Trainer) -> str | None:
-        done, total = trainer.global_step, trainer.estimated_stepping_batches
-        if not trainer.training or total in (-1, float("inf")):
-            return None
-        now = time.monotonic()
-        if self._start is None:
-            self._start = now, done
-        start, first = self._start
-        if done <= first:
-            return None
-        seconds = int((now - start) / (done - first) * max(0, total - done))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
 @dataclass
@@ -186,9 +155,12 @@ class RunSummary:
     last: dict[str, float]
     seed: int | None
     precision: str
+    dtype: str
+    threads: int
     world_size: int
     data_hash: str | None
     base_fingerprint: dict[str, Any] | None
+    seconds: dict[str, float] = field(default_factory=dict)  # of this start, by phase
     paths: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -201,6 +173,39 @@ class Summary(Callback):
 
     def __init__(self) -> None:
         self._paths: dict[str, str] = {}
+        self._start_up = self._validating = 0.0
+        self._began = self._validation_began = 0.0
+        self.first_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        STARTING.__exit__()
+        self._start_up = seconds_since_start()
+        self._began, self.first_step = time.perf_counter(), trainer.global_step
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        STARTING.__exit__()
+        self._validation_began = time.perf_counter()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        STARTING.__exit__()
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        STARTING.__exit__()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validating += time.perf_counter() - self._validation_began
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds that each phase of this start of the run took."""
+        tokenising = seconds_spent("tokenising")
+        training = time.perf_counter() - self._began - self._validating
+        found = {
+            "start": max(0.0, self._start_up - tokenising),
+            "tokenising": tokenising,
+            "training": training,
+            "validation": self._validating,
+        }
+        return {name: round(seconds, 2) for name, seconds in found.items()}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rank_zero_print(trained_table(pl_module.model))  # type: ignore[arg-type]
@@ -240,14 +245,41 @@ class Summary(Callback):
             last={k: float(v) for k, v in sorted(trainer.callback_metrics.items())},
             seed=torch.initial_seed() if torch.initial_seed() < 2**32 else None,
             precision=str(trainer.precision),
+            dtype=str(module.model.dtype).removeprefix("torch."),
+            threads=torch.get_num_threads(),
             world_size=trainer.world_size,
             data_hash=getattr(trainer.datamodule, "data_hash", None),
             base_fingerprint=module.fingerprint,
+            seconds=self.seconds(),
             paths=self._paths,
             versions={"peft_lightning": __version__} | {name: version(name) for name in PACKAGES},
         )
         path = Path(trainer.default_root_dir) / "summary.json"
         atomic_text(path, json.dumps(asdict(summary), indent=2) + "\n")
+
+
+def run_ended(trainer: L.Trainer) -> str:
+    """Return what a finished ``fit`` leaves its user with: how far, how well, where, what next."""
+    summary = next(c for c in trainer.callbacks if isinstance(c, Summary))  # type: ignore[attr-defined]
+    steps = trainer.global_step
+    if steps == summary.first_step:
+        limit = "max_steps" if 0 < trainer.max_steps <= steps else "max_epochs"
+        return f"nothing was left to train after step {steps:,}: raise trainer.{limit} to go on"
+    seconds = summary.seconds()
+    spent = clock(seconds["training"] + seconds["validation"])
+    loss = trainer.callback_metrics.get("train/loss")
+    line = f"trained {steps - summary.first_step:,} steps in {spent}"
+    line += "" if loss is None else f"; train/loss {float(loss):.4g} at the last"
+    checkpoints: Any = trainer.checkpoint_callback
+    best, last = (getattr(checkpoints, f"{k}_model_path", "") for k in ("best", "last"))
+    if best and checkpoints.best_model_score is not None:
+        line += f"; {checkpoints.monitor} {float(checkpoints.best_model_score):.4g} at best"
+    if not (folder := best or last):
+        return line
+    with suppress(ValueError):
+        folder = str(Path(folder).relative_to(Path.cwd().resolve()))
+    ask = f"python -m peft_lightning generate --ckpt {shlex.quote(folder)} --prompt '...'"
+    return f"{line}\nthe result is in {folder}; to try it:\n  {ask}"
 
 
 @rank_zero_only

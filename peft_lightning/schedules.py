@@ -41,6 +41,10 @@ class Schedule(ABC):
         progress = (step - warmup) / max(1, total - warmup)
         return self.after_warmup(min(1.0, progress))
 
+    def needs_total(self) -> bool:
+        """Whether the factors depend on the number of steps of the run."""
+        return True
+
     @abstractmethod
     def after_warmup(self, progress: float) -> float:
         """Return the factor at ``progress`` in [0, 1] of the steps that follow the warm-up."""
@@ -86,6 +90,9 @@ class Constant(Schedule):
 
     warmup: float = 0.0
 
+    def needs_total(self) -> bool:
+        return 0 < self.warmup < 1
+
     def after_warmup(self, progress: float) -> float:
         return 1.0
 
@@ -99,12 +106,25 @@ class ScheduledLR(LRScheduler):
     Args:
         optimizer: Its groups' ``lr`` at this moment are the rates that the factors act on.
         schedule: The factor as a function of the step.
-        total_steps: Optimizer steps of the whole run, from which shares and progress are taken.
+        total_steps: Optimizer steps of the whole run, from which shares and progress are taken;
+            infinite where only the time is limited.
+
+    Raises:
+        ValueError: If it is infinite and the schedule needs it.
     """
 
-    def __init__(self, optimizer: Optimizer, schedule: Schedule, total_steps: int) -> None:
+    def __init__(self, optimizer: Optimizer, schedule: Schedule, total_steps: float) -> None:
+        if total_steps == math.inf:
+            if schedule.needs_total():
+                raise ValueError(
+                    f"{schedule} needs the number of steps, and nothing limits it: give "
+                    "trainer.max_epochs or trainer.max_steps too (with trainer.max_time, what "
+                    "comes first ends the run), or model.lr_schedule Constant with warmup 0 or a "
+                    "number of steps"
+                )
+            total_steps = 1
         self.schedule = schedule
-        self.total_steps = max(1, total_steps)
+        self.total_steps = max(1, int(total_steps))
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:  # type: ignore[override]

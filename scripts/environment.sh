@@ -13,6 +13,22 @@ find_python() {
   return 1
 }
 
+# with_sign COMMAND ...: runs it, and shows the seconds that have gone by if stderr is a terminal
+with_sign() {
+  local clock= status=0
+  if [ -t 2 ]; then
+    (while sleep 1 && kill -0 $$ 2>/dev/null; do printf '\r%d:%02d ' $((SECONDS / 60)) $((SECONDS % 60)) >&2; done) &
+    clock=$!
+  fi
+  "$@" || status=$?
+  if [ -n "$clock" ]; then
+    kill "$clock"
+    wait "$clock" 2>/dev/null || true
+    printf '\r        \r' >&2
+  fi
+  return $status
+}
+
 # install EXTRAS: the project in editable form with the pinned versions; skipped if nothing changed
 install() {
   local python stamp want
@@ -30,7 +46,7 @@ install() {
     return
   fi
   echo "installing peft_lightning$1 into .venv (a few minutes the first time) ..."
-  .venv/bin/python -m pip install -qq --disable-pip-version-check \
+  with_sign .venv/bin/python -m pip install -qq --disable-pip-version-check \
     --constraint constraints.txt --editable ".$1"
   echo "$want" > "$stamp"
 }

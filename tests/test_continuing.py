@@ -167,6 +167,8 @@ def test_a_run_resumes_where_the_folder_that_it_began_from_is_gone(ran):
     before, after = (tensors(folder / f"run_{n}/checkpoints/last.ckpt") for n in ("lora", "gone"))
     moved = max((after[name] - before[name]).abs().max() for name in before)
     assert 0 < moved <= 2 * float(SLOW)
+    saved = yaml.safe_load((folder / "run_gone" / "config.yaml").read_text())
+    assert saved["model"]["init_from"] == "gone"  # what began the run, and not how it was resumed
 
 
 def test_the_config_of_the_run_before_may_be_given_with_its_weights(ran):

@@ -150,7 +150,8 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(user, mounted):
 def test_lack_of_memory_is_one_line_with_what_would_need_less(user):
     rows = (user / "rows.jsonl").read_text() * 200
     (user / "rows.jsonl").write_text(rows)
-    line = only_error(drive(user, [fit("--data.batch_size", "4096", fault="Memory")])[0], 1)
+    options = ["--data.batch_size", "4096", "--trainer.precision", "32-true"]
+    line = only_error(drive(user, [fit(*options, fault="Memory")])[0], 1)
     for text in (
         r"memory was not enough for a batch of ",
         " tokens in 4096 rows: try data.tokens_per_batch ",

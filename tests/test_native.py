@@ -11,7 +11,7 @@ import torch
 
 from peft_lightning.attention.cpu import Causal, cpu_attention
 from peft_lightning.native import elementwise, library
-from peft_lightning.native.attention import native_attention, takes_attention
+from peft_lightning.native.attention import multiplied, native_attention, takes_attention
 
 pytestmark = pytest.mark.usefixtures("with_kernels")
 SAYS = "from peft_lightning.native.library import kernels_state; print(kernels_state())"
@@ -23,6 +23,12 @@ def in_a_process(code, cache, **environment):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     return done.stdout.strip(), done.stderr
+
+
+def require_products(dtype):
+    """Skip a test where attention in ``dtype`` is torch's, kernels or not."""
+    if dtype not in multiplied():
+        pytest.skip(f"the matrix library has no products of {dtype} on this processor")
 
 
 def attend(length=150, dtype=torch.bfloat16):
@@ -43,6 +49,7 @@ def threads():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_number_of_threads_changes_no_bit(dtype, threads):
+    require_products(dtype)
     threads(1)
     alone = attend(dtype=dtype)
     for count in (2, 5):
@@ -51,9 +58,11 @@ def test_the_number_of_threads_changes_no_bit(dtype, threads):
             assert torch.equal(one, other)
 
 
-def test_a_sequence_has_the_same_bits_wherever_it_lies_in_a_batch():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_sequence_has_the_same_bits_wherever_it_lies_in_a_batch(dtype):
+    require_products(dtype)
     torch.manual_seed(0)
-    parts = [torch.randn(1, h, 97, 16).bfloat16() for h in (4, 2, 2)]
+    parts = [torch.randn(1, h, 97, 16).to(dtype) for h in (4, 2, 2)]
     together = native_attention(*parts, [20, 77], [20, 77], 0.25, None)
     alone = native_attention(*(x[:, :, 20:] for x in parts), [77], [77], 0.25, None)
     assert torch.equal(together[:, 20:], alone)
@@ -74,6 +83,43 @@ def test_scores_of_a_run_that_goes_astray_give_gradients_like_those_of_torch(dty
     monkeypatch.setattr(library, "_library", lambda: (None, "a test does without"))
     for found, theirs in zip(ours, gradients(), strict=True):
         assert found.abs().max() <= 2 * theirs.abs().max() + 1
+
+
+@pytest.mark.parametrize("window", [None, 7, 50])
+@pytest.mark.parametrize("dims", [(64, 64), (6, 10), (2, 34), (40, 18)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keys_without_queries_come_before_those_of_the_queries(dtype, dims, window):
+    require_products(dtype)
+    torch.manual_seed(0)
+    lens, key_lens = [1, 49, 96, 13], [5, 49, 130, 14]
+    sizes = [(4, sum(lens), dims[0]), (2, sum(key_lens), dims[0]), (2, sum(key_lens), dims[1])]
+    parts = [torch.randn(1, *size).to(dtype).requires_grad_() for size in sizes]
+    exact = [x.detach().double().requires_grad_() for x in parts]
+    found = native_attention(*parts, lens, key_lens, 0.3, window)
+    pieces, first, first_key = [], 0, 0
+    for n, m in zip(lens, key_lens, strict=True):
+        query = exact[0][0, :, first : first + n]
+        key, value = (x[0, :, first_key : first_key + m].repeat_interleave(2, 0) for x in exact[1:])
+        age = torch.arange(m - n, m)[:, None] - torch.arange(m)
+        seen = (age >= 0) & (age < (window or m))
+        scores = (query @ key.transpose(1, 2) * 0.3).masked_fill(~seen, -torch.inf)
+        pieces.append((scores.softmax(-1) @ value).transpose(0, 1))
+        first, first_key = first + n, first_key + m
+    expected = torch.cat(pieces)[None]
+    weight = torch.randn_like(expected)
+    gradients = torch.autograd.grad((found * weight).sum(), parts)
+    exact_gradients = torch.autograd.grad((expected * weight).sum(), exact)
+    # sums of some 100 terms, and in bfloat16 rounded weights and gradients of scores
+    allowed = 16 * torch.finfo(dtype).eps
+    for ours, theirs in zip([found, *gradients], [expected, *exact_gradients], strict=True):
+        assert (ours.double() - theirs).norm() <= allowed * theirs.norm()
+
+
+def test_vectors_are_no_wider_than_those_of_torch(tmp_path):
+    code = f"{SAYS}; from peft_lightning.native.library import _flags; print(*_flags())"
+    said, _ = in_a_process(code, tmp_path, ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2")
+    assert said.startswith("compiled kernels")
+    assert "-mno-avx512f" in said.split()
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -1,5 +1,7 @@
-"""A stop signal ends training at a step boundary, and the run goes on from there."""
+"""A stop signal ends training, and the run goes on from there; test_stop.py has each phase."""
 
+import contextlib
+import copy
 import os
 import signal
 import subprocess
@@ -13,9 +15,13 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from cli_driver import ENVIRONMENT, saved_step
+from peft_lightning import CausalLMModule, PromptTuning
 from peft_lightning.checkpoint import Checkpoints
+from peft_lightning.cluster.preemption import _see_signals_in_backward
+from peft_lightning.cluster.signals import STOP, StopSignal
+from peft_lightning.cluster.step_boundary import step_boundary
 from test_cli import MODEL
-from tiny_run import fit
+from tiny_run import fit, flat_batch
 
 CONFIG = """
 data: {train: rows.jsonl, batch_size: 2, cache_dir: cache, num_workers: WORKERS}
@@ -43,6 +49,14 @@ class Slow(Callback):
             print("batch", flush=True)
             time.sleep(0.05)
 '''
+
+TOKENISES_SLOWLY = """
+
+def row(record):
+    print("tokenising", flush=True)
+    time.sleep(60)
+    return record["prompt"]
+"""
 
 
 @pytest.fixture
@@ -79,7 +93,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(user, base, workers, accumula
     stop_after(slow, 7)
     _, errors = slow.communicate(timeout=60)
     assert slow.returncode == 128 + signal.SIGTERM, errors
-    assert "SIGTERM: stopping after this optimizer step" in errors
+    assert "SIGTERM: stopped at step " in errors
     assert errors.count("SIGTERM") == 1  # the workers say nothing
     last = user / "stopped" / "checkpoints" / "last.ckpt"
     state = torch.load(last / "trainer_state.pt", weights_only=True)
@@ -121,17 +135,30 @@ def test_a_second_ctrl_c_ends_at_once(user, base):
     assert "Traceback" not in errors
 
 
-def test_sigterm_during_the_imports_ends_after_the_first_step_with_its_status(user, base):
+def listens(process):
+    """Whether a process has a handler for SIGUSR1."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return int(caught.split()[1], 16) >> (signal.SIGUSR1 - 1) & 1
+
+
+def imports_torch(process):
+    return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("moment", [listens, imports_torch])
+def test_a_signal_during_the_imports_ends_at_once_in_one_line(moment, number, user, base):
     process = subprocess.Popen(
         command(user, base, "early"), cwd=user, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
-    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
-        time.sleep(0.01)
+    while not moment(process):
+        time.sleep(0.002)
         assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, errors
-    assert "stopped at step 1;" in errors
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, errors
+    assert errors == f"{number.name}: stopped before the first step, nothing new to save\n"
 
 
 def test_signals_after_the_last_step_leave_the_status_of_success(user, base):
@@ -220,11 +247,85 @@ def test_a_validation_that_was_cut_off_is_made_after_the_resume(setup, how, base
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_run_that_is_stopped_early_every_time_makes_a_step_every_time(base, rows, tmp_path):
+def test_a_run_that_is_stopped_in_the_validation_it_begins_with_loses_nothing(base, rows, tmp_path):
     last = None
-    for step in (6, 7):  # the second run begins with the validation that the first was stopped in
+    for _ in range(2):  # the second run begins with the validation that the first was stopped in
         callbacks = [Disturbed([], 6, "signal"), Checkpoints()]
         with pytest.raises(SystemExit):
             fit(base, rows, tmp_path, callbacks=callbacks, max_epochs=3, ckpt_path=last)
         last = tmp_path / "checkpoints" / "last.ckpt"
-        assert saved_step(last) == step
+        assert saved_step(last) == 6
+    seen: list = []
+    callbacks = [Disturbed(seen), Checkpoints()]
+    fit(base, rows, tmp_path, callbacks=callbacks, max_epochs=3, ckpt_path=last)
+    assert [row if isinstance(row, int) else row[0] for row in seen] == [
+        6,
+        *range(7, 13),
+        12,
+        *range(13, 19),
+        18,
+    ]
+
+
+def test_a_signal_is_seen_between_two_layers_of_a_backward_pass_without_python(base):
+    module = CausalLMModule(str(base), PromptTuning(num_virtual_tokens=2))
+    module.configure_model()
+    STOP.listen(signal.SIGTERM)
+    hooks = _see_signals_in_backward(module)
+    try:
+        loss, _ = module.nll(flat_batch([9, 5]))
+        STOP.received = signal.SIGTERM  # as one that was caught on its way
+        with pytest.raises(StopSignal):
+            loss.backward()
+    finally:
+        STOP.forget([signal.SIGTERM])
+    for hook in hooks:
+        hook.remove()
+    module.nll(flat_batch([9, 5]))[0].backward()
+
+
+def test_what_is_remembered_of_a_step_is_not_changed_by_the_next(base, rows, tmp_path):
+    found = []
+
+    class Remember(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            state = step_boundary(trainer)
+            found.append((state, copy.deepcopy(state)))
+
+    fit(base, rows, tmp_path, callbacks=[Remember()], max_epochs=1)
+    assert len(found) == 6
+    for state, at_the_time in found:
+        assert str(state) == str(at_the_time)
+    positions = [state["SFTDataModule"]["position"] for state, _ in found]
+    assert positions == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_signal_while_two_processes_start_ends_both(user, base):
+    (user / "slow.py").write_text(SLOW + TOKENISES_SLOWLY)
+    process = subprocess.Popen(
+        [
+            *command(user, base, "both", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
+            *["--data.format", "slow.row"],
+        ],
+        cwd=user,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.stdout.readline() != "tokenising\n":
+        assert process.poll() is None
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert errors.count("SIGTERM: stopped before the first step") == 1
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{child}/fd").exists() and is_ours(child) for child in children):
+        assert time.monotonic() < deadline
+
+
+def is_ours(process):
+    with contextlib.suppress(OSError):
+        return b"peft_lightning" in Path(f"/proc/{process}/cmdline").read_bytes()
+    return False

@@ -1,5 +1,6 @@
 """Bases of 4 and 8 bits: loaded, trained over, merged into; what is said where that cannot be."""
 
+import copy
 import json
 import shutil
 
@@ -13,7 +14,13 @@ from peft_lightning import LoRA, load_adapter, load_base_model, save_adapter
 from peft_lightning.adapters import Full, read_adapter
 from peft_lightning.adapters.lora_layers import LoRALinear
 from peft_lightning.base_model import base_fingerprint, places, quantization
-from peft_lightning.base_model.quantization import QUANTIZATIONS, count_numbers, dequantized
+from peft_lightning.base_model.packed import FourBits
+from peft_lightning.base_model.quantization import (
+    QUANTIZATIONS,
+    count_numbers,
+    dequantized,
+    rounds_inputs,
+)
 from peft_lightning.commands.generate import generate
 from peft_lightning.commands.merge import merge
 from peft_lightning.schedules import Constant
@@ -57,6 +64,11 @@ def base(tmp_path_factory):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def has_packed(module):
+    """Whether the weight of ``module`` is multiplied as it is packed."""
+    return hasattr(getattr(module, "weight", None), "packed")
 
 
 def mark(test):
@@ -179,12 +191,62 @@ def test_lora_computes_the_update_of_float32_tensors_beside_the_quantised_produc
     adapter.attach(model)
     draw(adapter, model)
     layer = model.model.layers[0].self_attn.q_proj
-    assert layer.path == "plain"
+    assert layer.path == "grouped"
     assert {t.dtype for t in adapter.tensors(model).values()} == {torch.float32}
     a, b = (m.weight.detach().double() for m in (layer.lora_A, layer.lora_B))
     found = layer(x)
     assert found.dtype == torch.bfloat16
     assert_close(found.double(), before + 2 * x.double() @ a.T @ b.T, rtol=2e-2, atol=2e-2)
+
+
+@mark
+@pytest.mark.parametrize("bits", QUANTIZATIONS)
+def test_a_cpu_computes_and_trains_as_over_the_dequantised_numbers(either_way, base, bits):
+    found, kept = [], []
+    for numbers in (True, False):
+        model = load_base_model(str(base), quantization=bits)
+        model = dequantized(model) if numbers else model
+        adapter = LoRA(r=2, target_modules=["q_proj", "k_proj", "down_proj"])
+        few = model(IDS[:, :3]).logits  # by the kernels that read packed weights
+        adapter.attach(model)
+        draw(adapter, model)
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            output = model(IDS, labels=IDS)
+        output.loss.backward()
+        grads = [p.grad for p in model.parameters() if p.requires_grad]
+        found.append((few, output.logits, *grads))
+    assert not rounds_inputs(model)
+    for one, other in zip(*found, strict=True):  # sums of 64 in another order, in two layers
+        assert (one - other).abs().max() <= 1e-4 * other.abs().max()
+    shapes = {tuple(m.weight.packed.shape) for m in model.modules() if has_packed(m)}
+    assert shapes
+    assert not [t for t in kept if t.dtype == torch.float32 and tuple(t.shape) in shapes]
+
+
+@mark
+def test_scales_that_are_no_numbers_of_eight_bits_are_read_too(either_way):
+    import bitsandbytes as bnb
+
+    weight = torch.randn(6, 128, generator=torch.Generator().manual_seed(0))
+    for nested in (True, False):
+        for kind in ("nf4", "fp4"):
+            data, state = bnb.functional.quantize_4bit(
+                weight, quant_type=kind, compress_statistics=nested
+            )
+            found = torch.empty(3, 128)
+            FourBits(data, state).read(2, 5, found)
+            assert_close(found, bnb.functional.dequantize_4bit(data, state)[2:5])
+
+
+@mark
+@pytest.mark.parametrize("bits", QUANTIZATIONS)
+def test_a_copy_of_a_quantised_model_is_computed_by_bitsandbytes(base, bits):
+    model = load_base_model(str(base), quantization=bits)
+    other = copy.deepcopy(model)
+    assert not any(has_packed(m) for m in other.modules())
+    found, want = other(IDS).logits, model(IDS).logits
+    assert (found - want).norm() < 0.1 * want.norm()
 
 
 @mark

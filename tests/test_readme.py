@@ -1,6 +1,7 @@
 """What README.md shows runs, and what it names is there."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shlex
@@ -19,13 +20,15 @@ from peft_lightning import CausalLMModule, LoRA, SFTDataModule
 from peft_lightning.adapters import Adapter
 from peft_lightning.cli.signatures import options_of
 from peft_lightning.data.formats import FORMATS, NEEDS
+from peft_lightning.user_cache import user_cache
 from tiny_run import fit
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PROGRAM = "python -m peft_lightning"
 MODEL = "~/.cache/peft_lightning/models/SmolLM2-135M-Instruct"
-SMALL = {"max_steps": 2, "limit_val_batches": 1, "limit_predict_batches": 1, "accelerator": "cpu"}
+EPOCH = {"limit_train_batches": 1, "limit_val_batches": 1, "accelerator": "cpu"}
+SMALL = {**EPOCH, "limit_predict_batches": 1}
 
 
 def blocks(language: str) -> list[str]:
@@ -59,7 +62,7 @@ def base(base, tmp_path_factory):
 
 
 def on_tiny_base(config: str, base: Path) -> str:
-    """Return a config as one of two steps on a tiny base."""
+    """Return a config as one of a step each epoch, on a tiny base."""
     content = yaml.safe_load(config)
     content["model"]["base_model"] = str(base)
     content["model"]["dtype"] = "float32"
@@ -80,16 +83,38 @@ def user(tmp_path_factory, base):
     return folder
 
 
+def with_model_of_quick_start(caches: Path, base: Path) -> None:
+    """Make a folder of caches that is the user's own, but for the tiny base as a model in it."""
+    ours = caches / "peft_lightning"
+    (ours / "models").mkdir(parents=True)
+    (ours / "models" / Path(MODEL).name).symlink_to(base)
+    own = user_cache("models").parent
+    for entry in own.iterdir() if own.is_dir() else ():
+        if entry.name != "models":
+            (ours / entry.name).symlink_to(entry)
+
+
+def small_options(line: list[str]) -> list[str]:
+    """Return what makes a ``fit`` without a config as short as those with one."""
+    if line[0] != "fit" or "--config" in line:
+        return []
+    return [word for name, v in EPOCH.items() for word in (f"--trainer.{name}", str(v))]
+
+
 @pytest.fixture(scope="module")
 def ran(user, base):
     """(arguments, status, output, errors) of every command and every YAML block, in order."""
     lines = commands()
+    with_model_of_quick_start(user / "caches", base)
     for i, block in enumerate(blocks("yaml")):
         (user / f"readme{i}.yaml").write_text(on_tiny_base(block, base))
         lines.append(["fit", "--config", f"readme{i}.yaml"])
     for block in blocks("console"):
         lines += [shlex.split(line)[4:] for line in block.splitlines() if line.startswith("$ ")]
-    results = drive(user, lines)
+    run = [line + small_options(line) for line in lines]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENVIRONMENT, "XDG_CACHE_HOME", str(user / "caches"))
+        results = drive(user, run)
     return [(line, *result) for line, result in zip(lines, results, strict=True)]
 
 
@@ -107,7 +132,26 @@ def test_every_yaml_block_trains_and_its_folder_has_its_name(ran, user):
     assert blocks("yaml")
     for i in range(len(blocks("yaml"))):
         summary = user / "runs" / f"readme{i}" / "summary.json"
-        assert json.loads(summary.read_text())["steps"] == 2
+        assert json.loads(summary.read_text())["steps"] == 3
+
+
+def test_the_commands_work_in_the_order_in_which_they_stand(ran, user):
+    """Each ``fit`` trains as many epochs, of a step each, as stand there; a new run is new."""
+
+    def number(args):
+        given = dict(itertools.pairwise(args))
+        return int(given.get("--trainer.max_epochs", 3))
+
+    fits = [(args, errors) for args, _, _, errors in ran if args in commands() and args[0] == "fit"]
+    told = [number(args) for args, errors in fits if "--help" not in args]
+    assert told == [3, 3, 3, 5, 3]  # no config, a config, two resumes, from trained weights
+    runs = {name: user / "runs" / name for name in ("default", "r8", "more")}
+    steps = {n: json.loads((r / "summary.json").read_text())["steps"] for n, r in runs.items()}
+    assert steps == {"default": 3, "r8": 5, "more": 5}  # of r8's config, as it was last
+    names = {json.loads((run / "run.json").read_text())["run"] for run in runs.values()}
+    assert len(names) == 3
+    resumed = ["Restored all states" in errors for args, errors in fits if "--help" not in args]
+    assert resumed == [False, False, True, True, False]
 
 
 def test_every_session_shows_the_real_output(ran):

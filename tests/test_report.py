@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from peft_lightning import LoRA
 from peft_lightning.generation import encode_prompt, find_end_ids
 from peft_lightning.native.library import kernels_state
-from peft_lightning.report import ProgressBar, trained_table, useful_tokens
+from peft_lightning.report import trained_table, useful_tokens
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, fit, write_base
 
@@ -118,16 +117,6 @@ def test_a_trial_run_shows_samples_and_writes_nothing(base, rows, tmp_path, caps
     )  # fmt: skip
     assert "step 1  'say 1' -> " in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
-
-
-def test_the_bar_tells_the_time_left_of_the_whole_run(monkeypatch):
-    bar = ProgressBar()
-    trainer = SimpleNamespace(global_step=2, estimated_stepping_batches=12, training=True)
-    now = iter([100.0, 700.0])
-    monkeypatch.setattr("peft_lightning.report.time.monotonic", lambda: next(now))
-    assert bar._time_left(trainer) is None  # nothing measured yet
-    trainer.global_step = 4
-    assert bar._time_left(trainer) == "0:40:00"  # 8 steps of 300 s
 
 
 def test_useful_tokens_leave_out_padding():

@@ -62,3 +62,19 @@ def test_a_resumed_schedule_goes_on_where_it_stopped():
         optimizer.step()
         schedule.step()
     assert rates == [0.5 * Cosine(warmup=2).factor(step, 8) for step in range(8)]
+
+
+def test_a_run_without_an_end_takes_only_a_schedule_that_needs_none():
+    def factor(schedule, steps):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduled = ScheduledLR(optimizer, schedule, math.inf)
+        for _ in range(steps):
+            optimizer.step()
+            scheduled.step()
+        return optimizer.param_groups[0]["lr"]
+
+    assert [factor(Constant(warmup=4), steps) for steps in (0, 1, 4, 99)] == [0.25, 0.5, 1, 1]
+    assert factor(Constant(), 5) == 1
+    for schedule in (Cosine(), Linear(warmup=2), Constant(warmup=0.1)):
+        with pytest.raises(ValueError, match="needs the number of steps, and nothing limits it"):
+            factor(schedule, 0)

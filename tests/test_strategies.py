@@ -31,6 +31,9 @@ SETUPS = {  # 9 rows in steps of 4, 4 and 1: the last leaves one of two processe
         "trainer": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05},
     },
     "full": {"adapter": ["Full", {}], "trainer": {"gradient_clip_val": 0.05}},
+    "clipped by value": {
+        "trainer": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
+    },
     "validation": {
         "data": {"val_fraction": 0.4, "batch_size": 1},
         "module": {**SAMPLED, "learning_rate": 0.3},

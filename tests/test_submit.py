@@ -1,5 +1,6 @@
 """``submit``: the script that it writes, and what it refuses before a job waits in a queue."""
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -68,6 +69,22 @@ def test_tasks_follow_the_config(submit, tmp_path):
     words = "--config run.yaml --ckpt_path last --trainer.num_nodes 3 --trainer.devices 2"
     assert fit_words(script) == f"{words} --trainer.default_root_dir runs/run".split()
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_checkpoint_that_the_config_names_begins_a_new_run_and_resume_goes_on_from_its_last(
+    submit, tmp_path
+):
+    (tmp_path / "from.yaml").write_text("ckpt_path: other.ckpt\n")
+    (tmp_path / "null.yaml").write_text("ckpt_path: null\n")
+
+    def named(*args):
+        words = fit_words(submit(*args, "--dry-run")[1])
+        return [b for a, b in itertools.pairwise(words) if a == "--ckpt_path"]
+
+    assert named("--config", "from.yaml") == []  # fit reads it there
+    assert named("--config", "from.yaml", "--resume") == ["last"]
+    assert named("--config", "from.yaml", "--ckpt_path", "none") == ["none"]
+    assert named("--config", "null.yaml") == ["last"]
 
 
 def test_options_of_slurm_reach_it(submit):

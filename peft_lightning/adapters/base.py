@@ -61,6 +61,11 @@ class Adapter(ABC):
         values = {name: getattr(self, name) for name in sorted(self.own_options)}
         return {name: value for name, value in values.items() if value is not None}
 
+    @property
+    def trains_base(self) -> bool:
+        """Whether weights of the base itself are trained, which have to be float32."""
+        return False
+
     def with_tokenizer(self, tokenizer: Any) -> Adapter:
         """Add the tokens that the adapter brings to ``tokenizer``, in place.
 

@@ -30,6 +30,10 @@ class Full(Adapter):
     tensor_file: ClassVar[str] = "model.safetensors"
     hf_defaults: ClassVar[dict[str, Any]] = {}
 
+    @property
+    def trains_base(self) -> bool:
+        return True
+
     def detach(self, model: nn.Module) -> None:
         """Raise: there is no base to go back to."""
         self._require_attached(model)

@@ -147,6 +147,10 @@ class LoRA(Adapter):
             )
         self._targets()
 
+    @property
+    def trains_base(self) -> bool:
+        return self.bias != "none"
+
     def with_tokenizer(self, tokenizer: Any) -> LoRA:
         if not self.new_tokens:
             return self

@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from peft_lightning.native.buffers import empty
+from peft_lightning.native.stored import multiply, multiply_back
 
 
 class Projection(NamedTuple):
     """One layer of those that share an input.
 
     Args:
-        weight: (out, in), frozen.
+        weight: (out, in), frozen, of any floating dtype or packed.
         bias: (out,), frozen or trained, or None.
         a: lora_A's weight, (r, in).
         b: lora_B's, (out, r).
@@ -40,7 +41,8 @@ def lora_linear(x: Tensor, layers: Sequence[Projection]) -> tuple[Tensor, ...]:
     """Return ``x W^T + bias + scaling * x A^T B^T`` of each layer, computed in the dtype of ``x``.
 
     Args:
-        x: (..., in), in the dtype to compute in; weights of others are cast to it. If it has an
+        x: (..., in), in the dtype to compute in; weights of others are converted where they are
+            multiplied, and kept for the backward pass as they are. If ``x`` has an
             attribute ``remake``, (function, tensors), it is not kept for the backward pass but
             made again by ``function(*tensors)``: a norm's or activation's output, cheaply.
         layers: Those that read ``x``; no gradient is computed of their weights.
@@ -72,12 +74,7 @@ class _LoRALinear(torch.autograd.Function):
         for (weight, bias, _, b), scaling, part in zip(
             fours, scalings, _parts(down, fours), strict=True
         ):
-            weight = weight.to(x.dtype)
-            y = empty((len(flat), len(weight)), like=flat)
-            if bias is None:
-                torch.mm(flat, weight.T, out=y)
-            else:
-                torch.addmm(bias.to(x.dtype), flat, weight.T, out=y)
+            y = multiply(flat, weight, empty((len(flat), len(b)), like=flat), bias)
             y.addmm_(part, (b * scaling).to(x.dtype).T)
             results.append(y.view(*x.shape[:-1], -1))
         ctx.save_for_backward(down, *tensors, *(makers or [flat]))
@@ -103,11 +100,10 @@ class _LoRALinear(torch.autograd.Function):
             trains_bias = ctx.needs_input_grad[4 + 4 * len(d_biases) + 1]
             d_biases.append(dy.sum(0) if trains_bias else None)
             if needs_x:
-                weight = weight.to(dy.dtype)
                 if d_x is None:
-                    d_x = torch.mm(dy, weight, out=empty((len(dy), weight.shape[1]), like=dy))
+                    d_x = multiply_back(dy, weight, empty(flat.shape, like=dy))
                 else:
-                    d_x.addmm_(dy, weight)
+                    multiply_back(dy, weight, d_x, add=True)
         d_down = torch.cat(d_downs, 1)  # (N, R)
         d_as = (d_down.T @ flat).to(fours[0][2].dtype).split([a.shape[0] for _, _, a, _ in fours])
         if d_x is not None:

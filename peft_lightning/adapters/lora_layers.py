@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from peft_lightning.adapters.base import adapter_dtype
 from peft_lightning.adapters.lora_function import Projection, lora_linear
 from peft_lightning.adapters.lora_init import init_lora, is_decomposition
+from peft_lightning.native.stored import stored_forward
 
 if TYPE_CHECKING:
     from peft_lightning.adapters.shared_input import SharedInput
@@ -127,9 +128,9 @@ class LoRALinear(nn.Module):
     def _is_fast(self, dtype: torch.dtype) -> bool:
         """Whether ``lora_linear`` computes what the plain modules would."""
         autocasts = torch.is_autocast_enabled(self.weight.device.type)
-        return (
+        return bool(
             self.path != "plain"
-            and (autocasts or dtype == self.weight.dtype)
+            and (autocasts or dtype == self.weight.dtype or stored_forward(self.base_layer))
             and not (self.training and self.dropout.p > 0)
             and not self.weight.requires_grad
             and not torch.compiler.is_compiling()
@@ -160,8 +161,9 @@ class LoRALinear(nn.Module):
     @property
     def path(self) -> str:
         """How it is computed: plain (module by module), fused, or grouped with others."""
-        if type(self.base_layer) is not nn.Linear and not is_conv1d(self.base_layer):
-            return "plain"  # such as a quantised layer, which does its product itself
+        known = type(self.base_layer) is nn.Linear or is_conv1d(self.base_layer)
+        if not known and stored_forward(self.base_layer) is None:
+            return "plain"  # such as a quantised layer on a GPU, which does its product itself
         if self.base_layer._forward_hooks or self.base_layer._forward_pre_hooks:
             return "plain"
         return "grouped" if self.shared_input is not None else "fused"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from peft_lightning.adapters.virtual_tokens import HF_DEFAULTS, VirtualTokens
+from peft_lightning.native.stored import output_dtype
 
 _SHAPE = "_prefix_shape"  # attribute of a model: layers, key and value heads, their dimension
 
@@ -84,7 +85,7 @@ class PrefixTuning(VirtualTokens):
 
         layers, heads, dim = getattr(model, _SHAPE)
         prompt = model.prompt_embeddings
-        kind, dtype = prompt.device.type, model.get_input_embeddings().weight.dtype
+        kind, dtype = prompt.device.type, output_dtype(model.get_input_embeddings())
         autocast = torch.is_autocast_enabled(kind)
         prompt = prompt.to(torch.get_autocast_dtype(kind) if autocast else dtype)
         parts = prompt.view(self.num_virtual_tokens, layers, 2, heads, dim)  # HF PEFT's order

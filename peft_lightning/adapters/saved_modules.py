@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,14 +12,15 @@ from torch.func import functional_call
 
 from peft_lightning.adapters.base import adapter_dtype
 from peft_lightning.adapters.names import nearest, shortened
+from peft_lightning.native.stored import output_dtype
 
 
 class SavedModule(nn.Module):
     """A trained copy of a frozen module, in its place.
 
-    The copy's parameters are float32 (float64 over float64) and are cast to the base's dtype
-    where they are used, so that small steps are not rounded away. HF PEFT trains them in the
-    base's dtype.
+    The copy's parameters are float32 (float64 over float64) and are cast where they are used, to
+    the dtype in which the base computes, so that small steps are not rounded away. HF PEFT trains
+    them in the base's dtype.
 
     Args:
         base_layer: The frozen module. Kept, and copied.
@@ -34,25 +35,37 @@ class SavedModule(nn.Module):
         self.modules_to_save.requires_grad_(True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self.modules_to_save, self.cast(), args, kwargs)
+        return functional_call(self.modules_to_save, self._used(), args, kwargs)
 
     def cast(self) -> dict[str, Tensor]:
-        """Return the trained parameters by name, in the base's dtypes."""
+        """Return the trained parameters by name, in the dtypes in which the base's are stored."""
         base = dict(self.base_layer.named_parameters())
-        trained = self.modules_to_save.named_parameters()
-        return {name: parameter.to(base[name].dtype) for name, parameter in trained}
+        return {name: p.to(base[name].dtype) for name, p in self._trained()}
+
+    def _used(self) -> dict[str, Tensor]:
+        """Return the trained parameters by name, in the dtypes in which the base computes."""
+        return {name: p.to(self._dtype(name)) for name, p in self._trained()}
+
+    def _trained(self) -> Iterator[tuple[str, Tensor]]:
+        return self.modules_to_save.named_parameters()
+
+    def _dtype(self, name: str) -> torch.dtype:
+        owner, _, leaf = name.rpartition(".")
+        module = self.base_layer.get_submodule(owner)
+        if leaf == "weight":
+            return output_dtype(module)
+        return cast(Tensor, getattr(module, leaf)).dtype
 
     @property
     def weight(self) -> Tensor:
-        """The trained weight, in the base's dtype."""
-        weight = cast(Tensor, self.modules_to_save.weight)
-        return weight.to(cast(Tensor, self.base_layer.weight).dtype)
+        """The trained weight, in the dtype in which the base computes."""
+        return cast(Tensor, self.modules_to_save.weight).to(self._dtype("weight"))
 
     @property
     def bias(self) -> Tensor | None:
-        """The trained bias, in the base's dtype."""
+        """The trained bias, likewise."""
         bias = cast(Tensor | None, self.modules_to_save.bias)
-        return None if bias is None else bias.to(cast(Tensor, self.base_layer.bias).dtype)
+        return None if bias is None else bias.to(self._dtype("bias"))
 
     def enlarge(self, rows: Tensor) -> None:
         """Append ``rows`` (n, dim) to the weight of a copied embedding, with its tokens' number."""

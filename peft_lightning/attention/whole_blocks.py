@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+
+from peft_lightning.native.stored import output_dtype
 
 BLOCK = 64  # tokens; less pads less, more has fewer lengths
 
@@ -20,10 +21,11 @@ BLOCK = 64  # tokens; less pads less, more has fewer lengths
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
-def compiles_products(weight: Tensor) -> bool:
-    """Whether products of inputs with ``weight`` are compiled for each length of the inputs."""
-    kind = weight.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+def compiles_products(embedding: Any) -> bool:
+    """Whether products of what ``embedding`` gives are compiled for each length of the inputs."""
+    kind = embedding.weight.device.type
+    autocasts = torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if autocasts else output_dtype(embedding)
     return kind == "cpu" and dtype in (torch.bfloat16, torch.float16)
 
 

@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_REMEMBERED = "_fingerprint_before_quantization"  # attribute of a model
+_REMEMBERED = "_fingerprint_of_files"  # attribute of a model
 
 
 def base_fingerprint(model: nn.Module) -> dict[str, Any]:
     """Return what tells a base model from others, the same with an adapter in it as without.
 
     ``weights`` is a hash of up to 64 values of each tensor, rounded to bfloat16, and those that
-    float16 cannot hold exactly taken as 0: the same model has one fingerprint in every dtype. (One
-    saved in float32 and loaded in float16 is the exception: it has been rounded twice.) A model
-    that was quantised when it was loaded has the fingerprint of the one it was made from.
+    float16 cannot hold exactly taken as 0: the same model has one fingerprint in every dtype. A
+    model that was quantised when it was loaded, or rounded from float32 to float16, has that of
+    the one it was made from.
     """
     remembered: dict[str, Any] | None = getattr(model, _REMEMBERED, None)
     return remembered or fingerprint_of(type(model).__name__, _base_parameters(model))
 
 
 def remember_fingerprint(model: nn.Module, fingerprint: dict[str, Any]) -> None:
-    """Let ``base_fingerprint`` of a quantised model be that of the weights it was made from."""
+    """Let ``base_fingerprint`` of a model be that of the weights it was made from."""
     setattr(model, _REMEMBERED, fingerprint)
 
 

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from transformers.activations import ACT2FN
 
 from peft_lightning.native import elementwise
+from peft_lightning.native.stored import stored_forward
 
 PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
@@ -38,12 +39,13 @@ def _is_gated_mlp(layer: Any) -> bool:
     weight: Any = getattr(layer.gate_proj, "weight", None)
     if not isinstance(layer.gate_proj, nn.Linear) or weight.is_meta:
         return False
-    if not weight.is_floating_point():
+    if not weight.is_floating_point() and stored_forward(layer.gate_proj) is None:
         return False  # quantised: what the first input is decides how the layer computes
     if next(layer.act_fn.parameters(), None) is not None:
         return False
     with torch.random.fork_rng([]), torch.no_grad():
-        x = torch.randn(3, layer.gate_proj.in_features).to(weight)
+        x = torch.randn(3, layer.gate_proj.in_features, device=weight.device)
+        x = x.to(weight.dtype) if weight.is_floating_point() else x
         product = layer.act_fn(layer.gate_proj(x)) * layer.up_proj(x)
         return torch.equal(layer(x), layer.down_proj(product))
 

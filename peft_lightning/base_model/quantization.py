@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
+from peft_lightning.base_model.packed import multiply_packed
+
 QUANTIZATIONS = ("4bit", "8bit")
 INSTALL = "pip install bitsandbytes"
 
@@ -42,7 +44,8 @@ def quantization_options(
         name: Of the base.
         config: Its config, which says whether it is quantised already.
         quantization: One of ``QUANTIZATIONS``, or None.
-        dtype: In which to compute.
+        dtype: In which to compute; one that is quantised already by bitsandbytes too, whatever
+            it computed in when it was saved.
 
     Returns:
         Options; none for a base of full precision.
@@ -61,14 +64,14 @@ def quantization_options(
         # it says for each product on a CPU that it rounds the inputs, which is what was asked for
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not quantization:
+        if own == "bitsandbytes" and isinstance(saved := config.quantization_config, dict):
+            saved["bnb_4bit_compute_dtype"] = dtype
         return {}
-    wanted = config.dtype if dtype == "auto" else dtype
-    found = wanted if isinstance(wanted, torch.dtype) else getattr(torch, wanted or "float32")
     four = {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": found,
+        "bnb_4bit_compute_dtype": getattr(torch, dtype),
     }
     kind = four if quantization == "4bit" else {"load_in_8bit": True}
     return {"quantization_config": BitsAndBytesConfig(**kind)}
@@ -91,9 +94,12 @@ def is_quantized(model: Any) -> bool:
 def rounds_inputs(model: Any) -> bool:
     """Whether layers of 8 bits round their inputs too, by what else is in the batch.
 
-    A column of inputs with one above 6 is computed in float16, the others as integers.
+    By bitsandbytes, a column of inputs with one above 6 is computed in float16, the others as
+    integers.
     """
-    return is_quantized(model) and model.config.quantization_config.load_in_8bit
+    if not is_quantized(model) or not model.config.quantization_config.load_in_8bit:
+        return False
+    return not any(hasattr(parameter, "packed") for parameter in model.parameters())
 
 
 def count_numbers(parameter: torch.Tensor) -> int:
@@ -103,7 +109,7 @@ def count_numbers(parameter: torch.Tensor) -> int:
 
 
 def ready_to_train(model: Any) -> None:
-    """Keep what a quantised model computes right on a CPU, and its gradients whole.
+    """Let a quantised model compute by ``packed`` on a CPU; keep bitsandbytes' own way right.
 
     On CPUs with bfloat16 instructions bitsandbytes stores a layer's 4-bit weight in another
     order once it sees an input without a gradient in eval mode, and computes without autograd
@@ -123,6 +129,7 @@ def ready_to_train(model: Any) -> None:
                 f"4 bits do not work for {name} on a CPU, as its {module.in_features} inputs are "
                 f"no multiple of {state.blocksize}: use quantization 8bit, or a GPU"
             )
+    multiply_packed(model)
 
 
 def dequantized(model: Any) -> Any:

@@ -18,6 +18,7 @@ from peft_lightning.base_model.explained import explained, require_causal
 from peft_lightning.base_model.fingerprint import fingerprint_of
 from peft_lightning.base_model.places import INDEX_FILE, locate, model_folder, shard_files
 from peft_lightning.base_model.quantization import quantization_method
+from peft_lightning.progress import Progress
 
 SINGLE_FILE = "model.safetensors"
 
@@ -81,9 +82,15 @@ class WeightFiles:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return ``base_fingerprint`` of the model, read tensor by tensor."""
-        names = (name for name, _ in self.model.named_parameters() if "." in name)
-        tensors = ((name, self.of(name).read()) for name in names)
-        return fingerprint_of(type(self.model).__name__, tensors)
+        names = [name for name, _ in self.model.named_parameters() if "." in name]
+        with Progress(f"reading {self.folder.name}", len(names), "tensors") as progress:
+
+            def tensors() -> Iterator[tuple[str, Tensor]]:
+                for count, name in enumerate(names):
+                    progress.update(count)
+                    yield name, self.of(name).read()
+
+            return fingerprint_of(type(self.model).__name__, tensors())
 
 
 def open_weights(

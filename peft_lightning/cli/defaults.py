@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.atomic import existing_folder
 from peft_lightning.adapters.checksums import require_undamaged
+from peft_lightning.cli.fit_defaults import CLIP_VAL
 from peft_lightning.cli.signatures import find_class
 from peft_lightning.continuing import adapter_to_continue, conflict
 from peft_lightning.identity import is_continued_by_this_job, is_of_another_run
@@ -23,7 +24,9 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,  # report.trained_table says it better
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 5,
+    "gradient_clip_val": CLIP_VAL,
 }
+NO_CHECKPOINT = "none"  # as a value of --ckpt_path
 
 
 def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
@@ -31,7 +34,7 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
 
     Args:
         command: fit, validate, test or predict.
-        name: last, best or a path; None for no checkpoint.
+        name: last, best or a path; none, or None, for no checkpoint.
         root: The run's folder.
 
     Returns:
@@ -53,11 +56,11 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
         if last is not None and not is_of_another_run(last, root):
             rank_zero_info(f"this job was requeued: it continues from {last}")
             name = "last"
-    if name is None:
-        if command != "fit":
+    if name in (None, NO_CHECKPOINT):
+        if command != "fit" and name is None:
             rank_zero_info(
-                f"no --ckpt_path: this {command} uses an untrained adapter; "
-                "--ckpt_path best is the trained one"
+                f"no --ckpt_path: this {command} uses an untrained adapter, as with --ckpt_path "
+                "none; --ckpt_path best is the trained one"
             )
         return None
     path = folder / f"{name}.ckpt" if name in ("last", "best") else Path(name).expanduser()
@@ -84,6 +87,7 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
     raise ValueError(
         f"--ckpt_path {name}: there is no {path}; "
         + (f"there are: {', '.join(there)}" if there else f"{folder} holds no checkpoint")
+        + ("; none starts from the beginning" if command == "fit" else "")
     )
 
 

@@ -206,16 +206,24 @@ def module_class(given: list[Given]) -> Given | None:
     return found
 
 
-def trainer_option(given: list[Given], name: str) -> Given | None:
-    """Return an option of the trainer if it is given; the last wins."""
+def option_given(given: list[Given], section: str, name: str) -> Given | None:
+    """Return an option of a section such as ``trainer`` if it is given; the last wins."""
     found = None
     for source in given:
-        trainer = source.value.get("trainer")
-        if trainer and isinstance(trainer.value, str) and Path(trainer.value).suffix in YAML:
-            trainer = read_config(trainer.folder / trainer.value)
-        if trainer and isinstance(trainer.value, dict):
-            found = trainer.value.get(name, found)
+        options = source.value.get(section)
+        if options and isinstance(options.value, str) and Path(options.value).suffix in YAML:
+            options = read_config(options.folder / options.value)
+        if options and isinstance(options.value, dict):
+            found = options.value.get(name, found)
+            arguments = options.value.get("init_args")  # of an experiment
+            if arguments and isinstance(arguments.value, dict):
+                found = arguments.value.get(name, found)
     return found
+
+
+def trainer_option(given: list[Given], name: str) -> Given | None:
+    """Return an option of the trainer if it is given; the last wins."""
+    return option_given(given, "trainer", name)
 
 
 def default_root(configs: Iterable[Any]) -> str:

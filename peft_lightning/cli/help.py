@@ -13,7 +13,10 @@ WIDTH = 100
 
 GENERAL = [
     ("-c, --config FILE", "YAML file; several are merged from left to right, options come on top."),
-    ("--ckpt_path last|best|FOLDER", "Checkpoint; fit continues from it bit for bit."),
+    (
+        "--ckpt_path last|best|none|FOLDER",
+        "Checkpoint; fit continues from it bit for bit. none: from the beginning, untrained.",
+    ),
     ("--seed_everything INT", "Seed of every random generator (0)."),
     ("--print_config", "Print the whole configuration as YAML, and stop."),
     ("--debug", "Show the traceback of an error."),
@@ -29,11 +32,11 @@ PREDICT = [
 
 # Lightning's most useful ones in our words; a test holds the names against the Trainer
 TRAINER = [
-    ("max_epochs INT", "Epochs to train."),
+    ("max_epochs INT", "Epochs to train (3, unless max_steps or max_time is given)."),
     ("max_steps INT", "Optimizer steps to train."),
-    ("precision NAME", "32-true, bf16-mixed, 16-mixed or bf16-true."),
+    ("precision NAME", "auto (what suits the processor), 32-true, bf16-mixed, 16-mixed ..."),
     ("accumulate_grad_batches INT", "Batches in one optimizer step (1)."),
-    ("gradient_clip_val FLOAT", "Largest norm of the gradient."),
+    ("gradient_clip_val FLOAT", "Largest norm of the gradient; null for any (1.0)."),
     ("accelerator NAME", "cpu, gpu, auto."),
     ("devices INT", "Processes or GPUs."),
     ("strategy NAME", "ddp, or another of Lightning."),

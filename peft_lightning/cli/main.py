@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import re
-import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import transformers
-import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
-from peft_lightning.adapters.atomic import atomic_file, atomic_text
+from peft_lightning.cli.chatter import leave_out_chatter
 from peft_lightning.cli.defaults import (
+    NO_CHECKPOINT,
     TRAINER_DEFAULTS,
     checkpoint_path,
     default_loggers,
@@ -29,12 +26,23 @@ from peft_lightning.cli.defaults import (
     fill_learning_rate,
 )
 from peft_lightning.cli.errors import explain, innermost, one_line
+from peft_lightning.cli.fit_defaults import (
+    default_base_model,
+    fill_epochs,
+    what_is_default,
+    what_is_missing,
+)
 from peft_lightning.cli.given import Given, default_root, module_class
+from peft_lightning.cli.predictions import KeptPredictions
+from peft_lightning.cli.save_config import SaveConfig
 from peft_lightning.cli.signatures import Option, find_class, options_of
+from peft_lightning.cli.trainer import Trainer, precision_option
+from peft_lightning.clipping import require_clip_val
 from peft_lightning.cluster.strategies import require_supported
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.module import CausalLMModule
-from peft_lightning.redaction import without_secrets
+from peft_lightning.report import rank_zero_print, run_ended
+from peft_lightning.run_precision import check_devices, settle_resources
 from peft_lightning.schedules import Schedule
 
 PROG = "python -m peft_lightning"
@@ -42,15 +50,6 @@ PROG = "python -m peft_lightning"
 ADAPTER_HELP = (
     "An adapter, FOLDER or NAME=FOLDER; may be given several times. A row's 'adapter' says which "
     "one answers it ('base' for none); without, each of them does."
-)
-
-NOISE = "litlogger|litmodels|TPU available|to estimate number of stepping batches"
-WARNINGS = (
-    "does not have many workers",
-    "Checkpoint directory .* exists",
-    "LeafSpec",
-    "smaller than the logging interval",
-    "in eval mode at the start of training",  # the frozen base, on purpose
 )
 
 
@@ -65,48 +64,14 @@ def run_trainer(command: str, args: list[str], given: list[Given]) -> None:
     if command == "predict":
         args = [re.sub(r"^--adapter(=|$)(?!\[)", r"--adapter+\1", a) for a in args]
     set_parsing_settings(subclasses_enabled=[Adapter, Schedule])
-    _quiet()
+    leave_out_chatter()
     PeftCLI(command, args, given)
     if torch.distributed.is_initialized():  # left to the interpreter's end, its threads may abort
         torch.distributed.destroy_process_group()  # that: torch issue 190489
 
 
-def _quiet() -> None:
-    """Leave out what Lightning says on every run and nobody can act on."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(lambda record: not re.search(NOISE, record.getMessage(), re.I))
-    for message in WARNINGS:
-        warnings.filterwarnings("ignore", f".*{message}")
-    transformers.utils.logging.disable_progress_bar()
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes the whole configuration to ``<default_root_dir>/config.yaml`` when training starts.
-
-    Secrets are left out, and that is said: a run from the file is given them anew.
-
-    Not before: a run that fails while it is set up leaves the file of the last one alone.
-    """
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Do nothing yet."""
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the file."""
-        if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / self.config_filename
-            with atomic_file(path) as file:
-                self.parser.save(self.config, file, skip_none=False, multifile=False)
-                removed: list[str] = []
-                config = yaml.safe_load(file.read_text(encoding="utf-8"))
-                clean = without_secrets(config, removed)
-                if clean != config:
-                    file.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")
-                    rank_zero_info(f"{path} is without secrets: {', '.join(removed)}")
-
-
 class Parser(LightningArgumentParser):
-    """LightningCLI's parser, except that ``--print_config`` shows the learning rate of the run."""
+    """LightningCLI's parser, except that ``--print_config`` shows the run's epochs and rate."""
 
     cli: PeftCLI | None = None
 
@@ -114,6 +79,8 @@ class Parser(LightningArgumentParser):
         """Return ``cfg`` as YAML; while options are parsed, only --print_config asks for it."""
         if self.cli is not None and not hasattr(self.cli, "config"):
             cfg = cfg.clone()
+            if self.cli.command == "fit":
+                fill_epochs(cfg.trainer)
             self.cli.fill_learning_rate(cfg)
         return super().dump(cfg, **kwargs)
 
@@ -137,9 +104,15 @@ class PeftCLI(LightningCLI):
             if isinstance(found, str):
                 raise ValueError(f"{named.where}: model: {found}")
             self.module_class = found
+        self.default_base = None
+        if command == "fit":
+            self.default_base = default_base_model(given, options_of(self.module_class))
+        if self.default_base is not None:
+            args = [*args, "--model.base_model", self.default_base]
         super().__init__(
             CausalLMModule,
             SFTDataModule,
+            trainer_class=Trainer,
             parser_class=Parser,
             args=[command, *args],
             subclass_mode_model=self.experiment is not None,
@@ -186,6 +159,8 @@ class PeftCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             fault = explain(self.given, self._options()) or one_line(innermost(error))
+            if self.command == "fit":
+                fault = what_is_missing(self.given, fault)
             raise ValueError(fault) from error
 
     def _options(self) -> dict[str, Option]:
@@ -196,7 +171,7 @@ class PeftCLI(LightningCLI):
             **several,
             "model": Option(section=self.module_class),
             "data": Option(section=SFTDataModule),
-            "trainer": Option(section=L.Trainer),
+            "trainer": Option(section=Trainer),
             "seed_everything": Option(bool | int),
             **{name: method[name] for name in ("ckpt_path", "verbose") if name in method},
         }
@@ -219,19 +194,34 @@ class PeftCLI(LightningCLI):
                 "or as --data.train"
             )
         require_supported(getattr(config.trainer.strategy, "class_path", config.trainer.strategy))
+        require_clip_val(config.trainer.gradient_clip_val)
+        if self.command == "fit":
+            self._say_defaults(config.trainer, fill_epochs(config.trainer))
         if not config.get("adapter"):
             config.ckpt_path = checkpoint_path(self.command, config.ckpt_path, root)
-        elif config.ckpt_path is not None:
+        elif config.ckpt_path in (None, NO_CHECKPOINT):
+            config.ckpt_path = None
+        else:
             raise ValueError(
                 "give either --ckpt_path or --adapter, which takes a checkpoint too: "
                 f"--adapter NAME={config.ckpt_path}"
             )
         section = config.model.init_args if self.experiment else config.model
         if section.get("init_from") is not None:
+            self.save_config_kwargs = {"init_from": section.init_from}
             given = self.chosen[self.command].get("model") or Namespace()
             given = given.get("init_args") if self.experiment else given
             fill_adapter(section, given, config.ckpt_path)
         self.fill_learning_rate(config)
+
+    def _say_defaults(self, trainer: Namespace, epochs_filled: bool) -> None:
+        """Say in a line each which model and which of the trainer's options nobody has given."""
+        if self.default_base is not None:
+            rank_zero_info(
+                f"no --model.base_model: the quick start's model is used, {self.default_base}"
+            )
+        if said := what_is_default(self.given, trainer, epochs_filled):
+            rank_zero_info(said)
 
     def fill_learning_rate(self, config: Namespace) -> None:
         """Give an optimizer that was named without ``lr`` the rate that is meant for it.
@@ -258,9 +248,32 @@ class PeftCLI(LightningCLI):
         trainer = self.config_init[self.command].trainer
         if trainer.logger in (None, True):
             kwargs["logger"] = default_loggers(trainer.default_root_dir)
-        return super().instantiate_trainer(**kwargs)
+        kwargs["precision"] = precision_option(trainer, self.model.dtype_name)
+        built = super().instantiate_trainer(**kwargs)
+        check_devices(built)
+        settle_resources(built)  # before it starts the other processes
+        return built
 
     # ---- running -------------------------------------------------------------------------------
+
+    def after_fit(self) -> None:
+        """Say what came out, where it is and what to do with it."""
+        rank_zero_print(run_ended(self.trainer))
+
+    def validate(self, **kwargs: Any) -> None:
+        """Measure the loss on the validation rows and print it."""
+        self._evaluate(self.trainer.validate, kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Measure the loss on the test rows and print it."""
+        self._evaluate(self.trainer.test, kwargs)
+
+    def _evaluate(self, run: Callable[..., Any], options: dict[str, Any]) -> None:
+        is_asked = options.pop("verbose", True)
+        found = run(**options, verbose=False)
+        if is_asked:  # a line for each data loader, of four digits
+            for metrics in found:
+                rank_zero_print(", ".join(f"{name} {v:.4g}" for name, v in metrics.items()))
 
     def predict(self, datamodule: SFTDataModule, **kwargs: Any) -> None:
         """Write each row of ``data.predict`` with its answer to ``predictions.jsonl``."""
@@ -271,14 +284,9 @@ class PeftCLI(LightningCLI):
             )
         given = self.config_init["predict"].adapter or []
         datamodule.answerers = self.model.answer_with(given) if given else None
+        path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
+        kept = KeptPredictions(self.model, datamodule, path)
         batches: Any = self.trainer.predict(datamodule=datamodule, **kwargs)
         answers = sorted((a for batch in batches for a in batch), key=lambda a: a["index"])
-        by = [{"adapter": a["adapter"]} if "adapter" in a else {} for a in answers]
-        path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
-        lines = []
-        for answer, adapter in zip(answers, by, strict=True):
-            row = datamodule.predict_records[answer["index"]] | adapter
-            row["prediction"] = answer["text"]
-            lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-        atomic_text(path, "".join(lines))
+        kept.finish(answers)
         rank_zero_info(f"{len(answers)} answers are in {path}")

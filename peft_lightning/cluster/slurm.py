@@ -6,7 +6,9 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Callable
 
+TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: to be started again
 PATIENCE = 60  # seconds for scontrol's answer: a busy controller takes several
 
 
@@ -18,19 +20,52 @@ def current_job() -> str | None:
 
 def is_restarted() -> bool:
     """Whether the job was in the queue before: after a requeue, by us or after a node's crash."""
-    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def stop_status(number: int, say: Callable[[str], object]) -> int:
+    """Return the exit status of a run that a signal has stopped; its job goes back in the queue.
+
+    Args:
+        number: Of the signal. Ctrl-C is for the run and not for the job.
+        say: Is told what became of the job, if there is one.
+
+    Returns:
+        128 plus the number outside of SLURM; else 0 if the job is in the queue, or 75.
+    """
+    job = current_job()
+    if job is None or number == signal.SIGINT:
+        return 128 + number
+    problem = requeue(job)
+    if problem is None:
+        say(f"job {job} is back in the queue")
+        return 0
+    say(
+        f"job {job} is not back in the queue ({problem}): to continue, submit it again with "
+        "--ckpt_path last"
+    )
+    return TEMPORARY_FAILURE
 
 
 def requeue(job: str) -> str | None:
     """Put a running job or array task back into the queue.
 
     A job that ends already is left alone: SLURM would put one back that its user has cancelled.
+    Before the first step each process that has a signal does it, and the first of them is enough.
 
     Returns:
         None if that was done, else what was in the way.
     """
     try:
-        state = re.search(r"JobState=(\w+)", _scontrol("show", "job", "--oneliner", job))
+        shown = _scontrol("show", "job", "--oneliner", job)
+        restarts = re.search(r"Restarts=(\d+)", shown)
+        if restarts is not None and int(restarts[1]) > _restarts():
+            return None  # another process of the job did it
+        state = re.search(r"JobState=(\w+)", shown)
         if state is None or state[1] != "RUNNING":
             return f"it is {state[1] if state else 'unknown'}: cancelled, or out of time"
         _scontrol("requeue", job)

@@ -176,7 +176,7 @@ def _config(run: tuple[Path, dict[str, Any]] | None) -> str:
     parts = {"model": CausalLMModule, "data": SFTDataModule, "trainer": L.Trainer}
     for name, kind in parts.items():
         config[name] = _changed(config.get(name) or {}, kind)
-    config["trainer"] = {k: v for k, v in config.get("trainer", {}).items() if v is not False}
+    config["trainer"] = {k: v for k, v in config["trainer"].items() if v not in (False, "auto")}
     return f"```yaml\n{yaml.safe_dump(plain(config), sort_keys=False)}```\n\n"
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
+
+from peft_lightning.cluster.signals import STOP
 
 HELP = """\
 /adapter NAME  answer with another adapter    /base   answer without one
@@ -41,7 +44,8 @@ def chat(
         top_p: Sample only from the most probable tokens that together have this probability.
         seed: Of sampling.
         chat_template: Path of a Jinja file; without, the tokenizer's own.
-        dtype: Of the base's weights: auto (as saved), float32, bfloat16 or float16.
+        dtype: Of the base's weights: float32, bfloat16, float16, or auto: as saved if the processor
+            multiplies that, else float32.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         device: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
         any_base: Use adapters even if they were trained on another base model.
@@ -80,6 +84,8 @@ def chat(
     first = [{"role": "system", "content": system}] if system else []
     messages = list(first)
     print(f"{HELP}\nadapters: {', '.join(bank.names)}; now {bank.active}", file=sys.stderr)
+
+    STOP.forget([signal.SIGINT])  # from here on it stops an answer
 
     def answer() -> str:
         own = loaded.tokenizers[bank.active]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +50,8 @@ def generate(
         format: Of the rows in the file: auto, a format's name, or a dotted path.
         chat_template: Path of a Jinja file, or "none" for plain text; without, the tokenizer's own.
         batch_size: Prompts answered at a time.
-        dtype: Of the base's weights: auto (as saved), float32, bfloat16 or float16.
+        dtype: Of the base's weights: float32, bfloat16, float16, or auto: as saved if the processor
+            multiplies that, else float32.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         device: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
         any_base: Use adapters even if they were trained on another base model.
@@ -65,6 +64,8 @@ def generate(
     from peft_lightning.data.prompts import who_answers
     from peft_lightning.data.tokenization import end_token_ids
     from peft_lightning.generation import find_end_ids, generate_tokens
+    from peft_lightning.partial_answers import PartialAnswers, digests, run_hash
+    from peft_lightning.progress import Progress
 
     if output is not None and Path(output).is_dir():
         raise ValueError(f"output {output} is a folder: give the name of a JSONL file")
@@ -97,8 +98,9 @@ def generate(
         "end_ids": sorted(find_end_ids(base, tokenizer) | end_token_ids(tokenizer, chat_template)),
     }
     what = [rows_of, tasks, options, loaded.fingerprint, str(base.dtype), quantization]
-    what += [{n: _digest(t) for n, t in bank.tensors(a).items()} for a in loaded.names]
-    with PartialAnswers(output, hashlib.sha256(json.dumps(what).encode()).hexdigest()) as answers:
+    what += [digests(bank.tensors(name)) for name in loaded.names]
+    answering = Progress("answering", len(tasks), "prompts")
+    with answering, PartialAnswers(output, run_hash(*what), len(tasks)) as answers:
         for name in dict.fromkeys(name for _, name in tasks):
             mine = [k for k, (_, by) in enumerate(tasks) if by == name]
 
@@ -107,9 +109,7 @@ def generate(
             ) -> None:
                 texts = loaded.tokenizers[by].batch_decode(found, skip_special_tokens=True)
                 answers.add({mine[i]: t.strip() for i, t in zip(done, texts, strict=True)})
-                if len(tasks) > batch_size:
-                    end = "\n" * (len(answers.texts) == len(tasks))
-                    print(f"\r{len(answers.texts)} of {len(tasks)}", end=end, file=sys.stderr)
+                answering.update(len(answers.texts))
 
             generate_tokens(
                 base,
@@ -138,62 +138,6 @@ def generate(
         print("\n\n".join(f"[{n}] {t}" for n, t in zip(names, texts, strict=True)))
     else:
         print("\n\n".join(texts))
-
-
-class PartialAnswers:
-    """Answers that survive being cut off: kept in ``<output>.part`` until all are there.
-
-    Args:
-        output: The file to write in the end; None keeps nothing.
-        run: What the answers depend on, as a hash: others' are not taken over.
-    """
-
-    def __init__(self, output: str | None, run: str) -> None:
-        self.output = None if output is None else Path(output)
-        self.run = run
-        self.texts: dict[int, str] = {}
-
-    def __enter__(self) -> PartialAnswers:
-        self._file: Any = None
-        if self.output is None:
-            return self
-        from peft_lightning.adapters.atomic import atomic_text
-
-        path = self.output.with_name(self.output.name + ".part")
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        if lines and lines[0] == self.run:
-            for line in lines[1:-1]:  # after the last newline stands nothing, or what was torn
-                self.texts |= {int(k): text for k, text in json.loads(line).items()}
-            print(f"{path}: {len(self.texts)} answers are there already", file=sys.stderr)
-        atomic_text(path, f"{self.run}\n{json.dumps(self.texts)}\n")
-        self._file = path.open("a", encoding="utf-8")
-        return self
-
-    def add(self, texts: dict[int, str]) -> None:
-        """Keep the answers ``texts`` by their numbers."""
-        self.texts |= texts
-        if self._file is not None:
-            self._write(texts)
-
-    def finish(self, lines: list[str]) -> None:
-        """Write ``lines`` to the output, whole."""
-        from peft_lightning.adapters.atomic import atomic_text
-
-        if self.output is not None:
-            atomic_text(self.output, "\n".join(lines) + "\n")
-            Path(self._file.name).unlink()
-
-    def __exit__(self, *args: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def _write(self, texts: dict[int, str]) -> None:
-        self._file.write(json.dumps(texts) + "\n")
-        self._file.flush()
-
-
-def _digest(tensor: Any) -> str:
-    return hashlib.sha256(tensor.float().cpu().numpy().tobytes()).hexdigest()
 
 
 def _encoded(

@@ -87,7 +87,7 @@ def submit(
         "cpus-per-task": cpus,
         "mem": mem,
     }
-    if "--ckpt_path" not in [option for option, _ in options(args)]:
+    if _goes_on_from_last(args, given, resume):
         args += ["--ckpt_path", "last"]
     args += ["--trainer.num_nodes", str(nodes), "--trainer.devices", str(processes)]
     script = render(flags, sbatch or [], [*args, "--trainer.default_root_dir", root])
@@ -165,6 +165,16 @@ def _processes(given: list[Given], nodes: int | None, gpus: int | None) -> tuple
         _same("--nodes", nodes, "num_nodes", trainer_option(given, "num_nodes")),
         _same("--gpus", gpus, "devices", trainer_option(given, "devices")),
     )
+
+
+def _goes_on_from_last(args: list[str], given: list[Given], resume: bool) -> bool:
+    """Whether to add ``--ckpt_path last``: unless an option or a new run's config says else.
+
+    A job that is put back into the queue goes on from its ``last`` in any case.
+    """
+    in_config = any("ckpt_path" in g.value and g.value["ckpt_path"].value for g in given)
+    on_command_line = "--ckpt_path" in [option for option, _ in options(args)]
+    return not on_command_line and (resume or not in_config)
 
 
 def _same(option: str, asked: int | None, name: str, given: Given | None) -> int:

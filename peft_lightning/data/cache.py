@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from peft_lightning.data.conversations import Row
 from peft_lightning.data.formats import find_format, format_identity, settle_format
+from peft_lightning.data.npy import NpyReader, NpyWriter
 from peft_lightning.data.sources import Record, RowError, Source
 from peft_lightning.data.tokenization import (
     Counts,
@@ -28,6 +29,7 @@ from peft_lightning.data.tokenization import (
     one_of,
 )
 from peft_lightning.data.tokenizer import tokenizer_fingerprint
+from peft_lightning.progress import Progress
 from peft_lightning.user_cache import user_cache
 
 VERSION = 1  # raise it when the same rows would become other tokens
@@ -69,7 +71,7 @@ class TokenizedDataset(Dataset[dict[str, NDArray[np.int64]]]):
         if sizes != self.meta["sizes"]:
             raise ValueError(f"sizes {sizes}, written were {self.meta['sizes']}")
         self._input_ids, self._labelled = (
-            _Values(self.folder / f"{name}.npy") for name in ("input_ids", "labelled")
+            NpyReader(self.folder / f"{name}.npy") for name in ("input_ids", "labelled")
         )
         self._offsets, self._labelled_lengths = (
             np.load(self.folder / f"{name}.npy", mmap_mode="r")
@@ -128,8 +130,10 @@ def tokenized(
         ValueError: For a bad row, if they are errors, or if no row is left.
     """
     one_of("on_bad_row", on_bad_row, ("error", "skip"))
+    with Progress(f"reading {Path(source.name).name}"):
+        fingerprint = source.fingerprint()
     facts = {
-        "files": source.fingerprint(),
+        "files": fingerprint,
         "format": _sha256(format_identity(format_name)) if "." in format_name else format_name,
         "tokenizer": tokenizer_fingerprint(encoder.tokenizer),
         "chat_template": encoder.template and _sha256(encoder.template),
@@ -182,15 +186,19 @@ def _make(
         counts = Counts()
         format_name, columns, records = settle_format(source.records(), format_name, source.name)
         rows = _rows(records, format_name)
-        writers = {name: _Npy(temporary / f"{name}.npy", kind) for name, kind in FILES.items()}
+        writers = {name: NpyWriter(temporary / f"{name}.npy", kind) for name, kind in FILES.items()}
         writers["offsets"].append(np.zeros(1))
-        for encoded in _kept(rows, encoder, on_bad_row, counts):
-            ids = [e.input_ids for e in encoded]
-            start = writers["input_ids"].length
-            writers["input_ids"].append(np.concatenate(ids))
-            writers["labelled"].append(np.concatenate([e.labelled for e in encoded]))
-            writers["offsets"].append(start + np.cumsum([len(i) for i in ids]))
-            writers["labelled_lengths"].append(np.array([e.labelled.sum() for e in encoded]))
+        with Progress(
+            f"tokenising {Path(source.name).name}", source.about_rows(), "rows"
+        ) as progress:
+            for encoded in _kept(rows, encoder, on_bad_row, counts):
+                ids = [e.input_ids for e in encoded]
+                start = writers["input_ids"].length
+                writers["input_ids"].append(np.concatenate(ids))
+                writers["labelled"].append(np.concatenate([e.labelled for e in encoded]))
+                writers["offsets"].append(start + np.cumsum([len(i) for i in ids]))
+                writers["labelled_lengths"].append(np.array([e.labelled.sum() for e in encoded]))
+                progress.update(counts.read)
         if not counts.kept:
             raise ValueError(f"{source.name}: no row is left to train on: {counts}")
         meta = {
@@ -252,51 +260,6 @@ def _kept(
             counts.reasons[result.reason] += 1
         if kept:
             yield kept
-
-
-class _Values:
-    """A one-dimensional .npy file that is read in parts.
-
-    Not mapped: pages of a mapped file that were read once count as this process's memory, so that
-    an epoch over a large file would seem to need all of it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        array = np.load(path, mmap_mode="r")
-        self.length, self.dtype, self._start = len(array), array.dtype, array.offset
-        self._file = path.open("rb", buffering=0)
-
-    def read(self, start: int, end: int) -> NDArray[Any]:
-        """Return the values from ``start`` to before ``end``."""
-        size = self.dtype.itemsize
-        place = self._start + start * size
-        return np.frombuffer(os.pread(self._file.fileno(), (end - start) * size, place), self.dtype)
-
-
-class _Npy:
-    """A one-dimensional .npy file that grows; numpy leaves room in the header for its length."""
-
-    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
-        self.file, self.dtype, self.length = path.open("wb"), dtype, 0
-        self._write_header()
-
-    def append(self, values: NDArray[Any]) -> None:
-        self.file.write(values.astype(self.dtype).tobytes())
-        self.length += len(values)
-
-    def close(self) -> int:
-        """Write the length and bring all to disk; return the file's size in bytes."""
-        size = self.file.tell()
-        self.file.seek(0)
-        self._write_header()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        return size
-
-    def _write_header(self) -> None:
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self.file, header)
 
 
 def _sha256(text: str) -> str:

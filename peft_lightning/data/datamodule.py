@@ -45,7 +45,7 @@ class SFTDataModule(L.LightningDataModule):
     Args:
         train: Path of the training rows, several, or several with weights (how often an epoch
             shows each row: 2 is twice, 0.5 a different half each epoch).
-        val: Path or paths of the validation rows; without, ``val_fraction`` of ``train``.
+        val: Path or paths of the validation rows; without, a part of ``train`` is held out.
         test: Path or paths of the rows for ``test``.
         predict: Path or paths of the rows to generate from; they may lack their answers.
         format: prompt_completion, alpaca, messages, sharegpt, text, the dotted path of your own
@@ -58,7 +58,8 @@ class SFTDataModule(L.LightningDataModule):
             or error.
         on_bad_row: What a malformed row is: error, or skip (counted by reason).
         val_fraction: Share of the training rows held out if ``val`` is not given, at least one row,
-            the same for every seed; 0 for no validation.
+            the same for every seed; 0 for no validation; without, 5 % but at most 1,000 rows, and
+            none of fewer than 20.
         batch_size: Rows in a batch of one device.
         tokens_per_batch: Most tokens in a batch, instead of ``batch_size``.
         val_batch_size: Rows in a batch for validate, test and predict; without, as for training.
@@ -91,7 +92,7 @@ class SFTDataModule(L.LightningDataModule):
         max_length: int = 1024,
         truncation: str = "truncate",
         on_bad_row: str = "error",
-        val_fraction: float = 0.05,
+        val_fraction: float | None = None,
         batch_size: int = 8,
         tokens_per_batch: int | None = None,
         val_batch_size: int | None = None,
@@ -105,7 +106,7 @@ class SFTDataModule(L.LightningDataModule):
         super().__init__()
         one_of("layout", layout, ("flat", "padded"))
         one_of("on_bad_row", on_bad_row, ("error", "skip"))
-        if not 0 <= val_fraction < 1:
+        if val_fraction is not None and not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
         weights = train.values() if isinstance(train, dict) else []
         if any(weight <= 0 for weight in weights):
@@ -142,7 +143,7 @@ class SFTDataModule(L.LightningDataModule):
             if name == "predict":
                 self._read_prompts()
             elif name not in self._splits:
-                self._open(name)
+                self._open(name, stage)
         self.sizes = {name: split.sizes for name, split in self._splits.items()}
         self.data_hash = _hash(self._facts())
         if stage == "fit":
@@ -173,20 +174,22 @@ class SFTDataModule(L.LightningDataModule):
             tokenizer.chat_template = load_template(tokenizer, self.chat_template)
         return tokenizer
 
-    def _open(self, name: str) -> None:
+    def _open(self, name: str, stage: str) -> None:
         paths = self.paths[name]
         if paths is not None:
             self._splits[name] = open_split(paths, self._tokenized)
         elif name != "val" or self.paths["train"] is None:
             raise ValueError(f"no data to {VERBS[name]}: give data.{name} a file")
-        if name == "test" or self.paths["val"] is not None or not self.val_fraction:
+        if name == "test" or self.paths["val"] is not None:
             return
         whole = self._splits.get("train") or open_split(self.paths["train"], self._tokenized)
-        self._splits["train"], self._splits["val"] = hold_out(whole, self.val_fraction)
-        rank_zero_info(
-            f"no data.val: {len(self._splits['val'].rows)} of {len(whole.rows)} rows of"
-            f" {', '.join(whole.names)} are held out (val_fraction: {self.val_fraction})"
-        )
+        self._splits["train"], val, said = hold_out(whole, self.val_fraction)
+        if val is not None:
+            self._splits["val"] = val
+        elif stage == "validate":
+            raise ValueError(f"no data to {VERBS[name]}: {said}")
+        if name == ("val" if stage == "validate" else "train") and self.val_fraction != 0:
+            rank_zero_info(said)
 
     @property
     def token_sources(self) -> list[TokenizedDataset]:
@@ -404,7 +407,8 @@ class SFTDataModule(L.LightningDataModule):
     def _facts(self) -> dict[str, Any]:
         """Return what decided the tokens of each split, for the hash and to compare."""
         facts: dict[str, Any] = {name: split.facts for name, split in self._splits.items()}
-        return {**facts, "val_fraction": None if self.paths["val"] else self.val_fraction}
+        fraction = "auto" if self.val_fraction is None else self.val_fraction
+        return {**facts, "val_fraction": None if self.paths["val"] else fraction}
 
     def _files(self) -> str:
         return ", ".join(self._splits["train"].names)

@@ -7,6 +7,7 @@ from peft_lightning.data.cache import Announce
 from peft_lightning.data.formats import prompt_of, settle_format
 from peft_lightning.data.sources import Record, RowError, find_source
 from peft_lightning.data.tokenization import Counts, Encoder, encode_prompt
+from peft_lightning.progress import Progress
 
 Prompt = tuple[int, list[int]]  # the record's index, and the token ids to generate from
 
@@ -31,21 +32,23 @@ def read_prompts(
     for source in map(find_source, paths):
         counts, rows = Counts(), source.records()
         name, _, rows = settle_format(rows, format_name, source.name, prompts_only=True)
-        for record, where in rows:
-            counts.read += 1
-            try:
-                if isinstance(record, RowError):
-                    raise record
-                row = prompt_of(record, name)
-                ids = encode_prompt(encoder.tokenizer, row, encoder.template or "none")
-            except RowError as reason:
-                if on_bad_row == "error":
-                    raise ValueError(f"{where}: {reason}") from reason
-                counts.reasons[reason.reason] += 1
-                continue
-            counts.kept += 1
-            prompts.append((len(records), ids))
-            records.append(record)
+        with Progress(f"tokenising {source.name}", source.about_rows(), "rows") as progress:
+            for record, where in rows:
+                counts.read += 1
+                progress.update(counts.read)
+                try:
+                    if isinstance(record, RowError):
+                        raise record
+                    row = prompt_of(record, name)
+                    ids = encode_prompt(encoder.tokenizer, row, encoder.template or "none")
+                except RowError as reason:
+                    if on_bad_row == "error":
+                        raise ValueError(f"{where}: {reason}") from reason
+                    counts.reasons[reason.reason] += 1
+                    continue
+                counts.kept += 1
+                prompts.append((len(records), ids))
+                records.append(record)
         announce(f"{source.name}: format {name}, to generate from: {counts}")
         if not counts.kept:
             raise ValueError(f"{source.name}: no row is left to generate from: {counts}")

@@ -32,7 +32,7 @@ def resume_point(
             f"the checkpoint was made with other data: hash {saved['data_hash']:.12} of"
             f" {saved['files']}, now {now['data_hash']:.12} of {now['files']}"
             f" ({'; '.join(data)}). Give the data it was made with, or set"
-            " data.allow_changed_data to true"
+            " data.allow_changed_data to true; --ckpt_path none begins anew"
         )
     done = saved["position"] >= saved["batches"]
     old, new = saved["batching"], now["batching"]

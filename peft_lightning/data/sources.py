@@ -57,6 +57,13 @@ class Source:
             return [_hub_dataset(self.name)._fingerprint]
         return [_sha256(file) for file in self.files]
 
+    def about_rows(self) -> int | None:
+        """Return the number of rows to expect, by lines; None where that is not known cheaply."""
+        if not self.files:
+            return len(_hub_dataset(self.name))
+        counts = [_about_rows(file) for file in self.files]
+        return None if None in counts else sum(n for n in counts if n is not None)
+
     def _rows(self) -> Iterator[tuple[Record | RowError, str]]:
         if not self.files:
             for number, row in enumerate(_hub_dataset(self.name), start=1):
@@ -235,6 +242,20 @@ def _hub_dataset(path: str) -> Any:
     match = HUB_NAME.fullmatch(path)
     assert match is not None
     return load_dataset(match["name"], match["config"], split=match["split"] or "train")
+
+
+def _about_rows(file: Path) -> int | None:
+    if file.suffix in (".jsonl", ".csv"):
+        with file.open("rb") as content:
+            return sum(block.count(b"\n") for block in iter(lambda: content.read(2**20), b""))
+    if file.suffix != ".parquet":
+        return None
+    import pyarrow.parquet
+
+    try:
+        return int(pyarrow.parquet.read_metadata(file).num_rows)
+    except (pyarrow.ArrowException, OSError):  # reading it says what is wrong
+        return None
 
 
 def _sha256(file: Path) -> str:

@@ -12,6 +12,10 @@ from peft_lightning.data.batching import Rows, Share
 from peft_lightning.data.cache import TokenizedDataset
 from peft_lightning.data.sources import Source, find_source
 
+AUTOMATIC = 0.05  # share of the rows that are held out where nobody says how many
+MOST = 1000  # of them: the standard error of the loss is then a few hundredths of a nat
+FEWEST = 20  # rows from which on some are: 5 % of 20 is one
+
 
 @dataclass(frozen=True)
 class Split:
@@ -77,28 +81,50 @@ def open_split(
     )
 
 
-def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
-    """Part ``split`` into what is trained on and what is held out.
+def hold_out(split: Split, fraction: float | None) -> tuple[Split, Split | None, str]:
+    """Part ``split`` into what is trained on and what is held out for validation.
 
     The held-out rows are the same whatever the training's seed: runs that differ in it stay
     comparable, and a run that goes on with another has not seen them.
 
+    Args:
+        split: The rows.
+        fraction: Share of them to hold out, at least one row. None for ``AUTOMATIC``, but at most
+            ``MOST`` rows, and none of fewer than ``FEWEST``: all are needed for training.
+
     Returns:
-        The rest, and ``fraction`` of the rows, at least one.
+        The rest, the rows held out if there are any, and what the user is told of that.
 
     Raises:
         ValueError: If nothing would be left to train on.
     """
-    total = len(split.rows)
-    number = max(1, round(fraction * total))
+    total, files = len(split.rows), ", ".join(split.names)
+    if fraction is None:
+        number = 0 if total < FEWEST else min(MOST, round(AUTOMATIC * total))
+        by = f"{AUTOMATIC:.0%}, at most {MOST:,}"
+    else:
+        number = max(1, round(fraction * total)) if fraction else 0
+        by = f"data.val_fraction {fraction:g}"
+    if not number:
+        why = "data.val_fraction is 0" if fraction == 0 else f"fewer than {FEWEST}"
+        return (
+            split,
+            None,
+            f"no data.val: none of {total:,} rows of {files} are held out ({why}), so there is no"
+            " val/loss and no best.ckpt; give data.val, or data.val_fraction 0.1",
+        )
     if number >= total:
         raise ValueError(
-            f"{', '.join(split.names)}: {total} row(s) cannot be parted into training and"
-            f" validation (val_fraction: {fraction}); give val, or set val_fraction to 0"
+            f"{files}: {total} row(s) cannot be parted into training and validation"
+            f" ({by}); give data.val, or set data.val_fraction to 0"
         )
     held_out = np.sort(np.random.default_rng(0).choice(split.rows, number, replace=False))
     rest = [replace(share, rows=np.setdiff1d(share.rows, held_out)) for share in split.shares]
-    return replace(split, shares=rest), replace(split, shares=[Share(held_out)])
+    said = (
+        f"no data.val: {number:,} of {total:,} rows of {files} are held out for validation ({by});"
+        " data.val_fraction changes that"
+    )
+    return replace(split, shares=rest), replace(split, shares=[Share(held_out)]), said
 
 
 def listed(paths: str | list[str]) -> list[str]:

@@ -109,6 +109,7 @@ def cache_of_run(module: Any) -> FrozenCache:
             "quantization": module.quantization,
             "layers": depth,
             "precision": str(trainer.precision),
+            "dtype": str(module.model.dtype),
             "attention": module.model.config._attn_implementation,
             "device": module.device.type,
         },

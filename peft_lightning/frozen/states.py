@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from peft_lightning.adapters.atomic import atomic_folder
+from peft_lightning.progress import Progress
 
 VERSION = 1  # raise it when the same rows would get other values
 TOKENS_AT_ONCE = 4096
@@ -189,10 +190,12 @@ def _make(
     rows, start = np.empty(len(source), ROWS), 0
     with atomic_folder(folder) as temporary:
         with (temporary / "states.bin").open("wb") as out:
-            for number, ids, values in _computed(run, source, flat):
-                rows[number] = _digest(ids), start, len(ids), zlib.crc32(values.data)
-                out.write(values.data)
-                start += len(ids)
+            with Progress("filling the cache of frozen layers", len(source), "rows") as progress:
+                for number, ids, values in _computed(run, source, flat):
+                    rows[number] = _digest(ids), start, len(ids), zlib.crc32(values.data)
+                    out.write(values.data)
+                    start += len(ids)
+                    progress.update(number + 1)
             size = out.tell()
         np.save(temporary / "rows.npy", rows[np.argsort(rows["digest"], kind="stable")])
         meta = {**form, "rows": len(rows), "bytes": size}

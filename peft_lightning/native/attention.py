@@ -17,7 +17,7 @@ from peft_lightning.native.library import TYPES, address, function, kernels
 _EVERYTHING = 1 << 40  # a window that no sequence is longer than
 
 
-class _Shape(ctypes.Structure):  # as attention.cpp has it
+class _Shape(ctypes.Structure):  # as attention.h has it
     _fields_ = (
         *((n, ctypes.c_int64) for n in ("sequences", "heads", "groups", "dim", "value_dim")),
         ("window", ctypes.c_int64),

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_lightning.progress import Progress
 from peft_lightning.user_cache import user_cache
 
 SWITCH = "PEFT_LIGHTNING_KERNELS"
@@ -29,6 +30,8 @@ LONGEST_BUILD = 300  # seconds
 _HERE = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
 _FLAGS = ["-std=c++20", "-O3", "-march=native", "-mprefer-vector-width=512", "-fPIC", "-fopenmp"]
+# no wider than what torch computes with, which ATEN_CPU_CAPABILITY can bound
+_NARROWED = {"AVX2": ["-mno-avx512f", "-mprefer-vector-width=256"]}
 # as torch itself: neither changes a result, and both let loops be vectorised
 _FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 
@@ -83,11 +86,16 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
         try:
             library = ctypes.CDLL(str(path))
         except OSError:  # not there, or not a library
-            _build(compiler, path)
+            with Progress("compiling kernels for this processor (once, some 10 s)"):
+                _build(compiler, path)
             library = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         return None, _reason(error)
     return library, ""
+
+
+def _flags() -> list[str]:
+    return [*_FLAGS, *_NARROWED.get(torch.backends.cpu.get_cpu_capability(), [])]
 
 
 def _sources() -> list[Path]:
@@ -97,7 +105,7 @@ def _sources() -> list[Path]:
 def _identity(compiler: str) -> str:
     """Return a hash of all that decides what the library has to be."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    facts = [" ".join(_FLAGS).encode(), torch.__version__.encode(), version]
+    facts = [" ".join(_flags()).encode(), torch.__version__.encode(), version]
     cpu = Path("/proc/cpuinfo").read_text().splitlines()
     facts += [line.encode() for line in cpu if line.startswith(("model name", "flags"))][:2]
     facts += [file.read_bytes() for file in (*_sources(), *sorted(_HERE.glob("*.h")))]
@@ -106,7 +114,6 @@ def _identity(compiler: str) -> str:
 
 def _build(compiler: str, path: Path) -> None:
     """Compile the library into ``path``; processes that do so at once do not disturb each other."""
-    print("compiling kernels for this processor (once, some 10 s) ...", file=sys.stderr, flush=True)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     here = f".build-{platform.node()}-"
@@ -119,7 +126,7 @@ def _build(compiler: str, path: Path) -> None:
         each = zip(_sources(), objects, strict=True)
         compiling = [
             subprocess.Popen(
-                [compiler, *_FLAGS, abi, f"-I{_TORCH / 'include'}", "-c", source, "-o", target],
+                [compiler, *_flags(), abi, f"-I{_TORCH / 'include'}", "-c", source, "-o", target],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
             )

@@ -13,6 +13,8 @@ from torch import Tensor
 from peft_lightning.adapters.files import load_adapter
 from peft_lightning.base_model import load_base_model, load_tokenizer
 from peft_lightning.base_model.quantization import dequantized
+from peft_lightning.base_model.two_bytes import compute_in_float32
+from peft_lightning.progress import Progress
 
 LONGEST_ROW, MOST_TOKENS = 512, 1024
 
@@ -106,10 +108,10 @@ def compare(
     Raises:
         ValueError: If the text has less than two tokens.
     """
-    loaded = load_base_model(
-        base, dtype="float32", device=device, quantization=quantization, **options
-    )
-    model: Any = dequantized(loaded)
+    stored = quantization is None and device == "cpu"  # two bytes a weight, computed in float32
+    dtype = "auto" if stored else "float32"
+    loaded = load_base_model(base, dtype=dtype, device=device, quantization=quantization, **options)
+    model: Any = compute_in_float32(loaded) if stored else dequantized(loaded)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", longest_row)
     ids = list(load_tokenizer(base, **options)(text, verbose=False)["input_ids"])[:MOST_TOKENS]
     length = min(longest_row, positions)
@@ -124,7 +126,8 @@ def compare(
         adapted = _logits(model, rows)
     del model
     trust = options["trust_remote_code"]
-    model = load_base_model(out, dtype="float32", device=device, trust_remote_code=trust)
+    model = load_base_model(out, dtype=dtype, device=device, trust_remote_code=trust)
+    model = compute_in_float32(model) if stored else model
     found = _logits(model, rows)
     errors = torch.cat([f - a for f, a in zip(found, adapted, strict=True)])
     known = plain[0].shape[-1]  # the base has no logits of new tokens
@@ -143,8 +146,13 @@ def compare(
 @torch.no_grad()
 def _logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Return the logits of each row, (T, V) float32 on the CPU."""
-    inputs = [torch.tensor([row], device=model.device) for row in rows]
-    return [model(input_ids=ids, use_cache=False).logits[0].float().cpu() for ids in inputs]
+    found = []
+    with Progress("verifying", len(rows), "rows") as progress:
+        for row in rows:
+            ids = torch.tensor([row], device=model.device)
+            found.append(model(input_ids=ids, use_cache=False).logits[0].float().cpu())
+            progress.update(len(found))
+    return found
 
 
 def _mean_loss(logits: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> float:

@@ -17,6 +17,7 @@ from peft_lightning.adapters.beside import require_no_parts
 from peft_lightning.adapters.combination import require_sums
 from peft_lightning.adapters.lora import LoRA
 from peft_lightning.adapters.names import check_names
+from peft_lightning.progress import Progress
 from peft_lightning.serving.gguf_layout import Layout
 from peft_lightning.serving.merged_tensors import MergedTensors, Piece
 
@@ -127,10 +128,12 @@ def write_model(
         writer.write_ti_data_to_file()
         for tensor in extra.values():
             writer.write_tensor_data(tensor.numpy())
-        for piece in places.values():
-            assert piece.name is not None
-            values = merged.read(replace(piece, dtype=_dtype(piece)))
-            writer.write_tensor_data(_raw(layout.ordered(piece.name, values))[0])
+        with Progress("writing the GGUF file", len(places), "tensors") as progress:
+            for count, piece in enumerate(places.values(), start=1):
+                assert piece.name is not None
+                values = merged.read(replace(piece, dtype=_dtype(piece)))
+                writer.write_tensor_data(_raw(layout.ordered(piece.name, values))[0])
+                progress.update(count)
     return layout, common
 
 

@@ -18,6 +18,7 @@ from peft_lightning.adapters.merged_parts import holds_parts
 from peft_lightning.adapters.merging import merged, require_mergeable
 from peft_lightning.adapters.trained_tokens import is_tied
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.base_model.loading import AS_SAVED
 from peft_lightning.base_model.quantization import dequantized
 from peft_lightning.base_model.weight_files import (
     INDEX_FILE,
@@ -25,6 +26,7 @@ from peft_lightning.base_model.weight_files import (
     NotStreamableError,
     open_weights,
 )
+from peft_lightning.progress import Progress
 from peft_lightning.serving.merged_tensors import MergedTensors, Piece
 
 _COPIED = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
@@ -80,7 +82,7 @@ def write_merged(
         weights = open_weights(base, **options)
     except NotStreamableError as reason:
         print(f"{base} cannot be read tensor by tensor, it is loaded whole: {reason}")
-        wide = "auto" if dtype is None else "float32"
+        wide = AS_SAVED if dtype is None else "float32"
         loaded = load_base_model(base, dtype=wide, quantization=quantization, **options)
         fingerprint = base_fingerprint(loaded)
         loaded = dequantized(loaded)
@@ -111,10 +113,14 @@ def write_streamed(folder: Path, merged_tensors: MergedTensors, max_shard_size: 
     if len(shards) > 1:
         count = len(shards)
         names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    for name, shard in zip(names, shards, strict=True):
-        content = {piece.key: merged_tensors.read(piece) for piece in shard}
-        save_file(content, folder / name, metadata={"format": "pt"})
-        del content
+    with Progress("merging", sum(p.size for p in merged_tensors.pieces) / 1e6, "MB") as progress:
+        for name, shard in zip(names, shards, strict=True):
+            content = {}
+            for piece in shard:
+                content[piece.key] = merged_tensors.read(piece)
+                progress.update(progress.done + piece.size / 1e6)
+            save_file(content, folder / name, metadata={"format": "pt"})
+            del content
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(p.size for p in merged_tensors.pieces)},

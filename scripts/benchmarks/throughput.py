@@ -14,6 +14,7 @@ import argparse
 import datetime
 import importlib.util
 import json
+import math
 import os
 import platform
 import statistics
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradients
 import workload
@@ -31,6 +32,7 @@ MODEL = "~/.cache/peft_lightning/models/SmolLM2-135M-Instruct"
 BASELINES = ("trl_default", "trl_grouped", "peft_padded", "peft_packed", "litgpt")
 NEEDS = {"trl_default": "trl", "trl_grouped": "trl", "litgpt": "litgpt"}
 NEEDS |= dict.fromkeys(["peft_padded", "peft_packed", "peft_prompt"], "peft")
+NEEDS["peft_packed_flash"] = "flash_attn"
 WARM_UP = 2  # steps: the allocator touches fresh memory in them
 PROMPT = ("ours_prompt", "peft_prompt")
 QUICK = ("ours", "ours_recomputed", *BASELINES)
@@ -50,14 +52,14 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="Markdown file for the table")
     options = parser.parse_args()
     options.model = str(Path(options.model).expanduser())
-    options.warm_up = WARM_UP
+    options.warm_up, options.longest = WARM_UP, workload.LENGTHS[1]
     if options.quick:
         options.rounds, options.warm_up, options.steps = 1, 1, 2
         options.batch_size //= 2
     names = ["ours", *(options.only or [*QUICK[1:], "ours_without_kernels", *PROMPT])]
     if options.quick and not options.only:
         names = list(QUICK)
-    results, limits = measure(names, options)
+    results, limits, _ = measure(names, options)
     table = report(results, limits, options)
     errors = {} if options.quick else gradients.measure(options.model)
     print(table)
@@ -66,37 +68,73 @@ def main() -> None:
     print(json.dumps(summary(results, limits) | {"gradient_error": errors}))
 
 
-def measure(names: list[str], options: Any) -> tuple[dict[str, list[dict[str, Any]]], list[float]]:
-    """Return each variant's measurements, one entry a round that went well, and the limits.
+class Measured(NamedTuple):
+    """What was measured.
+
+    Args:
+        results: Each variant's measurements, one entry a round that went well.
+        limits: The limits by matrix products, in useful tokens per second.
+        failures: Why a variant has no measurement, or not one of every round.
+    """
+
+    results: dict[str, list[dict[str, Any]]]
+    limits: list[float]
+    failures: dict[str, str]
+
+
+def measure(names: list[str], options: Any, deadline: float = math.inf) -> Measured:
+    """Measure the variants in turn, round by round.
 
     The limit is measured before every process: a processor that others use too changes its speed.
+
+    Args:
+        names: Of the variants.
+        options: Those of ``main``, and ``warm_up`` and ``longest``.
+        deadline: By ``time.monotonic()``: no process runs longer, and none is started that would
+            by what its variant took before.
     """
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    limits = []
+    found = Measured({name: [] for name in names}, [], {})
+    took: dict[str, float] = {}
     for number in range(options.rounds):
         for name in names:
             if (needed := NEEDS.get(name)) and importlib.util.find_spec(needed) is None:
-                print(f"{name}: {needed} is not installed", file=sys.stderr)
+                found.failures[name] = f"{needed} is not installed"
+                print(f"{name}: {found.failures[name]}", file=sys.stderr)
                 continue
-            limits.append(gemm_limit(options))
-            started = time.perf_counter()
-            if found := run(name, options, seed=number):
-                results[name].append(found)
-            spent = time.perf_counter() - started
-            print(f"round {number + 1}: {name} in {spent:.0f} s", file=sys.stderr, flush=True)
-    return results, limits
+            started = time.monotonic()
+            if deadline - started <= took.get(name, 0):
+                found.failures.setdefault(name, f"no time left for round {number + 1}")
+                continue
+            try:
+                found.limits.append(gemm_limit(options))
+                found.results[name].append(run(name, options, number, deadline - time.monotonic()))
+            except Exception as error:  # the others are measured all the same
+                found.failures[name] = f"{error}"
+                print(f"{name} failed: {error}", file=sys.stderr)
+            took[name] = time.monotonic() - started
+            spent = f"{took[name]:.0f} s"
+            print(f"round {number + 1}: {name} in {spent}", file=sys.stderr, flush=True)
+    return found
 
 
-def run(name: str, options: Any, seed: int) -> dict[str, Any] | None:
-    """Run a variant in a process of its own, on the rows that ``seed`` draws."""
+def run(name: str, options: Any, seed: int, seconds: float = math.inf) -> dict[str, Any]:
+    """Run a variant in a process of its own, on the rows that ``seed`` draws.
+
+    Raises:
+        RuntimeError: If it fails, with the last that it said, or takes more than ``seconds``.
+    """
     command = [sys.executable, str(HERE / "variants.py"), name, "--model", options.model]
     command += ["--seed", str(seed)]
-    for option in ("steps", "batch_size", "precision", "device"):
+    for option in ("steps", "batch_size", "precision", "device", "longest"):
         command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    limit = None if seconds == math.inf else max(1.0, seconds)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"stopped after {seconds:.0f} s") from None
     if done.returncode:
-        print(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-        return None
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise RuntimeError(next((line for line in reversed(said) if "Error: " in line), said[-1]))
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result | {"warm_up": options.warm_up}
 
@@ -111,32 +149,51 @@ def rate(found: list[dict[str, Any]], clock: str = "wall") -> float | None:
     return statistics.median(rates) if rates else None
 
 
+def layer_shapes(config: Any) -> list[tuple[int, int]]:
+    """Return inputs and outputs of the linear layers of one decoder layer."""
+    dim, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    width = getattr(config, "head_dim", None) or dim // heads
+    shared = config.num_key_value_heads * width
+    shapes = [(dim, heads * width), (heads * width, dim)] + [(dim, shared)] * 2
+    return shapes + [(dim, inner)] * 2 + [(inner, dim)]
+
+
+def needed_flops(config: Any, longest: int = workload.LENGTHS[1]) -> float:
+    """Return FLOPs per useful token of the products that no LoRA on this model can leave out.
+
+    Each linear layer forward and for the gradient of its input (2 + 2 for a weight), the adapter's
+    (6), the causal half of attention (two products forward, four backward), and the head at
+    labelled tokens (4).
+
+    Args:
+        config: Of the model.
+        longest: Tokens of the longest row; lengths are drawn evenly from ``LENGTHS[0]`` on.
+    """
+    shapes = layer_shapes(config)
+    weights = sum(i * o for i, o in shapes)
+    adapter = 16 * sum(i + o for i, o in shapes)
+    lengths = range(min(workload.LENGTHS[0], longest), longest + 1)
+    seen = sum(n * (n + 1) / 2 for n in lengths) / sum(lengths)  # keys of a query, on average
+    attention = 6 * 2 * shapes[0][1] * seen
+    head = config.vocab_size * config.hidden_size * workload.ANSWER
+    return config.num_hidden_layers * (4 * weights + 6 * adapter + attention) + 4 * head
+
+
 def gemm_limit(options: Any) -> float:
     """Return useful tokens per second if the matrix products of a step were all it did.
 
-    The products that no LoRA on this model can leave out: each linear layer forward and for the
-    gradient of its input, the adapter's, the causal half of attention (two forward, four
-    backward), and the head at labelled tokens. At the rate measured here for the linear layers.
+    They are those of ``needed_flops``, at the rate measured here for the linear layers.
     """
     import torch
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(options.model)
-    dim, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    width = getattr(config, "head_dim", None) or dim // heads
-    shared = config.num_key_value_heads * width
-    shapes = [(dim, heads * width), (heads * width, dim)] + [(dim, shared)] * 2
-    shapes += [(dim, inner)] * 2 + [(inner, dim)]
-    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    shortest, longest = workload.LENGTHS
-    tokens = options.batch_size * (shortest + longest) // 2
-    work = [
-        (
-            torch.randn(tokens, i).to(options.device, dtype),
-            torch.randn(i, o).to(options.device, dtype),
-        )
-        for i, o in shapes
-    ]
+    shapes = layer_shapes(config)
+    made = {"dtype": torch.bfloat16 if options.precision == "bf16" else torch.float32}
+    made["device"] = options.device
+    shortest = min(workload.LENGTHS[0], options.longest)
+    tokens = options.batch_size * (shortest + options.longest) // 2
+    work = [(torch.randn(tokens, i, **made), torch.randn(i, o, **made)) for i, o in shapes]
     seconds = []
     for _ in range(12):
         started = time.perf_counter()
@@ -145,15 +202,11 @@ def gemm_limit(options: Any) -> float:
         if options.device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    weights = sum(i * o for i, o in shapes)
-    flops = 2 * tokens * weights / statistics.median(seconds)
-    adapter = 16 * sum(i + o for i, o in shapes)
-    lengths = range(shortest, longest + 1)
-    seen = sum(n * (n + 1) / 2 for n in lengths) / sum(lengths)  # keys of a query, on average
-    attention = 6 * 2 * heads * width * seen
-    head = config.vocab_size * dim * workload.ANSWER
-    needed = config.num_hidden_layers * (4 * weights + 6 * adapter + attention) + 4 * head
-    return flops / needed
+    flops = 2 * tokens * sum(i * o for i, o in shapes) / statistics.median(seconds)
+    del work
+    if options.device == "cuda":
+        torch.cuda.empty_cache()  # for the processes that are measured
+    return flops / needed_flops(config, options.longest)
 
 
 def summary(results: dict[str, list[dict[str, Any]]], limits: list[float]) -> dict[str, Any]:

@@ -159,13 +159,22 @@ def ours_prompt(*args: Any) -> None:
 # ---- HF PEFT in a plain loop ------------------------------------------------------------------
 
 
-def peft_model(options: Any, prompt: bool = False) -> Any:
-    """Return the base with HF PEFT's adapter in it."""
+def peft_model(options: Any, prompt: bool = False, attention: str | None = None) -> Any:
+    """Return the base with HF PEFT's adapter in it.
+
+    Args:
+        options: Of the process.
+        prompt: Whether the adapter is prompt tuning instead of LoRA.
+        attention: transformers' name of an attention; None for its own choice, sdpa.
+    """
     from peft import LoraConfig, PromptTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
+    place = {"device_map": {"": options.device}} if options.device == "cuda" else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=dtype, attn_implementation=attention, **place
+    )
     torch.manual_seed(options.seed)
     config: Any = LoraConfig(
         r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
@@ -178,12 +187,18 @@ def peft_model(options: Any, prompt: bool = False) -> Any:
 def plain_loop(
     options: Any, batches: Any, clock: Clock, model: Any, loss_of: Callable[[Any, Any], Any]
 ) -> None:
-    """Train ``model`` with AdamW, one optimizer step for each batch."""
+    """Train ``model`` with AdamW, one optimizer step for each batch.
+
+    On a GPU in bf16 under autocast, as HF's Trainer runs it: without, the products of HF PEFT's
+    float32 adapter are float32's, many times slower there.
+    """
+    half = options.device == "cuda" and options.precision == "bf16"
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.rate, weight_decay=0.0, fused=True)
     for batch in batches:
         clock.start()
-        loss = loss_of(model, batch)
+        with torch.autocast(options.device, torch.bfloat16, enabled=half):
+            loss = loss_of(model, batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -227,7 +242,9 @@ def peft_prompt(options: Any, tokenizer: Any, batches: Any, clock: Clock) -> Non
     )
 
 
-def peft_packed(options: Any, tokenizer: Any, batches: Any, clock: Clock) -> None:
+def peft_packed(
+    options: Any, tokenizer: Any, batches: Any, clock: Clock, attention: str | None = None
+) -> None:
     """Rows end to end, told apart by their positions; logits at the labelled tokens only."""
 
     def loss_of(model: Any, batch: list[workload.Row]) -> Any:
@@ -247,7 +264,12 @@ def peft_packed(options: Any, tokenizer: Any, batches: Any, clock: Clock) -> Non
         ).logits[0]
         return F.cross_entropy(logits.float(), torch.tensor(targets, device=options.device))
 
-    plain_loop(options, batches, clock, peft_model(options), loss_of)
+    plain_loop(options, batches, clock, peft_model(options, attention=attention), loss_of)
+
+
+def peft_packed_flash(*args: Any) -> None:
+    """The same with the package flash_attn, which reads the positions itself."""
+    peft_packed(*args, attention="flash_attention_2")
 
 
 # ---- TRL --------------------------------------------------------------------------------------
@@ -361,7 +383,7 @@ VARIANTS = {
     f.__name__: f
     for f in (
         *(ours, ours_recomputed, ours_without_kernels, ours_prompt),
-        *(peft_padded, peft_packed, peft_prompt, litgpt),
+        *(peft_padded, peft_packed, peft_packed_flash, peft_prompt, litgpt),
         *(trl_default, trl_sequential, trl_grouped),
     )
 }

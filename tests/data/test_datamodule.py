@@ -339,19 +339,61 @@ def test_without_val_rows_are_held_out_and_it_is_said(data, monkeypatch):
     assert rows(other, "val") == val  # whatever the seed
 
 
-def test_at_least_one_row_is_held_out_and_one_stays(data, jsonl):
-    module = data(train=jsonl("two.jsonl", ROWS[:2]), val=None)
+def test_at_least_one_row_of_a_fraction_is_held_out_and_one_stays(data, jsonl):
+    module = data(train=jsonl("two.jsonl", ROWS[:2]), val=None, val_fraction=0.01)
     module.setup("fit")
     assert module.sizes["val"]["rows"] == module.sizes["train"]["rows"] == 1
     with pytest.raises(ValueError, match=r"one\.jsonl: 1 row\(s\) cannot be parted"):
-        data(train=jsonl("one.jsonl", ROWS[:1]), val=None).setup("fit")
+        data(train=jsonl("one.jsonl", ROWS[:1]), val=None, val_fraction=0.01).setup("fit")
 
 
-def test_no_validation_is_possible(data):
+@pytest.mark.parametrize(
+    ("total", "held_out"), [(1, 0), (19, 0), (20, 1), (420, 21), (20_000, 1000), (30_000, 1000)]
+)
+def test_without_val_and_fraction_5_percent_are_held_out_at_most_1000_and_none_of_few(
+    data, jsonl, monkeypatch, total, held_out
+):
+    said = []
+    monkeypatch.setattr("peft_lightning.data.datamodule.rank_zero_info", said.append)
+    path = jsonl("some.jsonl", [{"text": "a"}] * total)
+    module = data(train=path, val=None)
+    module.setup("fit")
+    sizes = {name: size["rows"] for name, size in module.sizes.items()}
+    assert sizes == {"train": total - held_out} | ({"val": held_out} if held_out else {})
+    (line,) = [line for line in said if line.startswith("no data.val")]
+    number = f"{held_out:,}" if held_out else "none"
+    assert f" {number} of {total:,} rows of {path} are held out" in line
+    assert "data.val_fraction" in line
+
+
+def test_few_rows_cannot_be_validated_on_and_the_error_says_what_to_give(data, jsonl):
+    module = data(train=jsonl("few.jsonl", ROWS[:19]), val=None)
+    with pytest.raises(ValueError, match=r"no data to validate on: .*none of 19 .*give data\.val"):
+        module.setup("validate")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_rows_held_out_by_default_are_the_same_when_a_run_goes_on(data, jsonl, tmp_path):
+    path, train = tmp_path / "killed.ckpt", jsonl("rows.jsonl", ROWS * 2)
+    whole = fit(data(train=train, val=None)).seen
+    before = Recorder()
+    with pytest.raises(Killed):
+        fit(data(train=train, val=None), before, callbacks=[SaveAt("on_train_batch_end", 14, path)])
+    assert before.seen + fit(data(train=train, val=None, seed=0), ckpt_path=path).seen == whole
+    with pytest.raises(ValueError, match=r"other data: .*val_fraction was auto, is 0\.05"):
+        fit(data(train=train, val=None, val_fraction=0.05), ckpt_path=path)
+
+
+def test_no_validation_is_possible(data, monkeypatch):
+    said = []
+    monkeypatch.setattr("peft_lightning.data.datamodule.rank_zero_info", said.append)
     module = data(val=None, val_fraction=0.0)
     module.setup("fit")
     assert module.val_dataloader() == []
     assert module.sizes["train"]["rows"] == 22
+    assert not [line for line in said if "data.val" in line]  # it was asked for
+    with pytest.raises(ValueError, match=r"no data to validate on: .*data\.val_fraction is 0"):
+        data(val=None, val_fraction=0.0).setup("validate")
 
 
 def test_sizes_count_rows_tokens_and_tokens_in_the_loss(data):

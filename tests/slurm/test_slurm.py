@@ -72,10 +72,11 @@ def assert_equal_weights(one, other):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_signal_during_the_imports_requeues_after_the_first_step(jobs):
+def test_a_signal_during_the_imports_requeues_at_once(jobs):
     job = jobs["signalled"]
     job.wait_for_start(restarts=1)
-    assert "stopped at step 1;" in job.log()
+    assert "SIGUSR1: stopped before the first step" in job.log()
+    assert "is back in the queue" in job.log()
 
 
 def test_twenty_signals_at_random_moments_lose_repeat_and_change_nothing(jobs):

@@ -1,176 +1,60 @@
-// Causal attention within each sequence of a flat batch, forward and backward.
+// Causal attention within each sequence of a flat batch, forward and backward, in bfloat16.
 //
 // Query blocks meet key blocks of the same fixed size, so that the matrix library makes one kernel
-// for each kind of product whatever the lengths of the sequences are. Products are of the inputs'
-// own type and summed in float32. What is kept for the backward pass is the output and, for each
-// query, its largest score and the sum of its softmax. (Dao et al. 2022, "FlashAttention", appendix
-// B, keep one number for the two, which is too coarse where a run that goes astray has scores of
-// 1e8.) The backward pass holds keys in rows and queries in columns, where none of its operands has
-// to be transposed.
+// for each kind of product whatever the lengths of the sequences are. Products are summed in
+// float32. What is kept for the backward pass is the output and, for each query, its largest score
+// and the inverse of the sum of its softmax. (Dao et al. 2022, "FlashAttention", appendix B, keep
+// one number for the two, which is too coarse where a run that goes astray has scores of 1e8.) The
+// backward pass holds keys in rows and queries in columns, where none of its operands has to be
+// transposed.
 
-#include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
 
-#include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
-#include <memory>
-#include <numeric>
-#include <vector>
 
+#include "attention.h"
 #include "numbers.h"
+#include "transpose.h"
 
 namespace {
 
 using at::native::cpublas::brgemm;
+using T = at::BFloat16;
 
 constexpr int64_t B = 64;  // queries, and keys, of a block
 
-// What the caller passes, with the same layout as in attention.py.
-struct Shape {
-  int64_t sequences, heads, groups, dim, value_dim;
-  int64_t window;           // keys that a query sees, itself included
-  const int64_t* lens;      // queries of each sequence
-  const int64_t* key_lens;  // its keys, the last of which are its queries' own
-  float scaling;
-};
-
-// (heads, tokens, numbers), the numbers next to each other.
-struct View {
-  void* data;
-  int64_t head, token;  // steps, in numbers
-};
-
-template <class T>
-T* row(const View& view, int64_t head, int64_t token) {
-  return static_cast<T*>(view.data) + head * view.head + token * view.token;
-}
-
 // ---- operands -----------------------------------------------------------------------------------
 
-// Transpose 16 x 16 words of four bytes.
-void transpose_tile(const uint32_t* from, int64_t step, uint32_t* to, int64_t to_step) {
-#ifdef __clang__  // which has no shuffle of two vectors by a third
-  for (int i = 0; i < 16; ++i)
-    for (int j = 0; j < 16; ++j) to[j * to_step + i] = from[i * step + j];
-#else
-  typedef uint32_t Row __attribute__((vector_size(64)));
-  Row rows[16];
-  for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], from + i * step, 64);
-#pragma GCC unroll 4
-  for (int s = 1; s < 16; s *= 2) {  // swap the off-diagonal quarters of squares of 2 s words
-    Row upper, lower;
-    for (int c = 0; c < 16; ++c) {
-      upper[c] = c & s ? 16 + c - s : c;
-      lower[c] = c & s ? 16 + c : c + s;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i)
-      if (!(i & s)) {
-        Row a = rows[i], b = rows[i + s];
-        rows[i] = __builtin_shuffle(a, b, upper);
-        rows[i + s] = __builtin_shuffle(a, b, lower);
-      }
-  }
-  for (int i = 0; i < 16; ++i) std::memcpy(to + i * to_step, &rows[i], 64);
-#endif
-}
-
-// Transpose (rows, columns) words of four bytes.
-void transpose_words(const uint32_t* from, int64_t rows, int64_t columns, uint32_t* to) {
-  int64_t tiled_rows = rows / 16 * 16, tiled_columns = columns / 16 * 16;
-  for (int64_t r = 0; r < tiled_rows; r += 16)
-    for (int64_t c = 0; c < tiled_columns; c += 16)
-      transpose_tile(from + r * columns + c, columns, to + c * rows + r, rows);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = r < tiled_rows ? tiled_columns : 0; c < columns; ++c)
-      to[c * rows + r] = from[r * columns + c];
-}
-
-template <class T>
-constexpr int64_t PAIR = sizeof(T) == 2 ? 2 : 1;  // rows of a right operand that lie interleaved
-
 // Copy `rows` rows of `dim` numbers into a block of B rows; the others are zero.
-template <class T>
 void copy_rows(const T* from, int64_t step, int64_t rows, int64_t dim, T* to) {
   for (int64_t i = 0; i < rows; ++i) std::memcpy(to + i * dim, from + i * step, dim * sizeof(T));
   std::memset(static_cast<void*>(to + rows * dim), 0, (B - rows) * dim * sizeof(T));
 }
 
-// The block (B, dim) as a right operand with its rows as rows.
-template <class T>
+// The block (B, dim) as a right operand with its rows as rows, two of them interleaved.
 void pack_rows(const T* block, int64_t dim, T* to) {
-  if constexpr (PAIR<T> == 1) {
-    std::memcpy(to, block, B * dim * sizeof(T));
-  } else {
-    const auto* from = reinterpret_cast<const uint16_t*>(block);
-    auto* pairs = reinterpret_cast<uint32_t*>(to);
-    for (int64_t i = 0; i < B; i += 2)
-      for (int64_t d = 0; d < dim; ++d)
-        pairs[i / 2 * dim + d] = from[i * dim + d] | uint32_t(from[(i + 1) * dim + d]) << 16;
-  }
+  const auto* from = reinterpret_cast<const uint16_t*>(block);
+  auto* pairs = reinterpret_cast<uint32_t*>(to);
+  for (int64_t i = 0; i < B; i += 2)
+    for (int64_t d = 0; d < dim; ++d)
+      pairs[i / 2 * dim + d] = from[i * dim + d] | uint32_t(from[(i + 1) * dim + d]) << 16;
 }
 
 // The block (B, dim) as a right operand with its rows as columns.
-template <class T>
 void pack_columns(const T* block, int64_t dim, T* to) {
-  transpose_words(reinterpret_cast<const uint32_t*>(block), B, dim / PAIR<T>,
-                  reinterpret_cast<uint32_t*>(to));
+  const auto* from = reinterpret_cast<const uint32_t*>(block);
+  transpose_words(from, dim / 2, B, dim / 2, reinterpret_cast<uint32_t*>(to), B);
 }
 
 // The block (B, dim) as a left operand with its rows as columns.
-template <class T>
 void transpose(const T* block, int64_t dim, T* to) {
-  if constexpr (PAIR<T> == 1) return pack_columns(block, dim, to);
   for (int64_t d = 0; d < dim; ++d)
     for (int64_t i = 0; i < B; ++i) to[d * B + i] = block[i * dim + d];
 }
 
-template <class T>
 void narrow_row(const float* from, int64_t dim, T* to) {
   for (int64_t d = 0; d < dim; ++d) to[d] = narrow<T>(from[d]);
-}
-
-// Memory that is not set to anything.
-template <class T>
-struct Room : std::unique_ptr<T[]> {
-  explicit Room(int64_t count) : std::unique_ptr<T[]>(new T[count]) {}
-};
-
-// ---- tasks --------------------------------------------------------------------------------------
-
-// A sequence and a head of keys.
-struct Task {
-  int64_t group, length, keys;
-  int64_t first, first_key;  // their places in the flat batch
-};
-
-inline int64_t total(const Shape& shape) {
-  return std::accumulate(shape.lens, shape.lens + shape.sequences, int64_t(0));
-}
-
-// Run a worker of each thread, made for the longest sequence's blocks of keys, on every sequence
-// and head of keys, the longest sequences first.
-template <class Worker, class... Arguments>
-void run(const Shape& shape, const Arguments&... arguments) {
-  std::vector<Task> tasks;
-  int64_t longest = *std::max_element(shape.key_lens, shape.key_lens + shape.sequences);
-  int64_t first = 0, first_key = 0;
-  for (int64_t s = 0; s < shape.sequences; ++s) {
-    for (int64_t g = 0; g < shape.groups; ++g)
-      tasks.push_back({g, shape.lens[s], shape.key_lens[s], first, first_key});
-    first += shape.lens[s];
-    first_key += shape.key_lens[s];
-  }
-  std::stable_sort(tasks.begin(), tasks.end(),
-                   [](auto& a, auto& b) { return a.length * a.keys > b.length * b.keys; });
-  std::atomic<size_t> next{0};
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
-    Worker worker(shape, (longest + B - 1) / B, arguments...);
-    for (size_t i; (i = next++) < tasks.size();) worker(tasks[i]);
-    at::native::cpublas::brgemm_release();
-  });
 }
 
 // The first block of keys that any of the queries from `query` on sees.
@@ -178,8 +62,9 @@ inline int64_t first_block(const Shape& shape, int64_t query) {
   return std::max<int64_t>(0, query - shape.window + 1) / B;
 }
 
+inline int64_t blocks_of(int64_t keys) { return (keys + B - 1) / B; }
+
 // Outputs of one sequence and head of keys at a time.
-template <class T>
 struct Forward {
   const Shape& shape;
   View query, key, value, out;
@@ -188,7 +73,7 @@ struct Forward {
   Room<T> block, packed_keys, packed_values, weights;
   Room<float> scores, sums;
 
-  Forward(const Shape& shape, int64_t blocks, const View* views, float* kept)
+  Forward(const Shape& shape, int64_t longest, const View* views, float* kept)
       : shape(shape),
         query(views[0]),
         key(views[1]),
@@ -198,11 +83,13 @@ struct Forward {
         inverses(kept + shape.heads * total(shape)),
         tokens(total(shape)),
         block(B * std::max(D, E)),
-        packed_keys(blocks * B * D),
-        packed_values(blocks * B * E),
-        weights(blocks * B * B),
-        scores(blocks * B * B),
+        packed_keys(blocks_of(longest) * B * D),
+        packed_values(blocks_of(longest) * B * E),
+        weights(blocks_of(longest) * B * B),
+        scores(blocks_of(longest) * B * B),
         sums(B * E) {}
+
+  ~Forward() { at::native::cpublas::brgemm_release(); }
 
   void operator()(const Task& task) {
     for (int64_t j = 0; j * B < task.keys; ++j) {
@@ -277,7 +164,6 @@ struct Forward {
 };
 
 // Gradients of one sequence and head of keys at a time.
-template <class T>
 struct Backward {
   const Shape& shape;
   View query, key, value, out, grad, d_query, d_key, d_value;
@@ -290,7 +176,7 @@ struct Backward {
   Room<T> weights, d_scores, d_scores_packed;
   float most[B], inverse[B], along[B];  // of the block's queries
 
-  Backward(const Shape& shape, int64_t blocks, const View* v, const float* kept)
+  Backward(const Shape& shape, int64_t longest, const View* v, const float* kept)
       : shape(shape),
         query(v[0]),
         key(v[1]),
@@ -303,11 +189,11 @@ struct Backward {
         largest(kept),
         inverses(kept + shape.heads * total(shape)),
         tokens(total(shape)),
-        key_rows(blocks * B * D),
-        key_columns(blocks * B * D),
-        value_rows(blocks * B * E),
-        d_keys(blocks * B * D),
-        d_values(blocks * B * E),
+        key_rows(blocks_of(longest) * B * D),
+        key_columns(blocks_of(longest) * B * D),
+        value_rows(blocks_of(longest) * B * E),
+        d_keys(blocks_of(longest) * B * D),
+        d_values(blocks_of(longest) * B * E),
         query_block(B * D),
         query_rows(B * D),
         query_columns(B * D),
@@ -322,8 +208,10 @@ struct Backward {
         d_scores(B * B),
         d_scores_packed(B * B) {}
 
+  ~Backward() { at::native::cpublas::brgemm_release(); }
+
   void operator()(const Task& task) {
-    int64_t blocks = (task.keys + B - 1) / B;
+    int64_t blocks = blocks_of(task.keys);
     for (int64_t j = 0; j < blocks; ++j) {
       int64_t rows = std::min(B, task.keys - j * B), at = task.first_key + j * B;
       copy_rows(row<T>(key, task.group, at), key.token, rows, D, key_rows.get() + j * B * D);
@@ -368,18 +256,13 @@ struct Backward {
       brgemm(B, B, E, E, B, B, false, value_rows.get() + j * B * E, grad_columns.get(),
              d_weights.get());
       for (int64_t k = 0; k < B; ++k) softmax_backward(k, j * B + k - place, rows);
-      const T* right = d_scores.get();
-      if constexpr (PAIR<T> == 2) {
-        pack_rows(right, B, d_scores_packed.get());
-        right = d_scores_packed.get();
-      }
+      pack_rows(d_scores.get(), B, d_scores_packed.get());
       brgemm(B, E, B, B, E, E, true, weights.get(), grad_rows.get(), d_values.get() + j * B * E);
       brgemm(B, D, B, B, D, D, true, d_scores.get(), query_rows.get(), d_keys.get() + j * B * D);
-      brgemm(D, B, B, B, B, B, j > start, key_columns.get() + j * B * D, right,
-             d_query_columns.get());
+      brgemm(D, B, B, B, B, B, j > start, key_columns.get() + j * B * D,
+             d_scores_packed.get(), d_query_columns.get());
     }
-    transpose_words(reinterpret_cast<const uint32_t*>(d_query_columns.get()), D, B,
-                    reinterpret_cast<uint32_t*>(d_query_rows.get()));
+    transpose_words(d_query_columns.get(), B, D, B, d_query_rows.get(), D);
     for (int64_t q = 0; q < rows; ++q)
       narrow_row(d_query_rows.get() + q * D, D, row<T>(d_query, h, at + q));
   }
@@ -400,30 +283,8 @@ struct Backward {
   }
 };
 
-template <class Call>
-int guarded(const Call& call) {  // no exception may pass through C
-  try {
-    call();
-    return 0;
-  } catch (...) {
-    return 1;
-  }
-}
-
 }  // namespace
 
-// Each returns 0, or 1 if the matrix library has no such product on this processor.
-// Views: query, key, value, out; backward also the gradient of out, and to be written those of
-// query, key and value.
-#define EXPORT(T, type)                                                                     \
-  int attention_##type(const Shape* shape, const View* views, float* kept) {                \
-    return guarded([&] { run<Forward<T>>(*shape, views, kept); });                          \
-  }                                                                                         \
-  int attention_backward_##type(const Shape* shape, const View* views, const float* kept) { \
-    return guarded([&] { run<Backward<T>>(*shape, views, kept); });                         \
-  }
-
 extern "C" {
-EXPORT(at::BFloat16, bfloat16)
-EXPORT(float, float32)
+EXPORT_ATTENTION(bfloat16, Forward, Backward)
 }

@@ -1,0 +1,92 @@
+"""What ``fit`` takes where the user says nothing: epochs, clipping and the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft_lightning.cli.given import Given, option_given
+from peft_lightning.user_cache import user_cache
+
+EPOCHS = 3  # Lightning's 1,000 would also stretch the learning rate's schedule over them
+CLIP_VAL = 1.0  # the default of HF's Trainer
+
+TWO_OPTIONS = (
+    "fit needs two options: --model.base_model NAME, a hub id, a model's folder or a GGUF file, "
+    "and --data.train FILE, the rows to train on; or --config FILE, which has both"
+)
+
+
+def quick_start_model() -> Path:
+    """Return the folder into which ``scripts/get_smollm2.py`` writes the quick start's model."""
+    return user_cache("models") / "SmolLM2-135M-Instruct"
+
+
+def default_base_model(given: list[Given], options: Mapping[str, Any]) -> str | None:
+    """Return the base model of a ``fit`` that is given data but no model.
+
+    Args:
+        given: What the user gave.
+        options: Those of the module's class.
+
+    Returns:
+        The quick start's model if it is there; None if there is a model already, as an adapter's
+        folder, which has its own, or as the default of an experiment's class.
+    """
+    is_open = options["base_model"].required and not any(
+        option_given(given, "model", name) for name in ("base_model", "init_from")
+    )
+    folder = quick_start_model()
+    if is_open and option_given(given, "data", "train") and (folder / "config.json").is_file():
+        return str(folder)
+    return None
+
+
+def what_is_missing(given: list[Given], fault: str) -> str:
+    """Return what to say where ``fit`` has no base model and ``fault`` was found."""
+    if not fault.startswith("model.base_model is required"):
+        return fault
+    if option_given(given, "data", "train") is None:
+        return TWO_OPTIONS
+    if option_given(given, "model", "init_from") is not None:
+        return fault
+    return (
+        f"model.base_model is required: the quick start's model is not at {quick_start_model()}; "
+        "python scripts/get_smollm2.py gets it, or give another as --model.base_model: a hub id, "
+        "a model's folder or a GGUF file"
+    )
+
+
+def fill_epochs(trainer: Any) -> bool:
+    """Limit a run to ``EPOCHS`` if nothing limits it.
+
+    Args:
+        trainer: The trainer's options; changed in place.
+
+    Returns:
+        Whether that was done.
+
+    Raises:
+        ValueError: If only ``min_steps`` is given, which may be more than that.
+    """
+    if trainer.max_epochs is not None or trainer.max_steps != -1 or trainer.max_time is not None:
+        return False
+    if trainer.min_steps is not None:
+        raise ValueError(
+            f"trainer.min_steps is {trainer.min_steps}, and nothing says when training ends: give "
+            "trainer.max_steps or trainer.max_epochs"
+        )
+    trainer.max_epochs = max(EPOCHS, trainer.min_epochs or 0)
+    return True
+
+
+def what_is_default(given: list[Given], trainer: Any, epochs_filled: bool) -> str | None:
+    """Return one line on what the user left open in the trainer, None if nothing."""
+    found = []
+    if epochs_filled:
+        found.append(f"{trainer.max_epochs} epochs (--trainer.max_epochs)")
+    if trainer.gradient_clip_val and option_given(given, "trainer", "gradient_clip_val") is None:
+        norm = f"gradient norm clipped at {trainer.gradient_clip_val}"
+        found.append(f"{norm} (--trainer.gradient_clip_val)")
+    return f"defaults: {', '.join(found)}" if found else None

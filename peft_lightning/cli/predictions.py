@@ -1,0 +1,71 @@
+"""The answers of ``predict``: kept while they are made, and written to one file in the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft_lightning.data.datamodule import SFTDataModule
+from peft_lightning.data.prompts import who_answers
+from peft_lightning.module import CausalLMModule
+from peft_lightning.partial_answers import PartialAnswers, digests, run_hash
+
+
+class KeptPredictions:
+    """Lets ``predict`` go on from the batches that were answered before it was cut off.
+
+    Args:
+        module: Its ``predict_step`` is wrapped: a batch that was answered is not answered anew.
+        datamodule: Has the rows, once it is set up.
+        path: The file to write.
+    """
+
+    def __init__(self, module: CausalLMModule, datamodule: SFTDataModule, path: Path) -> None:
+        self._module, self._datamodule, self._path = module, datamodule, path
+        self._answer = module.predict_step
+        self._answers: PartialAnswers | None = None
+        self._numbers: dict[tuple[int, Any], int] = {}
+        module.predict_step = self._step  # type: ignore[method-assign]
+
+    def _step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+        if self._answers is None:
+            self._answers = self._open()
+        numbers = [self._numbers[index, batch["adapter"]] for index in batch["index"]]
+        known = self._answers.texts
+        if not all(number in known for number in numbers):
+            rows = self._answer(batch, batch_idx)
+            texts = {number: row["text"] for number, row in zip(numbers, rows, strict=True)}
+            self._answers.add(texts)
+            return rows
+        by = {"adapter": batch["adapter"]} if self._module.bank is not None else {}
+        pairs = zip(batch["index"], numbers, strict=True)
+        return [{"index": index, "text": known[number], **by} for index, number in pairs]
+
+    def _open(self) -> PartialAnswers:
+        """Return the answers of before, where they are of the same rows, weights and options."""
+        module, data = self._module, self._datamodule
+        tasks = who_answers(data.predict_records, data.answerers)
+        self._numbers = {task: number for number, task in enumerate(tasks)}
+        size = data.val_batch_size or data.batch_size
+        what = [data._prompts, tasks, size, module.predict_max_new_tokens, module.fingerprint]
+        what += [str(module.model.dtype), module.quantization, str(module.trainer.precision)]
+        if module.bank is None:
+            what.append(digests(module.state_dict()))
+        else:
+            what += [digests(module.bank.tensors(name)) for name in data.answerers or []]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return PartialAnswers(self._path, run_hash(*what), len(tasks)).open()
+
+    def finish(self, answers: list[dict[str, Any]]) -> None:
+        """Write each row with its answer, in the order of ``answers``."""
+        lines = []
+        for answer in answers:
+            by = {"adapter": answer["adapter"]} if "adapter" in answer else {}
+            row = self._datamodule.predict_records[answer["index"]] | by
+            row["prediction"] = answer["text"]
+            lines.append(json.dumps(row, ensure_ascii=False, default=str))
+        if self._answers is None:
+            self._answers = self._open()
+        self._answers.finish(lines)
+        self._answers.close()

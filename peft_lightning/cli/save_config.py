@@ -1,0 +1,66 @@
+"""The ``config.yaml`` of a run: all that describes the run, and nothing of one start of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from peft_lightning.adapters.atomic import atomic_file
+from peft_lightning.redaction import without_secrets
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the whole configuration to ``<default_root_dir>/config.yaml`` when training starts.
+
+    Secrets are left out, and that is said: a run from the file is given them anew. So is how this
+    start of the run continues an earlier one, without a word: the file is for new runs too.
+
+    Not before: a run that fails while it is set up leaves the file of the last one alone.
+
+    Args:
+        args: Those of Lightning's callback.
+        init_from: What ``model.init_from`` was given as.
+        kwargs: Those of Lightning's callback.
+    """
+
+    def __init__(self, *args: Any, init_from: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.init_from = init_from
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Do nothing yet."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the file."""
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / self.config_filename
+            with atomic_file(path) as file:
+                config = without_resume(self.config, self.init_from)
+                self.parser.save(config, file, skip_none=False, multifile=False)
+                removed: list[str] = []
+                saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+                clean = without_secrets(saved, removed)
+                if clean != saved:
+                    file.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")
+                    rank_zero_info(f"{path} is without secrets: {', '.join(removed)}")
+
+
+def without_resume(config: Namespace, init_from: str | None) -> Namespace:
+    """Return the configuration of ``fit`` without what is of a resume and not of the run.
+
+    That is the checkpoint, the leave to go on with other data, and a checkpoint in the place of
+    an ``init_from`` that has gone since the run began.
+    """
+    run = config.clone()
+    run.pop("ckpt_path", None)
+    run.data.allow_changed_data = False
+    if init_from is not None:
+        section = run.model.init_args if "init_args" in run.model else run.model
+        section.init_from = init_from
+    return run
