@@ -75,7 +75,7 @@ def saving(base: Path) -> tuple[str, Action, Action]:
 def digests(place: Path) -> dict[str, str]:
     """Return the digest of each file, but for what is of its own in each run.
 
-    That is a trainer's state, which must be whole, and the peak memory in a summary.
+    That is a trainer's state, which must be whole, and the peak memory and seconds in a summary.
     """
     files = sorted(place.rglob("*")) if place.is_dir() else [place]
     found = {
@@ -89,7 +89,7 @@ def digests(place: Path) -> dict[str, str]:
             found[name] = found[name.replace("trainer_state.pt", SUMS_FILE)] = "undamaged"
         if name == "summary.json":
             summary = json.loads((place / name).read_text())
-            del summary["peak_memory_bytes"]
+            del summary["peak_memory_bytes"], summary["seconds"]
             found[name] = json.dumps(summary)
     return found
 
