@@ -57,7 +57,7 @@ class FourBits(Packed):
             return self.scales[start:stop]
         own = self.nested.code[self.scales[start:stop].int()]
         outer = self.nested.absmax[torch.arange(start, stop) // _CONSTANT]
-        return own * outer + self.offset  # type: ignore[no-any-return]
+        return own * outer + self.offset
 
     def _arguments(self) -> tuple[Any, ...]:
         first = address(self.weight), address(self.pairs), ctypes.c_int64(self.block)
@@ -131,5 +131,5 @@ def _packed(layer: Any) -> Packed | None:
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
     if not hasattr(layer.weight, "packed"):  # moved or copied
-        return type(layer).forward(layer, x)  # type: ignore[no-any-return]
+        return type(layer).forward(layer, x)
     return forward_linear(layer, x)
