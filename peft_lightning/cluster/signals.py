@@ -46,6 +46,7 @@ class StopRequest:
         leave: Called in place of the main thread if that does not come back from a call outside
             Python; it takes the number and returns the exit status.
         is_owner: Whether this is the program of the process, and not a library in a notebook.
+        has_open_line: Whether a line of progress waits for its end on standard error.
         has_state: Whether there is something to save first, so that the main thread must.
     """
 
@@ -53,7 +54,7 @@ class StopRequest:
         self.received: int | None = None
         self.kept: Callable[[], str] = lambda: ""
         self.leave: Callable[[int], int] = lambda number: 128 + number
-        self.has_state = False
+        self.has_state = self.has_open_line = False
         self._held = 0
         self._is_over = False
         self._is_answered = False
@@ -210,8 +211,8 @@ class StopRequest:
 
 
 def own_line() -> str:
-    """Return what a message on a terminal begins with, where ``^C`` or a bar may stand."""
-    return "\n" if os.isatty(2) else ""
+    """Return what a message begins with: a new line where ``^C`` or progress may stand."""
+    return "\n" if os.isatty(2) or STOP.has_open_line else ""
 
 
 class Hold:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from peft_lightning.cluster.signals import STOP
+
 
 def generate(
     prompt: list[str] | str | None = None,
@@ -110,6 +112,7 @@ def generate(
                 if len(tasks) > batch_size:
                     end = "\n" * (len(answers.texts) == len(tasks))
                     print(f"\r{len(answers.texts)} of {len(tasks)}", end=end, file=sys.stderr)
+                    STOP.has_open_line = not end
 
             generate_tokens(
                 base,
