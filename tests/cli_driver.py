@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import os
-import subprocess
 import sys
 import time
 import traceback
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+import warm_python
 from peft_lightning.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -26,16 +26,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "C
 
 def drive(folder: Path, lines: list[list[str]]) -> list[tuple[int | str, str, str]]:
     """Run several command lines in one process; return (status, output, errors) of each."""
-    command = [sys.executable, str(Path(__file__))]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=ENVIRONMENT,
-        input=json.dumps(lines),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = warm_python.run([__file__], cwd=folder, env=ENVIRONMENT, input=json.dumps(lines))
     assert done.returncode == 0, done.stderr
     return [tuple(result) for result in json.loads(done.stdout.splitlines()[-1])]
 

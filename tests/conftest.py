@@ -1,8 +1,65 @@
-"""Fixtures of all tests."""
+"""Fixtures of all tests, the kinds of tests, and how they are spread over workers."""
 
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from kinds import kinds, shared_fixtures
+
+LEFT_OUT = {"process": "start processes", "training": "train a run", "slow": "are slow"}
+LEFT_COUNTS = pytest.StashKey[dict[str, int]]()
+WORKER_MEMORY = 3 * 2**30  # bytes of a worker, its warm Python and the runs that they make
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out what takes long, by kinds.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return as many workers as there are processors and memory; none for tests of one file."""
+    names = [arg.partition("::")[0] for arg in config.args]
+    if len(names) == 1 and Path(names[0]).is_file():
+        return 0
+    memory = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    there = int(memory[1]) * 1024 // WORKER_MEMORY if memory else 1
+    return max(1, min(len(os.sched_getaffinity(0)), there))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests with their kinds; those that share a fixture stay on one worker."""
+    left: dict[str, list[pytest.Item]] = {kind: [] for kind in LEFT_OUT}
+    kept = []
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        for kind in sorted(kinds(item)):
+            item.add_marker(kind)
+        if shared := shared_fixtures(item):
+            group = "cluster" if "cluster" in shared else item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(group))
+        long = [kind for kind in LEFT_OUT if item.get_closest_marker(kind)]
+        (left[long[0]] if long and config.getoption("fast") else kept).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=[item for part in left.values() for item in part])
+    config.stash[LEFT_COUNTS] = {kind: len(part) for kind, part in left.items()}
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left"] = config.stash[LEFT_COUNTS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker has left out: each of them collects all tests."""
+    node.config.stash[LEFT_COUNTS] = getattr(node, "workeroutput", {}).get("left", {})
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    counts = config.stash.get(LEFT_COUNTS, {})
+    if config.getoption("fast") and counts:
+        parts = ", ".join(f"{counts[kind]} that {what}" for kind, what in LEFT_OUT.items())
+        terminalreporter.write_line(f"left out by --fast: {parts}")
 
 
 @pytest.fixture(scope="session")

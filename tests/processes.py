@@ -1,17 +1,18 @@
 """Runs fits one after the other in each of several processes, and writes down what each saw.
 
 ``in_processes`` starts ``python processes.py FOLDER COUNT`` once for each process, with the runs in
-FOLDER/runs.json; so a pair of processes imports once, however many runs it makes.
+FOLDER/runs.json.
 """
 
 import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from warm_python import start
 
 HERE = Path(__file__).parent
 
@@ -37,9 +38,8 @@ def in_processes(count: int, folder: Path, runs: dict[str, dict[str, Any]]) -> N
             "MASTER_PORT": str(port),
             "LOCAL_RANK": str(rank),
         }
-        log = (folder / f"log{rank}.txt").open("w")
-        command = [sys.executable, __file__, folder, str(count)]
-        processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
+        with (folder / f"log{rank}.txt").open("w") as log:
+            processes.append(start([__file__, folder, count], env=env, stdout=log, stderr=log))
     try:
         for rank, process in enumerate(processes):
             assert process.wait(timeout=500) == 0, (folder / f"log{rank}.txt").read_text()[-3000:]

@@ -1,11 +1,9 @@
 """The chat of the command line, driven through its standard input."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
+import warm_python
 from cli_driver import ENVIRONMENT
 from peft_lightning.adapters import LoRA, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model
@@ -26,15 +24,8 @@ def lora_folder(base, tmp_path_factory):
 
 
 def talk(lines, *options):
-    command = [sys.executable, "-m", "peft_lightning", "chat", *options, "--max_new_tokens", "6"]
-    return subprocess.run(
-        command,
-        env=ENVIRONMENT,
-        input="\n".join(lines) + "\n",
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = ["-m", "peft_lightning", "chat", *options, "--max_new_tokens", "6"]
+    return warm_python.run(command, env=ENVIRONMENT, input="\n".join(lines) + "\n")
 
 
 def test_answers_are_generates_and_the_conversation_is_remembered(base, lora_folder, capsys):

@@ -13,6 +13,7 @@ from cli_driver import saved_step
 from peft_lightning import CausalLMModule, Full, LoRA, PromptTuning
 from peft_lightning.checkpoint import Checkpoints
 from peft_lightning.schedules import Constant
+from rounding import assert_near
 from tiny_run import byte_tokenizer, fit, write_base, write_rows
 
 FILES = {
@@ -65,7 +66,7 @@ def test_hf_peft_loads_it_and_computes_our_logits(run, base):
     with torch.no_grad():
         expected = theirs.eval()(IDS).logits
         ours = trainer.lightning_module.model(IDS).logits
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    assert_near(ours, expected)
 
 
 def test_a_module_is_built_from_it(run):
@@ -100,9 +101,7 @@ def test_full_fine_tuning_writes_a_plain_model_folder(base, rows, tmp_path):
     trainer = fit(base, rows, tmp_path / "run", adapter=Full(), max_steps=2, max_epochs=-1)
     again = AutoModelForCausalLM.from_pretrained(last(tmp_path / "run"))
     with torch.no_grad():
-        torch.testing.assert_close(
-            again(IDS).logits, trainer.lightning_module.model(IDS).logits, rtol=1e-5, atol=1e-5
-        )
+        assert_near(again(IDS).logits, trainer.lightning_module.model(IDS).logits)
 
 
 def test_best_is_the_validation_with_the_lowest_loss(base, rows, tmp_path):

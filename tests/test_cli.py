@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import warm_python
 from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
 from peft_lightning.__main__ import no_collecting
 from peft_lightning.adapters import LoRA, load_adapter, save_adapter
@@ -170,12 +171,9 @@ ERRORS = {
 }
 
 
-def run(folder: Path, *args: str, **options: object) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     """Run ``python -m peft_lightning`` in ``folder``, as a user would."""
-    command = [sys.executable, "-m", "peft_lightning", *args]
-    return subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, **options
-    )
+    return warm_python.run(["-m", "peft_lightning", *args], cwd=folder, env=ENVIRONMENT)
 
 
 def run_light(folder: Path, args: list[str], heavy: tuple[str, ...]) -> subprocess.CompletedProcess:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+import warm_python
 from exactness import RATE, train
 from peft_lightning import CausalLMModule, LoRA, SFTDataModule
 from tiny_run import byte_tokenizer, write_base
@@ -35,14 +36,7 @@ def user(tmp_path, monkeypatch):
 
 def python(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     environment = {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *args],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return warm_python.run(args, cwd=folder, env={**os.environ, **environment})
 
 
 def records(name: str) -> list[dict[str, str]]:

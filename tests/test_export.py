@@ -1,8 +1,6 @@
 """The command export: GGUF files of a LoRA and of a merged model; how llama.cpp reads them."""
 
 import json
-import subprocess
-import sys
 
 import gguf
 import numpy as np
@@ -14,6 +12,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
+import warm_python
 from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer, places
 from peft_lightning.commands.export import export
@@ -21,6 +20,7 @@ from peft_lightning.commands.merge import merge
 from peft_lightning.serving import agreement, merged_tensors
 from peft_lightning.serving.gguf_layout import Layout
 from peft_lightning.serving.gguf_vocabulary import SPLITS, find_pre
+from rounding import assert_near
 from tiny import tiny_config, tiny_model
 from tiny_gguf import digit_tokenizer, interleaved, write_gguf
 
@@ -183,7 +183,7 @@ def test_our_loader_reads_the_logits_of_the_merged_folder(base, tmp_path, dtype,
     vectors = [n for n, p in want.named_parameters() if p.ndim == 1]  # float32 in a GGUF file
     exact = load_base_model(str(base), dtype="float32").state_dict()
     want.load_state_dict({n: exact[n] for n in vectors}, strict=False)
-    assert_close(model(IDS).logits, want(IDS).logits, rtol=1e-5, atol=1e-5)
+    assert_near(model(IDS).logits, want(IDS).logits)
     matrix = next(t for t in gguf.GGUFReader(file).tensors if t.name == "blk.0.ffn_up.weight")
     assert (
         matrix.tensor_type.name == {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
@@ -215,7 +215,7 @@ def test_a_whole_model_is_exported_without_an_adapter(llama, tmp_path, capsys):
     ckpt = write_adapter(llama[0], tmp_path / "full", Full())
     export(str(ckpt), str(tmp_path / "full.gguf"), format="gguf")
     model = load_base_model(str(tmp_path / "full.gguf"))
-    assert_close(model(IDS).logits, load_base_model(str(ckpt))(IDS).logits)
+    assert_near(model(IDS).logits, load_base_model(str(ckpt))(IDS).logits)
 
 
 def test_a_gguf_base_is_merged_and_exported(tmp_path):
@@ -227,7 +227,7 @@ def test_a_gguf_base_is_merged_and_exported(tmp_path):
     adapted = load_base_model(str(file))
     load_adapter(adapted, ckpt)
     found = load_base_model(str(tmp_path / "m.gguf"))
-    assert_close(found(IDS).logits, adapted(IDS).logits, rtol=1e-4, atol=1e-4)
+    assert_near(found(IDS).logits, adapted(IDS).logits)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base.gguf", "ckpt", "m.gguf"]
 
 
@@ -379,10 +379,7 @@ def test_an_adapter_of_another_base_is_refused_unless_any_base(llama, tmp_path, 
 
 
 def test_the_command_line_exports(llama, tmp_path):
-    command = [sys.executable, "-m", "peft_lightning", "export", str(llama[1])]
-    run = subprocess.run(
-        [*command, str(tmp_path / "x.gguf")], capture_output=True, text=True, check=False
-    )
+    run = warm_python.run(["-m", "peft_lightning", "export", llama[1], tmp_path / "x.gguf"])
     assert (run.returncode, "exported: " in run.stdout) == (0, True), run.stderr
 
 

@@ -1,20 +1,17 @@
 """Faults of a machine, made for real under the real command line: disk, memory, clock, two runs."""
 
-import contextlib
 import os
 import shutil
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import warm_python
 from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
 from peft_lightning.adapters.checksums import require_undamaged
 from test_cli import DATA, MODEL
 
-PROGRAM = [sys.executable, "-m", "peft_lightning"]
 TRAINER = "accelerator: cpu, enable_progress_bar: false, max_steps: 4, logger: false"
 
 FAULTS = '''
@@ -193,12 +190,8 @@ def test_a_clock_that_jumps_back_changes_no_bit(user):
 
 
 def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_does_not_block_it(user):
-    first = subprocess.Popen(
-        [*PROGRAM, *fit(fault="Wait")],
-        cwd=user,
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    first = warm_python.start(
+        ["-m", "peft_lightning", *fit(fault="Wait")], cwd=user, env=ENVIRONMENT
     )
     try:
         wait_for(user / "training", seconds=240)
@@ -206,9 +199,8 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_does_not_block_it(
         assert f"another run is training in runs/run, process {first.pid} on " in line
         assert "give --trainer.default_root_dir another folder" in line
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            first.send_signal(signal.SIGKILL)
-        first.wait()
+        first.kill()
+        first.wait(60)
     left = user / "runs/run/checkpoints/.last.ckpt.1.another-machine.tmp"
     left.mkdir(parents=True)
     status, _, errors = drive(user, [fit()])[0]

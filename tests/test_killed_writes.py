@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import killing
+import warm_python
 from cli_driver import ENVIRONMENT
 from peft_lightning import LoRA, load_base_model, save_adapter
 from test_cli import DATA, MODEL, TRAINER
@@ -50,11 +49,9 @@ def test_the_number_of_killed_writes_in_the_docs_is_the_least_that_is_seen():
 
 def drive(case, folder, base):
     """Return the digests of the old result, what each killed run left, and the files at the end."""
-    done = subprocess.run(
-        [sys.executable, HERE / "crash_driver.py", case, folder, base],
+    done = warm_python.run(
+        [HERE / "crash_driver.py", case, folder, base],
         env={**ENVIRONMENT, "PYTHONPATH": f"{HERE}:{HERE.parent}"},
-        capture_output=True,
-        text=True,
         timeout=500,
     )
     log = folder.parent / f"{case}.log"

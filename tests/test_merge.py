@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import warm_python
 from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter, save_adapter
 from peft_lightning.adapters.merging import merged
 from peft_lightning.base_model import base_fingerprint, load_base_model, places
@@ -23,6 +24,7 @@ from peft_lightning.commands.merge import merge
 from peft_lightning.serving import merged_tensors
 from peft_lightning.serving.agreement import Agreement
 from peft_lightning.serving.merged_folder import size_in_bytes
+from rounding import assert_near
 from tiny import ARCHITECTURES, tiny_model
 from tiny_gguf import digit_tokenizer, write_gguf
 from tiny_run import byte_tokenizer, write_base
@@ -52,7 +54,7 @@ def lora(base, tmp_path_factory):
 
 
 def same(one, other):
-    assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert_near(one, other)
 
 
 def logits(folder):
@@ -480,11 +482,11 @@ def test_neither_the_base_nor_the_adapter_nor_a_strangers_folder_is_overwritten(
 
 
 def test_the_command_line_merges_and_its_exit_status_tells_a_failed_verification(lora, tmp_path):
-    command = [sys.executable, "-m", "peft_lightning", "merge", str(lora), str(tmp_path / "out")]
-    good = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["-m", "peft_lightning", "merge", lora, tmp_path / "out"]
+    good = warm_python.run(command)
     assert (good.returncode, "verified on" in good.stdout) == (0, True), good.stderr
     options = ["--dtype", "bfloat16", "--threshold", "1e-6"]
-    bad = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    bad = warm_python.run([*command, *options])
     assert bad.returncode == 1
     assert "error: " in bad.stderr
     assert (tmp_path / "out" / "UNVERIFIED").is_file()

@@ -1,13 +1,14 @@
 """Kill -9 anywhere, resume: every bit is that of the run that was not disturbed."""
 
 import json
+import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+import warm_python
 
 HERE = Path(__file__).parent
 
@@ -51,19 +52,13 @@ def moments(seed: int) -> list[dict]:
 
 
 def drive(base: Path, rows: Path, folder: Path, scenarios: list[dict]) -> dict[str, list[int]]:
-    out = subprocess.run(
-        [sys.executable, HERE / "resume_driver.py", base, rows, folder],
+    out = warm_python.run(
+        [HERE / "resume_driver.py", base, rows, folder],
         input=json.dumps(scenarios),
-        capture_output=True,
-        text=True,
-        check=True,
         timeout=600,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{HERE}:{HERE.parent}",
-        },
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{HERE.parent}"},
     )
+    assert out.returncode == 0, out.stderr
     return {(row := json.loads(line))["name"]: row["status"] for line in out.stdout.splitlines()}
 
 

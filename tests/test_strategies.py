@@ -3,14 +3,13 @@
 import fcntl
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from safetensors.torch import load_file
 
+import warm_python
 from peft_lightning.adapters.files import FACTS_FILE, write_files
 from peft_lightning.cluster.strategies import FSDP2Strategy, require_supported
 from peft_lightning.run_folder import LOCK_FILE
@@ -237,8 +236,7 @@ def test_the_others_are_not(strategy):
 def test_the_command_line_refuses_it_before_anything_is_loaded(base, rows, tmp_path):
     options = ["--model.base_model", str(base), "--data.train", str(rows)]
     options += ["--trainer.default_root_dir", str(tmp_path), "--trainer.strategy", "fsdp"]
-    command = [sys.executable, "-m", "peft_lightning", "fit", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = warm_python.run(["-m", "peft_lightning", "fit", *options])
     assert done.returncode == 2
     assert "trainer.strategy fsdp does not work with adapters" in done.stderr
     assert "use fsdp2" in done.stderr

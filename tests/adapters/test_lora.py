@@ -15,6 +15,7 @@ from peft_lightning.adapters import (
     save_adapter,
 )
 from peft_lightning.adapters.lora_layers import LoRALinear
+from rounding import assert_near
 from tiny import ARCHITECTURES, tiny_model
 
 IDS = torch.arange(3, 17).view(2, 7)
@@ -219,7 +220,7 @@ def test_the_output_embedding_can_be_named_as_a_target():
     adapter.attach(model)
     layer = model.lm_head
     hidden = model.model(IDS).last_hidden_state
-    assert_close(model(IDS).logits, before + paper_update(layer, hidden))
+    assert_near(model(IDS).logits, before + paper_update(layer, hidden))
 
 
 @pytest.mark.parametrize(
@@ -316,10 +317,10 @@ def test_grouped_layers_compute_what_each_alone_does_also_in_inference_mode():
         with context():
             inside = x.clone()
             for layer in layers:
-                assert_close(layer(inside), layer._plain(inside))
+                assert_near(layer(inside), layer._plain(inside), products=3)
             changed = layers[0](inside)
             inside += 1  # the stored results of the others are of another input now
-            assert_close(layers[1](inside), layers[1]._plain(inside))
+            assert_near(layers[1](inside), layers[1]._plain(inside), products=3)
             assert not torch.equal(changed, layers[0](inside))
 
 
@@ -329,7 +330,7 @@ def test_layers_that_do_not_share_their_input_after_all_are_computed_alone():
     attention = model.model.layers[0].self_attn
     for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
         own = torch.randn(5, 32)
-        assert_close(layer(own), layer._plain(own))
+        assert_near(layer(own), layer._plain(own), products=3)
     assert attention.q_proj.path == attention.v_proj.path == "fused"
 
 

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from peft_lightning.adapters import LoRA, load_adapter, read_adapter, save_adapter
 from peft_lightning.adapters.lora_init import decompose
 from peft_lightning.adapters.lora_layers import LoRALinear
+from rounding import assert_near
 from tiny import tiny_model
 
 pytestmark = [
@@ -65,7 +66,7 @@ def test_training_starts_from_the_base_which_is_never_changed(architecture, init
     before = model(IDS).logits
     adapter = LoRA(r=4, init_lora_weights=init, use_dora=dora, lora_dropout=0.2)
     adapter.attach(model)
-    assert_close(model.eval()(IDS).logits, before, rtol=0, atol=2e-5)
+    assert_near(model.eval()(IDS).logits, before)
     model.train()
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert {n.split(".lora_")[1] for n in trained} - {"magnitude_vector"} == {
@@ -103,13 +104,13 @@ def test_what_is_saved_is_plain_lora_for_every_reader(init, rslora, tmp_path):
     save_adapter(adapter, model, tmp_path / "a")
     logits = model.eval()(IDS).logits
     assert (logits - tiny_model("llama")(IDS).logits).abs().max() > 0.1
-    assert_close(hf_reads(tmp_path / "a", "llama")(IDS).logits, logits, rtol=0, atol=1e-5)
+    assert_near(hf_reads(tmp_path / "a", "llama")(IDS).logits, logits)
     plain, tensors, _ = read_adapter(tmp_path / "a")
     assert (plain.r, plain.init_lora_weights) == (8, True)
     assert {t.shape[0] for n, t in tensors.items() if "v_proj.lora_A" in n} == {4}
     fresh = tiny_model("llama")
     load_adapter(fresh, tmp_path / "a")
-    assert_close(fresh(IDS).logits, logits, rtol=0, atol=1e-5)
+    assert_near(fresh(IDS).logits, logits)
 
 
 def test_a_run_is_continued_with_the_same_trained_and_subtracted_update(tmp_path):
@@ -147,11 +148,11 @@ def test_a_folder_in_which_hf_subtracts_from_the_base_gives_hfs_logits(
     model = tiny_model(architecture)
     weights = {n: p.clone() for n, p in model.named_parameters()}
     adapter = load_adapter(model, tmp_path, trainable=True)
-    assert_close(model.eval()(IDS).logits, peft(IDS).logits, rtol=0, atol=1e-4)
+    assert_near(model.eval()(IDS).logits, peft(IDS).logits)
     save_adapter(adapter, model, tmp_path / "plain")
     assert "base_layer" not in str(keys_and_shapes(tmp_path / "plain"))
     again = hf_reads(tmp_path / "plain", architecture)
-    assert_close(again(IDS).logits, peft(IDS).logits, rtol=0, atol=1e-4)
+    assert_near(again(IDS).logits, peft(IDS).logits)
     adapter.detach(model)
     assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
 
@@ -173,7 +174,7 @@ def test_a_folder_of_eva_is_plain_lora(tmp_path):
     peft = hf_folder(config, tiny_model("llama"), tmp_path)
     model = tiny_model("llama")
     load_adapter(model, tmp_path)
-    assert_close(model(IDS).logits, peft(IDS).logits, rtol=0, atol=1e-5)
+    assert_near(model(IDS).logits, peft(IDS).logits)
 
 
 @pytest.mark.parametrize(

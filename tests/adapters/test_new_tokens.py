@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peft_lightning.adapters import AdapterBank, LoRA, load_adapter, read_adapter, save_adapter
 from peft_lightning.base_model import base_fingerprint
+from rounding import assert_near
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, write_base
 
@@ -51,10 +52,10 @@ def test_they_start_as_the_mean_of_what_they_were_made_of_and_change_nothing_els
     adapter.attach(model)
     assert model.config.vocab_size == SIZE + 2
     found = model(IDS).logits
-    assert_close(found[..., :SIZE], logits, rtol=0, atol=1e-6)
+    assert_near(found[..., :SIZE], logits)
     hidden = model.model(IDS).last_hidden_state
     for i, made_of in enumerate(pieces):
-        assert_close(found[..., SIZE + i], hidden @ head[made_of].mean(0), rtol=1e-4, atol=1e-5)
+        assert_near(found[..., SIZE + i], hidden @ head[made_of].mean(0))
         looked_up = model.get_input_embeddings()(torch.tensor([SIZE + i]))[0]
         assert_close(looked_up, weight[made_of].mean(0))
     assert base_fingerprint(model) == fingerprint
@@ -107,9 +108,9 @@ def test_hf_peft_reads_the_folder_onto_an_enlarged_base(folder, tmp_path):
     enlarged = base(folder)
     enlarged.resize_token_embeddings(len(AutoTokenizer.from_pretrained(tmp_path)))
     peft = PeftModel.from_pretrained(enlarged, tmp_path)
-    assert_close(peft(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+    assert_near(peft(ids).logits, model(ids).logits)
     auto = AutoPeftModelForCausalLM.from_pretrained(tmp_path)  # enlarges by the tokenizer's files
-    assert_close(auto(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+    assert_near(auto(ids).logits, model(ids).logits)
 
 
 def test_where_the_base_has_rows_to_spare_hf_peft_needs_no_step(tmp_path):
@@ -121,7 +122,7 @@ def test_where_the_base_has_rows_to_spare_hf_peft_needs_no_step(tmp_path):
     save_adapter(adapter, model, tmp_path / "adapter", tokenizer=tokenizer)
     ids = torch.tensor([[5, SIZE, SIZE + 1, 9]])
     peft = PeftModel.from_pretrained(base(tmp_path / "base"), tmp_path / "adapter")
-    assert_close(peft(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+    assert_near(peft(ids).logits, model(ids).logits)
 
 
 def test_trained_tokens_of_the_base_and_whole_modules_go_with_them(folder, tmp_path):
@@ -137,7 +138,7 @@ def test_trained_tokens_of_the_base_and_whole_modules_go_with_them(folder, tmp_p
         load_adapter(fresh, tmp_path / name)
         assert torch.equal(fresh(ids).logits, model(ids).logits)
         auto = AutoPeftModelForCausalLM.from_pretrained(tmp_path / name)
-        assert_close(auto(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+        assert_near(auto(ids).logits, model(ids).logits)
 
 
 def test_a_bank_switches_between_vocabularies(folder, tmp_path):
@@ -217,7 +218,7 @@ def test_hf_pefts_folder_of_an_enlarged_model_is_read_onto_the_plain_base(
     model = base(folder)
     before = model(IDS).logits
     adapter = load_adapter(model, theirs)
-    assert_close(model(ids).logits, peft(ids).logits, rtol=0, atol=1e-5)
+    assert_near(model(ids).logits, peft(ids).logits)
     save_adapter(adapter, model, ours := tmp_path / "ours")
     if situation != "saved":
         sizes = [(f / "adapter_model.safetensors").stat().st_size for f in (ours, theirs)]

@@ -5,6 +5,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 
 from peft_lightning.adapters import PromptTuning, attached_adapter
+from rounding import assert_near
 from tiny import ARCHITECTURES, tiny_model
 
 ROWS = [[5, 9, 23, 7], [11, 3], [30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40]]
@@ -66,7 +67,7 @@ def test_a_prompt_of_vocabulary_rows_is_read_as_these_tokens_and_detach_gives_th
     tokens = torch.randint(128, (N,))
     logits = model(**adapter.prepare_inputs(model, {"input_ids": ids})).logits
     expected = model(torch.cat([tokens[None], ids], dim=1)).logits
-    assert_close(logits, expected, rtol=0, atol=1e-6)
+    assert_near(logits, expected)
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ["prompt_embeddings"]
     adapter.detach(model)
     assert not hasattr(model, "prompt_embeddings")
@@ -105,7 +106,7 @@ def test_flat_batches_give_the_logits_of_each_sequence_alone(architecture):
     ).logits
     for row, part in zip(ROWS, logits.split(inputs["seq_lens"], dim=1), strict=True):
         alone = model(inputs_embeds=by_hand(model, row)).logits
-        assert_close(part, alone, rtol=0, atol=1e-5)
+        assert_near(part, alone)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "gemma3"])
@@ -118,7 +119,7 @@ def test_right_padded_batches_give_the_logits_of_each_sequence_alone(architectur
     logits = model(**{k: v for k, v in inputs.items() if k != "labels"}).logits
     for i, row in enumerate(ROWS):
         alone = model(inputs_embeds=by_hand(model, row)).logits
-        assert_close(logits[i : i + 1, : len(row) + N], alone, rtol=0, atol=1e-5)
+        assert_near(logits[i : i + 1, : len(row) + N], alone)
 
 
 def test_left_padding_comes_before_the_prompt():
