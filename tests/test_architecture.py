@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # a unit imports only lower ones or its own; of its own floor, only one of 0 and 2
 FLOORS = {
-    0: ["native", "progress", "user_cache"],
+    0: ["native", "progress", "progress_text", "time_left", "user_cache"],
     1: [
         *["adapters", "attention", "base_model", "data", "generation", "losses", "redaction"],
         "schedules",
@@ -19,7 +19,7 @@ FLOORS = {
     2: [
         *["answering", "callbacks", "checkpoint", "cluster", "continuing", "frozen", "guards"],
         *["hub", "identity", "labelled", "module", "optimizing", "out_of_memory", "paths"],
-        *["progress_bar", "random_state", "report", "run_folder", "serving"],
+        *["progress_bar", "random_state", "report", "run_end", "run_folder", "serving"],
     ],
     3: ["__main__", "cli", "commands"],
 }
@@ -53,6 +53,7 @@ BEFORE_THE_COMMAND_IS_KNOWN = [
     "cluster/__init__.py",
     "cluster/signals.py",
     "progress.py",
+    "progress_text.py",
 ]
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}
 
