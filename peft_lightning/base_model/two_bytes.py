@@ -100,7 +100,7 @@ def _look_up(layer: Any, ids: Tensor) -> Tensor:
 
 
 def _own_rows(layer: Any, *args: Any, **kwargs: Any) -> Tensor:
-    return type(layer).forward(layer, *args, **kwargs).float()  # type: ignore[no-any-return]
+    return type(layer).forward(layer, *args, **kwargs).float()
 
 
 def _widen(layer: nn.Module) -> None:
