@@ -31,7 +31,7 @@ ADAPTERS = {
     "whole modules": LoRA(
         r=2, init_lora_weights=False, modules_to_save=["lm_head", "norm", "embed_tokens", "up_proj"]
     ),
-    "tokens": LoRA(r=2, init_lora_weights=False, trainable_token_indices=[5, 6]),
+    "tokens": LoRA(r=2, init_lora_weights=False, trainable_token_indices=[*range(5, 60)]),
     "upper layer": LoRA(r=2, init_lora_weights=False, layers_to_transform=[1]),
     "a prompt": PromptTuning(3, "SAMPLE_VOCAB"),
     "a prefix": PrefixTuning(3),
