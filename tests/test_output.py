@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import warm_python
 from peft_lightning.progress import DISPLAY
 from peft_lightning.progress_bar import ProgressBar
 from peft_lightning.progress_text import fitted
@@ -93,10 +94,7 @@ def test_no_library_chats(piped, seen):
 def test_the_next_command_that_is_named_works(piped):
     folder, done = piped
     line = done.stdout.splitlines()[-1].replace("'...'", "hello --max_new_tokens 2")
-    words = [sys.executable, *line.split()[1:]]
-    again = subprocess.run(
-        words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=170
-    )
+    again = warm_python.run(line.split()[1:], cwd=folder, env=ENVIRONMENT)
     assert again.returncode == 0, again.stderr
     assert not re.search(r"[\r\x1b]", again.stdout + again.stderr)
 

@@ -2,14 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import warm_python
 from cli_driver import ENVIRONMENT, saved_step
 
 HERE = Path(__file__).parent
@@ -55,12 +54,10 @@ FIT = {
 
 def drive(scenarios):
     """Return what became of each scenario of ``stop_driver``."""
-    done = subprocess.run(
-        [sys.executable, HERE / "stop_driver.py"],
+    done = warm_python.run(
+        [HERE / "stop_driver.py"],
         env={**ENVIRONMENT, "PYTHONPATH": f"{HERE}:{HERE.parent}"},
         input=json.dumps(scenarios),
-        capture_output=True,
-        text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
