@@ -14,8 +14,9 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
+
+from peft_lightning.progress_text import bar, clock, fitted, number
 
 LINE_EVERY = 10.0  # seconds between two lines where stderr is no terminal
 DRAW_EVERY = 0.1  # seconds between two drawings at a terminal
@@ -68,10 +69,10 @@ class Progress:
         seconds = time.monotonic() - self.started
         parts = [(0, self.what)]
         if not self.total:
-            count = f"{_number(self.done)} {self.unit}".rstrip()
+            count = f"{number(self.done)} {self.unit}".rstrip()
             return [*parts, *([(1, count)] if self.done else []), (2, clock(seconds))]
         share = min(1.0, self.done / self.total)
-        amount = f"{_number(self.done)} of {_number(self.total)} {self.unit}".rstrip()
+        amount = f"{number(self.done)} of {number(self.total)} {self.unit}".rstrip()
         parts += [(3, bar(share)), (1, amount)]
         if self.done and seconds > 1:
             left = seconds / self.done * max(0, self.total - self.done)
@@ -90,32 +91,6 @@ def seconds_spent(kind: str) -> float:
 def seconds_since_start() -> float:
     """Return the seconds since this process imported its first module of ours."""
     return time.monotonic() - _STARTED
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def clock(seconds: float) -> str:
-    """Return 0:07 for 7 seconds, 1:00:07 for an hour more."""
-    hours, rest = divmod(int(seconds + 0.5), 3600)
-    minutes, rest = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def bar(share: float, width: int = 16) -> str:
-    """Return a bar of ``width`` characters and its frame, in ASCII: every terminal has it."""
-    full = int(share * width)
-    return f"[{'=' * full}{' ' * (width - full)}]"
-
-
-def fitted(parts: Sequence[tuple[int, str]], width: int) -> str:
-    """Return ``parts`` side by side, as many as go into ``width`` columns and all of them whole."""
-    kept = [part for part in parts if part[1]]
-    while (line := "  ".join(text for _, text in kept)) and len(line) > width and len(kept) > 1:
-        last = max(kept, key=lambda part: part[0])
-        kept.remove(last)
-    return line if len(line) <= width else line[: max(0, width - 3)] + "..."
 
 
 class _Display:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import resource
-import shlex
 import sys
 import time
 from collections import deque
@@ -26,7 +25,7 @@ from peft_lightning.adapters.atomic import atomic_text
 from peft_lightning.base_model.quantization import count_numbers
 from peft_lightning.checkpoint import at_step_boundary
 from peft_lightning.paths import path_of, paths_of, paths_table
-from peft_lightning.progress import STARTING, clock, seconds_since_start, seconds_spent
+from peft_lightning.progress import STARTING, seconds_since_start, seconds_spent
 
 PACKAGES = ("torch", "lightning", "transformers")
 
@@ -256,30 +255,6 @@ class Summary(Callback):
         )
         path = Path(trainer.default_root_dir) / "summary.json"
         atomic_text(path, json.dumps(asdict(summary), indent=2) + "\n")
-
-
-def run_ended(trainer: L.Trainer) -> str:
-    """Return what a finished ``fit`` leaves its user with: how far, how well, where, what next."""
-    summary = next(c for c in trainer.callbacks if isinstance(c, Summary))  # type: ignore[attr-defined]
-    steps = trainer.global_step
-    if steps == summary.first_step:
-        limit = "max_steps" if 0 < trainer.max_steps <= steps else "max_epochs"
-        return f"nothing was left to train after step {steps:,}: raise trainer.{limit} to go on"
-    seconds = summary.seconds()
-    spent = clock(seconds["training"] + seconds["validation"])
-    loss = trainer.callback_metrics.get("train/loss")
-    line = f"trained {steps - summary.first_step:,} steps in {spent}"
-    line += "" if loss is None else f"; train/loss {float(loss):.4g} at the last"
-    checkpoints: Any = trainer.checkpoint_callback
-    best, last = (getattr(checkpoints, f"{k}_model_path", "") for k in ("best", "last"))
-    if best and checkpoints.best_model_score is not None:
-        line += f"; {checkpoints.monitor} {float(checkpoints.best_model_score):.4g} at best"
-    if not (folder := best or last):
-        return line
-    with suppress(ValueError):
-        folder = str(Path(folder).relative_to(Path.cwd().resolve()))
-    ask = f"python -m peft_lightning generate --ckpt {shlex.quote(folder)} --prompt '...'"
-    return f"{line}\nthe result is in {folder}; to try it:\n  {ask}"
 
 
 @rank_zero_only

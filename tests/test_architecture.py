@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # a unit imports only lower ones or its own; of its own floor, only one of 0 and 2
 FLOORS = {
-    0: ["native", "progress", "resources", "user_cache"],
+    0: ["native", "progress", "progress_text", "resources", "time_left", "user_cache"],
     1: [
         *["adapters", "attention", "base_model", "data", "generation", "losses", "redaction"],
         "schedules",
@@ -20,7 +20,7 @@ FLOORS = {
         *["answering", "callbacks", "checkpoint", "cluster", "continuing", "frozen", "guards"],
         *["hub", "identity", "labelled", "module", "optimizing", "out_of_memory", "paths"],
         *["clipping", "partial_answers", "progress_bar", "random_state", "report"],
-        *["run_folder", "run_precision", "serving"],
+        *["run_end", "run_folder", "run_precision", "serving"],
     ],
     3: ["__main__", "cli", "commands"],
 }
@@ -54,6 +54,7 @@ BEFORE_THE_COMMAND_IS_KNOWN = [
     "cluster/__init__.py",
     "cluster/signals.py",
     "progress.py",
+    "progress_text.py",
     "resources.py",
 ]
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}

@@ -102,7 +102,7 @@ def test_lack_of_memory_is_a_memory_error_with_the_bytes(memory, monkeypatch):
 
 def test_a_larger_batch_trims_the_heap_and_an_equal_one_does_not(memory, monkeypatch):
     trimmed = []
-    monkeypatch.setattr(buffers, "_trim_heap", lambda: trimmed.append(True))
+    monkeypatch.setattr(buffers, "trim_heap", lambda: trimmed.append(True))
     for rows, expected in ((1000, 0), (1100, 1), (1100, 1), (1050, 1)):
         batch = [memory.empty((rows, 300), torch.float32) for _ in range(3)]
         batch.clear()

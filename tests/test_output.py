@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import warm_python
-from peft_lightning.progress import DISPLAY, fitted
-from peft_lightning.progress_bar import ProgressBar, TimeLeft
+from peft_lightning.progress import DISPLAY
+from peft_lightning.progress_bar import ProgressBar
+from peft_lightning.progress_text import fitted
+from peft_lightning.time_left import TimeLeft
 from terminal import at_terminal
 from tiny_run import fit
 

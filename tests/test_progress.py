@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from peft_lightning.progress import Progress, bar, clock, fitted
+from peft_lightning.progress import Progress
+from peft_lightning.progress_text import bar, clock, fitted
 from terminal import at_terminal
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import warm_python
 from cli_driver import ENVIRONMENT, saved_step
 
 HERE = Path(__file__).parent
-SOON = 10  # seconds; it is under 3 on an idle machine, and what is stopped would take 60
+SOON = 60  # seconds, for machines with ten times too much to do; what is stopped would take 600
 
 CONFIG = """
 seed_everything: 0

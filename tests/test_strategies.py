@@ -221,7 +221,7 @@ def test_processes_draw_different_numbers_also_those_a_checkpoint_does_not_know(
         (DDPStrategy(start_method="spawn"), "use ddp"),
         (ModelParallelStrategy(), "use fsdp2"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_a_strategy_that_cannot_work_is_refused_with_what_to_use(strategy, advice):
     with pytest.raises(ValueError, match=rf"does not work with adapters: .*: {advice}"):

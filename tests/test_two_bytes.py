@@ -15,6 +15,7 @@ from exactness import sgd
 from peft_lightning import CausalLMModule, LoRA, PrefixTuning, PromptTuning
 from peft_lightning.adapters.merging import merged
 from peft_lightning.base_model import base_fingerprint, load_base_model, two_bytes
+from peft_lightning.base_model.machine import Machine
 from peft_lightning.base_model.two_bytes import compute_as_stored, compute_in_float32
 from peft_lightning.generation import generate_tokens
 from peft_lightning.native import stored
@@ -32,7 +33,7 @@ ADAPTERS = {
     "whole modules": LoRA(
         r=2, init_lora_weights=False, modules_to_save=["lm_head", "norm", "embed_tokens", "up_proj"]
     ),
-    "tokens": LoRA(r=2, init_lora_weights=False, trainable_token_indices=[5, 6]),
+    "tokens": LoRA(r=2, init_lora_weights=False, trainable_token_indices=[*range(5, 60)]),
     "upper layer": LoRA(r=2, init_lora_weights=False, layers_to_transform=[1]),
     "a prompt": PromptTuning(3, "SAMPLE_VOCAB"),
     "a prefix": PrefixTuning(3),
@@ -41,8 +42,8 @@ ADAPTERS = {
 
 @pytest.fixture(autouse=True)
 def without_bfloat16(monkeypatch):
-    """Compute as on a processor that does not multiply bfloat16."""
-    monkeypatch.setattr(two_bytes, "_multiplies_bfloat16", lambda: False)
+    """Compute as on a processor without fast products of bfloat16."""
+    monkeypatch.setattr(two_bytes, "find_machine", Machine)
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +296,8 @@ def test_nothing_is_changed_where_weights_are_float32_or_the_processor_multiplie
     model = load_base_model(str(rounded))
     two_bytes.compute_as_the_run(model, None)
     assert not any(stored.stored_forward(layer) for layer in model.modules())
-    monkeypatch.setattr(two_bytes, "_multiplies_bfloat16", lambda: True)
+    amx = Machine(flags=frozenset({"amx_bf16"}))
+    monkeypatch.setattr(two_bytes, "find_machine", lambda: amx)
     for dtype, computed in (("bfloat16", torch.bfloat16), ("float16", torch.float32)):
         model = load_base_model(str(rounded), dtype=dtype)
         two_bytes.compute_as_the_run(model, None)

@@ -30,8 +30,7 @@ class FourBits(Packed):
         super().__init__(tuple(state.shape))
         self.weight = weight.detach().view(torch.uint8).reshape(-1)
         self.block = int(state.blocksize)
-        code = state.code.float()
-        self.pairs = torch.stack([code.repeat_interleave(16), code.repeat(16)], 1)  # by byte
+        self.code = state.code.float().contiguous()
         self.scales, self.nested = state.absmax, state.state2 if state.nested else None
         self.offset = float(state.offset) if state.nested else 0.0
 
@@ -41,7 +40,7 @@ class FourBits(Packed):
             library.expanded_4bit(*rows, address(to), *self._arguments())
             return
         first, last = (row * self.shape[1] for row in (start, stop))
-        numbers = self.pairs[self.weight[first // 2 : last // 2].int()].view(-1, self.block)
+        numbers = self._pairs()[self.weight[first // 2 : last // 2].int()].view(-1, self.block)
         scales = self._scales(first // self.block, last // self.block)
         torch.mul(numbers, scales[:, None], out=to.view(-1, self.block))
 
@@ -51,16 +50,20 @@ class FourBits(Packed):
         library.few_4bit(*for_few(x, bias, out), *self._arguments())
         return True
 
+    def _pairs(self) -> Tensor:
+        """Return the two numbers of each byte, (256, 2)."""
+        return torch.stack([self.code.repeat_interleave(16), self.code.repeat(16)], 1)
+
     def _scales(self, start: int, stop: int) -> Tensor:
         """Return the scales of blocks, (stop - start,)."""
         if self.nested is None:
             return self.scales[start:stop]
         own = self.nested.code[self.scales[start:stop].int()]
         outer = self.nested.absmax[torch.arange(start, stop) // _CONSTANT]
-        return own * outer + self.offset  # type: ignore[no-any-return]
+        return own * outer + self.offset
 
     def _arguments(self) -> tuple[Any, ...]:
-        first = address(self.weight), address(self.pairs), ctypes.c_int64(self.block)
+        first = address(self.weight), address(self.code), ctypes.c_int64(self.block)
         if self.nested is None:
             return *first, address(self.scales), None, None, None, ctypes.c_float(0)
         tensors = self.scales, self.nested.code, self.nested.absmax
@@ -131,5 +134,5 @@ def _packed(layer: Any) -> Packed | None:
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
     if not hasattr(layer.weight, "packed"):  # moved or copied
-        return type(layer).forward(layer, x)  # type: ignore[no-any-return]
+        return type(layer).forward(layer, x)
     return forward_linear(layer, x)

@@ -11,9 +11,6 @@ import torch
 
 from peft_lightning.base_model.machine import Machine
 
-# Whether float32 products over frozen weights of two bytes are computed, by converting one layer
-# at a time. If not, a layer multiplies in the type of its weights.
-CONVERTS_PER_LAYER = False
 MOST_OF_MEMORY = 0.6  # that weights may take; the rest is for activations, the adapter, the system
 
 HALF = ("bfloat16", "float16")
@@ -58,9 +55,10 @@ RULE = {
         *("bf16-mixed", "bfloat16", ("float32", "bfloat16")),
         "this CPU multiplies bfloat16",
     ),
-    "other": Row(  # a core with AVX2 emulates bfloat16 at 1 to 13 GFLOP/s, float32 has 80
+    "other": Row(  # a core with AVX2 emulates bfloat16 at 1 to 13 GFLOP/s, float32 has 80; one of
+        # Intel's with AVX512-BF16 but without AMX multiplies it at 80, float32 at 120 to 155
         *("32-true", "float32", ("float32",)),
-        "this {device} does not multiply bfloat16",
+        "this {device} has no fast bfloat16 products",
     ),
 }
 
@@ -167,7 +165,10 @@ def _outside_a_run(machine: Machine, saved: str | None) -> tuple[str, str]:
         return saved, "as saved"
     if row_of(machine).weights == "float16":
         return "float16", _why(machine)
-    return "float32", f"saved in {saved}, which this {machine.device.upper()} does not multiply"
+    return (
+        "float32",
+        f"saved in {saved}, which is slow on this {machine.device.upper()}",
+    )
 
 
 def _in_a_run(
@@ -187,7 +188,7 @@ def _in_a_run(
 
 def _is_too_large(machine: Machine, weights: str, parameters: Callable[[], int | None]) -> bool:
     """Whether float32 weights would leave too little memory, and two bytes each can be had."""
-    if not CONVERTS_PER_LAYER or machine.device != "cpu" or weights != "float32":
+    if machine.device != "cpu" or weights != "float32":
         return False
     if machine.memory is None or (count := parameters()) is None:
         return False
@@ -197,15 +198,20 @@ def _is_too_large(machine: Machine, weights: str, parameters: Callable[[], int |
 def _multiplied(machine: Machine, weights: str, products: str | None) -> str:
     """Return the type in which linear layers multiply.
 
-    Lightning's 32-true leaves the weights as they are; all others convert either them or, by
-    autocast, what is multiplied.
+    Lightning's 32-true leaves the weights as they are, and on a CPU ``two_bytes`` converts them
+    layer by layer; all others convert either them or, by autocast, what is multiplied.
     """
     if products not in (None, "float32"):
         return str(products)
-    converts = CONVERTS_PER_LAYER and machine.device == "cpu" and weights in HALF
-    if converts and (products == "float32" or weights not in row_of(machine).native):
+    if products == "float32" and machine.device == "cpu":
         return "float32"
-    return weights
+    return "float32" if widens(machine, weights) else weights
+
+
+def widens(machine: Machine, weights: str) -> bool:
+    """Whether weights of two bytes are multiplied in float32 where no trainer says otherwise."""
+    is_cpu = machine.device == "cpu"
+    return is_cpu and weights in HALF and weights not in row_of(machine).native
 
 
 _CHOICE = "_precision_choice"  # attribute of a model
@@ -257,7 +263,7 @@ def emulation_notice(choice: Choice, instead: str) -> str:
     if choice.emulated is None:
         return ""
     return (
-        f"{choice.emulated} is emulated on this CPU: a product takes "
+        f"{choice.emulated} is slow on this CPU: a product takes "
         f"{times_slower(choice.emulated):.1f} times as long as in float32 (measured now); "
         f"{instead} is faster"
     )

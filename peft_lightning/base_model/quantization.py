@@ -12,6 +12,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from peft_lightning.base_model.packed import multiply_packed
+from peft_lightning.native.buffers import trim_heap
 
 QUANTIZATIONS = ("4bit", "8bit")
 INSTALL = "pip install bitsandbytes"
@@ -130,6 +131,18 @@ def ready_to_train(model: Any) -> None:
                 f"no multiple of {state.blocksize}: use quantization 8bit, or a GPU"
             )
     multiply_packed(model)
+    let_go_of_files(model)
+
+
+def let_go_of_files(model: Any) -> None:
+    """Give back the memory in which the weights were before they were quantised.
+
+    What is not quantised lies in the mapped files, which stay in memory with all that was read.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
+    trim_heap()
 
 
 def dequantized(model: Any) -> Any:

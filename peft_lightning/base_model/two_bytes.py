@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from peft_lightning.base_model.machine import find_machine
+from peft_lightning.base_model.precision import name_of, widens
 from peft_lightning.native.stored import StoredForward, forward_linear, stored_forward
 
 HALF = (torch.bfloat16, torch.float16)
@@ -53,8 +55,8 @@ def compute_as_stored(model: nn.Module) -> nn.Module:
 def compute_as_the_run(model: Any, trainer: Any) -> None:
     """Let a base of two bytes a weight compute in float32 where that is what is wanted.
 
-    That is on a CPU, if the precision is 32-true; and outside a run, if the processor does not
-    multiply the type of the weights.
+    That is on a CPU, if the precision is 32-true; and outside a run, if the processor has no fast
+    products of the type of the weights.
 
     Args:
         model: The base, before an adapter is attached to it.
@@ -64,17 +66,11 @@ def compute_as_the_run(model: Any, trainer: Any) -> None:
     if device.type != "cpu" or model.dtype not in HALF:
         return
     if trainer is None:
-        wanted = model.dtype == torch.float16 or not _multiplies_bfloat16()
+        wanted = widens(find_machine(), str(name_of(model.dtype)))
     else:
         wanted = str(trainer.precision) == "32-true"
     if wanted:
         compute_in_float32(model)
-
-
-def _multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16, and oneDNN uses them."""
-    known = (torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported())
-    return any(known) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _is_half(weight: Any) -> bool:
@@ -100,7 +96,7 @@ def _look_up(layer: Any, ids: Tensor) -> Tensor:
 
 
 def _own_rows(layer: Any, *args: Any, **kwargs: Any) -> Tensor:
-    return type(layer).forward(layer, *args, **kwargs).float()  # type: ignore[no-any-return]
+    return type(layer).forward(layer, *args, **kwargs).float()
 
 
 def _widen(layer: nn.Module) -> None:

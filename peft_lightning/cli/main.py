@@ -41,7 +41,8 @@ from peft_lightning.clipping import require_clip_val
 from peft_lightning.cluster.strategies import require_supported
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.module import CausalLMModule
-from peft_lightning.report import rank_zero_print, run_ended
+from peft_lightning.report import rank_zero_print
+from peft_lightning.run_end import run_ended
 from peft_lightning.run_precision import check_devices, settle_resources
 from peft_lightning.schedules import Schedule
 

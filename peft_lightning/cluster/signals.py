@@ -210,7 +210,7 @@ class StopRequest:
 
 
 def own_line() -> str:
-    """Return what a message on a terminal begins with, where ``^C`` or a bar may stand."""
+    """Return what a message begins with: a new line where ``^C`` or progress may stand."""
     return "\n" if os.isatty(2) else ""
 
 

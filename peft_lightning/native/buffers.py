@@ -59,7 +59,7 @@ class Buffers:
                 self._outgrown += size
                 if self._outgrown > TRIMMED_AFTER:
                     self._outgrown = 0
-                    _trim_heap()  # its holes are as much too small
+                    trim_heap()  # its holes are as much too small
         try:
             return _mapped(size)
         except OSError:  # perhaps what is free here is what is missing
@@ -78,7 +78,8 @@ def _mapped(size: int) -> mmap.mmap:
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
-def _trim_heap() -> None:
+def trim_heap() -> None:
+    """Give the free memory of the heap back to the system, where the C library can."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
         trim(0)
 

@@ -18,6 +18,7 @@ constexpr int64_t LANES = 16;
 constexpr int64_t LANES = 8;
 #endif
 typedef float Vector __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Integers __attribute__((vector_size(LANES * 4)));
 typedef float Loose __attribute__((vector_size(LANES * 4), aligned(4), may_alias));  // in memory
 
 constexpr int64_t GRAIN = 65536;  // weights that are worth a thread
@@ -64,11 +65,11 @@ struct EightBits {
   }
 };
 
-// Two numbers to a byte, the higher four bits first: places in a table of 16 values, to be scaled
-// block by block. The scales may be places in a table of 256 themselves, scaled by 256s.
+// Two numbers to a byte, the higher four bits first: places in a table of 16 values, scaled block by
+// block of 32 or more. The scales may be places in a table of 256 themselves, scaled by 256s.
 struct FourBits {
   const uint8_t* weight;
-  const float* table;  // of pairs, by byte: (256, 2)
+  const float* table;
   int64_t block;
   const float* scales;
   const uint8_t* places;
@@ -81,14 +82,31 @@ struct FourBits {
   }
   void expand(int64_t row, int64_t width, float* to) const {  // rows are whole blocks
     const uint8_t* from = weight + row * width / 2;
-    int64_t first = row * width / block;
-    for (int64_t at = 0; at < width; at += block) {
-      float s = scale(first + at / block);
-      for (int64_t i = 0; i < block / 2; ++i)
-        std::memcpy(to + at + 2 * i, table + 2 * from[at / 2 + i], 8);
-#pragma omp simd
-      for (int64_t i = 0; i < block; ++i) to[at + i] *= s;
+    int64_t length = block, first = row * width / length;
+    Vector low = *(const Loose*)table, high = *(const Loose*)(table + 16 - LANES);
+    for (int64_t at = 0; at < width; at += length) {
+      float s = scale(first + at / length);
+      for (int64_t i = 0; i < length; i += LANES)
+        *(Loose*)(to + at + i) = looked_up(from + (at + i) / 2, low, high) * s;
     }
+  }
+  // LANES numbers of the table: each lane has four bytes, of which it takes one half of one.
+  static inline Vector looked_up(const uint8_t* from, Vector low, Vector high) {
+    uint32_t a, b;
+    std::memcpy(&a, from, 4);
+#ifdef __AVX512F__
+    std::memcpy(&b, from + 4, 4);
+    const Integers second = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
+    Integers places = second != 0 ? Integers{} + b : Integers{} + a;
+    places >>= Integers{4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24};
+    return __builtin_shuffle(low, places & 15);
+#else
+    Integers places = Integers{} + a;
+    places >>= Integers{4, 0, 12, 8, 20, 16, 28, 24};
+    b = 8;
+    Vector one = __builtin_shuffle(low, places & 7), other = __builtin_shuffle(high, places & 7);
+    return (places & b) != 0 ? other : one;
+#endif
   }
 };
 

@@ -226,7 +226,8 @@ class StoredForward:
         return self.function(self.layer(), *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoredForward:
-        return StoredForward(copy.deepcopy(self.layer(), memo), self.function, self.dtype)
+        layer: Any = copy.deepcopy(self.layer(), memo)
+        return StoredForward(layer, self.function, self.dtype)
 
     def __reduce__(self) -> Any:
         return StoredForward, (self.layer(), self.function, self.dtype)
