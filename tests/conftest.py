@@ -2,6 +2,8 @@
 
 import os
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from kinds import kinds, shared_fixtures
 
 LEFT_OUT = {"process": "start processes", "training": "train a run", "slow": "are slow"}
 LEFT_COUNTS = pytest.StashKey[dict[str, int]]()
+LONG = 5  # seconds of processor time, above which a test is to be marked slow
 WORKER_MEMORY = 3 * 2**30  # bytes of a worker, its warm Python and the runs that they make
 
 
@@ -55,7 +58,21 @@ def pytest_testnodedown(node: Any) -> None:
     node.config.stash[LEFT_COUNTS] = getattr(node, "workeroutput", {}).get("left", {})
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    began = time.process_time()
+    try:
+        return (yield)
+    finally:
+        item.user_properties.append(("seconds", time.process_time() - began))
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say which tests --fast should leave out, and which it has left out."""
+    for report in terminalreporter.stats.get("passed", []):
+        seconds = dict(report.user_properties).get("seconds", 0)
+        if seconds > LONG and not LEFT_OUT.keys() & report.keywords.keys():
+            terminalreporter.write_line(f"to be marked slow ({seconds:.0f} s): {report.nodeid}")
     counts = config.stash.get(LEFT_COUNTS, {})
     if config.getoption("fast") and counts:
         parts = ", ".join(f"{counts[kind]} that {what}" for kind, what in LEFT_OUT.items())

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 HERE = str(Path(__file__).parent)
+FOLLOWED = (HERE, str(Path(__file__).parents[1] / "scripts"))  # what is called there counts
 PROCESS = {"subprocess", "multiprocessing", "warm_python"}  # modules that start one
 FORKS = (os.fork, os.forkpty, os.posix_spawn)
 TRAINER = "lightning.pytorch.trainer.trainer"
@@ -58,7 +59,7 @@ def _fixtures(item: pytest.Function) -> list[Any]:
 
 @cache
 def _reached(function: Callable[..., Any]) -> frozenset[str]:
-    """Return the kinds that ``function`` makes of a test by what it calls in this folder."""
+    """Return the kinds that ``function`` makes of a test by what it calls in FOLLOWED."""
     found: set[str] = set()
     left: list[Any] = [function]
     seen: set[int] = set()
@@ -75,7 +76,7 @@ def _reached(function: Callable[..., Any]) -> frozenset[str]:
                 found.add("process")
             elif module == TRAINER:
                 found.add("training")
-            elif callable(value) and _file(module).startswith(HERE):
+            elif callable(value) and _file(module).startswith(FOLLOWED):
                 left.append(value)
     return frozenset(found)
 
@@ -88,7 +89,7 @@ def _named(function: Any) -> Iterator[Any]:
     closure = inspect.getclosurevars(function).nonlocals if function.__closure__ else {}
     for name in names | closure.keys():
         value = closure.get(name, function.__globals__.get(name))
-        if value is None and (name in PROCESS or _file(name).startswith(HERE)):
+        if value is None and (name in PROCESS or _file(name).startswith(FOLLOWED)):
             value = sys.modules.get(name)  # imported within the function
         if isinstance(value, types.ModuleType):
             yield from (vars(value)[other] for other in names & vars(value).keys())

@@ -15,6 +15,8 @@ from rounding import BACKWARD, assert_near
 from tiny import DIM, tiny_model
 from tiny_run import fit, flat_batch
 
+pytestmark = pytest.mark.slow
+
 
 def gradients(model, batch):
     """Return the loss of a flat batch and the gradients of all that is trained."""

@@ -23,6 +23,7 @@ from peft_lightning.data.tokenization import Encoder
 from tiny import tiny_model
 from tiny_run import byte_tokenizer
 
+pytestmark = pytest.mark.slow
 EXAMPLES = 150
 CLEAR = (ValueError, FileNotFoundError, KeyError)
 

@@ -79,6 +79,7 @@ def compiled_gradients(dtype, device, compiled):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "device"),
     [
