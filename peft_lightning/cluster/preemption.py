@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from signal import Signals
+from signal import SIGINT, Signals
 from typing import Any
 
 import lightning as L
@@ -119,7 +119,7 @@ class StopOnSignal(Callback):
         stop = StopSignal(received)
         # Lightning's launcher kills the first process of a node when one that it started fails
         stop.code = 128 + received if trainer.local_rank == 0 else 0
-        if slurm.current_job() is not None:
+        if slurm.current_job() is not None and received != SIGINT:
             own = slurm.stop_status(received, rank_zero_info) if trainer.is_global_zero else None
             stop.code = trainer.strategy.broadcast(own)
         stop.is_answered = True
