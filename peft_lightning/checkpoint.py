@@ -150,7 +150,8 @@ class Checkpoints(ModelCheckpoint):
         trainer.validating = True
         loop.val_loop.run()
         trainer.training = True
-        trainer.fit_loop.epoch_progress.increment_processed()  # as where the epoch is cut short
+        trainer.fit_loop.epoch_progress.increment_processed()  # so Lightning counts a cut epoch
+        trainer.fit_loop.epoch_progress.increment_completed()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
@@ -205,9 +206,11 @@ class Checkpoints(ModelCheckpoint):
         self.last_model_path = str(Path(self.dirpath) / LAST)
         within_validation = trainer.validating and not validated
         self._state = state
-        with STOP.held(), validation_due(trainer) if within_validation else nullcontext():
-            self._save_checkpoint(trainer, self.last_model_path)
-        self._state = None
+        try:
+            with STOP.held(), validation_due(trainer) if within_validation else nullcontext():
+                self._save_checkpoint(trainer, self.last_model_path)
+        finally:
+            self._state = None
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -148,7 +148,7 @@ ERRORS = {
         f"{MODEL}}}\ntrainer: {{callbacks: [{{class_path: EarlyStopping}}]}}\n",
         r"EarlyStopping needs 'monitor'",
     ),
-    "missing_base_model": ([], "data: {train: rows.jsonl}\n", r"model\.base_model is required"),
+    "missing_base_model": ([], "seed_everything: 1\n", r"fit needs two options: --model\.base_mo"),
     "missing_data": ([], f"{MODEL}}}\n", r"data\.train is required"),
     # experiments
     "wrong_experiment": ([], "model: my_exp.Smothed\n", r"my_exp has no .*'Smothed'.*'Smoothed'"),
@@ -161,7 +161,7 @@ ERRORS = {
     "experiment_without_base": (
         [],
         "model: {class_path: my_exp.Smoothed}\n",
-        r"model\.base_model is required",
+        r"fit needs two options: --model\.base_model",
     ),
     # what only a run finds out
     "no_such_data": (["--data.train", "row.jsonl"], None, r"row\.jsonl.*rows\.jsonl"),

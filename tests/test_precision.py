@@ -76,7 +76,7 @@ def test_a_limit_on_onednns_instructions_counts_as_their_absence(limit, instruct
     assert Machine(flags=AMX.flags, max_isa=limit).cpu_bfloat16 == instructions
 
 
-@pytest.mark.parametrize("machine", [*NATIVE_CPUS, *FLOAT32_CPUS], ids=str)
+@pytest.mark.parametrize("machine", [*NATIVE_CPUS, *FLOAT32_CPUS], ids=range(7))
 @pytest.mark.parametrize("saved", ["float32", "bfloat16", "float16", None])
 @pytest.mark.parametrize("in_run", [False, True])
 def test_float16_products_are_never_chosen_on_a_cpu(machine, saved, in_run):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from signal import Signals
+from signal import SIGINT, Signals
 from typing import Any
 
 import lightning as L
@@ -68,7 +68,7 @@ class StopOnSignal(Callback):
         is_between_steps = not validation_follows(trainer)
         if self._is_alone:
             self._remember(trainer)
-            if is_between_steps:
+            if is_between_steps and not _is_last(trainer):
                 self._release()
         elif is_between_steps:
             self._stop_if_asked(trainer)
@@ -88,6 +88,10 @@ class StopOnSignal(Callback):
         is_within_run = self._first_step < trainer.global_step != trainer.max_steps
         if is_within_run and at_step_boundary(trainer):
             self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._is_alone and _within_fit(trainer) and _is_last(trainer):
+            self._hold()  # nothing is left that could be stopped
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         STOP.finish()
@@ -119,7 +123,7 @@ class StopOnSignal(Callback):
         stop = StopSignal(received)
         # Lightning's launcher kills the first process of a node when one that it started fails
         stop.code = 128 + received if trainer.local_rank == 0 else 0
-        if slurm.current_job() is not None:
+        if slurm.current_job() is not None and received != SIGINT:
             own = slurm.stop_status(received, rank_zero_info) if trainer.is_global_zero else None
             stop.code = trainer.strategy.broadcast(own)
         stop.is_answered = True
@@ -169,6 +173,15 @@ class StopOnSignal(Callback):
 
 def _within_fit(trainer: Any) -> bool:
     return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+def _is_last(trainer: Any) -> bool:
+    """Whether training ends with the last batch, and with the validation behind it if there is."""
+    loop, epochs = trainer.fit_loop, trainer.max_epochs
+    is_last_epoch = epochs != -1 and loop.epoch_progress.current.processed + 1 >= epochs
+    is_epochs_end = loop.epoch_loop._num_ready_batches_reached()
+    is_over = trainer.should_stop or trainer.global_step == trainer.max_steps
+    return is_over or (is_last_epoch and is_epochs_end)
 
 
 def _see_signals_in_backward(module: Any) -> list[RemovableHandle]:
