@@ -19,7 +19,10 @@ AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     reason="this session's processor has no more than that",
 )
 def test_what_depends_on_the_processor_holds_with_avx2_alone(pytestconfig):
-    selected = "processor and not process" + " and not training" * pytestconfig.getoption("fast")
+    selected = (
+        "processor and not process and not slow"
+        + " and not training" * pytestconfig.getoption("fast")
+    )
     options = ["-m", selected, "-n", "0", "-p", "no:cacheprovider", "--override-ini", "addopts="]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", *options],
