@@ -53,9 +53,9 @@ def test_weights_have_the_dtype_that_is_asked_for(base, dtype):
     assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
 
 
-def test_auto_is_the_dtype_that_was_saved(tmp_path):
+def test_saved_is_the_dtype_that_was_saved(tmp_path):
     write_base(tmp_path, dtype=torch.bfloat16)
-    assert load_base_model(str(tmp_path)).dtype == torch.bfloat16
+    assert load_base_model(str(tmp_path), dtype="saved").dtype == torch.bfloat16
 
 
 def test_tied_weights_are_one_tensor(tmp_path):

@@ -150,7 +150,7 @@ def test_the_commands_work_in_the_order_in_which_they_stand(ran, user):
     assert steps == {"default": 3, "r8": 5, "more": 5}  # of r8's config, as it was last
     names = {json.loads((run / "run.json").read_text())["run"] for run in runs.values()}
     assert len(names) == 3
-    resumed = ["Restored all states" in errors for args, errors in fits if "--help" not in args]
+    resumed = ["Restoring states from" in errors for args, errors in fits if "--help" not in args]
     assert resumed == [False, False, True, True, False]
 
 

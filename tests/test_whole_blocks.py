@@ -10,6 +10,8 @@ from torch.testing import assert_close
 
 from peft_lightning import CausalLMModule, LoRA, PromptTuning, attention
 from peft_lightning.attention.whole_blocks import BLOCK
+from peft_lightning.base_model import two_bytes
+from peft_lightning.base_model.machine import Machine
 from rounding import BACKWARD, assert_near
 from tiny import ARCHITECTURES
 from tiny_run import flat_batch
@@ -72,7 +74,9 @@ def test_padding_changes_nothing_in_float64(bases, architecture, adapter, always
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_half_precision_on_a_cpu_is_computed_in_whole_blocks(bases, adapter):
+def test_half_precision_on_a_cpu_is_computed_in_whole_blocks(bases, adapter, monkeypatch):
+    amx = Machine(flags=frozenset({"amx_bf16"}))  # elsewhere such weights multiply in float32
+    monkeypatch.setattr(two_bytes, "find_machine", lambda: amx)
     module = loaded(bases["llama"], adapter, dtype="bfloat16")
     module.nll(flat_batch(LENS))  # the checks of a first batch
     widths = widths_of(module)

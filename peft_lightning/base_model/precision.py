@@ -177,6 +177,8 @@ def _in_a_run(
     """Return the type of the weights, that of the products, and why."""
     best = row_of(machine).precision
     why = _why(machine)
+    if products == "float64":  # the trainer widens the whole module, once the adapter is drawn
+        return ("float32" if saved is None or saved in HALF else saved), "the trainer's precision"
     if precision != best:
         why = "the trainer's precision"
         if products == "float32":

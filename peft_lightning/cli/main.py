@@ -197,7 +197,7 @@ class PeftCLI(LightningCLI):
         require_supported(getattr(config.trainer.strategy, "class_path", config.trainer.strategy))
         require_clip_val(config.trainer.gradient_clip_val)
         if self.command == "fit":
-            self._say_defaults(config.trainer, fill_epochs(config.trainer))
+            self._defaults = self._list_defaults(config.trainer, fill_epochs(config.trainer))
         if not config.get("adapter"):
             config.ckpt_path = checkpoint_path(self.command, config.ckpt_path, root)
         elif config.ckpt_path in (None, NO_CHECKPOINT):
@@ -215,14 +215,11 @@ class PeftCLI(LightningCLI):
             fill_adapter(section, given, config.ckpt_path)
         self.fill_learning_rate(config)
 
-    def _say_defaults(self, trainer: Namespace, epochs_filled: bool) -> None:
-        """Say in a line each which model and which of the trainer's options nobody has given."""
-        if self.default_base is not None:
-            rank_zero_info(
-                f"no --model.base_model: the quick start's model is used, {self.default_base}"
-            )
-        if said := what_is_default(self.given, trainer, epochs_filled):
-            rank_zero_info(said)
+    def _list_defaults(self, trainer: Namespace, epochs_filled: bool) -> list[str]:
+        """Return a line each on the model and on the trainer's options that nobody has given."""
+        base, said = self.default_base, what_is_default(self.given, trainer, epochs_filled)
+        of_model = f"no --model.base_model: the quick start's model is used, {base}"
+        return [line for line in (of_model if base else "", said) if line]
 
     def fill_learning_rate(self, config: Namespace) -> None:
         """Give an optimizer that was named without ``lr`` the rate that is meant for it.
@@ -256,6 +253,11 @@ class PeftCLI(LightningCLI):
         return built
 
     # ---- running -------------------------------------------------------------------------------
+
+    def before_fit(self) -> None:
+        """Say what nobody has given; an error before this is the only line."""
+        for line in self._defaults:
+            rank_zero_info(line)
 
     def after_fit(self) -> None:
         """Say what came out, where it is and what to do with it."""

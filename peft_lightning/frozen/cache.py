@@ -109,7 +109,7 @@ def cache_of_run(module: Any) -> FrozenCache:
             "quantization": module.quantization,
             "layers": depth,
             "precision": str(trainer.precision),
-            "dtype": str(module.model.dtype),
+            "stored": str(module.model.dtype),  # "dtype" is that of the states
             "attention": module.model.config._attn_implementation,
             "device": module.device.type,
         },
