@@ -32,6 +32,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return max(1, min(len(os.sched_getaffinity(0)), there))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests with their kinds; those that share a fixture stay on one worker."""
     left: dict[str, list[pytest.Item]] = {kind: [] for kind in LEFT_OUT}
@@ -40,7 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         assert isinstance(item, pytest.Function)
         for kind in sorted(kinds(item)):
             item.add_marker(kind)
-        if shared := shared_fixtures(item):
+        if config.pluginmanager.hasplugin("xdist") and (shared := shared_fixtures(item)):
             group = "cluster" if "cluster" in shared else item.nodeid.partition("::")[0]
             item.add_marker(pytest.mark.xdist_group(group))
         long = [kind for kind in LEFT_OUT if item.get_closest_marker(kind)]

@@ -163,6 +163,7 @@ def _serve(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
             os.close(descriptor)
     connection.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     *streams, status = descriptors
     program = os.fork()
     if program:

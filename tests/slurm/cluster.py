@@ -165,7 +165,10 @@ class Job:
         found = {}
         for process in _processes():
             with contextlib.suppress(OSError, StopIteration):
-                if b"peft_lightning\0fit" not in (process / "cmdline").read_bytes():
+                command = (process / "cmdline").read_bytes()
+                if b"peft_lightning\0fit" not in command:
+                    continue
+                if str(self.cluster.folder).encode() not in command:  # another cluster's
                     continue
                 status = dict(
                     line.split(":\t", 1) for line in (process / "status").read_text().splitlines()
