@@ -6,7 +6,6 @@ The public names are loaded on first use, so that importing the package costs no
 from __future__ import annotations
 
 import importlib
-import os
 
 TYPE_CHECKING = False  # not typing's, which takes as long to import as all else that is here
 if TYPE_CHECKING:
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
     from peft_lightning.schedules import Constant, Cosine, Linear, Schedule
 
 __version__ = "0.1.0"
-
-# Read by OpenMP when torch loads it. Threads that wait for one another look this often before they
-# sleep. Its own 300,000 keep a core from other processes: see scripts/benchmarks/busy.py
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 _HOME = {
     "Adapter": "adapters",

@@ -1,6 +1,6 @@
 """What a busy machine costs: a step beside other processes, by how long waiting threads spin.
 
-    python scripts/benchmarks/busy.py [--spins 0 ours 300000 ...] [--busy 1]
+    python scripts/benchmarks/busy.py [--spins 0 2000 300000 ...] [--busy 1]
 
 Each setting of ``GOMP_SPINCOUNT`` (300,000 is OpenMP's own) trains in fresh processes, alone and
 beside busy ones, in turn. The last line is a JSON object: of each setting the speed alone and the
@@ -28,7 +28,7 @@ def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=MODEL, help="a model's folder or hub id")
-    parser.add_argument("--spins", nargs="+", default=["0", "ours", "300000"])
+    parser.add_argument("--spins", nargs="+", default=["0", "2000", "300000"])
     parser.add_argument("--busy", type=int, default=1, help="processes that compute all the time")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="of a process, warm-up included")
@@ -57,14 +57,12 @@ def measure(spin: str, busy: int, seed: int, options: Any) -> list[float]:
     """Return useful tokens per second of the steps of one process.
 
     Args:
-        spin: ``GOMP_SPINCOUNT``; "ours" for what peft_lightning sets.
+        spin: ``GOMP_SPINCOUNT``.
         busy: How many other processes compute.
         seed: Of the rows.
         options: The rest.
     """
-    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
-    if spin != "ours":
-        environment["GOMP_SPINCOUNT"] = spin
+    environment = {**os.environ, "GOMP_SPINCOUNT": spin}
     command = [sys.executable, str(HERE / "variants.py"), "ours", "--model", options.model]
     command += ["--seed", str(seed), "--steps", str(options.steps)]
     command += ["--batch-size", str(options.batch_size), "--precision", options.precision]
