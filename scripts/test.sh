@@ -20,7 +20,7 @@ mypy=$!
 trap 'kill "$mypy" 2> /dev/null || true; rm -f "$types"' EXIT
 
 status=0
-.venv/bin/python -m pytest -n auto --dist loadgroup "$@" || status=$?
+.venv/bin/python -m pytest -n auto --dist loadfile "$@" || status=$?
 if ! wait "$mypy"; then
   cat "$types"
   exit 1

@@ -1,4 +1,4 @@
-"""Fixtures of all tests, the kinds of tests, and how they are spread over workers."""
+"""Fixtures of all tests, the kinds of tests, and the number of workers."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kinds import kinds, shared_fixtures
+from kinds import kinds
 
 LEFT_OUT = {"process": "start processes", "training": "train a run", "slow": "are slow"}
 LEFT_COUNTS = pytest.StashKey[dict[str, int]]()
@@ -32,18 +32,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return max(1, min(len(os.sched_getaffinity(0)), there))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests with their kinds; those that share a fixture stay on one worker."""
+    """Mark tests with their kinds; leave out by ``--fast`` what takes long."""
     left: dict[str, list[pytest.Item]] = {kind: [] for kind in LEFT_OUT}
     kept = []
     for item in items:
         assert isinstance(item, pytest.Function)
         for kind in sorted(kinds(item)):
             item.add_marker(kind)
-        if config.pluginmanager.hasplugin("xdist") and (shared := shared_fixtures(item)):
-            group = "cluster" if "cluster" in shared else item.nodeid.partition("::")[0]
-            item.add_marker(pytest.mark.xdist_group(group))
         long = [kind for kind in LEFT_OUT if item.get_closest_marker(kind)]
         (left[long[0]] if long and config.getoption("fast") else kept).append(item)
     items[:] = kept

@@ -44,15 +44,6 @@ def kinds(item: pytest.Function) -> set[str]:
     return found | {"processor"} if _of_processor(item.module) else found
 
 
-def shared_fixtures(item: pytest.Function) -> list[str]:
-    """Return the names of the fixtures that a test shares with others of its file or folder."""
-    return [
-        definition.argname
-        for definition in _fixtures(item)
-        if definition.scope != "function" and definition.baseid not in ("", "tests")
-    ]
-
-
 def _fixtures(item: pytest.Function) -> list[Any]:
     return [found[-1] for found in item._fixtureinfo.name2fixturedefs.values()]
 
