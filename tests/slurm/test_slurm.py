@@ -113,7 +113,7 @@ def test_a_task_of_an_array_is_requeued_alone(jobs):
     first.wait()
     second.wait()
     assert first.restarts == 0
-    assert second.restarts == 1
+    assert second.restarts >= 1  # once more if it was put on the node that then crashes
 
 
 def test_a_run_that_is_out_of_time_goes_on_in_the_queue(jobs):
