@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from signal import Signals
 
@@ -153,6 +154,9 @@ def stopped(command: str, number: int) -> int:
         The exit status.
     """
     STOP.answer()
+    if STOP.failure is not None:
+        end_children(number)
+        return failed(STOP.failure) or 1
     kept = STOP.kept()
     if command == "fit":
         kept = " before the first step, nothing new to save"
@@ -163,7 +167,8 @@ def stopped(command: str, number: int) -> int:
         return 128 + number
     from peft_lightning.cluster.slurm import stop_status
 
-    return stop_status(number, lambda text: print(text, file=sys.stderr, flush=True))
+    say = partial(print, file=sys.stderr, flush=True)
+    return stop_status(number, say, is_alone=True)
 
 
 def end_children(number: int) -> None:
@@ -205,16 +210,27 @@ def main(args: list[str] | None = None) -> int:
             return 130
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
-        if STOP.is_pending and not debug:  # raised by what the signal has cut off
+        if STOP.is_pending and not debug and STOP.failure is None:  # what the signal has cut off
             return stopped(command, STOP.received or 0)
-        from peft_lightning.cli.errors import exit_status, one_line
-
-        status = exit_status(error)
-        if debug or status is None:
+        status = None if debug else failed(error)
+        if status is None:
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
         return status
     return 0
+
+
+def failed(error: BaseException) -> int | None:
+    """Say in one line what the program ends with.
+
+    Returns:
+        The exit status; None for an error that nobody expected, which needs its traceback.
+    """
+    from peft_lightning.cli.errors import exit_status, one_line
+
+    status = exit_status(error)
+    if status is not None or STOP.is_pending:
+        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+    return status
 
 
 def has_partners() -> bool:

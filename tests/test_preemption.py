@@ -38,6 +38,7 @@ SLOW = '''
 """Training slow enough to be stopped in the middle."""
 
 import os
+import signal
 import time
 
 from lightning.pytorch.callbacks import Callback
@@ -48,6 +49,21 @@ class Slow(Callback):
         if os.environ.get("SLOW"):
             print("batch", flush=True)
             time.sleep(0.05)
+
+
+class Fails(Callback):
+    """Fails after a step, and has a signal before the process has ended."""
+
+    def on_train_batch_end(self, trainer, *args):
+        teardown = trainer.strategy.teardown
+
+        def signalled():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            teardown()
+
+        trainer.strategy.teardown = signalled
+        raise RuntimeError("an odd error")
 '''
 
 TOKENISES_SLOWLY = """
@@ -177,6 +193,17 @@ def test_signals_after_the_last_step_leave_the_status_of_success(user, base):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.002)
     assert process.returncode == 0, process.stderr.read()
+
+
+def test_a_run_that_fails_has_failed_even_if_a_signal_meets_its_end(user, base):
+    fails = ["--trainer.callbacks+", "slow.Fails"]
+    done = subprocess.run(
+        command(user, base, "fails", *fails), cwd=user, env=ENVIRONMENT, capture_output=True,
+        text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.endswith("error: an odd error\n")
+    assert "stopped" not in done.stderr
 
 
 def test_all_processes_stop_when_one_has_a_signal_and_the_first_tells_which(user, base):

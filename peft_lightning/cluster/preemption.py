@@ -133,7 +133,11 @@ class StopOnSignal(Callback):
     def on_exception(
         self, trainer: Any, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        if STOP.is_pending and not (isinstance(exception, StopSignal) and exception.is_answered):
+        is_answered = isinstance(exception, StopSignal) and exception.is_answered
+        has_partners = self._is_training and not self._is_alone
+        if not isinstance(exception, SystemExit) and (has_partners or not STOP.is_pending):
+            STOP.failure = exception  # without a partner too, whose end SLURM answers with SIGTERM
+        elif STOP.is_pending and not is_answered:
             assert STOP.received is not None
             STOP.answer()
             if self._is_training and self._is_alone:

@@ -47,6 +47,7 @@ class StopRequest:
             Python; it takes the number and returns the exit status.
         is_owner: Whether this is the program of the process, and not a library in a notebook.
         has_state: Whether there is something to save first, so that the main thread must.
+        failure: What training ended with before a signal could end it; None if it did not.
     """
 
     def __init__(self) -> None:
@@ -54,6 +55,7 @@ class StopRequest:
         self.kept: Callable[[], str] = lambda: ""
         self.leave: Callable[[int], int] = lambda number: 128 + number
         self.has_state = False
+        self.failure: BaseException | None = None
         self._held = 0
         self._is_over = False
         self._is_answered = False
@@ -111,6 +113,7 @@ class StopRequest:
 
     def _begin_anew(self) -> None:
         self.received, self._is_over, self._is_answered = None, False, False
+        self.failure = None
 
     def ignore(self) -> None:
         """Ignore what is listened to: the work is done.

@@ -27,12 +27,15 @@ def _restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
-def stop_status(number: int, say: Callable[[str], object]) -> int:
+def stop_status(number: int, say: Callable[[str], object], is_alone: bool = False) -> int:
     """Return the exit status of a run that a signal has stopped; its job goes back in the queue.
 
     Args:
         number: Of the signal. Ctrl-C is for the run and not for the job.
         say: Is told what became of the job, if there is one.
+        is_alone: Whether this process answers for itself, and the others of its job may not have
+            had the signal. One of them may have failed: then SLURM sends SIGTERM to the rest,
+            and a job that went back would fail again, without end.
 
     Returns:
         128 plus the number outside of SLURM; else 0 if the job is in the queue, or 75.
@@ -40,7 +43,8 @@ def stop_status(number: int, say: Callable[[str], object]) -> int:
     job = current_job()
     if job is None or number == signal.SIGINT:
         return 128 + number
-    problem = requeue(job)
+    may_have_lost_one = is_alone and number == signal.SIGTERM and _tasks() > 1
+    problem = requeue(job, only_preempted=may_have_lost_one)
     if problem is None:
         say(f"job {job} is back in the queue")
         return 0
@@ -51,11 +55,19 @@ def stop_status(number: int, say: Callable[[str], object]) -> int:
     return TEMPORARY_FAILURE
 
 
-def requeue(job: str) -> str | None:
+def _tasks() -> int:
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+
+
+def requeue(job: str, only_preempted: bool = False) -> str | None:
     """Put a running job or array task back into the queue.
 
     A job that ends already is left alone: SLURM would put one back that its user has cancelled.
     Before the first step each process that has a signal does it, and the first of them is enough.
+
+    Args:
+        job: As ``current_job`` returns it.
+        only_preempted: Leave a job alone that SLURM does not take the nodes from.
 
     Returns:
         None if that was done, else what was in the way.
@@ -68,6 +80,8 @@ def requeue(job: str) -> str | None:
         state = re.search(r"JobState=(\w+)", shown)
         if state is None or state[1] != "RUNNING":
             return f"it is {state[1] if state else 'unknown'}: cancelled, or out of time"
+        if only_preempted and re.search(r"PreemptTime=\d", shown) is None:
+            return "it is not preempted: another of its processes has ended"
         _scontrol("requeue", job)
     except (OSError, subprocess.SubprocessError) as error:
         return " ".join((getattr(error, "stderr", None) or str(error)).split())
