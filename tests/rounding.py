@@ -62,6 +62,28 @@ def assert_near(
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
+def assert_as_exact(
+    found: Sequence[Tensor], other: Sequence[Tensor], exact: Sequence[Tensor]
+) -> None:
+    """Assert that a computation is as far from the exact numbers as another in the same dtype.
+
+    For gradients whose condition nobody knows: a softmax of large scores magnifies a rounding, for
+    both alike. Their errors are two draws of one size, so a factor of ten is allowed; numbers
+    rounded to bfloat16 on the way would be off by 65,000 times as much as float32's.
+    """
+    tensors = list(zip(found, other, exact, strict=True))
+    scales = [want.abs().max().item() or 1.0 for _, _, want in tensors]
+    own, others = (
+        max(
+            (row[i].double() - row[2]).abs().max().item() / scale
+            for row, scale in zip(tensors, scales, strict=True)
+        )
+        for i in (0, 1)
+    )
+    least = rounding_error(other[0].dtype, products=1)
+    assert own <= 10 * max(others, least), f"{own:.1e} off, the other {others:.1e}"
+
+
 def assert_first_adam_step(found: Tensor, expected: Tensor, gradient: Tensor, rate: float) -> None:
     """Assert that weights are equal after AdamW's first step, which moves them by rate * sign.
 

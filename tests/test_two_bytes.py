@@ -85,24 +85,15 @@ def loss_and_gradients(module, batches):
     torch.manual_seed(2)  # of a dropout
     losses = []
     for batch in batches:
-        nll, _, hits = module.outputs.nll(batch)
+        nll, _, _ = module.outputs.nll(batch)
         nll.backward()
-        losses += [nll.detach(), hits]
-    return losses, [p.grad for p in module.trainable_parameters()]
+        losses.append(nll.detach())
+    return [*losses, *(p.grad for p in module.trainable_parameters())]
 
 
-def assert_near(found, want):
-    """Check that numbers differ by roundings of float32 only.
-
-    Sums of up to 60 x 48 products (tokens and inputs) in another order: the root of that, 54, times
-    eps, 1.2e-7, of the largest number of a tensor, which two layers and a softmax make ten times as
-    much. A weight or input rounded to bfloat16 would show with 4e-3.
-    """
-    for one, other in zip(found, want, strict=True):
-        if isinstance(one, list):
-            assert_near(one, other)
-        else:
-            assert (one - other).abs().max() <= 1e-4 * max(1, other.abs().max())
+def exact(folder, adapter, batches):
+    """Return the losses and gradients in float64."""
+    return loss_and_gradients(module_of(folder, adapter, "float32").double(), batches)
 
 
 # ---- forward -----------------------------------------------------------------------------------
@@ -162,6 +153,16 @@ def test_a_model_computes_as_it_is_stored_again_bit_for_bit():
     assert torch.equal(model(IDS).logits, plain(IDS).logits)
 
 
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
+def test_on_another_device_a_weight_is_converted_there(products):
+    """As under autocast over a float32 base on a GPU; a tensor of another device is an error."""
+    x = torch.empty(20, 8, dtype=products, device="meta", requires_grad=True)
+    weight = torch.empty(6, 8, dtype=torch.float16, device="meta")
+    found = stored.linear(x, weight)
+    assert (found.dtype, found.device.type) == (products, "meta")
+    assert torch.autograd.grad(found.sum(), x)[0].shape == x.shape
+
+
 def test_a_copy_of_a_layer_uses_its_own_weight():
     layer = compute_in_float32(nn.Linear(32, 8, bias=False).bfloat16().requires_grad_(False))
     other = copy.deepcopy(layer)
@@ -186,33 +187,33 @@ def test_losses_and_gradients_are_those_of_float32(either_way, rounded, name, la
         module = module_of(rounded, ADAPTERS[name], dtype)
         results.append(loss_and_gradients(module, batches))
     assert module.model.model.layers[0].mlp.down_proj.weight.dtype == torch.bfloat16
-    assert all(grad is not None and grad.any() for grad in results[1][1])
-    assert_near(results[1], results[0])
+    assert all(tensor is not None and tensor.any() for tensor in results[1])
+    rounding.assert_as_exact(*results[::-1], exact(rounded, ADAPTERS[name], batches))
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma3", "phi3"])
 def test_gradients_of_other_architectures_are_those_of_float32(architecture):
     results = []
-    for widened in (True, False):
-        model = frozen(architecture, torch.bfloat16)
-        model = compute_in_float32(model) if widened else model.float()
+    for widen in (compute_in_float32, nn.Module.float, nn.Module.double):
+        model = widen(frozen(architecture, torch.bfloat16))
         torch.manual_seed(0)
         adapter = LoRA(r=2, init_lora_weights=False)
         adapter.attach(model)
         model(IDS, labels=IDS).loss.backward()
         results.append([p.grad for p in model.parameters() if p.requires_grad])
-    assert_near(*results)
+    rounding.assert_as_exact(*results)
 
 
 def test_activation_checkpointing_and_plain_modules_give_the_same_gradients(rounded, monkeypatch):
+    adapter, batches = ADAPTERS["all linear layers"], [flat_batch([30, 20])]
+
     def run(**options):
-        module = module_of(rounded, ADAPTERS["all linear layers"], "bfloat16", **options)
-        return loss_and_gradients(module, [flat_batch([30, 20])])
+        return loss_and_gradients(module_of(rounded, adapter, "bfloat16", **options), batches)
 
     plain = run()
     assert_close(run(activation_checkpointing=True), plain)
     monkeypatch.setattr("peft_lightning.adapters.lora_layers.LoRALinear.path", "plain")
-    assert_near(run(), plain)
+    rounding.assert_as_exact(run(), plain, exact(rounded, adapter, batches))
 
 
 @pytest.mark.parametrize("name", ["all linear layers", "a prompt", "upper layer"])
@@ -233,13 +234,14 @@ def test_autograd_keeps_no_converted_weight_and_the_head_is_never_whole(rounded,
 
 
 def test_a_blocks_size_changes_nothing_but_rounding(rounded, monkeypatch):
+    adapter, batches = ADAPTERS["whole modules"], [flat_batch([30, 20])]
+
     def run():
-        module = module_of(rounded, ADAPTERS["whole modules"], "bfloat16")
-        return loss_and_gradients(module, [flat_batch([30, 20])])
+        return loss_and_gradients(module_of(rounded, adapter, "bfloat16"), batches)
 
     whole = run()
     monkeypatch.setattr(stored, "BLOCK", 100)
-    assert_near(run(), whole)
+    rounding.assert_as_exact(run(), whole, exact(rounded, adapter, batches))
 
 
 # ---- runs, answers, files ----------------------------------------------------------------------

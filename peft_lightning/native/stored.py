@@ -152,8 +152,12 @@ def _is_ready(weight: Tensor, dtype: torch.dtype) -> bool:
 def _blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
     """Yield rows of ``weight`` in ``dtype`` and where they begin; the next ones overwrite them.
 
-    All at once in half precision, where sums over blocks would be rounded after each.
+    All at once in half precision, where sums over blocks would be rounded after each, and on other
+    devices than the CPU.
     """
+    if weight.device.type != "cpu":
+        yield 0, weight.detach().to(dtype)
+        return
     packed: Packed | None = getattr(weight, "packed", None)
     rows, width = shape_of(weight)
     half = dtype in (torch.bfloat16, torch.float16)
