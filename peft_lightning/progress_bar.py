@@ -21,17 +21,17 @@ METRICS_EVERY = 0.3  # seconds: reading a metric waits for the device
 class _Training(Progress):
     """The line of a training run."""
 
-    def __init__(self) -> None:
+    def __init__(self, time_left: TimeLeft) -> None:
         super().__init__("training")
+        self.time_left = time_left
         self.epoch = self.step = self.phase = ""
         self.share = 0.0
         self.metrics: list[str] = []
-        self.time: TimeLeft | None = None
 
     def parts(self) -> list[tuple[int, str]]:
         now = time.monotonic()
-        left = self.time.seconds(now) if self.time else None
-        about = "about " if self.time and self.time.is_rough else ""
+        left = self.time_left.seconds(now)
+        about = "about " if self.time_left.is_rough else ""
         shown = clock(now - self.started) if left is None else f"{about}{clock(left)} left"
         parts = [(4, self.epoch), (0, self.step), (8, bar(self.share, 10)), (1, self.phase)]
         parts += [(5 + min(i, 4), text) for i, text in enumerate(self.metrics)]
@@ -66,9 +66,7 @@ class ProgressBar(LightningProgressBar):
         per_epoch = max(1, self.total_train_batches)
         evaluations = self._evaluations(trainer, batches / per_epoch)
         self._time = TimeLeft(batches, evaluations, sum(trainer.num_val_batches))
-        self._begin(_Training())
-        if isinstance(self._work, _Training):
-            self._work.time = self._time
+        self._begin(_Training(self._time))
         self._show(trainer)
 
     def on_train_batch_start(
@@ -100,10 +98,8 @@ class ProgressBar(LightningProgressBar):
             return
         total = trainer.estimated_stepping_batches
         known = total not in (-1, float("inf"))
-        epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-        work.epoch = f"epoch {min(trainer.current_epoch + 1, trainer.max_epochs or 2**63)}{epochs}"
-        if (trainer.max_epochs or -1) < 0:
-            work.epoch = f"epoch {trainer.current_epoch + 1}"
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
+        work.epoch = f"epoch {epoch}" if epochs < 0 else f"epoch {min(epoch, epochs)}/{epochs}"
         work.step = f"step {trainer.global_step:,}" + (f"/{int(total):,}" if known else "")
         work.share = min(1.0, trainer.global_step / total) if known and total else 0.0
         work.phase = phase
@@ -173,20 +169,6 @@ class ProgressBar(LightningProgressBar):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin(Progress("testing", sum(trainer.num_test_batches), "batches"))
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._update(batch_idx + 1)
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._finish()
-
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin(Progress("answering", sum(trainer.num_predict_batches), "batches"))
 
@@ -201,8 +183,12 @@ class ProgressBar(LightningProgressBar):
     ) -> None:
         self._update(batch_idx + 1)
 
+    on_test_batch_end = on_predict_batch_end
+
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._finish()
+
+    on_test_end = on_predict_end
 
     # ---- the line -----------------------------------------------------------------------------
 
