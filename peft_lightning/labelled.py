@@ -33,10 +33,15 @@ class LabelledOutputs:
     Args:
         model: A causal LM of transformers with ``adapter`` attached.
         adapter: Prepares its inputs.
+        shares_prefix: Whether tokens that all sequences of a flat batch begin with may be computed
+            once for all of them. That is done on a CPU, without dropout, where it is exact.
     """
 
-    def __init__(self, model: Any, adapter: Adapter) -> None:
+    def __init__(self, model: Any, adapter: Adapter, shares_prefix: bool = False) -> None:
         self.model, self.adapter = model, adapter
+        self._shares_prefix = shares_prefix and not rounds_inputs(model)
+        self._prefix_verified = False
+        self._dropouts = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
         self.frozen: FrozenCache | None = None  # what lets the rows of a run skip lower layers
         self._flat_verified = False
         self._shares: bool | None = None
@@ -78,6 +83,8 @@ class LabelledOutputs:
 
     def _inputs(self, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
         """Return the model's inputs, the places whose outputs are labelled, and their targets."""
+        if "cu_seq_lens" in batch and self._may_share_prefix(batch):
+            batch = attention.share_prefix(batch)
         inputs = dict(self._prepared(batch))
         positions, targets = labelled_positions(
             inputs.pop("labels"), inputs.get("cu_seq_lens"), inputs.get("prefix_len", 0)
@@ -86,6 +93,28 @@ class LabelledOutputs:
         if "cu_seq_lens" in inputs and attention.compiles_products(embedding):
             inputs = attention.in_whole_blocks(inputs)
         return self._model_inputs(inputs), positions, targets
+
+    def _may_share_prefix(self, batch: Batch) -> bool:
+        """Whether a common prefix may be computed once: where that is exact; found out once."""
+        if not self._shares_prefix or batch["input_ids"].device.type != "cpu":
+            return False
+        if self.frozen is not None or self.model.training:
+            return False
+        if any(dropout.training for dropout in self._dropouts):  # those of the adapter
+            return False
+        if not self._prefix_verified:
+            self._prefix_verified = True
+            ours = self.model.config._attn_implementation == attention.NAME
+            self._shares_prefix = ours and not self._prefix_error()
+        return self._shares_prefix
+
+    def _prefix_error(self) -> str | None:
+        def forward(batch: Batch) -> Tensor:
+            return self.model(**self._model_inputs(batch), use_cache=False).logits
+
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        with _eval_mode(self.model):
+            return attention.prefix_error(forward, vocabulary, self.model.device)
 
     def _prepared(self, batch: Batch) -> Batch:
         """Let the adapter shape a batch: virtual tokens only once where that is exact."""

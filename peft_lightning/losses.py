@@ -30,7 +30,8 @@ def labelled_positions(
             tokens its last position then predicts; else 0.
 
     Returns:
-        Indices into the flattened (B * T) positions, (N,) int64, and their targets, (N,) int64.
+        Indices into the flattened (B * T) positions, (N,) int64, and their targets, (N,) int64, in
+        the order in which the targets stand in ``labels``.
     """
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
     if cu_seq_lens is not None:
@@ -39,10 +40,11 @@ def labelled_positions(
     positions = (targets != IGNORED).nonzero().squeeze(1)
     targets = targets[positions]
     if prefix_len and cu_seq_lens is not None:
-        first = labels[0, cu_seq_lens[1:-1].long()]
-        first = first[first != IGNORED]
-        positions = torch.cat([torch.full_like(first, prefix_len - 1), positions])
-        targets = torch.cat([first, targets])
+        starts = cu_seq_lens[1:-1].long()
+        starts = starts[labels[0, starts] != IGNORED]
+        order = torch.cat([starts, positions + 1]).argsort()
+        positions = torch.cat([torch.full_like(starts, prefix_len - 1), positions])[order]
+        targets = torch.cat([labels[0, starts], targets])[order]
     return positions, targets
 
 

@@ -195,7 +195,8 @@ class CausalLMModule(L.LightningModule):
         if self.activation_checkpointing:
             recompute_activations(model)
         self.model = model
-        self.outputs = LabelledOutputs(model, self.adapter)
+        shares_prefix = leaves_inputs(self.adapter) and not self.compile_layers
+        self.outputs = LabelledOutputs(model, self.adapter, shares_prefix)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the base's tokenizer with the adapter's new tokens.

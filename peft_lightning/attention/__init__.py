@@ -1,6 +1,7 @@
 """Attention over flat batches: on a CPU, on a GPU, and when compiled."""
 
 from peft_lightning.attention.flat import NAME, flat_inputs, isolation_error
+from peft_lightning.attention.shared_prefix import prefix_error, share_prefix
 from peft_lightning.attention.varlen import has_varlen
 from peft_lightning.attention.whole_blocks import compiles_products, in_whole_blocks
 
@@ -11,4 +12,6 @@ __all__ = [
     "has_varlen",
     "in_whole_blocks",
     "isolation_error",
+    "prefix_error",
+    "share_prefix",
 ]
