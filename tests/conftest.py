@@ -104,7 +104,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def require_kernels() -> None:
     """Skip a test where there can be no kernels; where they could not be built, it fails."""
-    from peft_lightning.native import library
+    from peft_lightning.kernels.native import library
 
     state = library.kernels_state()
     if "no C++ compiler" in state or not library.builds_here():
@@ -121,7 +121,7 @@ def with_kernels() -> None:
 @pytest.fixture(params=["compiled kernels", "torch's operations"])
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test on a CPU with the compiled kernels, and once more without them."""
-    from peft_lightning.native import library
+    from peft_lightning.kernels.native import library
 
     if request.param == "compiled kernels":
         require_kernels()

@@ -16,7 +16,7 @@ import torch
 
 from killing import killed_at
 from peft_lightning.__main__ import main
-from peft_lightning.adapters.checksums import SUMS_FILE, require_undamaged
+from peft_lightning.files import SUMS_FILE, require_undamaged
 from tiny_run import fit
 
 Action = Callable[[], object]

@@ -26,7 +26,7 @@ def train(
 ) -> tuple[L.Trainer, dict[str, Tensor]]:
     """Train a LoRA for one epoch with plain SGD, without shuffling; return its tensors."""
     data = {"val_fraction": 0, "shuffle": False, **options.pop("data", {})}
-    from peft_lightning.schedules import Constant
+    from peft_lightning.training.schedules import Constant
 
     module = {"optimizer": sgd, "lr_schedule": Constant(), **options.pop("module", {})}
     trainer = fit(

@@ -23,14 +23,14 @@ TRAINER = "lightning.pytorch.trainer.trainer"
 PROCESSOR = tuple(
     f"peft_lightning.{unit}"
     for unit in (
-        "attention",
-        "base_model.gated_mlp",
-        "base_model.machine",
-        "base_model.norms",
-        "base_model.rotary",
-        "labelled",
-        "losses",
-        "native",
+        "kernels.attention",
+        "kernels.gated_mlp",
+        "kernels.machine",
+        "kernels.rms_norm",
+        "kernels.rotary",
+        "loss",
+        "linear_cross_entropy",
+        "kernels.native",
     )
 )
 

@@ -62,8 +62,8 @@ def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
 
     import peft_lightning
     from exactness import sgd
-    from peft_lightning.checkpoint import AdapterCheckpointIO, Checkpoints
-    from peft_lightning.schedules import Constant
+    from peft_lightning.training.checkpoint import AdapterCheckpointIO, Checkpoints
+    from peft_lightning.training.schedules import Constant
     from tiny_run import fit
 
     class Killed(Exception):  # noqa: N818

@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from peft_lightning.adapters import LoRA, PromptTuning
-from peft_lightning.checkpoint import Checkpoints
+from peft_lightning.training.checkpoint import Checkpoints
 from tiny_run import fit
 
 STAGES = {

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import transformers
 
-import peft_lightning.cli.main  # noqa: F401  (imported once, before the forks)
+import peft_lightning.cli.trainer  # noqa: F401  (imported once, before the forks)
 from peft_lightning.data import cache
 from peft_lightning.module import CausalLMModule
 

@@ -1,6 +1,7 @@
-"""The floors: who may import whom, read from the sources."""
+"""The rooms and floors of CONTRIBUTING.md: who may import whom, read from the sources."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -8,42 +9,43 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "peft_lightning"
 FILES = sorted(PACKAGE.rglob("*.py"))
+DRAWING = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
 
-# a unit imports only lower ones or its own; of its own floor, only one of 0 and 2
-FLOORS = {
-    0: ["native", "progress", "progress_text", "resources", "time_left", "user_cache"],
-    1: [
-        *["adapters", "attention", "base_model", "data", "generation", "losses", "redaction"],
-        "schedules",
-    ],
-    2: [
-        *["answering", "callbacks", "checkpoint", "cluster", "continuing", "frozen", "guards"],
-        *["hub", "identity", "labelled", "module", "optimizing", "out_of_memory", "paths"],
-        *["clipping", "partial_answers", "progress_bar", "random_state", "report"],
-        *["run_end", "run_folder", "run_precision", "serving"],
-    ],
-    3: ["__main__", "cli", "commands"],
-}
+# a unit is a folder or a file of the package; it imports from lower floors
+FLOORS = {int(n): units.split() for n, units in re.findall(r"(?m)^floor (\d)   (.+)$", DRAWING)}
 UNITS = {unit: floor for floor, units in FLOORS.items() for unit in units}
 
+SAME_FLOOR = {  # and of its own floor from these
+    "__main__": {"cli"},  # builds the parser that the command needs
+    "adapters": {"kernels"},  # products with weights that are stored in fewer bytes
+    "base_model": {"kernels"},  # the dtype that suits the processor
+    "commands": {"cli"},  # submit checks the options of fit
+    "hub": {"adapters", "base_model"},  # what it fetches and uploads
+    "linear_cross_entropy": {"kernels"},
+    "loss": {"hidden_cache"},  # rows whose lower layers are not run again
+    "module": {"training"},  # its optimizer, checkpoints and callbacks
+}
+
 LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
-    0: {"torch"},
+    0: set(),
     1: {"torch", "transformers", "safetensors", "numpy", "tokenizers"},
-    2: {"torch", "transformers", "safetensors", "numpy", "lightning", "torchmetrics"},
-    3: {"torch", "transformers", "lightning", "jsonargparse", "yaml"},
+    2: {"torch", "transformers", "safetensors", "numpy"},
+    3: {"torch", "transformers", "safetensors", "numpy", "lightning", "torchmetrics"},
+    4: {"torch", "transformers", "lightning", "jsonargparse", "yaml"},
 }
 ALSO = {
     "data/sources.py": {"datasets", "pyarrow"},
     "data/cache.py": {"filelock"},
-    "frozen/states.py": {"filelock"},
+    "hidden_cache/store.py": {"filelock"},
     "data/templates.py": {"jinja2"},
     "data/datamodule.py": {"lightning"},
     "base_model/gguf_reading.py": {"gguf"},
-    "base_model/places.py": {"huggingface_hub"},
+    "base_model/resolve.py": {"huggingface_hub"},
+    "hidden_cache/cache.py": {"lightning"},
     "hub.py": {"huggingface_hub"},
-    "serving/gguf_files.py": {"gguf"},
-    "serving/gguf_layout.py": {"gguf"},
-    "serving/gguf_vocabulary.py": {"gguf"},
+    "export/gguf.py": {"gguf"},
+    "export/gguf_layout.py": {"gguf"},
+    "export/gguf_tokenizer.py": {"gguf"},
 }
 BEFORE_THE_COMMAND_IS_KNOWN = [
     "__init__.py",
@@ -51,11 +53,13 @@ BEFORE_THE_COMMAND_IS_KNOWN = [
     "cli/__init__.py",
     "cli/help.py",
     "cli/given.py",
-    "cluster/__init__.py",
-    "cluster/signals.py",
-    "progress.py",
-    "progress_text.py",
-    "resources.py",
+    "messages.py",
+    "process/__init__.py",
+    "process/progress.py",
+    "process/progress_format.py",
+    "process/resources.py",
+    "process/signals.py",
+    "process/slurm.py",
 ]
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}
 
@@ -88,16 +92,9 @@ def test_a_file_imports_only_from_below(file):
     own = unit_of(relative(file).replace("/", "."))
     names = {n.partition("peft_lightning.")[2] for n in imports(ast.parse(file.read_text()))}
     others = {unit_of(n) for n in names if n and n != "__version__"} - {own}
-    floor = UNITS[own]
-    allowed = {u for u, f in UNITS.items() if f < floor}
-    if own == "__main__" or relative(file) == "commands/submit.py":  # it reads fit's options
-        allowed.add("cli")
-    if floor == 0:
-        allowed |= {u for u, f in UNITS.items() if f == 0}
-    if floor == 2:
-        allowed |= {u for u, f in UNITS.items() if f == 2} - {"data"}
-        allowed -= {"data"}  # the module knows batches, not where they come from
-    assert others <= allowed
+    below = {unit for unit, floor in UNITS.items() if floor < UNITS[own]}
+    assert others <= below | SAME_FLOOR.get(own, set())
+    assert own != "module" or "data" not in others  # it knows batches, not where they come from
 
 
 def test_modules_of_one_floor_do_not_import_each_other_in_a_circle():
@@ -116,7 +113,7 @@ def test_modules_of_one_floor_do_not_import_each_other_in_a_circle():
 
 @pytest.mark.parametrize("file", FILES, ids=relative)
 def test_a_file_uses_the_libraries_of_its_floor(file):
-    floor = UNITS.get(unit_of(relative(file).replace("/", ".")), 3)
+    floor = UNITS.get(unit_of(relative(file).replace("/", ".")), 4)
     roots = {name.split(".")[0] for name in imports(ast.parse(file.read_text()))}
     foreign = roots - sys.stdlib_module_names - {"peft_lightning"}
     assert foreign <= LIBRARIES[floor] | ALSO.get(relative(file), set())

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from peft_lightning.attention.cpu import BLOCK
-from peft_lightning.attention.flat import attention_per_sequence, isolation_error
+from peft_lightning.kernels.attention import attention_per_sequence, isolation_error
+from peft_lightning.kernels.attention_cpu import BLOCK
 
 MODULE = SimpleNamespace(is_causal=True, training=False, num_key_value_groups=2)
 

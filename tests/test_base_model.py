@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from peft_lightning.adapters import LoRA, PromptTuning
-from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer, places
+from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer, resolve
 from rounding import assert_near
 from tiny import ARCHITECTURES, tiny_model
 from tiny_gguf import digit_tokenizer, write_gguf
@@ -20,7 +20,7 @@ IDS = torch.arange(4, 15)[None]
 
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch):
-    monkeypatch.setattr(places, "hub_answers", lambda: False)
+    monkeypatch.setattr(resolve, "hub_answers", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +151,9 @@ def test_a_hub_that_cannot_be_reached_is_noticed_at_once(monkeypatch):
 
     monkeypatch.undo()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    places.hub_answers.cache_clear()
-    assert places.hub_answers() is False
-    places.hub_answers.cache_clear()
+    resolve.hub_answers.cache_clear()
+    assert resolve.hub_answers() is False
+    resolve.hub_answers.cache_clear()
 
 
 def test_an_empty_folder_is_said_to_hold_no_model(tmp_path):

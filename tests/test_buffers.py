@@ -6,8 +6,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from peft_lightning.native import buffers
-from peft_lightning.native.buffers import LARGE, Buffers
+from peft_lightning.kernels.native import buffers
+from peft_lightning.kernels.native.buffers import LARGE, Buffers
 from tiny_run import fit
 
 SHAPE = (1000, 300)

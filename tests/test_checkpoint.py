@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from cli_driver import saved_step
 from peft_lightning import CausalLMModule, Full, LoRA, PromptTuning
-from peft_lightning.checkpoint import Checkpoints
-from peft_lightning.schedules import Constant
+from peft_lightning.training.checkpoint import Checkpoints
+from peft_lightning.training.schedules import Constant
 from rounding import assert_near
 from tiny_run import byte_tokenizer, fit, write_base, write_rows
 

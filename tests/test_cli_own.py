@@ -2,7 +2,7 @@
 
 import pytest
 
-from peft_lightning.cli.own import run_function
+from peft_lightning.cli.command import run_function
 
 SEEN = []
 

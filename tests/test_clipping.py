@@ -8,8 +8,8 @@ from torch import nn
 
 from exactness import RATE, defined, sgd, train
 from peft_lightning import CausalLMModule
-from peft_lightning.clipping import rescale
-from peft_lightning.schedules import Constant
+from peft_lightning.training.clipping import rescale
+from peft_lightning.training.schedules import Constant
 from tiny_run import fit, write_base, write_rows
 
 ROWS = 10

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from exactness import sgd
 from peft_lightning import CausalLMModule, Constant, LoRA, PromptTuning
-from peft_lightning.attention.flat import NAME, flat_inputs
-from peft_lightning.base_model.compiling import compile_layers
-from peft_lightning.checkpoint import Checkpoints
+from peft_lightning.kernels.attention import FLAT_ATTENTION, flat_inputs
+from peft_lightning.kernels.compiled_layers import compile_layers
+from peft_lightning.training.checkpoint import Checkpoints
 from rounding import BACKWARD, assert_near
 from tiny import DIM, tiny_model
 from tiny_run import fit, flat_batch
@@ -39,7 +39,8 @@ def _fresh():
 )
 def test_compiled_layers_have_the_gradients_of_plain_ones(architecture, backend):
     plain, compiled = (
-        tiny_model(architecture, torch.float64, attn_implementation=NAME) for _ in range(2)
+        tiny_model(architecture, torch.float64, attn_implementation=FLAT_ATTENTION)
+        for _ in range(2)
     )
     for model in (plain, compiled):
         torch.manual_seed(0)
@@ -59,7 +60,7 @@ def test_layers_share_code_that_takes_batches_of_any_length():
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME).eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=FLAT_ATTENTION).eval()
     LoRA(r=2).attach(model)
     counter = CompileCounter()
     compile_layers(model, backend=counter)

@@ -15,7 +15,8 @@ def user(tmp_path_factory, base, rows):
     """A folder with rows, a config, and a run of 3 steps that saved each of them."""
     folder = tmp_path_factory.mktemp("damage")
     model = MODEL.replace("BASE", str(base)) + ", adapter: {class_path: LoRA, init_args: {r: 2}}}"
-    saves = "{class_path: peft_lightning.checkpoint.Checkpoints, init_args: {every_n_steps: 1}}"
+    checkpoints = "peft_lightning.training.checkpoint.Checkpoints"
+    saves = f"{{class_path: {checkpoints}, init_args: {{every_n_steps: 1}}}}"
     trainer = TRAINER.replace("max_steps: 1", "max_steps: 3") + f", callbacks: [{saves}]"
     (folder / "run.yaml").write_text(model + DATA.replace("TRAINER", trainer))
     (folder / "rows.jsonl").write_text(rows.read_text())

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 import warm_python
 from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter, save_adapter
-from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer, places
+from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer, resolve
 from peft_lightning.commands.export import export
 from peft_lightning.commands.merge import merge
-from peft_lightning.serving import agreement, merged_tensors
-from peft_lightning.serving.gguf_layout import Layout
-from peft_lightning.serving.gguf_vocabulary import SPLITS, find_pre
+from peft_lightning.export import merged_weights, verify
+from peft_lightning.export.gguf_layout import Layout
+from peft_lightning.export.gguf_tokenizer import SPLITS, find_pre
 from rounding import assert_near
 from tiny import tiny_config, tiny_model
 from tiny_gguf import digit_tokenizer, interleaved, write_gguf
@@ -42,7 +42,7 @@ LORAS = {
 
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch):
-    monkeypatch.setattr(places, "hub_answers", lambda: False)
+    monkeypatch.setattr(resolve, "hub_answers", lambda: False)
 
 
 def config_of(architecture):
@@ -239,7 +239,7 @@ def test_a_sliding_window_shortens_the_context(tmp_path, capsys):
 
 
 def test_a_file_that_is_wrong_is_noticed(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(merged_tensors, "add_update", lambda weight, *a, **k: weight.clone())
+    monkeypatch.setattr(merged_weights, "add_update", lambda weight, *a, **k: weight.clone())
     with pytest.raises(RuntimeError, match="is not what was trained: its logits differ"):
         export(str(llama[1]), str(tmp_path / "m.gguf"), format="gguf")
     assert "its logits differ" in (tmp_path / "m.gguf.UNVERIFIED").read_text()
@@ -255,7 +255,7 @@ def test_a_file_whose_verification_was_cut_off_is_marked(llama, tmp_path, monkey
     def cut_off(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(agreement, "compare", cut_off)
+    monkeypatch.setattr(verify, "compare", cut_off)
     with pytest.raises(KeyboardInterrupt):
         export(str(llama[1]), str(tmp_path / "m.gguf"), format="gguf")
     assert "was not finished" in (tmp_path / "m.gguf.UNVERIFIED").read_text()

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from peft_lightning.adapters import read_adapter
-from peft_lightning.adapters.combination import factorise
+from peft_lightning.adapters.lora.arithmetic import factorise
 from peft_lightning.base_model import load_base_model
 from peft_lightning.commands.extract import extract
 from rounding import assert_near

@@ -9,7 +9,7 @@ import pytest
 
 import warm_python
 from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
-from peft_lightning.adapters.checksums import require_undamaged
+from peft_lightning.files import require_undamaged
 from test_cli import DATA, MODEL
 
 TRAINER = "accelerator: cpu, enable_progress_bar: false, max_steps: 4, logger: false"
@@ -91,7 +91,8 @@ def user(tmp_path, base, rows):
 
 
 def fit(*options: str, fault: str | None = None) -> list[str]:
-    saves = "{class_path: peft_lightning.checkpoint.Checkpoints, init_args: {every_n_steps: 1}}"
+    checkpoints = "peft_lightning.training.checkpoint.Checkpoints"
+    saves = f"{{class_path: {checkpoints}, init_args: {{every_n_steps: 1}}}}"
     faults = f", {{class_path: faults.{fault}}}" if fault else ""
     return ["fit", "--config", "run.yaml", "--trainer.callbacks", f"[{saves}{faults}]", *options]
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 import warm_python
 from exactness import sgd
 from peft_lightning import CausalLMModule, Constant, Full, LoRA, PromptTuning, SFTDataModule
-from peft_lightning.frozen.cache import adapted_depth
-from peft_lightning.frozen.layers import FrozenLayers, decoder_layers
-from peft_lightning.frozen.states import FrozenStates
+from peft_lightning.hidden_cache.cache import adapted_depth
+from peft_lightning.hidden_cache.frozen_layers import FrozenLayers, decoder_layers
+from peft_lightning.hidden_cache.store import FrozenStates
 from rounding import BACKWARD, FORWARD, assert_near, rounding_error
 from tiny import ARCHITECTURES, tiny_model
 from tiny_run import fit, write_base, write_rows
@@ -216,7 +216,7 @@ def test_states_that_changed_on_the_disk_are_an_error(base, rows, tmp_path):
 
 
 def test_the_bytes_are_said_before_they_are_written(base, rows, tmp_path, monkeypatch):
-    from peft_lightning.frozen import cache
+    from peft_lightning.hidden_cache import cache
 
     said = []
 

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from peft_lightning import LoRA, PromptTuning, load_adapter, save_adapter
 from peft_lightning.adapters import Adapter
-from peft_lightning.adapters.checksums import SUMS_FILE, require_undamaged
-from peft_lightning.adapters.files import read_adapter
-from peft_lightning.adapters.inspection import inspect_adapter
+from peft_lightning.adapters.folder import read_adapter
+from peft_lightning.adapters.inspect import inspect_adapter
 from peft_lightning.base_model import load_base_model
 from peft_lightning.data.formats import find_format, settle_format
 from peft_lightning.data.sources import RowError, find_source
 from peft_lightning.data.tokenization import Encoder
+from peft_lightning.files import SUMS_FILE, require_undamaged
 from tiny import tiny_model
 from tiny_run import byte_tokenizer
 

@@ -8,8 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from peft_lightning import LoRA
-from peft_lightning.base_model.gated_mlp import fuse_gated_mlps
-from peft_lightning.base_model.norms import fuse_norms
+from peft_lightning.kernels.gated_mlp import fuse_gated_mlps
+from peft_lightning.kernels.rms_norm import fuse_norms
 from tiny import tiny_model
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
-from peft_lightning.answering import named_folders
 from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.commands.generate import generate
 from peft_lightning.data.tokenization import encode_prompt as data_encode_prompt
-from peft_lightning.generation import encode_prompt, find_end_ids, generate_tokens
-from peft_lightning.partial_answers import PartialAnswers
+from peft_lightning.inference.generate import encode_prompt, find_end_ids, generate_tokens
+from peft_lightning.inference.load import named_folders
+from peft_lightning.inference.partial_file import PartialAnswers
 from tiny import ARCHITECTURES, tiny_model
 from tiny_run import byte_tokenizer
 

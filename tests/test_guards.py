@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from peft_lightning import CausalLMModule, LoRA
-from peft_lightning.schedules import Constant
+from peft_lightning.training.schedules import Constant
 from tiny_run import fit
 
 

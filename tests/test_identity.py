@@ -7,10 +7,10 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 from peft_lightning.__main__ import main
-from peft_lightning.adapters.files import FACTS_FILE
-from peft_lightning.checkpoint import Checkpoints
+from peft_lightning.adapters.folder import FACTS_FILE
 from peft_lightning.cli import defaults
 from peft_lightning.cli.defaults import checkpoint_path
+from peft_lightning.training.checkpoint import Checkpoints
 from tiny_run import fit
 
 

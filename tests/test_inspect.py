@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
-from peft_lightning.adapters.inspection import layer_facts, nearest_tokens
+from peft_lightning.adapters.inspect import layer_facts, nearest_tokens
 from peft_lightning.base_model import load_base_model
 from peft_lightning.commands.inspect import inspect
 from tiny import tiny_model

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from peft_lightning.losses import (
+from peft_lightning.linear_cross_entropy import (
     head_options,
     labelled_positions,
     linear_cross_entropy,

@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import warm_python
 from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter, save_adapter
-from peft_lightning.adapters.merging import merged
-from peft_lightning.base_model import base_fingerprint, load_base_model, places
-from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
+from peft_lightning.adapters.merge import merged
+from peft_lightning.base_model import base_fingerprint, load_base_model, resolve
+from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.commands.merge import merge
-from peft_lightning.serving import merged_tensors
-from peft_lightning.serving.agreement import Agreement
-from peft_lightning.serving.merged_folder import size_in_bytes
+from peft_lightning.export import merged_weights
+from peft_lightning.export.merged_folder import size_in_bytes
+from peft_lightning.export.verify import Agreement
 from rounding import assert_near
 from tiny import ARCHITECTURES, tiny_model
 from tiny_gguf import digit_tokenizer, write_gguf
@@ -32,7 +32,7 @@ from tiny_run import byte_tokenizer, write_base
 
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch):
-    monkeypatch.setattr(places, "hub_answers", lambda: False)
+    monkeypatch.setattr(resolve, "hub_answers", lambda: False)
 
 
 def write_adapter(base, folder, adapter=None, std=0.1):
@@ -228,10 +228,10 @@ def test_files_without_the_models_prefix_are_understood(tmp_path):
 PEAK = """
 import re, sys
 from pathlib import Path
-from peft_lightning.adapters.files import read_adapter
-from peft_lightning.base_model.weight_files import open_weights
-from peft_lightning.serving.merged_folder import write_streamed
-from peft_lightning.serving.merged_tensors import MergedTensors
+from peft_lightning.adapters.folder import read_adapter
+from peft_lightning.base_model.weights import open_weights
+from peft_lightning.export.merged_folder import write_streamed
+from peft_lightning.export.merged_weights import MergedTensors
 base, ckpt, out = map(Path, sys.argv[1:])
 def high():
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
@@ -344,7 +344,7 @@ def test_both_losses_and_the_difference_are_printed(lora, tmp_path, capsys):
 
 def test_a_merge_that_is_wrong_leaves_a_file_that_says_so(lora, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        merged_tensors, "add_update", lambda weight, *args, **kwargs: weight.clone()
+        merged_weights, "add_update", lambda weight, *args, **kwargs: weight.clone()
     )
     out = tmp_path / "out"
     with pytest.raises(RuntimeError, match="out is not what was trained: its logits differ"):

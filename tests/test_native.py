@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from peft_lightning.attention.cpu import Causal, cpu_attention
-from peft_lightning.native import elementwise, library
-from peft_lightning.native.attention import multiplied, native_attention, takes_attention
+from peft_lightning.kernels.attention_cpu import Causal, cpu_attention
+from peft_lightning.kernels.native import elementwise, library
+from peft_lightning.kernels.native.attention import multiplied, native_attention, takes_attention
 
 pytestmark = pytest.mark.usefixtures("with_kernels")
-SAYS = "from peft_lightning.native.library import kernels_state; print(kernels_state())"
+SAYS = "from peft_lightning.kernels.native.library import kernels_state; print(kernels_state())"
 
 
 def in_a_process(code, cache, **environment):
@@ -116,7 +116,7 @@ def test_keys_without_queries_come_before_those_of_the_queries(dtype, dims, wind
 
 
 def test_vectors_are_no_wider_than_those_of_torch(tmp_path):
-    code = f"{SAYS}; from peft_lightning.native.library import _flags; print(*_flags())"
+    code = f"{SAYS}; from peft_lightning.kernels.native.library import _flags; print(*_flags())"
     said, _ = in_a_process(code, tmp_path, ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2")
     assert said.startswith("compiled kernels")
     assert "-mno-avx512f" in said.split()

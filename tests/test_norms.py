@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from peft_lightning.base_model.norms import fuse_norms
+from peft_lightning.kernels.rms_norm import fuse_norms
 from tiny import tiny_model
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import warm_python
-from peft_lightning.progress import DISPLAY
-from peft_lightning.progress_bar import ProgressBar
-from peft_lightning.progress_text import fitted
-from peft_lightning.time_left import TimeLeft
+from peft_lightning.process.progress import DISPLAY
+from peft_lightning.process.progress_format import fitted
+from peft_lightning.training.progress_bar import ProgressBar
+from peft_lightning.training.time_left import TimeLeft
 from terminal import at_terminal
 from tiny_run import fit
 

@@ -12,8 +12,8 @@ import torch
 
 from peft_lightning import CausalLMModule, Full, LoRA, load_base_model
 from peft_lightning.base_model import base_fingerprint
-from peft_lightning.base_model.machine import Machine, device_of, find_machine
-from peft_lightning.base_model.precision import (
+from peft_lightning.kernels.machine import Machine, device_of, find_machine
+from peft_lightning.kernels.precision import (
     RULE,
     Choice,
     choice_of,
@@ -23,7 +23,7 @@ from peft_lightning.base_model.precision import (
     row_of,
     times_slower,
 )
-from peft_lightning.run_precision import precision_of_run, resolve_precision
+from peft_lightning.training.precision import precision_of_run, resolve_precision
 from tiny_run import fit, write_base
 
 AMX = Machine(flags=frozenset({"amx_bf16", "avx512_bf16"}))
@@ -191,8 +191,8 @@ def test_every_row_of_the_rule_has_its_reason_and_a_machine():
 
 def facts_of_a_process(environment):
     code = (
-        "from peft_lightning.base_model.machine import find_machine as f\n"
-        "from peft_lightning.base_model.precision import choose_precision as c\n"
+        "from peft_lightning.kernels.machine import find_machine as f\n"
+        "from peft_lightning.kernels.precision import choose_precision as c\n"
         "print(repr(f().cpu_bfloat16), c(f()))"
     )
     done = subprocess.run(
@@ -427,7 +427,7 @@ def test_processes_on_machines_of_two_kinds_do_not_compute_in_two_types(first):
 def test_a_plugin_says_the_precision_of_a_trainer(tmp_path):
     from lightning.pytorch.plugins import MixedPrecision
 
-    from peft_lightning.cli.trainer import precision_option
+    from peft_lightning.training.trainer import precision_option
 
     options = type("Options", (), {"precision": "auto", "accelerator": "cpu", "plugins": None})()
     assert precision_option(options, "float32") == "32-true"

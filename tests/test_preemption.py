@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from cli_driver import ENVIRONMENT, saved_step
 from peft_lightning import CausalLMModule, PromptTuning
-from peft_lightning.checkpoint import Checkpoints
-from peft_lightning.cluster.preemption import _see_signals_in_backward
-from peft_lightning.cluster.signals import STOP, StopSignal
-from peft_lightning.cluster.step_boundary import step_boundary
+from peft_lightning.process.signals import STOP, StopSignal
+from peft_lightning.training.checkpoint import Checkpoints
+from peft_lightning.training.cluster.preemption import _see_signals_in_backward
+from peft_lightning.training.cluster.step_boundary import step_boundary
 from test_cli import MODEL
 from tiny_run import fit, flat_batch
 

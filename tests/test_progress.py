@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from peft_lightning.progress import Progress
-from peft_lightning.progress_text import bar, clock, fitted
+from peft_lightning.process.progress import Progress
+from peft_lightning.process.progress_format import bar, clock, fitted
 from terminal import at_terminal
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +23,7 @@ def script(tmp_path, text):
     """Write a script that imports what it needs; return the command that runs it."""
     file = tmp_path / "script.py"
     head = "import logging, os, sys, time\nfrom peft_lightning import progress\n"
-    head += "from peft_lightning.progress import Progress\n"
+    head += "from peft_lightning.process.progress import Progress\n"
     file.write_text(head + text)
     return [sys.executable, str(file)]
 
@@ -59,7 +59,7 @@ def test_a_bar_is_as_full_as_its_share(share, want):
 def test_the_time_left_is_that_of_the_rest_at_the_same_pace(monkeypatch):
     work = Progress("reading", 100, "rows")
     work.started, work.done = 0.0, 25
-    monkeypatch.setattr("peft_lightning.progress.time.monotonic", lambda: 10.0)
+    monkeypatch.setattr("peft_lightning.process.progress.time.monotonic", lambda: 10.0)
     assert fitted(work.parts(), 79) == "reading  [====            ]  25 of 100 rows  0:30 left"
 
 

@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from peft_lightning import LoRA, load_adapter, load_base_model, save_adapter
 from peft_lightning.adapters import Full, read_adapter
-from peft_lightning.adapters.lora_layers import LoRALinear
-from peft_lightning.base_model import base_fingerprint, places, quantization
-from peft_lightning.base_model.packed import FourBits
+from peft_lightning.adapters.lora.layers import LoRALinear
+from peft_lightning.base_model import base_fingerprint, quantization, resolve
 from peft_lightning.base_model.quantization import (
     QUANTIZATIONS,
     count_numbers,
@@ -23,7 +22,8 @@ from peft_lightning.base_model.quantization import (
 )
 from peft_lightning.commands.generate import generate
 from peft_lightning.commands.merge import merge
-from peft_lightning.schedules import Constant
+from peft_lightning.kernels.packed_weights import FourBits
+from peft_lightning.training.schedules import Constant
 from rounding import assert_near
 from tiny_run import byte_tokenizer, fit, write_base
 
@@ -32,7 +32,7 @@ IDS = torch.arange(4, 44)[None]
 
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch):
-    monkeypatch.setattr(places, "hub_answers", lambda: False)
+    monkeypatch.setattr(resolve, "hub_answers", lambda: False)
 
 
 @pytest.fixture

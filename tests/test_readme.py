@@ -20,7 +20,7 @@ from peft_lightning import CausalLMModule, LoRA, SFTDataModule
 from peft_lightning.adapters import Adapter
 from peft_lightning.cli.signatures import options_of
 from peft_lightning.data.formats import FORMATS, NEEDS
-from peft_lightning.user_cache import user_cache
+from peft_lightning.files import user_cache
 from tiny_run import fit
 
 ROOT = Path(__file__).parents[1]

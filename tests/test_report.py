@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from peft_lightning import LoRA
-from peft_lightning.generation import encode_prompt, find_end_ids
-from peft_lightning.native.library import kernels_state
-from peft_lightning.report import trained_table, useful_tokens
+from peft_lightning.inference.generate import encode_prompt, find_end_ids
+from peft_lightning.kernels.native.library import kernels_state
+from peft_lightning.training.summary import trained_table, useful_tokens
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, fit, write_base
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_lightning.resources import (
+from peft_lightning.process.resources import (
     Cores,
     available_memory,
     check_processes,
@@ -140,7 +140,7 @@ def threads_of(code, **environment):
     return done.stdout.split()
 
 
-LIMIT = "from peft_lightning.resources import limit_threads, threads_reason\n"
+LIMIT = "from peft_lightning.process.resources import limit_threads, threads_reason\n"
 
 
 def test_torch_computes_with_the_threads_of_the_limit_and_child_processes_too():

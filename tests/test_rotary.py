@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.llama import modeling_llama
 
-from peft_lightning.base_model.rotary import fuse_rotary
+from peft_lightning.kernels.rotary import fuse_rotary
 from tiny import ARCHITECTURES, tiny_model
 
 ROTARY = {"llama", "qwen2", "gemma3", "gpt_neox", "phi3", "mistral"}  # the others have none

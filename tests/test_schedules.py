@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from peft_lightning.schedules import Constant, Cosine, Linear, ScheduledLR
+from peft_lightning.training.schedules import Constant, Cosine, Linear, ScheduledLR
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,10 @@ from safetensors.torch import load_file
 
 from cli_driver import ENVIRONMENT, drive
 from peft_lightning import LoRA, PromptTuning, load_adapter, save_adapter
-from peft_lightning.adapters.checksums import SUMS_FILE
-from peft_lightning.adapters.files import read_adapter
-from peft_lightning.adapters.inspection import inspect_adapter
+from peft_lightning.adapters.folder import read_adapter
+from peft_lightning.adapters.inspect import inspect_adapter
 from peft_lightning.base_model import load_base_model, load_tokenizer
-from peft_lightning.base_model.weight_files import open_weights
-from peft_lightning.checkpoint import AdapterCheckpointIO
+from peft_lightning.base_model.weights import open_weights
 from peft_lightning.commands.card import model_card
 from peft_lightning.commands.inspect import inspect
 from peft_lightning.commands.push import push
@@ -28,9 +26,11 @@ from peft_lightning.data.formats import messages
 from peft_lightning.data.sources import RowError
 from peft_lightning.data.tokenization import Encoder
 from peft_lightning.data.tokenizer import load_tokenizer as load_other_tokenizer
-from peft_lightning.generation import encode_prompt
+from peft_lightning.files import SUMS_FILE
 from peft_lightning.hub import adapter_folder
-from peft_lightning.redaction import redacted, without_secrets
+from peft_lightning.inference.generate import encode_prompt
+from peft_lightning.messages import redacted, without_secrets
+from peft_lightning.training.checkpoint import AdapterCheckpointIO
 from test_cli import DATA, MODEL
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, fit

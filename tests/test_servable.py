@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
-from peft_lightning.base_model import load_base_model, places
+from peft_lightning.base_model import load_base_model, resolve
 from peft_lightning.commands.servable import VLLM_RANKS, servable
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, write_base
@@ -15,7 +15,7 @@ from tiny_run import byte_tokenizer, write_base
 
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch):
-    monkeypatch.setattr(places, "hub_answers", lambda: False)
+    monkeypatch.setattr(resolve, "hub_answers", lambda: False)
 
 
 def verdicts(base, folder, adapter, capsys):

@@ -6,8 +6,8 @@ import torch
 from torch.testing import assert_close
 
 from peft_lightning import CausalLMModule, LoRA, PromptTuning, attention
-from peft_lightning.attention.shared_prefix import WORTH, share_prefix
 from peft_lightning.data.batching import flat_collate, padded_collate
+from peft_lightning.kernels.shared_prefix import WORTH, share_prefix
 from rounding import BACKWARD, assert_near
 from tiny import ARCHITECTURES
 

@@ -29,7 +29,7 @@ trainer:
   logger: false
 """
 EVERY_STEP = [
-    *["--trainer.callbacks", "peft_lightning.checkpoint.Checkpoints"],
+    *["--trainer.callbacks", "peft_lightning.training.checkpoint.Checkpoints"],
     *["--trainer.callbacks.every_n_steps", "1"],
 ]
 UPPER_LAYER = ["--model.adapter.layers_to_transform", "[1]"]

@@ -10,9 +10,9 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from safetensors.torch import load_file
 
 import warm_python
-from peft_lightning.adapters.files import FACTS_FILE, write_files
-from peft_lightning.cluster.strategies import FSDP2Strategy, require_supported
-from peft_lightning.run_folder import LOCK_FILE
+from peft_lightning.adapters.folder import FACTS_FILE, write_files
+from peft_lightning.training.cluster.strategies import FSDP2Strategy, require_supported
+from peft_lightning.training.run_dir import LOCK_FILE
 from processes import in_processes, outcome, run
 from tiny_run import write_base, write_rows
 

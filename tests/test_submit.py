@@ -11,7 +11,7 @@ import pytest
 
 from cli_driver import ENVIRONMENT
 from peft_lightning.__main__ import main
-from peft_lightning.cluster.job_script import array_tasks
+from peft_lightning.training.cluster.job_script import array_tasks
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "trainer: {devices: 2, num_nodes: 3}\n"

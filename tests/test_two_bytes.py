@@ -13,12 +13,13 @@ from torch.testing import assert_close
 import rounding
 from exactness import sgd
 from peft_lightning import CausalLMModule, LoRA, PrefixTuning, PromptTuning
-from peft_lightning.adapters.merging import merged
-from peft_lightning.base_model import base_fingerprint, load_base_model, two_bytes
-from peft_lightning.base_model.machine import Machine
-from peft_lightning.base_model.two_bytes import compute_as_stored, compute_in_float32
-from peft_lightning.generation import generate_tokens
-from peft_lightning.native import stored
+from peft_lightning.adapters.merge import merged
+from peft_lightning.base_model import base_fingerprint, load_base_model
+from peft_lightning.inference.generate import generate_tokens
+from peft_lightning.kernels import float32_compute
+from peft_lightning.kernels.float32_compute import compute_as_stored, compute_in_float32
+from peft_lightning.kernels.machine import Machine
+from peft_lightning.kernels.native import stored
 from tiny import ARCHITECTURES, tiny_model
 from tiny_run import byte_tokenizer, fit, flat_batch, write_base
 
@@ -43,7 +44,7 @@ ADAPTERS = {
 @pytest.fixture(autouse=True)
 def without_bfloat16(monkeypatch):
     """Compute as on a processor without fast products of bfloat16."""
-    monkeypatch.setattr(two_bytes, "find_machine", Machine)
+    monkeypatch.setattr(float32_compute, "find_machine", Machine)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,7 @@ def test_activation_checkpointing_and_plain_modules_give_the_same_gradients(roun
 
     plain = run()
     assert_close(run(activation_checkpointing=True), plain)
-    monkeypatch.setattr("peft_lightning.adapters.lora_layers.LoRALinear.path", "plain")
+    monkeypatch.setattr("peft_lightning.adapters.lora.layers.LoRALinear.path", "plain")
     rounding.assert_as_exact(run(), plain, exact(rounded, adapter, batches))
 
 
@@ -297,12 +298,12 @@ def test_nothing_is_changed_where_weights_are_float32_or_the_processor_multiplie
     rounded, monkeypatch
 ):
     model = load_base_model(str(rounded))
-    two_bytes.compute_as_the_run(model, None)
+    float32_compute.compute_as_the_run(model, None)
     assert not any(stored.stored_forward(layer) for layer in model.modules())
     amx = Machine(flags=frozenset({"amx_bf16"}))
-    monkeypatch.setattr(two_bytes, "find_machine", lambda: amx)
+    monkeypatch.setattr(float32_compute, "find_machine", lambda: amx)
     for dtype, computed in (("bfloat16", torch.bfloat16), ("float16", torch.float32)):
         model = load_base_model(str(rounded), dtype=dtype)
-        two_bytes.compute_as_the_run(model, None)
+        float32_compute.compute_as_the_run(model, None)
         assert model(IDS).logits.dtype == computed
     assert json.loads((rounded / "config.json").read_text())["dtype"] == "float32"

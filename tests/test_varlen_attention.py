@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from peft_lightning.attention.flat import attention_per_sequence
-from peft_lightning.attention.varlen import has_varlen, takes_varlen, varlen_inputs
+from peft_lightning.kernels.attention import attention_per_sequence
+from peft_lightning.kernels.attention_cuda import has_varlen, takes_varlen, varlen_inputs
 
 LENS = [5, 1, 9]
 

@@ -9,10 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from peft_lightning import CausalLMModule, LoRA, PromptTuning, attention
-from peft_lightning.attention.whole_blocks import BLOCK
-from peft_lightning.base_model import two_bytes
-from peft_lightning.base_model.machine import Machine
-from peft_lightning.native.stored import output_dtype
+from peft_lightning.kernels import float32_compute
+from peft_lightning.kernels.machine import Machine
+from peft_lightning.kernels.native.stored import output_dtype
+from peft_lightning.kernels.pad_to_multiple import BLOCK
 from rounding import BACKWARD, assert_near
 from tiny import ARCHITECTURES
 from tiny_run import flat_batch
@@ -77,7 +77,7 @@ def test_padding_changes_nothing_in_float64(bases, architecture, adapter, always
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_half_precision_on_a_cpu_is_computed_in_whole_blocks(bases, adapter, monkeypatch):
     amx = Machine(flags=frozenset({"amx_bf16"}))  # elsewhere such weights multiply in float32
-    monkeypatch.setattr(two_bytes, "find_machine", lambda: amx)
+    monkeypatch.setattr(float32_compute, "find_machine", lambda: amx)
     module = loaded(bases["llama"], adapter, dtype="bfloat16")
     module.nll(flat_batch(LENS))  # the checks of a first batch
     widths = widths_of(module)

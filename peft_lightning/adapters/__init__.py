@@ -2,12 +2,12 @@
 
 from peft_lightning.adapters.bank import AdapterBank
 from peft_lightning.adapters.base import Adapter, attached_adapter
-from peft_lightning.adapters.files import load_adapter, read_adapter, save_adapter
+from peft_lightning.adapters.folder import load_adapter, read_adapter, save_adapter
 from peft_lightning.adapters.full import Full
-from peft_lightning.adapters.lora import LoRA
-from peft_lightning.adapters.p_tuning import PTuning
-from peft_lightning.adapters.prefix_tuning import PrefixTuning
-from peft_lightning.adapters.prompt_tuning import PromptTuning
+from peft_lightning.adapters.lora.method import LoRA
+from peft_lightning.adapters.prompts.p_tuning import PTuning
+from peft_lightning.adapters.prompts.prefix_tuning import PrefixTuning
+from peft_lightning.adapters.prompts.prompt_tuning import PromptTuning
 
 __all__ = [
     "Adapter",

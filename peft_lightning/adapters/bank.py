@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from peft_lightning.adapters.base import Adapter, attached_adapter
-from peft_lightning.adapters.files import load_adapter, read_adapter
+from peft_lightning.adapters.folder import load_adapter, read_adapter
 from peft_lightning.adapters.full import Full
-from peft_lightning.adapters.names import nearest
+from peft_lightning.messages import nearest
 
 BASE = "base"  # the name for no adapter
 

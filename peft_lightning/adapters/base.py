@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from peft_lightning.adapters.names import check_names, nearest
 from peft_lightning.adapters.option_types import require_types
+from peft_lightning.adapters.tensor_names import check_names
+from peft_lightning.messages import nearest
 
 PEFT_VERSION = "0.21.2"  # the HF PEFT release whose files ours are
 

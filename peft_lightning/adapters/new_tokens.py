@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peft_lightning.adapters.names import shortened
+from peft_lightning.messages import shortened
 
 NewTokens = dict[str, dict[str, Any]]  # text -> its "id", and as "pieces" the ids it was before
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import modeling_gguf_pytorch_utils
 
-from peft_lightning.progress import Progress
+from peft_lightning.process.progress import Progress
 
 
 class ArrayReader(gguf.GGUFReader):

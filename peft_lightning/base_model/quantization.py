@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
-from peft_lightning.base_model.packed import multiply_packed
-from peft_lightning.native.buffers import trim_heap
+from peft_lightning.kernels.native.buffers import trim_heap
+from peft_lightning.kernels.packed_weights import multiply_packed
 
 QUANTIZATIONS = ("4bit", "8bit")
 INSTALL = "pip install bitsandbytes"

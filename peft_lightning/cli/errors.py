@@ -25,7 +25,7 @@ from peft_lightning.cli.signatures import (
     options_of,
     type_name,
 )
-from peft_lightning.redaction import is_secret, redacted
+from peft_lightning.messages import is_secret, redacted
 
 PACKAGE = str(Path(__file__).parents[1])
 PARSER = str(Path(jsonargparse.__file__).parent)
@@ -70,7 +70,7 @@ def exit_status(error: BaseException) -> int | None:
     if "MisconfigurationException" in names or isinstance(error, OSError):
         return 2
     if isinstance(error, (MemoryError, RuntimeError)):
-        from peft_lightning.out_of_memory import is_out_of_memory
+        from peft_lightning.training.out_of_memory import is_out_of_memory
 
         if is_out_of_memory(error):
             return 1

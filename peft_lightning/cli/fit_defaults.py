@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_lightning.cli.given import Given, option_given
-from peft_lightning.user_cache import user_cache
+from peft_lightning.files import user_cache
 
 EPOCHS = 3  # Lightning's 1,000 would also stretch the learning rate's schedule over them
 CLIP_VAL = 1.0  # the default of HF's Trainer

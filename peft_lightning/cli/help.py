@@ -121,7 +121,7 @@ def argument_docs(docstring: str) -> dict[str, str]:
 
 def _dataclasses(folder: Path, base: str) -> list[tuple[str, str, list[str]]]:
     """Return (name, first line of the docstring, fields) of each subclass without subclasses."""
-    classes = {n: c for file in sorted(folder.glob("*.py")) for n, c in _classes(file).items()}
+    classes = {n: c for file in sorted(folder.rglob("*.py")) for n, c in _classes(file).items()}
     bases = {n: [ast.unparse(b) for b in c.bases] for n, c in classes.items()}
     found = []
     for name, cls in classes.items():

@@ -8,8 +8,8 @@ from typing import Any
 
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.data.prompts import who_answers
+from peft_lightning.inference.partial_file import PartialAnswers, digests, run_hash
 from peft_lightning.module import CausalLMModule
-from peft_lightning.partial_answers import PartialAnswers, digests, run_hash
 
 
 class KeptPredictions:

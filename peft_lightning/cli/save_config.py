@@ -11,8 +11,8 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from peft_lightning.adapters.atomic import atomic_file
-from peft_lightning.redaction import without_secrets
+from peft_lightning.files import atomic_file
+from peft_lightning.messages import without_secrets
 
 
 class SaveConfig(SaveConfigCallback):

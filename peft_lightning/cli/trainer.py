@@ -1,41 +1,295 @@
-"""Lightning's Trainer for the command line: its precision may be ``auto``."""
+"""fit, validate, test and predict: LightningCLI with our defaults and errors in one line."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import lightning as L
-from lightning.pytorch.plugins import Precision
+import torch
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from peft_lightning.run_precision import AUTO, resolve_precision
+from peft_lightning.adapters import Adapter
+from peft_lightning.cli.defaults import (
+    NO_CHECKPOINT,
+    TRAINER_DEFAULTS,
+    checkpoint_path,
+    default_loggers,
+    fill_adapter,
+    fill_learning_rate,
+)
+from peft_lightning.cli.errors import explain, innermost, one_line
+from peft_lightning.cli.fit_defaults import (
+    default_base_model,
+    fill_epochs,
+    what_is_default,
+    what_is_missing,
+)
+from peft_lightning.cli.given import Given, default_root, module_class
+from peft_lightning.cli.log_filters import leave_out_chatter
+from peft_lightning.cli.predictions import KeptPredictions
+from peft_lightning.cli.save_config import SaveConfig
+from peft_lightning.cli.signatures import Option, find_class, options_of
+from peft_lightning.data.datamodule import SFTDataModule
+from peft_lightning.module import CausalLMModule
+from peft_lightning.training.clipping import require_clip_val
+from peft_lightning.training.cluster.strategies import require_supported
+from peft_lightning.training.precision import check_devices, settle_resources
+from peft_lightning.training.run_end import run_ended
+from peft_lightning.training.schedules import Schedule
+from peft_lightning.training.summary import rank_zero_print
+from peft_lightning.training.trainer import Trainer, precision_option
 
-PrecisionName = (
-    Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
-    | Literal["transformer-engine", "transformer-engine-float16"]
-    | Literal["32", "bf16", "16", "64", 32, 16, 64]
+PROG = "python -m peft_lightning"
+
+ADAPTER_HELP = (
+    "An adapter, FOLDER or NAME=FOLDER; may be given several times. A row's 'adapter' says which "
+    "one answers it ('base' for none); without, each of them does."
 )
 
 
-class Trainer(L.Trainer):
-    """Lightning's Trainer.
+def run_trainer(command: str, args: list[str], given: list[Given]) -> None:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``.
 
     Args:
-        precision: auto for what suits the processor, or one of Lightning's.
-        kwargs: Its other options.
+        command: The name.
+        args: What follows it on the command line.
+        given: The same as read by ``read_given``.
     """
+    if command == "predict":
+        args = [re.sub(r"^--adapter(=|$)(?!\[)", r"--adapter+\1", a) for a in args]
+    set_parsing_settings(subclasses_enabled=[Adapter, Schedule])
+    leave_out_chatter()
+    PeftCLI(command, args, given)
+    if torch.distributed.is_initialized():  # left to the interpreter's end, its threads may abort
+        torch.distributed.destroy_process_group()  # that: torch issue 190489
 
-    def __init__(self, precision: PrecisionName | None = "auto", **kwargs: Any) -> None:
-        super().__init__(precision=precision, **kwargs)  # type: ignore[arg-type]
+
+class Parser(LightningArgumentParser):
+    """LightningCLI's parser, except that ``--print_config`` shows the run's epochs and rate."""
+
+    cli: PeftCLI | None = None
+
+    def dump(self, cfg: Namespace, **kwargs: Any) -> str:
+        """Return ``cfg`` as YAML; while options are parsed, only --print_config asks for it."""
+        if self.cli is not None and not hasattr(self.cli, "config"):
+            cfg = cfg.clone()
+            if self.cli.command == "fit":
+                fill_epochs(cfg.trainer)
+            self.cli.fill_learning_rate(cfg)
+        return super().dump(cfg, **kwargs)
 
 
-def precision_option(trainer: Any, dtype: str) -> Any:
-    """Return the ``precision`` to build a trainer with, resolved for this machine.
+class PeftCLI(LightningCLI):
+    """LightningCLI for an adapter on a frozen model.
 
     Args:
-        trainer: Its options.
-        dtype: Of the base's frozen weights, as given.
+        command: fit, validate, test or predict.
+        args: What follows it on the command line.
+        given: The same as read by ``read_given``.
     """
-    plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
-    if trainer.precision == AUTO and any(isinstance(p, Precision) for p in plugins):
-        return None  # the plugin says it
-    return resolve_precision(trainer.precision, trainer.accelerator, dtype)
+
+    def __init__(self, command: str, args: list[str], given: list[Given]) -> None:
+        self.command, self.given = command, given
+        named = module_class(given)
+        self.experiment = None if named is None else str(named.value)
+        self.module_class: type = CausalLMModule
+        if named is not None:
+            found = find_class(str(named.value), (CausalLMModule,))
+            if isinstance(found, str):
+                raise ValueError(f"{named.where}: model: {found}")
+            self.module_class = found
+        self.default_base = None
+        if command == "fit":
+            self.default_base = default_base_model(given, options_of(self.module_class))
+        if self.default_base is not None:
+            args = [*args, "--model.base_model", self.default_base]
+        super().__init__(
+            CausalLMModule,
+            SFTDataModule,
+            trainer_class=Trainer,
+            parser_class=Parser,
+            args=[command, *args],
+            subclass_mode_model=self.experiment is not None,
+            save_config_callback=SaveConfig,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    # ---- parsing ------------------------------------------------------------------------------
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the one command that runs, with the arguments that are no options of ours."""
+        method = set(options_of(getattr(L.Trainer, self.command)))
+        return {self.command: method - {"ckpt_path", "verbose"}}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser that raises its errors and accepts no abbreviations."""
+        kwargs |= {"allow_abbrev": False, "exit_on_error": False}
+        kwargs.setdefault("prog", PROG)
+        parser = super().init_parser(**kwargs)
+        assert isinstance(parser, Parser)
+        parser.cli = self
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let a plain ``model:`` section give the arguments of an experiment's class."""
+        if self.experiment is not None:
+            parser.set_defaults({"model": {"class_path": self.experiment}})
+        if self.command == "predict":
+            parser.add_argument("--adapter", type=list[str] | None, help=ADAPTER_HELP)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; an error becomes one line that says where and what is wrong."""
+        self.chosen = Namespace({self.command: Namespace()})
+        try:
+            if printing := [a for a in args if a.startswith("--print_config")]:
+                with suppress(ArgumentError):  # what is printed may lack what is required
+                    rest = [a for a in args if a not in printing]
+                    self.chosen = parser.parse_args(rest, defaults=False)
+                parser.parse_args(args)  # prints and exits
+            self.chosen = parser.parse_args(args, defaults=False)  # what was given, and no more
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            fault = explain(self.given, self._options()) or one_line(innermost(error))
+            if self.command == "fit":
+                fault = what_is_missing(self.given, fault)
+            raise ValueError(fault) from error
+
+    def _options(self) -> dict[str, Option]:
+        """Return the options of the command as its sections and plain options."""
+        method = options_of(getattr(L.Trainer, self.command))
+        several = {"adapter": Option(list[str] | None)} if self.command == "predict" else {}
+        return {
+            **several,
+            "model": Option(section=self.module_class),
+            "data": Option(section=SFTDataModule),
+            "trainer": Option(section=Trainer),
+            "seed_everything": Option(bool | int),
+            **{name: method[name] for name in ("ckpt_path", "verbose") if name in method},
+        }
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not read options from the checkpoint: YAML and command line always win."""
+
+    # ---- what is left open by the user ---------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        """Fill in the run folder, the learning rate and the checkpoint."""
+        config = self.config[self.command]
+        if config.trainer.default_root_dir is None:
+            config.trainer.default_root_dir = default_root(config.get("config") or [])
+        root = Path(config.trainer.default_root_dir).expanduser()
+        config.trainer.default_root_dir = str(root)
+        if self.command == "fit" and config.data.train is None:
+            raise ValueError(
+                "data.train is required for fit: give it in the config under 'data:' "
+                "or as --data.train"
+            )
+        require_supported(getattr(config.trainer.strategy, "class_path", config.trainer.strategy))
+        require_clip_val(config.trainer.gradient_clip_val)
+        if self.command == "fit":
+            self._defaults = self._list_defaults(config.trainer, fill_epochs(config.trainer))
+        if not config.get("adapter"):
+            config.ckpt_path = checkpoint_path(self.command, config.ckpt_path, root)
+        elif config.ckpt_path in (None, NO_CHECKPOINT):
+            config.ckpt_path = None
+        else:
+            raise ValueError(
+                "give either --ckpt_path or --adapter, which takes a checkpoint too: "
+                f"--adapter NAME={config.ckpt_path}"
+            )
+        section = config.model.init_args if self.experiment else config.model
+        if section.get("init_from") is not None:
+            self.save_config_kwargs = {"init_from": section.init_from}
+            given = self.chosen[self.command].get("model") or Namespace()
+            given = given.get("init_args") if self.experiment else given
+            fill_adapter(section, given, config.ckpt_path)
+        self.fill_learning_rate(config)
+
+    def _list_defaults(self, trainer: Namespace, epochs_filled: bool) -> list[str]:
+        """Return a line each on the model and on the trainer's options that nobody has given."""
+        base, said = self.default_base, what_is_default(self.given, trainer, epochs_filled)
+        of_model = f"no --model.base_model: the quick start's model is used, {base}"
+        return [line for line in (of_model if base else "", said) if line]
+
+    def fill_learning_rate(self, config: Namespace) -> None:
+        """Give an optimizer that was named without ``lr`` the rate that is meant for it.
+
+        Args:
+            config: The command's configuration; changed in place.
+        """
+        section = "model.init_args" if self.experiment else "model"
+        given = self.chosen[self.command].get(section) or Namespace()
+        if config.get(f"{section}.optimizer.init_args") is not None:
+            fill_learning_rate(config[section], given)
+
+    # ---- building ------------------------------------------------------------------------------
+
+    def instantiate_classes(self) -> None:
+        """Build data, module and trainer; a value that a constructor refuses is one line."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException, ModuleNotFoundError) as error:
+            raise ValueError(one_line(innermost(error))) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer with our loggers, unless others are given."""
+        trainer = self.config_init[self.command].trainer
+        if trainer.logger in (None, True):
+            kwargs["logger"] = default_loggers(trainer.default_root_dir)
+        kwargs["precision"] = precision_option(trainer, self.model.dtype_name)
+        built = super().instantiate_trainer(**kwargs)
+        check_devices(built)
+        settle_resources(built)  # before it starts the other processes
+        return built
+
+    # ---- running -------------------------------------------------------------------------------
+
+    def before_fit(self) -> None:
+        """Say what nobody has given; an error before this is the only line."""
+        for line in self._defaults:
+            rank_zero_info(line)
+
+    def after_fit(self) -> None:
+        """Say what came out, where it is and what to do with it."""
+        rank_zero_print(run_ended(self.trainer))
+
+    def validate(self, **kwargs: Any) -> None:
+        """Measure the loss on the validation rows and print it."""
+        self._evaluate(self.trainer.validate, kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Measure the loss on the test rows and print it."""
+        self._evaluate(self.trainer.test, kwargs)
+
+    def _evaluate(self, run: Callable[..., Any], options: dict[str, Any]) -> None:
+        is_asked = options.pop("verbose", True)
+        found = run(**options, verbose=False)
+        if is_asked:  # a line for each data loader, of four digits
+            for metrics in found:
+                rank_zero_print(", ".join(f"{name} {v:.4g}" for name, v in metrics.items()))
+
+    def predict(self, datamodule: SFTDataModule, **kwargs: Any) -> None:
+        """Write each row of ``data.predict`` with its answer to ``predictions.jsonl``."""
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                f"predict runs in one process, got {self.trainer.world_size}; "
+                "give --trainer.devices 1"
+            )
+        given = self.config_init["predict"].adapter or []
+        datamodule.answerers = self.model.answer_with(given) if given else None
+        path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
+        kept = KeptPredictions(self.model, datamodule, path)
+        batches: Any = self.trainer.predict(datamodule=datamodule, **kwargs)
+        answers = sorted((a for batch in batches for a in batch), key=lambda a: a["index"])
+        kept.finish(answers)
+        rank_zero_info(f"{len(answers)} answers are in {path}")

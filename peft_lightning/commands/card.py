@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peft_lightning.redaction import redacted, without_secrets
+from peft_lightning.messages import redacted, without_secrets
 
 CARD_FILE = "README.md"
 
@@ -45,8 +45,8 @@ def card(
         license: Its identifier, such as apache-2.0.
         repo: OWNER/NAME under which it will be found, for the examples.
     """
-    from peft_lightning.adapters.atomic import atomic_text
-    from peft_lightning.adapters.files import existing_folder
+    from peft_lightning.adapters.folder import existing_folder
+    from peft_lightning.files import atomic_text
 
     folder = existing_folder(ckpt)
     atomic_text(folder / CARD_FILE, model_card(folder, base_model, license, repo))
@@ -62,7 +62,7 @@ def model_card(folder: Path, base_model: str | None, license: str | None, repo: 
     """
     import yaml
 
-    from peft_lightning.adapters.inspection import inspect_adapter
+    from peft_lightning.adapters.inspect import inspect_adapter
 
     found = inspect_adapter(folder)
     is_whole = found["method"] == "FULL"

@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import Any
 
-from peft_lightning.cluster.signals import STOP
+from peft_lightning.process.signals import STOP
 
 HELP = """\
 /adapter NAME  answer with another adapter    /base   answer without one
@@ -54,11 +54,11 @@ def chat(
     """
     from transformers import TextStreamer
 
-    from peft_lightning.answering import load_answerer
     from peft_lightning.data.conversations import Conversation
     from peft_lightning.data.templates import load_template
     from peft_lightning.data.tokenization import encode_prompt, end_token_ids
-    from peft_lightning.generation import find_end_ids, generate_tokens
+    from peft_lightning.inference.generate import find_end_ids, generate_tokens
+    from peft_lightning.inference.load import load_answerer
 
     loaded = load_answerer(
         model,

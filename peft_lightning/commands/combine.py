@@ -28,8 +28,8 @@ def combine(
         density: Share of each update's values that ties, dare and magnitude_prune keep.
         seed: Of what dare drops.
     """
-    from peft_lightning.adapters import combination
-    from peft_lightning.adapters.files import read_adapter
+    from peft_lightning.adapters.folder import read_adapter
+    from peft_lightning.adapters.lora import arithmetic
     from peft_lightning.hub import adapter_folder
 
     if rank is not None and rank < 1:
@@ -38,9 +38,9 @@ def combine(
     folders = [adapter_folder(folder) for folder, _ in parts]
     read = [read_adapter(folder) for folder in folders]
     facts = common_base([folder for folder, _ in parts], [r[2] for r in read])
-    updates = [combination.updates_of(adapter, tensors) for adapter, tensors, _ in read]
+    updates = [arithmetic.updates_of(adapter, tensors) for adapter, tensors, _ in read]
     weights = [weight for _, weight in parts]
-    found, retained = combination.combine(updates, weights, method, rank, density, seed)
+    found, retained = arithmetic.combine(updates, weights, method, rank, density, seed)
     facts["made_of"] = {"method": method, "adapters": [[Path(f).name, w] for f, w in parts]}
     save(out, found, facts, any(map(is_transposed, folders)))
     print(summary(out, found, retained))
@@ -49,10 +49,10 @@ def combine(
 def save(out: str, updates: Any, facts: dict[str, Any], fan_in_fan_out: bool = False) -> None:
     """Write updates as an adapter's folder, whole or not at all."""
     from peft_lightning.adapters.base import as_json
-    from peft_lightning.adapters.checksums import sealed_folder
-    from peft_lightning.adapters.combination import as_lora
-    from peft_lightning.adapters.files import CONFIG_FILE, FACTS_FILE, FORMAT_VERSION, write_files
+    from peft_lightning.adapters.folder import CONFIG_FILE, FACTS_FILE, FORMAT_VERSION, write_files
+    from peft_lightning.adapters.lora.arithmetic import as_lora
     from peft_lightning.commands.merge import require_replaceable
+    from peft_lightning.files import sealed_folder
 
     require_replaceable(Path(out), CONFIG_FILE, "adapter")
     lora, tensors = as_lora(updates)
@@ -70,7 +70,7 @@ def save(out: str, updates: Any, facts: dict[str, Any], fan_in_fan_out: bool = F
 
 def is_transposed(folder: Path) -> bool:
     """Whether an adapter's layers are GPT-2's, by ``fan_in_fan_out`` of its config."""
-    from peft_lightning.adapters.files import CONFIG_FILE, read_json
+    from peft_lightning.adapters.folder import CONFIG_FILE, read_json
 
     return bool(read_json(folder / CONFIG_FILE).get("fan_in_fan_out"))
 

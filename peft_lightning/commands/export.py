@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from peft_lightning.adapters.lora import LoRA
-    from peft_lightning.serving.gguf_layout import Layout
+    from peft_lightning.adapters.lora.method import LoRA
+    from peft_lightning.export.gguf_layout import Layout
 
 FORMATS = ("gguf-lora", "gguf")
 
@@ -61,10 +61,10 @@ def export(
     import torch
     from transformers import AutoConfig
 
-    from peft_lightning.adapters.atomic import atomic_text
-    from peft_lightning.base_model.loading import find_device, require_dtype
+    from peft_lightning.base_model.load import find_device, require_dtype
     from peft_lightning.commands.merge import UNVERIFIED, read_text, require_threshold
-    from peft_lightning.serving.agreement import TEXT, THRESHOLDS, compare
+    from peft_lightning.export.verify import TEXT, THRESHOLDS, compare
+    from peft_lightning.files import atomic_text
 
     require_dtype(dtype)
     device = find_device(device)
@@ -109,8 +109,8 @@ def _places(ckpt: str, model: str | None) -> tuple[str, str | None]:
     Raises:
         ValueError: If it is neither, or is an adapter that is no LoRA, or names no base.
     """
-    from peft_lightning.adapters.files import CONFIG_FILE, read_adapter
-    from peft_lightning.adapters.merging import require_mergeable
+    from peft_lightning.adapters.folder import CONFIG_FILE, read_adapter
+    from peft_lightning.adapters.merge import require_mergeable
     from peft_lightning.hub import adapter_folder
 
     if Path(ckpt, "config.json").is_file() and not Path(ckpt, CONFIG_FILE).is_file():
@@ -135,12 +135,12 @@ def _write_lora(
 ) -> None:
     import torch
 
-    from peft_lightning.adapters.atomic import atomic_file
-    from peft_lightning.adapters.files import read_adapter, require_base
-    from peft_lightning.adapters.merging import require_mergeable
+    from peft_lightning.adapters.folder import read_adapter, require_base
+    from peft_lightning.adapters.merge import require_mergeable
     from peft_lightning.base_model import base_fingerprint, load_base_model
-    from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
-    from peft_lightning.serving.gguf_files import write_lora
+    from peft_lightning.base_model.weights import NotStreamableError, open_weights
+    from peft_lightning.export.gguf import write_lora
+    from peft_lightning.files import atomic_file
 
     if folder is None:
         raise ValueError(f"{ckpt} is a whole model and no LoRA: export it with --format gguf")
@@ -170,16 +170,16 @@ def _write_model(
     """Write the merged model; return its layout and the dtype of its matrices."""
     from functools import partial
 
-    from peft_lightning.adapters.atomic import atomic_file, scratch_folder
-    from peft_lightning.adapters.files import read_adapter, require_base
-    from peft_lightning.adapters.merged_parts import holds_parts
-    from peft_lightning.adapters.merging import require_mergeable
+    from peft_lightning.adapters.folder import read_adapter, require_base
+    from peft_lightning.adapters.lora.merge_extra import holds_parts
+    from peft_lightning.adapters.merge import require_mergeable
     from peft_lightning.base_model import load_tokenizer
-    from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
-    from peft_lightning.serving.gguf_files import write_model
-    from peft_lightning.serving.gguf_vocabulary import add_vocabulary, copy_vocabulary
-    from peft_lightning.serving.merged_folder import write_merged
-    from peft_lightning.serving.merged_tensors import MergedTensors
+    from peft_lightning.base_model.weights import NotStreamableError, open_weights
+    from peft_lightning.export.gguf import write_model
+    from peft_lightning.export.gguf_tokenizer import add_vocabulary, copy_vocabulary
+    from peft_lightning.export.merged_folder import write_merged
+    from peft_lightning.export.merged_weights import MergedTensors
+    from peft_lightning.files import atomic_file, scratch_folder
 
     adapter: LoRA | None = None
     tensors: dict[str, Tensor] = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from peft_lightning.base_model.weight_files import WeightFiles
+    from peft_lightning.base_model.weights import WeightFiles
 
 
 def extract(
@@ -43,9 +43,9 @@ def extract(
     from peft_lightning.commands.resize import require_cut
 
     require_cut(rank, energy)
-    from peft_lightning.adapters.combination import factorise
-    from peft_lightning.adapters.files import read_facts, require_base
-    from peft_lightning.adapters.lora_layers import is_conv1d
+    from peft_lightning.adapters.folder import read_facts, require_base
+    from peft_lightning.adapters.lora.arithmetic import factorise
+    from peft_lightning.adapters.lora.layers import is_conv1d
     from peft_lightning.commands.combine import save
 
     facts = read_facts(tuned)
@@ -98,7 +98,7 @@ def extract(
 
 
 def _opened(name: str, trust_remote_code: bool, revision: str | None) -> WeightFiles:
-    from peft_lightning.base_model.weight_files import NotStreamableError, open_weights
+    from peft_lightning.base_model.weights import NotStreamableError, open_weights
 
     try:
         return open_weights(name, trust_remote_code=trust_remote_code, revision=revision)
@@ -119,7 +119,7 @@ def _differing(
     """
     import torch
 
-    from peft_lightning.adapters.lora_layers import is_linear
+    from peft_lightning.adapters.lora.layers import is_linear
 
     if type(base.model) is not type(other.model):
         kinds = type(other.model).__name__, type(base.model).__name__
@@ -147,7 +147,7 @@ def _differing(
 
 
 def _listed(rest: dict[str, float]) -> str:
-    from peft_lightning.adapters.names import shortened
+    from peft_lightning.messages import shortened
 
     by_size = sorted(rest, key=lambda name: -rest[name])
     return shortened([f"{name} (changed by {rest[name]:.3%})" for name in by_size])

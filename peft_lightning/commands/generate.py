@@ -60,12 +60,12 @@ def generate(
     """
     if (prompt is None) == (file is None):
         raise ValueError("give either --prompt, a text, or --file, a file of prompts")
-    from peft_lightning.answering import load_answerer
     from peft_lightning.data.prompts import who_answers
     from peft_lightning.data.tokenization import end_token_ids
-    from peft_lightning.generation import find_end_ids, generate_tokens
-    from peft_lightning.partial_answers import PartialAnswers, digests, run_hash
-    from peft_lightning.progress import Progress
+    from peft_lightning.inference.generate import find_end_ids, generate_tokens
+    from peft_lightning.inference.load import load_answerer
+    from peft_lightning.inference.partial_file import PartialAnswers, digests, run_hash
+    from peft_lightning.process.progress import Progress
 
     if output is not None and Path(output).is_dir():
         raise ValueError(f"output {output} is a folder: give the name of a JSONL file")

@@ -23,7 +23,7 @@ def inspect(
         model: Base model, for the tokens nearest to each virtual token of a soft prompt; the one
             that the adapter names if it is a folder.
     """
-    from peft_lightning.adapters.inspection import inspect_adapter
+    from peft_lightning.adapters.inspect import inspect_adapter
     from peft_lightning.hub import adapter_folder
 
     folder = adapter_folder(path)
@@ -51,8 +51,8 @@ def _checkpoint(file: Path) -> dict[str, Any]:
 
 
 def _add_nearest(folder: Path, found: dict[str, Any], model: str | None) -> None:
-    from peft_lightning.adapters.files import read_adapter
-    from peft_lightning.adapters.inspection import nearest_tokens
+    from peft_lightning.adapters.folder import read_adapter
+    from peft_lightning.adapters.inspect import nearest_tokens
     from peft_lightning.base_model import load_base_model, load_tokenizer
 
     recorded = found["base_model"]

@@ -53,13 +53,13 @@ def merge(
     """
     import torch
 
-    from peft_lightning.adapters.atomic import atomic_folder, atomic_text
-    from peft_lightning.adapters.files import read_adapter
-    from peft_lightning.adapters.merging import require_mergeable
-    from peft_lightning.base_model.loading import find_device, require_dtype
+    from peft_lightning.adapters.folder import read_adapter
+    from peft_lightning.adapters.merge import require_mergeable
+    from peft_lightning.base_model.load import find_device, require_dtype
+    from peft_lightning.export.merged_folder import size_in_bytes, write_merged
+    from peft_lightning.export.verify import TEXT, THRESHOLDS, compare
+    from peft_lightning.files import atomic_folder, atomic_text
     from peft_lightning.hub import adapter_folder
-    from peft_lightning.serving.agreement import TEXT, THRESHOLDS, compare
-    from peft_lightning.serving.merged_folder import size_in_bytes, write_merged
 
     require_dtype(dtype)
     device = find_device(device)
@@ -130,7 +130,7 @@ def require_replaceable(out: Path, file: str, what: str) -> None:
 
 
 def _dtypes(files: list[Path]) -> set[torch.dtype]:
-    from peft_lightning.base_model.weight_files import stored_tensors
+    from peft_lightning.base_model.weights import stored_tensors
 
     dtypes = {tensor.dtype for file in files for tensor in stored_tensors(file).values()}
     return {dtype for dtype in dtypes if dtype.is_floating_point}

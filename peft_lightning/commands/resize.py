@@ -16,8 +16,8 @@ def resize(ckpt: str, out: str, /, *, rank: int | None = None, energy: float | N
             gets the lowest rank that does.
     """
     require_cut(rank, energy)
-    from peft_lightning.adapters.combination import reduce_rank, updates_of
-    from peft_lightning.adapters.files import read_adapter
+    from peft_lightning.adapters.folder import read_adapter
+    from peft_lightning.adapters.lora.arithmetic import reduce_rank, updates_of
     from peft_lightning.commands.combine import common_base, is_transposed, save, summary
     from peft_lightning.hub import adapter_folder
 

@@ -27,8 +27,8 @@ def servable(
         json: Everything as one JSON object.
         trust_remote_code: Whether code that comes with the model may run.
     """
-    from peft_lightning.adapters.files import CONFIG_FILE, read_adapter, read_facts, read_json
-    from peft_lightning.adapters.lora import LoRA
+    from peft_lightning.adapters.folder import CONFIG_FILE, read_adapter, read_facts, read_json
+    from peft_lightning.adapters.lora.method import LoRA
     from peft_lightning.hub import adapter_folder
 
     folder = adapter_folder(ckpt)
@@ -158,7 +158,7 @@ def _vllm(config: Mapping[str, Any], base: Any | None) -> list[str]:
 
 
 def _llama(ranks: Mapping[str, int], base: Any | None) -> list[str]:
-    from peft_lightning.serving.gguf_layout import Layout
+    from peft_lightning.export.gguf_layout import Layout
 
     if base is None:
         return []
@@ -179,7 +179,7 @@ def _llama(ranks: Mapping[str, int], base: Any | None) -> list[str]:
 
 def _scales(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
     """Return what the update of each layer is multiplied by."""
-    from peft_lightning.adapters.matching import match_pattern
+    from peft_lightning.adapters.lora.matching import match_pattern
 
     alphas = config.get("alpha_pattern") or {}
     root = math.sqrt if config.get("use_rslora") else float
@@ -195,7 +195,7 @@ def _uniform(config: Mapping[str, Any]) -> float:
 
 def _ranks(folder: Path) -> dict[str, int]:
     """Return the rank of each layer that the folder's tensors name."""
-    from peft_lightning.base_model.weight_files import stored_tensors
+    from peft_lightning.base_model.weights import stored_tensors
 
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
@@ -210,7 +210,7 @@ def _ranks(folder: Path) -> dict[str, int]:
 
 def _embeddings(folder: Path) -> list[str]:
     """Return the names of the embeddings that the folder's tensors adapt."""
-    from peft_lightning.base_model.weight_files import stored_tensors
+    from peft_lightning.base_model.weights import stored_tensors
 
     keys, end = stored_tensors(folder / "adapter_model.safetensors"), ".lora_embedding_A"
     return [k.removeprefix("base_model.model.").removesuffix(end) for k in keys if k.endswith(end)]
@@ -220,7 +220,7 @@ def _base_config(name: str | None, trust_remote_code: bool) -> Any | None:
     """Return the config of a base model, None if it cannot be had."""
     from transformers import AutoConfig
 
-    from peft_lightning.base_model.places import locate
+    from peft_lightning.base_model.resolve import locate
 
     if not name:
         return None

@@ -15,7 +15,7 @@ from peft_lightning.cli.given import (
     read_given,
     trainer_option,
 )
-from peft_lightning.cluster.job_script import TASK, array_tasks, render, submit_script
+from peft_lightning.training.cluster.job_script import TASK, array_tasks, render, submit_script
 
 FIT_OPTIONS = ("config", "model", "data", "trainer", "seed_everything", "ckpt_path")
 NOT_SEEN = ("bash", "interactive")  # job names for which Lightning ignores SLURM

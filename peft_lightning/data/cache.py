@@ -29,8 +29,8 @@ from peft_lightning.data.tokenization import (
     one_of,
 )
 from peft_lightning.data.tokenizer import tokenizer_fingerprint
-from peft_lightning.progress import Progress
-from peft_lightning.user_cache import user_cache
+from peft_lightning.files import user_cache
+from peft_lightning.process.progress import Progress
 
 VERSION = 1  # raise it when the same rows would become other tokens
 ROWS_AT_ONCE = 512

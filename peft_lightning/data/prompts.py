@@ -7,7 +7,7 @@ from peft_lightning.data.cache import Announce
 from peft_lightning.data.formats import prompt_of, settle_format
 from peft_lightning.data.sources import Record, RowError, find_source
 from peft_lightning.data.tokenization import Counts, Encoder, encode_prompt
-from peft_lightning.progress import Progress
+from peft_lightning.process.progress import Progress
 
 Prompt = tuple[int, list[int]]  # the record's index, and the token ids to generate from
 

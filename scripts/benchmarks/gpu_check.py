@@ -231,7 +231,7 @@ def flash_kernel() -> str:
     """Return whether the module's attention has the kernel that it takes in half precision."""
     import torch
 
-    from peft_lightning.attention import has_varlen
+    from peft_lightning.kernels.attention_cuda import has_varlen
 
     return "there" if has_varlen(torch.device("cuda", 0)) else "not there: sequences go one by one"
 

@@ -91,11 +91,11 @@ def measured(folder: str, storage: str, tokens: int) -> dict[str, Any]:
 
     from peft_lightning import LoRA
     from peft_lightning.base_model import load_base_model
-    from peft_lightning.base_model.gated_mlp import fuse_gated_mlps
-    from peft_lightning.base_model.norms import fuse_norms
-    from peft_lightning.base_model.rotary import fuse_rotary
-    from peft_lightning.base_model.two_bytes import compute_in_float32
-    from peft_lightning.labelled import LabelledOutputs
+    from peft_lightning.kernels.float32_compute import compute_in_float32
+    from peft_lightning.kernels.gated_mlp import fuse_gated_mlps
+    from peft_lightning.kernels.rms_norm import fuse_norms
+    from peft_lightning.kernels.rotary import fuse_rotary
+    from peft_lightning.loss import LabelledOutputs
 
     torch.manual_seed(0)
     if storage == BNB:
@@ -152,7 +152,7 @@ def generation(model: Any) -> float:
     """Return the median tokens per second of greedy answers."""
     import torch
 
-    from peft_lightning.generation import generate_tokens
+    from peft_lightning.inference.generate import generate_tokens
 
     class Ends:  # what generate_tokens asks of a tokenizer
         pad_token_id, eos_token_id, chat_template = 0, None, None

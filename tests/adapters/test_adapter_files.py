@@ -15,7 +15,7 @@ from peft_lightning.adapters import (
     read_adapter,
     save_adapter,
 )
-from peft_lightning.adapters.files import adapter_files
+from peft_lightning.adapters.folder import adapter_files
 from tiny import tiny_model
 
 IDS = torch.arange(3, 17).view(2, 7)
@@ -170,7 +170,7 @@ def test_values_that_are_not_finite_are_not_saved_and_the_old_folder_stays(value
 
 
 def test_empty_tensors_are_not_saved(tmp_path):
-    from peft_lightning.adapters.files import write_files
+    from peft_lightning.adapters.folder import write_files
 
     with pytest.raises(ValueError, match="no values in a"):
         write_files(tmp_path, "x.safetensors", {"a": torch.zeros(0, 3)}, {})

@@ -15,7 +15,7 @@ from peft_lightning.adapters import (
     attached_adapter,
     save_adapter,
 )
-from peft_lightning.adapters.lora_layers import LoRALinear
+from peft_lightning.adapters.lora.layers import LoRALinear
 from rounding import assert_near
 from tiny import tiny_model
 

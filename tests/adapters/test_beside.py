@@ -5,9 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from peft_lightning.adapters import LoRA, attached_adapter
-from peft_lightning.adapters.lora_embedding import LoRAEmbedding
-from peft_lightning.adapters.saved_modules import SavedModule
-from peft_lightning.adapters.trained_tokens import TokenRows, TrainedTokens
+from peft_lightning.adapters.lora.embedding import LoRAEmbedding
+from peft_lightning.adapters.lora.modules_to_save import SavedModule
+from peft_lightning.adapters.lora.trainable_tokens import TokenRows, TrainedTokens
 from peft_lightning.base_model import base_fingerprint
 from rounding import assert_near
 from tiny import ARCHITECTURES, tiny_model

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from peft_lightning import LoRA, load_adapter, save_adapter
-from peft_lightning.adapters.checksums import require_undamaged, sealed_folder
-from peft_lightning.adapters.files import read_adapter
+from peft_lightning.adapters.folder import read_adapter
+from peft_lightning.files import require_undamaged, sealed_folder
 from tiny import tiny_model
 
 FILES = ["adapter_config.json", "adapter_model.safetensors", "peft_lightning.json"]

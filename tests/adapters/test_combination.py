@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from peft_lightning.adapters import LoRA, PromptTuning, read_adapter, save_adapter
-from peft_lightning.adapters.combination import as_lora, combine, reduce_rank, updates_of
+from peft_lightning.adapters.lora.arithmetic import as_lora, combine, reduce_rank, updates_of
 from peft_lightning.commands.combine import combine as combine_command
 from peft_lightning.commands.resize import resize
 from rounding import assert_near

@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
 from peft_lightning.adapters import LoRA, load_adapter
-from peft_lightning.adapters.dora import DoRALinear
-from peft_lightning.adapters.merging import merged_weight
+from peft_lightning.adapters.lora.dora import DoRALinear
+from peft_lightning.adapters.merge import merged_weight
 from tiny import tiny_model
 
 

@@ -23,7 +23,7 @@ from peft_lightning.adapters import (
     save_adapter,
 )
 from peft_lightning.data.batching import padded_collate
-from peft_lightning.generation import generate_tokens
+from peft_lightning.inference.generate import generate_tokens
 from rounding import FORWARD, assert_first_adam_step, assert_near
 from tiny import ARCHITECTURES, tiny_model
 from tiny_run import byte_tokenizer

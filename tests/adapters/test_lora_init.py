@@ -9,8 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from peft_lightning.adapters import LoRA, load_adapter, read_adapter, save_adapter
-from peft_lightning.adapters.lora_init import decompose
-from peft_lightning.adapters.lora_layers import LoRALinear
+from peft_lightning.adapters.lora.init import decompose
+from peft_lightning.adapters.lora.layers import LoRALinear
 from rounding import assert_near
 from tiny import tiny_model
 

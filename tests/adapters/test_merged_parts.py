@@ -6,9 +6,9 @@ from parity import IDS, randomise
 from transformers import AutoModelForCausalLM
 
 from peft_lightning.adapters import LoRA, save_adapter
-from peft_lightning.adapters.merged_parts import holds_parts
-from peft_lightning.adapters.merging import merged
-from peft_lightning.serving.merged_folder import write_merged
+from peft_lightning.adapters.lora.merge_extra import holds_parts
+from peft_lightning.adapters.merge import merged
+from peft_lightning.export.merged_folder import write_merged
 from rounding import assert_near
 from tiny_run import byte_tokenizer
 

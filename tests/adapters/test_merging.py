@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
 from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter
-from peft_lightning.adapters.lora_layers import LoRALinear
-from peft_lightning.adapters.merging import add_update, merged, merged_weight, require_mergeable
+from peft_lightning.adapters.lora.layers import LoRALinear
+from peft_lightning.adapters.merge import add_update, merged, merged_weight, require_mergeable
 from rounding import assert_near
 from tiny import ARCHITECTURES, tiny_model
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from peft.utils import constants
 
-from peft_lightning.adapters.default_targets import BY_MODEL_TYPE
-from peft_lightning.adapters.lora import LoRA
-from peft_lightning.adapters.matching import match_pattern, shortest_suffixes
-from peft_lightning.adapters.targeting import Targets
+from peft_lightning.adapters.lora.default_targets import BY_MODEL_TYPE
+from peft_lightning.adapters.lora.matching import match_pattern, shortest_suffixes
+from peft_lightning.adapters.lora.method import LoRA
+from peft_lightning.adapters.lora.targets import Targets
 from tiny import ARCHITECTURES, tiny_model
 
 ATTENTION = {

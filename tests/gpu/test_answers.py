@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 from devices import DEVICES, draw_adapter, on_every_device, relative_error
 from peft_lightning import CausalLMModule, LoRA, PromptTuning, load_base_model
-from peft_lightning.attention.flat import NAME, flat_inputs
-from peft_lightning.base_model.compiling import compile_layers
 from peft_lightning.base_model.quantization import dequantized
+from peft_lightning.kernels.attention import FLAT_ATTENTION, flat_inputs
+from peft_lightning.kernels.compiled_layers import compile_layers
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, flat_batch
 
@@ -59,7 +59,7 @@ def backend(device):
 
 def compiled_gradients(dtype, device, compiled):
     """Return the gradients of two batches of other lengths."""
-    model = tiny_model("llama", dtype, attn_implementation=NAME)
+    model = tiny_model("llama", dtype, attn_implementation=FLAT_ATTENTION)
     adapter = LoRA(r=2)
     adapter.attach(model)
     draw_adapter(adapter, model)
@@ -125,7 +125,7 @@ def test_gradients_over_quantised_weights_are_those_over_the_numbers_they_stand_
 
 @on_every_device
 def test_sampled_answers_leave_the_random_state_of_the_device_alone(base, device):
-    from peft_lightning.generation import generate_tokens
+    from peft_lightning.inference.generate import generate_tokens
 
     model = load_base_model(str(base), dtype="float32").to(device)
     torch.manual_seed(3)

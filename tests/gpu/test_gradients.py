@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from devices import draw_adapter, on_every_device, relative_error
 from peft_lightning import CausalLMModule, LoRA, PromptTuning
-from peft_lightning.attention import flat
-from peft_lightning.attention.varlen import has_varlen
+from peft_lightning.kernels import attention
+from peft_lightning.kernels.attention_cuda import has_varlen
 from tiny_run import flat_batch, write_base
 
 LENS = [5, 13, 1, 20]  # above Mistral's and Gemma's window of 8, too
@@ -174,8 +174,8 @@ def test_the_flash_kernel_computes_every_layer_where_there_is_one(
         calls.append(args[0].dtype)
         return kernel(*args)
 
-    kernel = flat.varlen_attention
-    monkeypatch.setattr(flat, "varlen_attention", counted)
+    kernel = attention.varlen_attention
+    monkeypatch.setattr(attention, "varlen_attention", counted)
     ours(bases["llama"], ADAPTERS["LoRA"], device, dtype)
     taken = dtype == "bfloat16" and has_varlen(torch.device(device))
     assert set(calls) == ({torch.bfloat16} if taken else set())
@@ -208,7 +208,7 @@ def test_attention_is_that_of_float64(case, size, dtype, device):
         ends = torch.tensor([0, *lens]).cumsum(0).int().to(where)
         options = {k: v.to(where, kind) if k == "s_aux" else v for k, v in CASES[case].items()}
         batch = {"seq_lens": lens, "cu_seq_lens_q": ends, "max_length_q": max(lens)}
-        out, _ = flat.attention_per_sequence(None, *inputs, None, **batch, **options)
+        out, _ = attention.attention_per_sequence(None, *inputs, None, **batch, **options)
         grads = torch.autograd.grad((out.double() * weight.to(where)).sum(), inputs)
         found.append(dict(zip(["out", "q", "k", "v"], [out.detach(), *grads], strict=True)))
     # scores, weights and outputs are rounded, and so is each gradient on the way back; sums over

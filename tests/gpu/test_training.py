@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from devices import draw_adapter, last_checkpoint, on_every_device, relative_error, trainer_on
 from peft_lightning import CausalLMModule, Constant, LoRA, load_base_model, save_adapter
 from peft_lightning.base_model import base_fingerprint
-from peft_lightning.out_of_memory import is_out_of_memory
+from peft_lightning.training.out_of_memory import is_out_of_memory
 from tiny_run import fit, write_base
 
 # what a product of each precision rounds by, times 16 for the roundings on the way through layers

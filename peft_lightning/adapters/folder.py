@@ -1,0 +1,272 @@
+"""Adapter folders: HF PEFT's two files and ``peft_lightning.json`` with our own facts."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from peft_lightning.adapters.base import Adapter, adapter_class, as_json
+from peft_lightning.adapters.full import Full
+from peft_lightning.files import atomic_text, existing_folder, require_undamaged, sealed_folder
+from peft_lightning.messages import shortened
+
+__all__ = [
+    "adapter_files",
+    "atomic_text",
+    "existing_folder",
+    "load_adapter",
+    "read_adapter",
+    "read_facts",
+    "read_json",
+    "save_adapter",
+    "sealed_folder",
+    "write_files",
+]
+
+CONFIG_FILE = "adapter_config.json"
+FACTS_FILE = "peft_lightning.json"
+FORMAT_VERSION = 1
+
+Texts = Mapping[str, str | bytes]
+
+
+def adapter_files(
+    adapter: Adapter,
+    model: nn.Module,
+    facts: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
+) -> tuple[str, dict[str, Tensor], dict[str, str | bytes]]:
+    """Return what an adapter's folder holds, without writing it.
+
+    Args:
+        adapter: Attached to ``model``.
+        model: The base with the adapter.
+        facts: What to remember besides, in ``peft_lightning.json``: ``base_fingerprint`` and
+            anything else that JSON can hold.
+        tokenizer: Written too where the folder is a whole model (full fine-tuning), or the
+            adapter has new tokens: so HF PEFT knows them.
+
+    Returns:
+        The tensor file's name, its tensors, and the other files by name.
+    """
+    own = {
+        "format_version": FORMAT_VERSION,
+        "peft_type": adapter.peft_type,
+        "base_model": getattr(model, "name_or_path", None) or None,
+        "base_fingerprint": None,
+        **adapter.own_facts(),
+    }
+    texts = adapter.texts(model, tokenizer)
+    texts[FACTS_FILE] = as_json({**own, **(facts or {})})
+    return adapter.tensor_file, adapter.state_dict(model), texts
+
+
+def write_files(
+    folder: Path, tensor_file: str, tensors: Mapping[str, Tensor], texts: Texts
+) -> None:
+    """Write an adapter's files into ``folder``, which exists.
+
+    Raises:
+        ValueError: If there is no tensor, or one is empty, sharded or not finite; nothing is
+            written.
+        OSError: If the system refuses to write.
+    """
+    empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
+    if parts := [name for name, tensor in tensors.items() if isinstance(tensor, DTensor)]:
+        raise ValueError(
+            f"refusing to save: {shortened(parts)} are sharded over processes; gather them first, "
+            "as CausalLMModule.state_dict does"
+        )
+    bad = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    if not tensors or empty:
+        raise ValueError(f"refusing to save: no values in {shortened(empty) or 'the adapter'}")
+    if bad:
+        raise ValueError(
+            f"refusing to save: {len(bad)} of {len(tensors)} tensors have values that are not "
+            f"finite: {shortened(bad)}. Training has diverged: lower the learning rate"
+        )
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        taken = {t.untyped_storage().data_ptr() for t in plain.values()}
+        plain[name] = own.clone() if own.untyped_storage().data_ptr() in taken else own
+    try:
+        save_file(plain, folder / tensor_file, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{tensor_file} cannot be written: {error}") from None
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def save_adapter(
+    adapter: Adapter,
+    model: nn.Module,
+    folder: str | Path,
+    facts: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
+) -> None:
+    """Write the adapter into ``folder``, in place of what it holds; all of it or nothing.
+
+    HF PEFT and every reader of its files read the folder. See ``adapter_files`` for the
+    arguments.
+    """
+    tensor_file, tensors, texts = adapter_files(adapter, model, facts, tokenizer)
+    with sealed_folder(folder) as temporary:
+        write_files(temporary, tensor_file, tensors, texts)
+
+
+def read_adapter(folder: str | Path) -> tuple[Adapter, dict[str, Tensor], dict[str, Any]]:
+    """Read an adapter's folder, ours or HF PEFT's.
+
+    Returns:
+        The adapter, its tensors on the CPU, and the facts: ``base_model`` (a name or None),
+        ``base_fingerprint`` (None if unknown, as in HF PEFT's folders) and what else was saved.
+
+    Raises:
+        FileNotFoundError: If the folder or a file of it is not there.
+        ValueError: If a file is damaged, cannot be read, or sets what is not implemented.
+    """
+    folder = existing_folder(folder)
+    require_undamaged(folder, [CONFIG_FILE, FACTS_FILE])
+    facts = read_facts(folder)
+    adapter: Adapter
+    if facts.get("peft_type") == Full.peft_type:
+        adapter = Full()
+    else:
+        config = read_json(_required(folder, CONFIG_FILE))
+        kind = adapter_class(config.get("peft_type"))
+        own = {name: facts[name] for name in kind.own_options & facts.keys()}
+        if paths := [name for name, value in own.items() if isinstance(value, str)]:
+            raise ValueError(f"{folder / FACTS_FILE}: {paths[0]} must not name a file elsewhere")
+        adapter = kind.from_hf_config({**config, **own})
+        facts["base_model"] = facts["base_model"] or config.get("base_model_name_or_path")
+        if not isinstance(facts["base_model"], str | None):
+            name = f"base_model_name_or_path must be a name, got {facts['base_model']!r:.80}"
+            raise ValueError(f"{folder / CONFIG_FILE}: {name}")
+    path = _required(folder, adapter.tensor_file)
+    require_undamaged(folder, [adapter.tensor_file])
+    try:
+        return adapter, load_file(path), facts
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read, it may be damaged: {error}") from None
+
+
+def read_facts(folder: str | Path) -> dict[str, Any]:
+    """Return what ``peft_lightning.json`` in a folder says; no base if there is none.
+
+    Raises:
+        ValueError: If it cannot be read, or is of a newer release.
+    """
+    facts: dict[str, Any] = {"base_model": None, "base_fingerprint": None}
+    path = Path(folder, FACTS_FILE)
+    if path.is_file():
+        facts |= read_json(path)
+        version = facts.get("format_version", FORMAT_VERSION)
+        if type(version) is not int or version > FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has format_version {version!r:.80}, and this release reads up to "
+                f"{FORMAT_VERSION}: install a newer one"
+            )
+        for name, kind in (("base_model", str), ("base_fingerprint", dict)):
+            if facts[name] is not None and not isinstance(facts[name], kind):
+                raise ValueError(f"{path}: {name} must be {kind.__name__}, got {facts[name]!r:.80}")
+    return facts
+
+
+def load_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    trainable: bool = False,
+    any_base: bool = False,
+    base_fingerprint: Mapping[str, Any] | None = None,
+) -> Adapter:
+    """Attach the adapter of ``folder`` to ``model`` with its trained tensors.
+
+    Args:
+        model: Without an adapter. If this fails it is left as it was.
+        folder: Ours or HF PEFT's.
+        trainable: Whether to go on training: otherwise the adapter is frozen too, and in eval
+            mode.
+        any_base: Load even if ``base_fingerprint`` is not that of the adapter's base.
+        base_fingerprint: That of ``model``; compared if the folder remembers one.
+
+    Raises:
+        ValueError: If the tensors do not fit, or were trained on another base.
+    """
+    adapter, tensors, facts = read_adapter(folder)
+    if not any_base:
+        require_base(folder, facts, base_fingerprint)
+    before = set(model.modules())
+    adapter, fitted = adapter.fitted(model, tensors)
+    adapter.attach(model, initialise=False)
+    try:
+        adapter.load_state_dict(model, fitted)
+    except BaseException:
+        adapter._undo(model)
+        raise
+    if not trainable:
+        model.requires_grad_(False)
+        for module in set(model.modules()) - before:
+            module.training = False
+    return adapter
+
+
+def require_base(
+    folder: str | Path,
+    facts: Mapping[str, Any],
+    base_fingerprint: Mapping[str, Any] | None,
+    remedy: str = "Load that one, or pass any_base=True",
+) -> None:
+    """Raise ValueError if ``facts`` of an adapter's folder remember another base; name both.
+
+    HF PEFT remembers none, which is said once.
+    """
+    expected = facts["base_fingerprint"]
+    if base_fingerprint and not expected:
+        warnings.warn(
+            f"{folder} has no fingerprint of its base, as HF PEFT's folders: whether it was "
+            "trained on this one is not checked",
+            stacklevel=3,
+        )
+    if expected and base_fingerprint and expected != base_fingerprint:
+        keys = {**expected, **base_fingerprint}
+        differences = ", ".join(
+            f"{k}: {expected.get(k)!r} expected, {base_fingerprint.get(k)!r} here"
+            for k in keys
+            if expected.get(k) != base_fingerprint.get(k)
+        )
+        raise ValueError(
+            f"{folder} was trained on another base model, {facts['base_model']} ({differences}). "
+            + remedy
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in the file ``path``; raise ValueError if it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _required(folder: Path, name: str) -> Path:
+    """Return the path of file ``name``; if it is not there, raise and say what is."""
+    if (path := folder / name).is_file():
+        return path
+    hint = f"it has {shortened(sorted(p.name for p in folder.iterdir())) or 'nothing'}"
+    if nested := sorted(p.parent for p in folder.glob(f"*/{name}")):
+        hint += f"; there is one in {shortened([str(p) for p in nested])}"
+    elif (folder / name).with_suffix(".bin").is_file():
+        hint += "; a .bin file can run code and is not read: save it again as safetensors"
+    raise FileNotFoundError(f"{folder} is no adapter folder: no {name} in it; {hint}")

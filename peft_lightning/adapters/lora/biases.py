@@ -1,0 +1,68 @@
+"""Biases of the base that are trained beside LoRA: HF PEFT's option ``bias``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from peft_lightning.adapters.lora.modules_to_save import is_within
+
+CHOICES = ("none", "all", "lora_only")
+
+
+def biases_to_train(
+    model: nn.Module, choice: str, layers: Mapping[str, nn.Module], without: Iterable[str]
+) -> list[str]:
+    """Return the names of the biases to train in a base.
+
+    Args:
+        model: Without an adapter.
+        choice: ``all`` of the model, those of ``layers`` (``lora_only``), or ``none``.
+        layers: To be adapted, by name.
+        without: Modules that are trained whole.
+    """
+    if choice == "none":
+        return []
+    if choice == "all":
+        named = [name for name, _ in model.named_parameters() if name.endswith(".bias")]
+        return [name for name in named if not is_within(name, without)]
+    biased = (name for name, layer in layers.items() if getattr(layer, "bias", None) is not None)
+    return [f"{name}.bias" for name in biased]
+
+
+def require_trainable(model: nn.Module, choice: str, names: Iterable[str]) -> None:
+    """Raise ValueError if training biases called ``names`` would come to nothing; say why."""
+    found = {model.get_parameter(name).dtype for name in names}
+    if choice != "none" and not found:
+        raise ValueError(f"bias {choice!r} trains nothing: there is no bias to train in this model")
+    if half := found & {torch.bfloat16, torch.float16}:
+        raise ValueError(
+            f"bias {choice!r} trains biases of the base in its dtype, {half.pop()}, which rounds "
+            "small steps away: load the base in float32"
+        )
+
+
+def train_biases(model: nn.Module, names: Iterable[str]) -> None:
+    """Put a trainable copy in the place of each bias, in its dtype as in HF PEFT."""
+    for name in names:
+        module = model.get_submodule(name.removesuffix(".bias"))
+        bias: Tensor = module.bias  # type: ignore[assignment]
+        module.register_buffer("frozen_bias", bias.detach(), persistent=False)
+        module.bias = nn.Parameter(bias.detach().clone())
+
+
+def trained_biases(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trained biases by name."""
+    owners = {n: m for n, m in model.named_modules() if hasattr(m, "frozen_bias")}
+    return {f"{name}.bias": module.bias for name, module in owners.items()}
+
+
+def restore_biases(model: nn.Module) -> None:
+    """Give the base its own biases back."""
+    for module in model.modules():
+        if hasattr(module, "frozen_bias"):
+            frozen: Tensor = module.frozen_bias  # type: ignore[assignment]
+            module.bias = nn.Parameter(frozen, requires_grad=False)
+            del module.frozen_bias

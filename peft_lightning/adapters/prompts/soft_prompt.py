@@ -1,0 +1,80 @@
+"""Soft prompts: virtual tokens before the text, whichever method made them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from peft_lightning.adapters.prompts.base import VirtualTokens
+from peft_lightning.adapters.prompts.positions import Insertion
+
+
+@dataclass(frozen=True)
+class SoftPrompt(VirtualTokens):
+    """Puts trainable virtual tokens directly before the text of each sequence.
+
+    They take positions 0 to n - 1 and the text those after; with left padding the order is
+    padding, virtual tokens, text, so that padding changes nothing.
+    """
+
+    def prepare_inputs(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """Replace ``input_ids`` by ``inputs_embeds`` with the virtual tokens in place.
+
+        Takes flat batches, and padded ones of either side; everything that runs along the
+        tokens (labels, positions, mask, lengths) is widened to match. Labels of virtual tokens
+        are -100.
+        """
+        inputs = dict(batch)
+        ids = inputs.pop("input_ids")
+        embeds = model.get_input_embeddings()(ids)  # (B, T, dim)
+        n = self.num_virtual_tokens
+        if "cu_seq_lens" in batch:
+            insertion = Insertion.before_sequences(batch["cu_seq_lens"], ids.shape[1], n)
+            ends = torch.arange(len(batch["cu_seq_lens"]), device=ids.device) * n
+            inputs["cu_seq_lens"] = batch["cu_seq_lens"] + ends.to(batch["cu_seq_lens"])
+            inputs["seq_lens"] = [length + n for length in batch["seq_lens"]]
+        else:
+            mask = batch.get("attention_mask")
+            insertion = Insertion.before_text(torch.ones_like(ids) if mask is None else mask, n)
+        inputs["inputs_embeds"] = insertion.rows(embeds, model.prompt_embeddings)
+        for name, virtual in (("labels", -100), ("attention_mask", 1)):
+            if batch.get(name) is not None:
+                inputs[name] = insertion.values(batch[name], virtual)
+        if batch.get("position_ids") is not None:
+            positions = torch.arange(n, device=ids.device)
+            inputs["position_ids"] = insertion.values(batch["position_ids"] + n, positions)
+        return inputs
+
+    def prepare_shared(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        inputs = dict(batch)
+        ids = inputs.pop("input_ids")
+        embeds = model.get_input_embeddings()(ids)  # (1, T, dim)
+        n = self.num_virtual_tokens
+        prompt = model.prompt_embeddings.to(embeds.dtype)[None]
+        inputs["inputs_embeds"] = torch.cat([prompt, embeds], dim=1)
+        places = torch.arange(n, device=ids.device)[None]
+        inputs["position_ids"] = torch.cat([places, batch["position_ids"] + n], dim=1)
+        if batch.get("labels") is not None:
+            inputs["labels"] = F.pad(batch["labels"], (n, 0), value=-100)
+        inputs["cu_seq_lens"] = F.pad(batch["cu_seq_lens"] + n, (1, 0))
+        inputs["seq_lens"] = [n, *batch["seq_lens"]]
+        inputs["prefix_len"] = n
+        return inputs
+
+    @abstractmethod
+    def _initial(self, model: Any, embedding: Any) -> Tensor:
+        """Return the initial virtual tokens, (n, dim)."""
+
+    def _insert(self, model: Any, initialise: bool) -> None:
+        embedding = model.get_input_embeddings()
+        with torch.no_grad():
+            prompt = self._initial(model, embedding) if initialise else None
+            if prompt is None:
+                zero = torch.zeros(1, dtype=torch.long, device=embedding.weight.device)
+                prompt = torch.zeros(self.num_virtual_tokens, embedding(zero).shape[-1])
+        self._register(model, prompt)

@@ -1,0 +1,253 @@
+"""Loading a frozen causal LM and its tokenizer: hub id, local folder or GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from peft_lightning.base_model.fingerprint import base_fingerprint, remember_fingerprint
+from peft_lightning.base_model.load_errors import explained, require_causal
+from peft_lightning.base_model.quantization import (
+    is_quantized,
+    quantization_method,
+    quantization_options,
+    ready_to_train,
+    require_quantization,
+)
+from peft_lightning.base_model.resolve import INDEX_FILE, locate, model_folder, shard_files
+from peft_lightning.base_model.weights import NotStreamableError, open_weights
+from peft_lightning.kernels.machine import Machine, find_machine
+from peft_lightning.kernels.precision import choose, name_of, remember_choice
+from peft_lightning.process.progress import Progress
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+AS_SAVED = "saved"  # of load_base_model only: that of a command's output is another matter
+
+# GGUF's names of byte-level pre-tokenizers that take digits one by one; transformers' reader
+# leaves that out, so that "  2" became other tokens than the model was trained on
+_SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"}
+
+
+def load_base_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    attn_implementation: str = "auto",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    frozen: bool = True,
+    device: str | torch.device | None = None,
+    quantization: str | None = None,
+    precision: str | None = None,
+    machine: Machine | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model in eval mode, its tied weights tied.
+
+    Args:
+        name: Hub id, local folder, or path of a GGUF file, whose weights are dequantised.
+        dtype: float32, bfloat16 or float16; auto for what suits the processor: as saved if it
+            multiplies that, else float32, as for a GGUF file; in a run, that of its products.
+            saved for the type of the files, whatever computes it.
+        attn_implementation: A name that transformers knows; auto for its own choice.
+        trust_remote_code: Whether code that comes with the model may run.
+        revision: Branch, tag or commit of a hub id.
+        frozen: Whether no weight requires a gradient. Weights that do are float32 with dtype auto.
+        device: Where to load to; the CPU if None.
+        quantization: 4bit or 8bit: weights of linear layers in so many bits, by bitsandbytes;
+            ``dtype`` is that of the others, and of what is computed. The fingerprint is that of
+            the model as saved.
+        precision: Of the Trainer that computes, as Lightning names it; None outside a run.
+        machine: Where it is computed, if that is not ``device``.
+
+    Raises:
+        ValueError: If there is no such model, it is not a causal LM, it lacks weights, or is
+            quantised already; or if bitsandbytes is not installed.
+    """
+    if dtype != AS_SAVED:
+        require_dtype(dtype)
+    require_quantization(quantization)
+    source, options = locate(name, revision)
+    options["trust_remote_code"] = trust_remote_code
+    saved: str | None = None
+    if "gguf_file" in options:
+        if quantization:
+            raise ValueError(
+                f"{name} is a GGUF file, which is dequantised when it is loaded: quantization "
+                "takes a folder of safetensors files or a hub id"
+            )
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    else:
+        with explained("base model", name, options):
+            options["config"] = AutoConfig.from_pretrained(source, **options)
+        require_causal(name, options["config"])
+        saved, method = name_of(options["config"].dtype), quantization_method(options["config"])
+        if dtype == "auto" and method not in (None, "bitsandbytes"):
+            dtype = AS_SAVED  # another library's kernels want the type that is saved with them
+        if method or quantization:
+            device = device or torch.get_default_device()  # a run's; transformers takes any GPU
+    choice = choose(
+        machine or find_machine(device or torch.get_default_device()),
+        saved or "float32" if dtype == AS_SAVED else dtype,
+        precision,
+        saved,
+        trains_weights=not frozen,
+        parameters=partial(_count_parameters, name, source, options, saved),
+    )
+    if "config" in options:
+        options |= quantization_options(name, options["config"], quantization, choice.dtype)
+    if attn_implementation != "auto":
+        options["attn_implementation"] = attn_implementation
+    if device is not None:
+        options["device_map"] = {"": device}
+    loading = Progress(f"loading {_short(name)}")
+    with explained("base model", name, options), _quiet(), _reading(options), loading:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype="auto" if dtype == AS_SAVED else getattr(torch, choice.dtype),
+            output_loading_info=True,
+            weights_only=True,  # of .bin files, which could hold code: nothing but tensors is read
+            **options,
+        )
+    model, report = loaded
+    if lost := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"the base model {name} lacks {len(lost)} weights of {type(model).__name__}, "
+            f"{lost[0]} the first: is it a {type(model).__name__}, and all of it there?"
+        )
+    if "gguf_file" in options:  # not the folder that the file happens to be in
+        model.name_or_path = model.config.name_or_path = str(Path(name).expanduser())
+    if is_quantized(model):
+        ready_to_train(model)
+        frozen = True
+    remember_choice(model, choice)
+    # float32 that became float16 has another fingerprint: it is rounded to bfloat16 from there
+    twice = not is_quantized(model) and (saved, model.dtype) == ("float32", torch.float16)
+    if quantization or twice:
+        how = {"trust_remote_code": trust_remote_code, "revision": revision}
+        remember_fingerprint(model, _fingerprint_of_files(name, how))
+    return model.requires_grad_(not frozen).eval()
+
+
+def _fingerprint_of_files(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fingerprint of a base as it is saved."""
+    try:
+        return open_weights(name, **options).fingerprint()
+    except NotStreamableError:
+        return base_fingerprint(load_base_model(name, dtype=AS_SAVED, **options))
+
+
+def _count_parameters(
+    name: str, source: str, options: dict[str, Any], saved: str | None
+) -> int | None:
+    """Return about how many parameters a base has, from the size of its files; None if unknown."""
+    if saved is None or "gguf_file" in options or quantization_method(options["config"]):
+        return None
+    hub: dict[str, Any] = {
+        key: options[key] for key in ("revision", "local_files_only") if key in options
+    }
+    with explained("base model", name, options):
+        folder = model_folder(source, hub)
+    names = {path.name: path for path in folder.iterdir()}
+    files = shard_files(names[INDEX_FILE]) if INDEX_FILE in names else list(folder.glob("*.bin"))
+    files = [names["model.safetensors"]] if "model.safetensors" in names else files
+    return sum(file.stat().st_size for file in files) // getattr(torch, saved).itemsize
+
+
+def load_tokenizer(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a hub id, local folder or GGUF file.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    source, options = locate(name, revision, weights=False)
+    options["trust_remote_code"] = trust_remote_code
+    with _reading(options), Progress(f"loading the tokenizer of {_short(name)}"):
+        with explained("tokenizer of", name, options):
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if "gguf_file" in options:
+            _split_digits(tokenizer, Path(source, options["gguf_file"]))
+    return tokenizer
+
+
+def require_dtype(dtype: str) -> None:
+    """Raise ValueError, with the nearest name, if ``dtype`` is none of ``DTYPES``."""
+    if dtype not in DTYPES:
+        near = get_close_matches(str(dtype), DTYPES, n=1, cutoff=0.5)
+        hint = f", did you mean {near[0]}?" if near else ""
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}{hint}")
+
+
+def find_device(name: str) -> str:
+    """Return the name of a device: for auto the GPU, if there is one, else the CPU.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"device must be auto, cpu or a GPU that is there, such as cuda:0, got {name!r}: "
+            f"{reason}"
+        ) from None
+    return name
+
+
+def _split_digits(tokenizer: Any, file: Path) -> None:
+    from tokenizers import pre_tokenizers
+
+    from peft_lightning.base_model.gguf_reading import reading_gguf
+
+    with reading_gguf() as open_file:
+        field = open_file(file).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() in _SINGLE_DIGITS:
+        backend = tokenizer.backend_tokenizer
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+
+
+def _short(name: str) -> str:
+    """Return a hub id as it is, or the last part of a path."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
+def _reading(options: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Return the context in which transformers reads a GGUF file fast, if it is one."""
+    if "gguf_file" not in options:
+        return nullcontext()
+    from peft_lightning.base_model.gguf_reading import reading_gguf
+
+    return reading_gguf()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars: what it loads in a second needs none."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

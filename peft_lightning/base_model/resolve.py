@@ -1,0 +1,133 @@
+"""Where a base model is: a local folder, a GGUF file or the hub; and what is near if it is not."""
+
+from __future__ import annotations
+
+import json
+import re
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from peft_lightning.files import user_cache
+
+# weights, configs, tokenizers and templates, as names on the hub
+FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_MODEL_FILES = [*FILES, "*.py", "LIC*"]
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
+INDEX_FILE = "model.safetensors.index.json"
+_BY_PREFERENCE = (  # transformers loads the first that is there
+    "model.safetensors",
+    INDEX_FILE,
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def locate(name: str, revision: str | None, weights: bool = True) -> tuple[str, dict[str, Any]]:
+    """Return what ``from_pretrained`` takes for ``name``: a source and options.
+
+    Raises:
+        ValueError: If it is a path that is not there, or a folder that holds something else.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _require_model_folder(path, weights)
+        return str(path), {}
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ValueError(f"{name} is a file: give a model's folder, a .gguf file or a hub id")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.suffix == ".gguf" or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise ValueError(f"there is no {name}{nearest_place(path)}")
+    return name, {"revision": revision or "main", "local_files_only": not hub_answers()}
+
+
+def _require_model_folder(path: Path, weights: bool) -> None:
+    if (path / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{path} is an adapter's folder: the base model is the one it was trained on, named in "
+            "its adapter_config.json"
+        )
+    if not weights:
+        return
+    loaded = next((path / name for name in _BY_PREFERENCE if (path / name).is_file()), None)
+    if loaded is not None and loaded.suffix == ".json":
+        shard_files(loaded)
+    found = any(next(path.glob(pattern), None) for pattern in _WEIGHTS)
+    if not (path / "config.json").is_file() or not found:
+        lacks = "no weights" if (path / "config.json").is_file() else "no config.json"
+        files = sorted(p.name for p in path.glob("*.gguf"))
+        hint = f": give the file, {path / files[0]}" if files else ""
+        hint = hint or f": it needs config.json and model.safetensors{nearest_place(path / 'x')}"
+        raise ValueError(f"{path} holds no model, it has {lacks}{hint}")
+
+
+def shard_files(index: Path) -> list[Path]:
+    """Return the files with the parts of a model, as the index beside them names them.
+
+    Raises:
+        ValueError: If it is no index, or one is not there or outside of its folder.
+    """
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{index} is not JSON: {error}") from None
+    content = content if isinstance(content, dict) else {}
+    parts = content.get("weight_map")
+    names_of_files = isinstance(parts, dict) and all(isinstance(n, str) for n in parts.values())
+    if not parts or not names_of_files or not isinstance(content.get("metadata"), dict):
+        raise ValueError(f"{index} needs a weight_map of tensors' names to files, and metadata")
+    names = sorted(set(parts.values()))
+    if outside := [n for n in names if Path(n).is_absolute() or ".." in Path(n).parts or "\0" in n]:
+        raise ValueError(f"{index} names {outside[0]!r}, which is not in its folder")
+    suffix = index.suffixes[-3]  # what transformers takes for something else, it may unpickle
+    if strange := [name for name in names if Path(name).suffix != suffix]:
+        raise ValueError(f"{index} names {strange[0]!r:.80}, no {suffix} file")
+    files = [index.parent / name for name in names]
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise ValueError(f"{index.parent} is not complete: {index.name} names {absent[0]!r:.80}")
+    return files
+
+
+def model_folder(source: str, options: dict[str, Any]) -> Path:
+    """Return the folder with the files of a model: the local one, or that of the hub's cache.
+
+    Args:
+        source: As ``locate`` returns it, with ``options``; not for a GGUF file.
+        options: ``revision`` and ``local_files_only`` for a hub id, none for a folder.
+
+    Raises:
+        OSError: If the hub has no such model, or is not there.
+    """
+    if "revision" not in options:
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, allow_patterns=_MODEL_FILES, **options))
+
+
+def nearest_place(path: Path) -> str:
+    """Return a hint at folders and files of a name near that of ``path``."""
+    cached = user_cache("models") / path.name  # where get_smollm2.py writes
+    if cached.is_dir() and cached != path:
+        return f"; did you mean {cached}?"
+    folder = path.parent if path.parent.is_dir() else Path()
+    names = [p.name for p in folder.iterdir() if p.is_dir() or p.suffix == ".gguf"]
+    near = get_close_matches(path.name, names, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(str(folder / n) for n in near)}?" if near else ""
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the model hub can be reached: asked once, as transformers would retry for 70 s."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever the HTTP client of this release raises
+        return False
+    return True

@@ -1,1 +1,0 @@
-"""Processes and machines: signals, preemption, SLURM, several ranks."""

@@ -1,0 +1,167 @@
+"""GGUF files for llama.cpp: a LoRA to put on its base, or the merged model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+
+from peft_lightning.adapters.lora.arithmetic import require_sums
+from peft_lightning.adapters.lora.extra_modules import require_no_parts
+from peft_lightning.adapters.lora.method import LoRA
+from peft_lightning.adapters.tensor_names import check_names
+from peft_lightning.export.gguf_layout import Layout
+from peft_lightning.export.merged_weights import MergedTensors, Piece
+from peft_lightning.process.progress import Progress
+
+_TYPES = {
+    torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    torch.float16: (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    torch.bfloat16: (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+}
+
+
+def write_lora(
+    file: Path, model: Any, adapter: LoRA, tensors: Mapping[str, Tensor], dtype: torch.dtype
+) -> None:
+    """Write an adapter as llama.cpp's ``--lora`` takes it.
+
+    llama.cpp multiplies the update of every layer by one alpha over the layer's rank. The scales
+    that a layer has besides (rsLoRA, alpha patterns) are multiplied into its B.
+
+    Args:
+        file: To write.
+        model: The base, without values. The adapter is attached to it.
+        adapter: Linear layers only.
+        tensors: As its file names them.
+        dtype: Of both matrices.
+
+    Raises:
+        ValueError: If the architecture has no place for a layer, the adapter is more than a sum
+            of updates, such as DoRA, or the tensors do not fit.
+    """
+    layout = Layout(model.config)
+    tied = model.config.get_text_config().tie_word_embeddings
+    require_sums(adapter)
+    adapter.attach(model, initialise=False)
+    layers = adapter.layers(model)
+    require_no_parts(model, "a LoRA's GGUF file")
+    own = {name: t for name, t in tensors.items() if not name.endswith(".base_layer.weight")}
+    check_names(adapter.state_dict(model), own)
+    head = model.get_output_embeddings()
+    if tied and any(layer is head for layer in layers.values()):
+        raise ValueError(
+            "the adapter changes the output embedding, which is tied to the input embedding in "
+            "this base and no tensor of its own in llama.cpp: export --format gguf"
+        )
+    alpha = float(adapter.lora_alpha)
+    with _open(file, layout) as writer:
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+        for name, layer in layers.items():
+            stem = f"base_model.model.{name}"
+            a, b = (own[f"{stem}.{part}.weight"] for part in ("lora_A", "lora_B"))
+            b = layout.ordered(name, b.double() * (layer.scaling * layer.r / alpha))
+            place = layout.tensor_name(f"{name}.weight")
+            for part, values in (("lora_a", a), ("lora_b", b)):
+                cast = values.to(dtype)
+                if not cast.isfinite().all():
+                    raise ValueError(f"{name}.{part} has values that are not finite in {dtype}")
+                data, kind = _raw(cast)
+                writer.add_tensor(f"{place}.{part}", data, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+
+
+def write_model(
+    file: Path, merged: MergedTensors, name: str, add_vocabulary: Callable[[gguf.GGUFWriter], None]
+) -> tuple[Layout, torch.dtype]:
+    """Write a model with its tokenizer, one tensor at a time in memory.
+
+    Matrices have the dtype of the merged tensors; vectors are float32, as llama.cpp asks.
+
+    Args:
+        file: To write.
+        merged: The model.
+        name: What the file calls the model.
+        add_vocabulary: Adds the tokenizer.
+
+    Returns:
+        The layout, and the dtype of most matrices.
+
+    Raises:
+        ValueError: If the architecture or the tokenizer is not known here, or a layer cannot be
+            merged.
+    """
+    model = merged.weights.model
+    layout = Layout(model.config)
+    places = _places(merged, layout)
+    dtypes = [p.dtype for p in places.values() if len(p.source.shape) > 1]
+    common = max(set(dtypes), key=dtypes.count)
+    if strange := set(dtypes) - _TYPES.keys():
+        raise ValueError(f"no GGUF file holds {strange.pop()}: give a --dtype")
+    extra = layout.extra_tensors()
+    with _open(file, layout) as writer:
+        writer.add_type(gguf.GGUFType.MODEL)
+        writer.add_name(name)
+        writer.add_file_type(_TYPES[common][1])
+        layout.add_parameters(writer)
+        add_vocabulary(writer)
+        for place, tensor in extra.items():
+            writer.add_tensor_info(place, tensor.shape, np.dtype("float32"), tensor.nbytes)
+        for place, piece in places.items():
+            kind = _TYPES[_dtype(piece)][0]
+            size = piece.size // piece.dtype.itemsize * _dtype(piece).itemsize
+            shape = piece.source.shape
+            writer.add_tensor_info(place, shape, np.dtype("float16"), size, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in extra.values():
+            writer.write_tensor_data(tensor.numpy())
+        with Progress("writing the GGUF file", len(places), "tensors") as progress:
+            for count, piece in enumerate(places.values(), start=1):
+                assert piece.name is not None
+                values = merged.read(replace(piece, dtype=_dtype(piece)))
+                writer.write_tensor_data(_raw(layout.ordered(piece.name, values))[0])
+                progress.update(count)
+    return layout, common
+
+
+def _places(merged: MergedTensors, layout: Layout) -> dict[str, Piece]:
+    """Return the tensors that the model reads by their names in the file."""
+    names, embedding = merged.weights.names(), "model.embed_tokens.weight"
+    places = {}
+    for piece in merged.pieces:
+        if piece.name is not None:
+            tied = embedding in names.get(piece.key, ())
+            places[layout.tensor_name(embedding if tied else piece.name)] = piece
+    return places
+
+
+def _dtype(piece: Piece) -> torch.dtype:
+    return piece.dtype if len(piece.source.shape) > 1 else torch.float32
+
+
+def _raw(tensor: Tensor) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
+    """Return the values as numpy holds them, bfloat16 as bytes, and their kind."""
+    kind, tensor = _TYPES[tensor.dtype][0], tensor.contiguous()
+    return (tensor.view(torch.uint8) if tensor.dtype == torch.bfloat16 else tensor).numpy(), kind
+
+
+@contextmanager
+def _open(file: Path, layout: Layout) -> Iterator[gguf.GGUFWriter]:
+    writer = gguf.GGUFWriter(file, layout.name)
+    try:
+        yield writer
+    finally:
+        writer.close()

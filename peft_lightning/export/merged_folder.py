@@ -1,0 +1,181 @@
+"""A base with an adapter merged, written as an HF folder: shard by shard where that can be."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from peft_lightning.adapters.base import as_json
+from peft_lightning.adapters.folder import load_adapter, read_adapter, require_base
+from peft_lightning.adapters.lora.merge_extra import holds_parts
+from peft_lightning.adapters.lora.trainable_tokens import is_tied
+from peft_lightning.adapters.merge import merged, require_mergeable
+from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.base_model.load import AS_SAVED
+from peft_lightning.base_model.quantization import dequantized
+from peft_lightning.base_model.weights import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    NotStreamableError,
+    open_weights,
+)
+from peft_lightning.export.merged_weights import MergedTensors, Piece
+from peft_lightning.process.progress import Progress
+
+_COPIED = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
+_NOT_COPIED = re.compile(r".*\.index\.json|adapter_.*|peft_lightning\.json|requirements\.txt")
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def size_in_bytes(text: str) -> int:
+    """Return 2000000000 for "2GB".
+
+    Raises:
+        ValueError: If it is no size above 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]i?B)", str(text), re.IGNORECASE)
+    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    if size < 1:
+        raise ValueError(f"max_shard_size must be a size such as 2GB or 500MB, got {text!r}")
+    return size
+
+
+def write_merged(
+    folder: Path,
+    ckpt: str,
+    base: str,
+    dtype: torch.dtype | None,
+    max_shard_size: int,
+    any_base: bool,
+    options: dict[str, Any],
+    quantization: str | None = None,
+) -> None:
+    """Merge an adapter into its base: streamed, or loaded whole where that cannot be.
+
+    Args:
+        folder: To write into; exists, and is empty.
+        ckpt: Folder of a LoRA.
+        base: Hub id, folder or GGUF file.
+        dtype: Of the floating-point tensors; as the base's if None.
+        max_shard_size: In bytes.
+        any_base: Merge even if the adapter was trained on another base.
+        options: ``trust_remote_code`` and ``revision``, for the base.
+        quantization: Merge into the base's weights quantised so and dequantised; None for those
+            that it has.
+
+    Raises:
+        ValueError: If the two do not belong together, or a layer cannot be merged.
+    """
+    adapter, tensors, facts = read_adapter(ckpt)
+    try:
+        if holds_parts(tensors):
+            raise NotStreamableError("the adapter trains more than updates of linear layers")
+        if quantization:
+            raise NotStreamableError(f"its weights are quantised to {quantization} and dequantised")
+        weights = open_weights(base, **options)
+    except NotStreamableError as reason:
+        print(f"{base} cannot be read tensor by tensor, it is loaded whole: {reason}")
+        wide = AS_SAVED if dtype is None else "float32"
+        loaded = load_base_model(base, dtype=wide, quantization=quantization, **options)
+        fingerprint = base_fingerprint(loaded)
+        loaded = dequantized(loaded)
+        load_adapter(loaded, ckpt, any_base=any_base, base_fingerprint=fingerprint)
+        tokenizer = load_tokenizer(base, **options)
+        adapter.with_tokenizer(tokenizer)
+        write_whole(folder, loaded, tokenizer, dtype, max_shard_size)
+        return
+    if not any_base:
+        require_base(ckpt, facts, weights.fingerprint())
+    found = MergedTensors(weights, require_mergeable(adapter, ckpt), tensors, dtype)
+    write_streamed(folder, found, max_shard_size)
+
+
+def write_streamed(folder: Path, merged_tensors: MergedTensors, max_shard_size: int) -> None:
+    """Write a merged model into ``folder``, which is empty, with one shard at a time in memory.
+
+    Args:
+        folder: Exists.
+        merged_tensors: The model.
+        max_shard_size: In bytes; a larger tensor is a shard by itself.
+
+    Raises:
+        ValueError: If a layer cannot be merged; names it.
+    """
+    shards = list(_shards(merged_tensors.pieces, max_shard_size))
+    names = [SINGLE_FILE]
+    if len(shards) > 1:
+        count = len(shards)
+        names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    with Progress("merging", sum(p.size for p in merged_tensors.pieces) / 1e6, "MB") as progress:
+        for name, shard in zip(names, shards, strict=True):
+            content = {}
+            for piece in shard:
+                content[piece.key] = merged_tensors.read(piece)
+                progress.update(progress.done + piece.size / 1e6)
+            save_file(content, folder / name, metadata={"format": "pt"})
+            del content
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(p.size for p in merged_tensors.pieces)},
+            "weight_map": {p.key: n for n, s in zip(names, shards, strict=True) for p in s},
+        }
+        (folder / INDEX_FILE).write_text(as_json(index), encoding="utf-8")
+    _copy_texts(merged_tensors, folder)
+
+
+def _shards(pieces: list[Piece], max_shard_size: int) -> Iterator[list[Piece]]:
+    shard: list[Piece] = []
+    for piece in pieces:
+        if shard and sum(p.size for p in shard) + piece.size > max_shard_size:
+            yield shard
+            shard = []
+        shard.append(piece)
+    yield shard
+
+
+def write_whole(
+    folder: Path, model: Any, tokenizer: Any, dtype: torch.dtype | None, max_shard_size: int
+) -> None:
+    """Write ``model``, a base with its adapter attached, merged into ``folder``, which exists.
+
+    For a base that cannot be read tensor by tensor: it and its merged weights are in memory. The
+    model is of no use afterwards.
+
+    Raises:
+        ValueError: If a value is not finite in ``dtype``; names its tensor.
+    """
+    with merged(model):
+        if not is_tied(model):
+            model.config.tie_word_embeddings = False
+            model.config.get_text_config().tie_word_embeddings = False
+        model.to(dtype or model.dtype)
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise ValueError(f"{name} has values that are too large for {tensor.dtype}")
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    tokenizer.save_pretrained(folder)
+
+
+def _copy_texts(source: MergedTensors, folder: Path) -> None:
+    """Copy config, tokenizer, template and licence; the config says what has changed."""
+    for file in sorted(source.weights.folder.iterdir()):
+        wanted = file.suffix in _COPIED or file.name.upper().startswith(("LICEN", "NOTICE"))
+        if file.is_file() and wanted and not _NOT_COPIED.fullmatch(file.name):
+            shutil.copyfile(file, folder / file.name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    dtype = source.dtype and str(source.dtype).removeprefix("torch.")
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if dtype and (part is config or {"dtype", "torch_dtype"} & part.keys()):
+            part.pop("torch_dtype", None)
+            part["dtype"] = dtype
+        if source.is_untied and (part is config or "tie_word_embeddings" in part):
+            part["tie_word_embeddings"] = False
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(as_json(config) + "\n", encoding="utf-8")

@@ -1,0 +1,164 @@
+"""Whether a merged model computes what the base with its adapter does: logits and losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from peft_lightning.adapters.folder import load_adapter
+from peft_lightning.base_model import load_base_model, load_tokenizer
+from peft_lightning.base_model.quantization import dequantized
+from peft_lightning.kernels.float32_compute import compute_in_float32
+from peft_lightning.process.progress import Progress
+
+LONGEST_ROW, MOST_TOKENS = 512, 1024
+
+# Largest allowed difference of a logit, in standard deviations of the logits. A LoRA of all layers
+# of SmolLM2-135M after 27 steps of configs/quickstart.yaml gives 1e-4, 0.09 and 0.45, at an outlier
+# among 137 x 49152 logits. A merge that is wrong, not rounded, is above MOST_NOISE besides.
+THRESHOLDS = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.2, torch.bfloat16: 1.0}
+MOST_NOISE = 0.5
+
+TEXT = """The lighthouse keeper climbed 199 steps each evening. At the top she wiped the salt from
+the glass, lit the lamp and wrote the weather into a book: wind from the west, rain by midnight.
+Question: How many apples are left if 7 of 12 are eaten?
+Answer: 12 - 7 = 5 apples are left.
+def mean(values):
+    return sum(values) / len(values)
+{"device": "lamp", "room": "kitchen", "action": "off"}
+Ein kurzer Satz auf Deutsch. Une phrase en français.
+"""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How near two models' answers are.
+
+    Args:
+        tokens: That were compared.
+        difference: Largest absolute difference of a logit.
+        spread: Standard deviation of the logits of base and adapter.
+        noise: What the merged model adds to them, as a share of what the adapter added to the
+            base: 1 if merging has changed nothing. Root mean squares; 0 if neither did anything.
+        merged_loss: Mean loss of the merged model, in nats a token.
+        adapter_loss: That of base and adapter.
+    """
+
+    tokens: int
+    difference: float
+    spread: float
+    noise: float
+    merged_loss: float
+    adapter_loss: float
+
+    def problem(self, threshold: float) -> str | None:
+        """Return what is wrong, if a logit differs by more than ``threshold`` spreads."""
+        relative = self.difference / self.spread if self.difference else 0.0
+        if not relative <= threshold:  # not finite is wrong too
+            return (
+                f"its logits differ from those of base and adapter by up to {self.difference:.3g}, "
+                f"{relative:.3g} of their standard deviation, and {threshold:g} is allowed"
+            )
+        if not (self.noise <= MOST_NOISE or relative <= THRESHOLDS[torch.float32]):
+            return (
+                f"the difference to base and adapter is {self.noise:.0%} of what the adapter does: "
+                "rounding the weights hides what was trained; merge with --dtype float32, or serve "
+                "the adapter unmerged"
+            )
+        return None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tokens} tokens: logits differ by at most {self.difference:.3g} (their standard "
+            f"deviation is {self.spread:.3g}), {self.noise:.1%} of the adapter's effect; loss "
+            f"{self.merged_loss:.5f} merged, {self.adapter_loss:.5f} base and adapter"
+        )
+
+
+def compare(
+    out: str,
+    base: str,
+    ckpt: str | None,
+    text: str,
+    device: str,
+    options: dict[str, Any],
+    longest_row: int = LONGEST_ROW,
+    quantization: str | None = None,
+) -> Agreement:
+    """Compare a merged model with its base and adapter on ``text``.
+
+    Both are computed in float32, one after the other, so that the difference is what merging and
+    rounding the weights have done and nothing else.
+
+    Args:
+        out: Folder or GGUF file of the merged model.
+        base: Hub id, folder or GGUF file.
+        ckpt: The adapter's folder; None if ``out`` is the base in another form.
+        text: Its first tokens are used, at most 1024 in rows of ``longest_row``.
+        device: Where to compute.
+        options: ``trust_remote_code`` and ``revision``, for the base.
+        longest_row: Most tokens of a row, if the model has that many positions.
+        quantization: Compare with the base's weights quantised so and dequantised.
+
+    Raises:
+        ValueError: If the text has less than two tokens.
+    """
+    stored = quantization is None and device == "cpu"  # two bytes a weight, computed in float32
+    dtype = "auto" if stored else "float32"
+    loaded = load_base_model(base, dtype=dtype, device=device, quantization=quantization, **options)
+    model: Any = compute_in_float32(loaded) if stored else dequantized(loaded)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", longest_row)
+    ids = list(load_tokenizer(base, **options)(text, verbose=False)["input_ids"])[:MOST_TOKENS]
+    length = min(longest_row, positions)
+    rows = [ids[i : i + length] for i in range(0, len(ids), length)]
+    rows = [row for row in rows if len(row) > 1]
+    if not rows:
+        raise ValueError("the text to verify with has less than two tokens: give a longer one")
+    plain = _logits(model, rows)
+    adapted = plain
+    if ckpt is not None:
+        load_adapter(model, ckpt, any_base=True)
+        adapted = _logits(model, rows)
+    del model
+    trust = options["trust_remote_code"]
+    model = load_base_model(out, dtype=dtype, device=device, trust_remote_code=trust)
+    model = compute_in_float32(model) if stored else model
+    found = _logits(model, rows)
+    errors = torch.cat([f - a for f, a in zip(found, adapted, strict=True)])
+    known = plain[0].shape[-1]  # the base has no logits of new tokens
+    effect = torch.cat([a[..., :known] - p for a, p in zip(adapted, plain, strict=True)])
+    any_error = float(bool(errors.any()))
+    return Agreement(
+        tokens=sum(map(len, rows)),
+        difference=errors.abs().max().item(),
+        spread=torch.cat(adapted).std().item(),
+        noise=errors.norm().item() / size if (size := effect.norm().item()) else any_error,
+        merged_loss=_mean_loss(found, rows),
+        adapter_loss=_mean_loss(adapted, rows),
+    )
+
+
+@torch.no_grad()
+def _logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return the logits of each row, (T, V) float32 on the CPU."""
+    found = []
+    with Progress("verifying", len(rows), "rows") as progress:
+        for row in rows:
+            ids = torch.tensor([row], device=model.device)
+            found.append(model(input_ids=ids, use_cache=False).logits[0].float().cpu())
+            progress.update(len(found))
+    return found
+
+
+def _mean_loss(logits: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> float:
+    """Return the mean loss over all tokens that have one before them, in nats."""
+    losses = [
+        F.cross_entropy(found[:-1].double(), torch.tensor(row[1:]), reduction="none")
+        for found, row in zip(logits, rows, strict=True)
+    ]
+    return torch.cat(losses).mean().item()

@@ -1,0 +1,254 @@
+"""Files on disk: replaced as a whole, checked against their checksums, and the user's cache folder.
+
+``atomic_folder`` and ``atomic_file`` write: after a crash the old content or the new one is there.
+``sealed_folder`` adds a ``SHA256SUMS`` file, ``require_undamaged`` checks it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+SUMS_FILE = "SHA256SUMS"  # the format of ``sha256sum --check``
+_RENAME_EXCHANGE = 2  # linux/fs.h
+_AT_FDCWD = -100  # fcntl.h: paths are relative to the working directory
+_PREVIOUS = ".previous"
+
+
+def user_cache(name: str) -> Path:
+    """Return ``peft_lightning/NAME`` in the user's cache folder, which need not be there."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return caches / "peft_lightning" / name
+
+
+# ---- replacement as a whole ---------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path, previous: Path | None = None) -> Iterator[Path]:
+    """Yield a new folder to write into; it takes the place of ``path`` when the block ends.
+
+    The two are exchanged in one step where the file system can. Where it cannot, the old folder
+    is ``<path>.previous`` for the moment between two renames, and ``existing_folder`` finds it
+    there. If the block raises, the new folder is removed and ``path`` is as it was.
+
+    Args:
+        path: The folder.
+        previous: Where the old one goes, in the same way; None if it is to be removed.
+
+    Raises:
+        FileExistsError: If ``path`` is a file.
+    """
+    path = Path(os.path.realpath(path))  # a link stays, its target is replaced
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file: a folder is to be written there")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _sync_tree(temporary)
+        _replace(path, temporary, previous)
+    except BaseException:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield the name of a file to write; it takes the place of ``path`` when the block ends.
+
+    If the block raises, the new file is removed and ``path`` is as it was.
+    """
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder beside ``path`` that is removed when the block ends.
+
+    If the process is killed, the next one that asks for the same removes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary)
+
+
+def atomic_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to the file ``path``, in place of what it holds; all of it or nothing."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def existing_folder(path: str | Path) -> Path:
+    """Return the folder ``path``, or the one that a crash while replacing it has left.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    path = Path(path)
+    for candidate in (path, _previous(Path(os.path.realpath(path)))):
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(
+        f"{path} is a file, not a folder" if path.exists() else f"there is no folder {path}"
+    )
+
+
+def _replace(path: Path, new: Path, previous: Path | None) -> None:
+    """Move ``new`` to ``path``, and what was there to ``previous``, or remove it."""
+    old = _put(new, path)
+    if old is not None and previous is not None:
+        old = _put(old, previous)
+    for left in (old, _previous(path), previous and _previous(previous)):
+        if left is not None and left.exists():
+            shutil.rmtree(left)
+
+
+def _put(new: Path, path: Path) -> Path | None:
+    """Move the folder ``new`` to ``path``; return where the one that was there is now."""
+    old: Path | None = None
+    if not path.exists():
+        os.rename(new, path)
+    elif _exchange(new, path):
+        old = new
+    else:
+        old = _previous(path)
+        if old.exists():
+            shutil.rmtree(old)
+        os.rename(path, old)
+        os.rename(new, path)
+    _sync(path.parent)
+    return old
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(path.name + _PREVIOUS)
+
+
+def _temporary(path: Path) -> Path:
+    """Return a free name beside ``path``, and remove what killed processes left there."""
+    start, end = f".{path.name}.", f".{socket.gethostname()}.tmp"
+    for left in path.parent.iterdir():
+        owner = left.name.removeprefix(start).removesuffix(end)
+        if left.name == f"{start}{owner}{end}" and owner.isdigit() and not _runs(int(owner)):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+    return path.with_name(f"{start}{os.getpid()}{end}")
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of this machine may still be writing."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _sync(Path(root, name))
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---- checksums ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def sealed_folder(path: str | Path, previous: Path | None = None) -> Iterator[Path]:
+    """Yield a folder to write into, as ``atomic_folder`` does, and add its files' checksums."""
+    with atomic_folder(path, previous) as folder:
+        yield folder
+        files = sorted(file for file in folder.iterdir() if file.is_file())
+        lines = [f"{sha256_of_file(file)}  {file.name}\n" for file in files]
+        (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def require_undamaged(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Compare files with their checksums; a folder without checksums is taken as it is.
+
+    Args:
+        folder: Ours, or one that another program wrote.
+        names: The files; all that have a checksum if None.
+
+    Raises:
+        ValueError: If one is missing, or has other content; names it.
+    """
+    sums = folder / SUMS_FILE
+    if not sums.is_file():
+        return
+    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
+    expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    if not expected:
+        raise ValueError(f"{folder} is damaged: {SUMS_FILE} is empty")
+    if outside := [name for name in expected if name in ("", "..") or "/" in name or "\0" in name]:
+        raise ValueError(f"{folder} is damaged: {SUMS_FILE} names {outside[0]!r}, no file in it")
+    for name in expected if names is None else names:
+        file = folder / name
+        if not file.is_file():
+            if name in expected:
+                raise ValueError(f"{folder} is damaged: {name} of its {SUMS_FILE} is not there")
+        elif sha256_of_file(file) != expected.get(name):
+            raise ValueError(
+                f"{folder} is damaged: {name} is not what was written. If it was changed on "
+                f"purpose, remove {sums}"
+            )
+
+
+def sha256_of_file(file: Path) -> str:
+    """Return the checksum of a file's content, in hexadecimal digits."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,105 @@
+"""Answers that survive being cut off: kept beside their file until all of them are there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from peft_lightning.files import atomic_text
+from peft_lightning.process.signals import STOP
+
+
+class PartialAnswers:
+    """Keeps answers in ``<output>.part``, and says so when a signal stops the command.
+
+    Args:
+        output: The file to write in the end; None keeps nothing.
+        run: What the answers depend on, as a hash: others' are not taken over.
+        total: How many there will be.
+
+    Attributes:
+        texts: The answers so far, by their numbers.
+    """
+
+    def __init__(self, output: str | Path | None, run: str, total: int) -> None:
+        self.output = None if output is None else Path(output)
+        self.run, self.total = run, total
+        self.texts: dict[int, str] = {}
+        self._file: Any = None
+
+    def open(self) -> PartialAnswers:
+        """Read what was kept before, and return this object, which is to be closed."""
+        STOP.kept = self._kept
+        if self.output is None:
+            return self
+        path = self._part
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        if lines and lines[0] == self.run:
+            for line in lines[1:-1]:  # after the last newline stands nothing, or what was torn
+                self.texts |= {int(k): text for k, text in json.loads(line).items()}
+            print(f"{path}: {len(self.texts)} answers are there already", file=sys.stderr)
+        atomic_text(path, f"{self.run}\n{json.dumps(self.texts)}\n")
+        self._file = path.open("a", encoding="utf-8")
+        return self
+
+    @property
+    def _part(self) -> Path:
+        assert self.output is not None
+        return self.output.with_name(self.output.name + ".part")
+
+    def _kept(self) -> str:
+        """Return what is left of the answers when a signal stops the command."""
+        done = f"; {len(self.texts)} of {self.total} answers"
+        if self.output is None:
+            return f"{done} were made, and none is kept without --output"
+        return f"{done} are in {self._part}, the same command goes on from them"
+
+    def add(self, texts: dict[int, str]) -> None:
+        """Keep the answers ``texts`` by their numbers."""
+        with STOP.held():
+            self.texts |= texts
+            if self._file is not None:
+                self._write(texts)
+
+    def finish(self, lines: Iterable[str]) -> None:
+        """Write ``lines`` to the output, whole."""
+        if self.output is None:
+            return
+        with STOP.held():
+            atomic_text(self.output, "".join(f"{line}\n" for line in lines))
+            self._part.unlink()
+            STOP.finish()
+
+    def close(self) -> None:
+        """Close the file beside the output."""
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> PartialAnswers:
+        return self.open()
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    def _write(self, texts: dict[int, str]) -> None:
+        self._file.write(json.dumps(texts) + "\n")
+        self._file.flush()
+
+
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return a hash of each tensor's values."""
+    return {
+        name: hashlib.sha256(tensor.float().cpu().numpy().tobytes()).hexdigest()
+        for name, tensor in tensors.items()
+    }
+
+
+def run_hash(*facts: Any) -> str:
+    """Return a hash of all that answers depend on; ``facts`` go into JSON."""
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()

@@ -1,0 +1,48 @@
+"""The callbacks of every run, in place of Lightning's defaults."""
+
+from __future__ import annotations
+
+from lightning.pytorch.callbacks import (
+    Callback,
+    ModelCheckpoint,
+    ProgressBar,
+    RichProgressBar,
+    TQDMProgressBar,
+)
+
+from peft_lightning.training import summary
+from peft_lightning.training.checkpoint import Checkpoints
+from peft_lightning.training.cluster.preemption import StopOnSignal
+from peft_lightning.training.out_of_memory import MemoryAdvice
+from peft_lightning.training.progress_bar import ProgressBar as OwnProgressBar
+from peft_lightning.training.rng_state import ExactResume
+from peft_lightning.training.run_dir import OneRun
+from peft_lightning.training.run_identity import RunIdentity
+from peft_lightning.training.sanity_checks import Guards
+
+
+def callbacks_of_run(callbacks: list[Callback]) -> list[Callback]:
+    """Return what exact resume and a readable run need beside the trainer's own callbacks.
+
+    Args:
+        callbacks: The trainer's. Lightning's own defaults are taken out; ours come in their place.
+
+    Returns:
+        Those to add: none of a class that is there already.
+    """
+    wanted: list[Callback] = [OneRun(), RunIdentity(), MemoryAdvice(), ExactResume(), Guards()]
+    wanted += [summary.Throughput(), summary.Samples(), summary.Summary()]
+    for default in [c for c in callbacks if _is_lightnings_default(c)]:
+        callbacks.remove(default)
+        is_bar = isinstance(default, ProgressBar)
+        wanted.append(OwnProgressBar() if is_bar else Checkpoints())
+    wanted.append(StopOnSignal())
+    present = {type(callback) for callback in callbacks}
+    return [callback for callback in wanted if type(callback) not in present]
+
+
+def _is_lightnings_default(callback: Callback) -> bool:
+    """Whether Lightning added ``callback`` itself, where ours takes the place."""
+    if type(callback) is ModelCheckpoint:
+        return callback.dirpath is None and callback.filename is None and callback.monitor is None
+    return type(callback) in (RichProgressBar, TQDMProgressBar)

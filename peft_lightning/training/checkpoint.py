@@ -1,0 +1,252 @@
+"""Checkpoints that are HF PEFT folders, and when they are saved.
+
+A checkpoint is a folder of a few MB: the adapter's own files (``adapter_config.json``,
+``adapter_model.safetensors``, ``peft_lightning.json``) and ``trainer_state.pt`` with everything
+else that Lightning saves. Nothing of the frozen base model is in it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
+
+from peft_lightning.adapters.folder import existing_folder, sealed_folder, write_files
+from peft_lightning.files import require_undamaged
+from peft_lightning.process.signals import STOP
+
+STATE_FILE = "trainer_state.pt"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+
+class AdapterCheckpointIO(CheckpointIO):
+    """Writes Lightning's checkpoint as an adapter folder, atomically, and reads it back.
+
+    ``CausalLMModule.on_save_checkpoint`` leaves the adapter's files in the checkpoint under
+    ``"adapter_files"``: the name of the tensor file, whose tensors are the ``state_dict``, and
+    the texts of the others.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        state = dict(checkpoint)
+        tensors = state.pop("state_dict")
+        tensor_file, texts = state.pop("adapter_files")
+        path = Path(path)
+        previous = path.with_name(PREVIOUS) if path.name == LAST else None
+        try:
+            with sealed_folder(path, previous) as folder:
+                write_files(folder, tensor_file, tensors, texts)
+                with (folder / STATE_FILE).open("wb") as file:
+                    torch.save(state, file)
+        except (OSError, RuntimeError) as error:
+            if (refusal := _of_the_system(error)) is None:
+                raise
+            raise OSError(
+                f"{path} cannot be written: {refusal.strerror or refusal}. The checkpoints that "
+                "are there are whole: --ckpt_path last goes on from the last one"
+            ) from error
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        folder = existing_folder(Path(path))
+        if not (folder / STATE_FILE).is_file():
+            raise FileNotFoundError(
+                f"{path} is no checkpoint of a training run: it has no {STATE_FILE}. To start a "
+                "new run from an adapter's weights, give it as model.init_from"
+            )
+        require_undamaged(folder)
+        try:
+            state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{folder / STATE_FILE} cannot be read, it may be damaged: {error}"
+            ) from None
+        state["state_dict"] = {
+            name: tensor
+            for file in sorted(folder.glob("*.safetensors"))
+            for name, tensor in load_file(file).items()
+        }
+        return state
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _of_the_system(error: BaseException | None) -> OSError | None:
+    """Return what the system refused; torch's writer raises an error of its own over it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
+class Checkpoints(ModelCheckpoint):
+    """Keeps ``last.ckpt``, from which a run continues bit for bit, and ``best.ckpt``.
+
+    The ``last.ckpt`` before is ``previous.ckpt``, for a disk that damages what it was given.
+
+    Saves only between optimizer steps: a checkpoint within an accumulation window would lose
+    the gradients gathered so far.
+
+    A run that ends at ``max_steps``, in the middle of an epoch, is validated there.
+
+    Args:
+        every_n_steps: Optimizer steps between two saves of ``last.ckpt``; it is also saved after
+            each validation and at the end.
+        monitor: The logged value whose minimum is kept as ``best.ckpt``.
+        dirpath: Folder of both; ``<default_root_dir>/checkpoints`` if None.
+    """
+
+    def __init__(
+        self, every_n_steps: int = 50, monitor: str = "val/loss", dirpath: str | None = None
+    ) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        super().__init__(
+            dirpath=dirpath, filename="best", monitor=monitor, enable_version_counter=False
+        )
+        self.every_n_steps = every_n_steps
+        self._saved_step = -1
+        self._state: dict[str, Any] | None = None
+        self._only_validates = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.dirpath is None:
+            self.dirpath = str(Path(trainer.default_root_dir).resolve() / "checkpoints")
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Find out whether all that is left to do is the validation of the last step."""
+        validated = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
+        is_due = validated["started"] > validated["processed"]
+        self._only_validates = is_due and checkpoint["global_step"] == trainer.max_steps
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._only_validates:  # Lightning would end at once, before ``on_train_start``
+            trainer.fit_loop.epoch_loop.max_steps += 1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._only_validates:
+            return
+        self._only_validates = False
+        loop = trainer.fit_loop.epoch_loop
+        loop.max_steps -= 1
+        loop.val_loop.restarting = False
+        trainer.validating = True
+        loop.val_loop.run()
+        trainer.training = True
+        trainer.fit_loop.epoch_progress.increment_processed()  # so Lightning counts a cut epoch
+        trainer.fit_loop.epoch_progress.increment_completed()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        if self._is_due(trainer) and not validation_follows(trainer):
+            self.save_now(trainer)
+        # Lightning then validates before it ends, for best.ckpt
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self._is_due(trainer) and trainer.global_step != trainer.max_steps:
+            self.save_now(trainer)
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        return trainer.global_step % self.every_n_steps == 0 and at_step_boundary(trainer)
+
+    def on_validation_end(self, trainer: Any, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.fast_dev_run:
+            return
+        if at_step_boundary(trainer):
+            candidates = self._monitor_candidates(trainer)
+            with STOP.held():  # both are of this validation
+                if self.monitor in candidates:
+                    self._save_topk_checkpoint(trainer, candidates)
+                self._saved_step = -1  # the best score so far belongs to the state
+                self.save_now(trainer, validated=True)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave ``last.ckpt`` as validation or the last step left it: before the epoch's end."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save_now(trainer)
+
+    def save_now(
+        self, trainer: Any, validated: bool = False, state: dict[str, Any] | None = None
+    ) -> None:
+        """Save ``last.ckpt`` now, unless this step is saved already.
+
+        Args:
+            trainer: After an optimizer step, perhaps within the validation behind it.
+            validated: Whether that validation is over; if not, a resumed run begins with it.
+            state: Of the moment after the last optimizer step, by ``step_boundary``, if it is
+                over: the checkpoint is of that moment.
+        """
+        if self._saved_step == trainer.global_step or trainer.fast_dev_run:
+            return
+        self._saved_step = trainer.global_step
+        assert self.dirpath is not None
+        self.last_model_path = str(Path(self.dirpath) / LAST)
+        within_validation = trainer.validating and not validated
+        self._state = state
+        try:
+            with STOP.held(), validation_due(trainer) if within_validation else nullcontext():
+                self._save_checkpoint(trainer, self.last_model_path)
+        finally:
+            self._state = None
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a checkpoint that is saved within a step be of the moment before it."""
+        state = dict(self._state or {})
+        checkpoint["loops"].update(state.pop("loops", {}))
+        checkpoint.update(state)
+
+
+def at_step_boundary(trainer: L.Trainer) -> bool:
+    """Whether the last batch ended with an optimizer step, with no gradient waiting."""
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def validation_follows(trainer: Any) -> bool:
+    """Whether a validation comes before the next batch, or training ends with this one.
+
+    Lightning leaves out a validation that was still due when a checkpoint was saved after a batch.
+    What is saved within it, by ``Checkpoints.save_now``, begins with it.
+    """
+    loop = trainer.fit_loop
+    if trainer.global_step == trainer.max_steps:
+        return True
+    has_rows = not loop.epoch_loop.val_loop.skip  # if not, it is over before it starts
+    return has_rows and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+@contextmanager
+def validation_due(trainer: Any) -> Iterator[None]:
+    """Let the progress be that of a validation interrupted in its first batch, all to be done."""
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    now = progress.state_dict()
+    progress.reset()
+    progress.total.ready = progress.total.started = 1
+    try:
+        yield
+    finally:
+        progress.load_state_dict(now)

@@ -1,0 +1,55 @@
+"""The optimizer of a run: the one that was configured, or AdamW at the adapter's own rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from peft_lightning.training.clipping import require_clip_val
+
+
+def build_optimizer(module: Any, own_clipping: bool = False) -> Optimizer:
+    """Return the optimizer of a ``CausalLMModule`` over all that is trainable.
+
+    Args:
+        module: The module.
+        own_clipping: Whether a subclass overrides ``configure_gradient_clipping``. It may call
+            Lightning's ``clip_gradients``, which refuses fused optimizers in mixed precision.
+
+    Raises:
+        ValueError: If nothing is trainable, gradient_clip_val is negative, or a fused optimizer
+            meets gradient clipping and a loss scaler.
+    """
+    parameters = module.trainable_parameters()
+    if not parameters:
+        raise ValueError(
+            f"nothing is trainable: {module.adapter} left no parameter that requires a gradient"
+        )
+    clip = module.trainer.gradient_clip_val
+    require_clip_val(clip)
+    # with 16-mixed, a fused step takes the loss's scale off only after the norm is known
+    scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None
+    if module.optimizer is None:
+        fused = not (scaled or (clip and own_clipping))
+        optimizer: Optimizer = torch.optim.AdamW(
+            parameters, lr=module.learning_rate, weight_decay=0.0, fused=fused
+        )
+    else:
+        optimizer = module.optimizer(parameters)
+    if clip and scaled and any(group.get("fused") for group in optimizer.param_groups):
+        raise ValueError(
+            "a fused optimizer cannot be combined with gradient_clip_val in precision "
+            f"{module.trainer.precision}, whose loss scale it takes off after clipping: leave out "
+            "fused: true or gradient_clip_val"
+        )
+    return optimizer
+
+
+def own_options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return each group's options but the learning rate, which is the schedule's."""
+    return [
+        {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
+        for group in optimizer.param_groups
+    ]

@@ -1,0 +1,77 @@
+"""Guards: a run that trains nothing, or nonsense, is an error that says what to look at."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from peft_lightning.training.cluster.fsdp2 import fingerprint
+
+
+class Guards(Callback):
+    """Watches for a loss that is not finite, labels that are missing, weights that do not move."""
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] | None = None
+        self._first_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._sums, self._first_step = self._fingerprints(pl_module), trainer.global_step
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.global_step == self._first_step or self._sums is None:
+            return
+        if all(map(torch.equal, self._sums, self._fingerprints(pl_module))):
+            rate = trainer.optimizers[0].param_groups[0]
+            raise RuntimeError(
+                f"no trained parameter moved in {trainer.global_step - self._first_step} steps: "
+                f"look at the learning rate (initial {rate.get('initial_lr', rate['lr'])}, last "
+                f"{rate['lr']}), the precision ({trainer.precision}; bf16-true rounds small "
+                "updates away) and gradient_clip_val"
+            )
+
+    @staticmethod
+    def _fingerprints(module: Any) -> list[Tensor]:
+        return [fingerprint(p) for p in module.trainable_parameters()]
+
+    @staticmethod
+    def check_step(module: Any, nll: float, tokens: int, norm: Tensor) -> None:
+        """Check an optimizer step before it is taken.
+
+        Args:
+            module: The module that trains.
+            nll: Summed loss of the step in nats.
+            tokens: Labelled tokens of the step.
+            norm: Norm of all gradients.
+
+        Raises:
+            RuntimeError: If the loss is not finite, or the first step has no labelled token or
+                no gradient.
+        """
+        step = module.trainer.global_step
+        if not math.isfinite(nll):
+            raise RuntimeError(
+                f"the loss of step {step} is {nll}: look at the learning rate "
+                f"({module.trainer.optimizers[0].param_groups[0]['lr']:.3g}), the precision "
+                f"({module.trainer.precision}) and the rows of this step; the last checkpoint is "
+                "from before it"
+            )
+        if step > 0:
+            return
+        if tokens == 0:
+            raise RuntimeError(
+                "the first step has no labelled token, so there is nothing to learn from: look "
+                "at data.train_on, data.format and data.max_length (a long prompt may leave no "
+                "room for the answer)"
+            )
+        if norm == 0:
+            raise RuntimeError(
+                f"all gradients of the first step are zero: {module.adapter} is not part of "
+                "what the loss depends on; look at target_modules or, for virtual tokens, at a "
+                "sliding window that they lie outside of"
+            )

@@ -1,0 +1,294 @@
+"""What a run tells its user: the table of what is trained, the rates, the summary."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
+
+from peft_lightning import __version__
+from peft_lightning.base_model.quantization import count_numbers
+from peft_lightning.files import atomic_text
+from peft_lightning.process.progress import STARTING, seconds_since_start, seconds_spent
+from peft_lightning.training.checkpoint import at_step_boundary
+from peft_lightning.training.compute_report import path_of, paths_of, paths_table
+
+PACKAGES = ("torch", "lightning", "transformers")
+
+
+def trained_table(model: nn.Module) -> str:
+    """Return a table of the trainable parameters by module pattern: share, bytes and path.
+
+    Args:
+        model: With the adapter attached; layer numbers are folded into ``*``.
+    """
+    groups: dict[str, list[int]] = {}
+    paths: dict[str, dict[str, None]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            pattern = re.sub(r"\.\d+\.", ".*.", name).removesuffix(".weight")
+            pattern = re.sub(r"\.lora_[AB]$", "", pattern)
+            paths.setdefault(pattern, {})[path_of(model, name)] = None
+            group = groups.setdefault(pattern, [0, 0, 0])
+            group[0] += 1
+            group[1] += parameter.numel()
+            group[2] += parameter.numel() * parameter.element_size()
+    total = sum(count_numbers(p) for p in model.parameters())
+    trained = sum(group[1] for group in groups.values())
+    stored = sum(group[2] for group in groups.values())
+    width = max(map(len, [*groups, "trained"]))
+    rows = [f"{'trained':<{width}}  tensors   parameters        share        bytes  path"]
+    rows += [
+        f"{pattern:<{width}}  {n:>7}  {size:>11,}  {size / total:>10.4%}  {b:>11,}  "
+        f"{', '.join(paths[pattern])}".rstrip()
+        for pattern, (n, size, b) in groups.items()
+    ]
+    tensors = sum(group[0] for group in groups.values())
+    rows.append(
+        f"{'all':<{width}}  {tensors:>7}  {trained:>11,}  {trained / total:>10.4%}  {stored:>11,}"
+    )
+    rows.append(f"of {total:,} parameters; an adapter file has about {_mebibytes(stored)}")
+    return "\n".join(rows)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak memory in bytes: of the device on CUDA, else resident of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def useful_tokens(batch: dict[str, Any]) -> int:
+    """Return the number of tokens of ``batch`` that are no padding."""
+    if "attention_mask" in batch:
+        return int(batch["attention_mask"].sum())
+    return batch["input_ids"].numel()
+
+
+class Throughput(Callback):
+    """Logs useful tokens per second over the last steps, learning rate and peak memory.
+
+    Args:
+        window: Batches that the rate is taken over.
+    """
+
+    def __init__(self, window: int = 20) -> None:
+        self._times: deque[tuple[float, int]] = deque(maxlen=window + 1)
+        self.tokens = 0  # of all processes
+        self.seconds = 0.0
+        self._batch_start = 0.0
+        self._waiting = (0, 0.0)  # tokens and seconds of the step that is under way
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tokens": self.tokens, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        self._batch_start = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+    ) -> None:
+        tokens = useful_tokens(batch) * trainer.world_size  # those of the other ranks are alike
+        spent = time.perf_counter() - self._batch_start
+        self._waiting = self._waiting[0] + tokens, self._waiting[1] + spent
+        if at_step_boundary(trainer):  # a step that is cut off is made again
+            self.tokens += self._waiting[0]
+            self.seconds += self._waiting[1]
+            self._waiting = (0, 0.0)
+        self._times.append((spent, tokens))
+        rate = sum(n for _, n in self._times) / max(1e-9, sum(s for s, _ in self._times))
+        values = {
+            "tokens_per_second": rate,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        pl_module.log_dict(values, prog_bar=True, rank_zero_only=True)
+        pl_module.log("peak_memory_mib", peak_memory(pl_module.device) / 2**20, rank_zero_only=True)
+
+
+@dataclass
+class RunSummary:
+    """What ``summary.json`` holds of a run; sizes in parameters, bytes, seconds and nats."""
+
+    method: str
+    base_model: str
+    status: str
+    steps: int
+    epochs: float
+    adapter: dict[str, Any]
+    trainable_parameters: int
+    total_parameters: int
+    tokens: int
+    tokens_per_second: float
+    train_seconds: float
+    peak_memory_bytes: int
+    best_val_loss: float | None
+    last: dict[str, float]
+    seed: int | None
+    precision: str
+    dtype: str
+    threads: int
+    world_size: int
+    data_hash: str | None
+    base_fingerprint: dict[str, Any] | None
+    seconds: dict[str, float] = field(default_factory=dict)  # of this start, by phase
+    paths: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class Summary(Callback):
+    """Prints what is trained and how it is computed, and writes ``summary.json``.
+
+    The file is beside the checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self._paths: dict[str, str] = {}
+        self._start_up = self._validating = 0.0
+        self._began = self._validation_began = 0.0
+        self.first_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        STARTING.__exit__()
+        self._start_up = seconds_since_start()
+        self._began, self.first_step = time.perf_counter(), trainer.global_step
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        STARTING.__exit__()
+        self._validation_began = time.perf_counter()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        STARTING.__exit__()
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        STARTING.__exit__()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validating += time.perf_counter() - self._validation_began
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds that each phase of this start of the run took."""
+        tokenising = seconds_spent("tokenising")
+        training = time.perf_counter() - self._began - self._validating
+        found = {
+            "start": max(0.0, self._start_up - tokenising),
+            "tokenising": tokenising,
+            "training": training,
+            "validation": self._validating,
+        }
+        return {name: round(seconds, 2) for name, seconds in found.items()}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        rank_zero_print(trained_table(pl_module.model))  # type: ignore[arg-type]
+        self._paths = paths_of(pl_module)  # in every process: sharded layers answer together
+        rank_zero_print(paths_table(self._paths))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer, pl_module, "finished")
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        if trainer.state.fn == "fit" and trainer.global_step > 0:
+            with suppress(OSError):  # of a full disk, which may be the exception: that is reported
+                self._write(trainer, pl_module, f"stopped: {type(exception).__name__}")
+
+    @rank_zero_only
+    def _write(self, trainer: Any, module: Any, status: str) -> None:
+        if trainer.fast_dev_run:
+            return
+        throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))
+        best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        summary = RunSummary(
+            method=module.adapter.peft_type,
+            base_model=module.base_model_name,
+            status=status,
+            steps=trainer.global_step,
+            epochs=trainer.current_epoch,
+            adapter=module.adapter.options(),
+            trainable_parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
+            total_parameters=sum(count_numbers(p) for p in module.parameters()),
+            tokens=throughput.tokens,
+            tokens_per_second=round(throughput.tokens / max(1e-9, throughput.seconds), 1),
+            train_seconds=round(throughput.seconds, 2),
+            peak_memory_bytes=peak_memory(module.device),
+            best_val_loss=None if best is None else float(best),
+            last={k: float(v) for k, v in sorted(trainer.callback_metrics.items())},
+            seed=torch.initial_seed() if torch.initial_seed() < 2**32 else None,
+            precision=str(trainer.precision),
+            dtype=str(module.model.dtype).removeprefix("torch."),
+            threads=torch.get_num_threads(),
+            world_size=trainer.world_size,
+            data_hash=getattr(trainer.datamodule, "data_hash", None),
+            base_fingerprint=module.fingerprint,
+            seconds=self.seconds(),
+            paths=self._paths,
+            versions={"peft_lightning": __version__} | {name: version(name) for name in PACKAGES},
+        )
+        path = Path(trainer.default_root_dir) / "summary.json"
+        atomic_text(path, json.dumps(asdict(summary), indent=2) + "\n")
+
+
+@rank_zero_only
+def rank_zero_print(text: str) -> None:
+    """Print on the first process only, and at once."""
+    print(text, flush=True)
+
+
+class Samples(Callback):
+    """Logs the greedy answers to the module's ``sample_prompts`` after each validation.
+
+    They are printed, shown by TensorBoard, and added to ``samples.jsonl`` in the run's folder.
+    """
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.sanity_checking or not pl_module.sample_prompts or trainer.state.fn != "fit":
+            return
+        answers = pl_module.generate(pl_module.sample_prompts, pl_module.sample_max_new_tokens)
+        if not trainer.is_global_zero:
+            return
+        step = trainer.global_step
+        lines = []
+        for prompt, answer in zip(pl_module.sample_prompts, answers, strict=True):
+            row = {"step": step, "prompt": prompt, "answer": answer}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+            trainer.print(f"step {step}  {prompt!r} -> {answer!r}")
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+        writers: list[Any] = [logger.experiment for logger in trainer.loggers]  # type: ignore[attr-defined]
+        for writer in writers:
+            if hasattr(writer, "add_text"):
+                pairs = zip(pl_module.sample_prompts, answers, strict=True)
+                text = "\n\n".join(f"**{prompt}**\n\n{answer}" for prompt, answer in pairs)
+                writer.add_text("samples", text, step)

@@ -1,0 +1,90 @@
+"""A new run from trained weights: which adapter a folder holds, and whether it fits the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from peft_lightning.adapters import Adapter, LoRA, load_adapter, read_adapter
+from peft_lightning.adapters.folder import read_facts, require_base
+from peft_lightning.adapters.full import Full
+from peft_lightning.hub import adapter_folder
+from peft_lightning.training.run_identity import MAY_CHANGE
+
+_HOW_IT_BEGAN = MAY_CHANGE - {"lora_dropout"}  # says nothing of trained weights
+
+
+def adapter_to_continue(init_from: str) -> tuple[Path, Adapter]:
+    """Return the folder of ``init_from`` and the adapter in it.
+
+    Args:
+        init_from: A folder, ours or HF PEFT's, or ``owner/name@revision`` on the hub.
+
+    Raises:
+        ValueError: If there is no such adapter, or it is a whole model.
+    """
+    try:
+        folder = adapter_folder(init_from)
+        adapter = read_adapter(folder)[0]
+    except FileNotFoundError as error:
+        raise ValueError(f"model.init_from: {error}") from None
+    if isinstance(adapter, Full):
+        raise ValueError(
+            f"model.init_from {init_from} is a whole model: give it as model.base_model"
+        )
+    return folder, adapter
+
+
+def attach_trained(
+    model: Any, folder: Path, given: Adapter, fingerprint: dict[str, Any] | None
+) -> Adapter:
+    """Attach the adapter of ``folder`` with its weights, to train on.
+
+    Args:
+        model: The base.
+        folder: The adapter's.
+        given: The configured adapter: that of the folder, or the default, which is none.
+        fingerprint: The base's.
+
+    Returns:
+        The adapter as it is on this base: HF PEFT's folder of an enlarged one holds whole
+            embeddings, of which the new rows are kept.
+
+    Raises:
+        ValueError: If ``given`` is another adapter, it was trained on another base, or it does
+            not fit.
+    """
+    facts = read_facts(folder)
+    if facts["base_fingerprint"] is None:
+        rank_zero_info(
+            f"{folder} does not remember its base's fingerprint: that it was trained on "
+            f"{model.name_or_path} is not checked"
+        )
+    require_base(folder, facts, fingerprint, "Give that one as model.base_model")
+    own = read_adapter(folder)[0]
+    if given not in (LoRA(), own):
+        configured, held = (_in_model(adapter, model) for adapter in (given, own))
+        if any(configured.get(key) != held.get(key) for key in {*configured, *held}):
+            raise ValueError(conflict(str(given), folder, own))
+    return load_adapter(model, folder, trainable=True)
+
+
+def conflict(given: str, init_from: str | Path, own: Adapter) -> str:
+    """Return what to say where ``given`` is configured and ``init_from`` holds ``own``."""
+    return (
+        f"model.adapter is {given}, and model.init_from {init_from} holds {own}: leave "
+        "model.adapter out"
+    )
+
+
+def _in_model(adapter: Adapter, model: Any) -> dict[str, Any]:
+    """Return what ``adapter`` is in ``model``: shorthands written out, without how it began."""
+    adapter.attach(model, initialise=False)
+    try:
+        config = adapter.hf_config(model)
+    finally:
+        adapter.detach(model)
+    known = {key: value for key, value in config.items() if key not in _HOW_IT_BEGAN}
+    return {k: sorted(v) if isinstance(v, list) else v for k, v in known.items()}
