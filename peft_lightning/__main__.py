@@ -30,7 +30,8 @@ TRAINER_COMMANDS = {
     "predict": "Answer the prompts of a data set.",
 }
 
-# name -> one line of help; the function of that name in commands/<name>.py is the command line
+# name -> one line of help; the function of that name in commands/<name>.py is the command line,
+# with _ for -
 OWN_COMMANDS = {
     "generate": "Answer prompts with a base model and adapters.",
     "chat": "Talk with a base model and adapters in the terminal.",
@@ -43,7 +44,7 @@ OWN_COMMANDS = {
     "card": "Write the model card of an adapter.",
     "push": "Upload an adapter to the model hub.",
     "submit": "Train as a SLURM job that outlives preemption and crashes.",
-    "servable": "Say whether vLLM, transformers and llama.cpp take an adapter.",
+    "check-serving": "Say whether vLLM, transformers and llama.cpp take an adapter.",
 }
 
 TALKING = {"chat"}  # they show no progress, which would stand where the user writes
@@ -127,10 +128,11 @@ def run(args: list[str]) -> None:
     if command in OWN_COMMANDS:
         from peft_lightning.cli.command import run_function
 
+        name = command.replace("-", "_")
         with no_collecting():
-            module = importlib.import_module(f"peft_lightning.commands.{command}")
+            module = importlib.import_module(f"peft_lightning.commands.{name}")
         with nullcontext() if command in TALKING else Progress(f"{command}:"):
-            run_function(getattr(module, command), rest, prog=f"{PROG} {command}")
+            run_function(getattr(module, name), rest, prog=f"{PROG} {command}")
         return
     from peft_lightning.cli.given import configs_first, read_given
 

@@ -84,10 +84,10 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
         hidden = hidden.to(torch.get_autocast_dtype(device))
     ids, values = (None, None) if rows is None else rows
-    loss, hits = _LinearCrossEntropy.apply(
+    loss, correct = _LinearCrossEntropy.apply(
         hidden, weight, bias, values, ids, targets, scale, softcap, chunk
     )
-    return loss, hits
+    return loss, correct
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -106,7 +106,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         loss = hidden.new_zeros((), dtype=wide)
-        hits = targets.new_zeros(())
+        correct = targets.new_zeros(())
         # a wider one is rounded once; of a narrower one there is no whole copy
         head = weight.to(hidden.dtype) if weight.itemsize > hidden.itemsize else weight
         needs_hidden, needs_weight, needs_bias, needs_rows = ctx.needs_input_grad[:4]
@@ -142,7 +142,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = torch.arange(len(target), device=logits.device)
             of_target = logits[rows, target]
             top, likeliest = logits.max(-1)
-            hits += (likeliest == target).sum()
+            correct += (likeliest == target).sum()
             grad = torch.softmax(logits, -1, out=logits)
             if hidden.dtype == torch.float32:  # over a vocabulary its sum is 1e-5 off on a CPU
                 grad /= grad.sum(-1, keepdim=True)
@@ -171,8 +171,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight += (narrow.T @ hidden[part]).to(wide)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, grad_rows)
         ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias, values)]
-        ctx.mark_non_differentiable(hits)
-        return loss, hits
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -195,8 +195,8 @@ def logits_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tenso
         The loss in nats and the number of positions whose most likely token is the target.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    hits = (logits.detach().argmax(-1) == targets).sum()
-    return F.cross_entropy(logits, targets, reduction="sum"), hits
+    correct = (logits.detach().argmax(-1) == targets).sum()
+    return F.cross_entropy(logits, targets, reduction="sum"), correct
 
 
 def head_options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_lightning.adapters import Adapter
-from peft_lightning.adapters.lora.modules_to_save import SavedModule
-from peft_lightning.adapters.lora.trainable_tokens import TrainedTokens
+from peft_lightning.adapters.lora.modules_to_save import ModulesToSaveWrapper
+from peft_lightning.adapters.lora.trainable_tokens import TrainableTokensLayer
 from peft_lightning.base_model.quantization import rounds_inputs
-from peft_lightning.hidden_cache.cache import FrozenCache
+from peft_lightning.hidden_cache.cache import HiddenStateCache
 from peft_lightning.kernels.attention import FLAT_ATTENTION, flat_inputs, isolation_error
 from peft_lightning.kernels.native import stored
 from peft_lightning.kernels.pad_to_multiple import compiles_products, in_whole_blocks
@@ -29,7 +29,7 @@ from peft_lightning.linear_cross_entropy import (
 Batch = dict[str, Any]
 
 
-class LabelledOutputs:
+class CausalLMLoss:
     """Meets the LM head at the labelled positions only, by the shortest way that is exact.
 
     Args:
@@ -44,7 +44,7 @@ class LabelledOutputs:
         self._shares_prefix = shares_prefix and not rounds_inputs(model)
         self._prefix_verified = False
         self._dropouts = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
-        self.frozen: FrozenCache | None = None  # what lets the rows of a run skip lower layers
+        self.frozen: HiddenStateCache | None = None  # what lets the rows of a run skip lower layers
         self._flat_verified = False
         self._shares: bool | None = None
         self._plain_head: bool | None = None
@@ -56,7 +56,7 @@ class LabelledOutputs:
             with self._skipping(batch):
                 hidden = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
             head = self.model.get_output_embeddings()
-            nll, hits = linear_cross_entropy(
+            nll, correct = linear_cross_entropy(
                 hidden.flatten(0, 1)[positions],
                 head.weight,
                 targets,
@@ -67,8 +67,8 @@ class LabelledOutputs:
         else:
             with self._skipping(batch):
                 logits = self._logits(inputs, positions)
-            nll, hits = logits_cross_entropy(logits, targets)
-        return nll, torch.tensor(len(targets), device=nll.device), hits
+            nll, correct = logits_cross_entropy(logits, targets)
+        return nll, torch.tensor(len(targets), device=nll.device), correct
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the logits that predict labelled tokens, (N, V), and those tokens, (N,)."""
@@ -112,11 +112,18 @@ class LabelledOutputs:
 
     def _prefix_error(self) -> str | None:
         def forward(batch: Batch) -> Tensor:
-            return self.model(**self._model_inputs(batch), use_cache=False).logits
+            inputs = self._model_inputs(batch)
+            if self._has_plain_head():
+                hidden: Tensor = self.model.get_decoder()(**inputs, use_cache=False)[0]
+                return hidden
+            return self.model(**inputs, use_cache=False).logits
 
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        with _eval_mode(self.model):
-            return prefix_error(forward, vocabulary, self.model.device)
+        try:
+            with _eval_mode(self.model):
+                return prefix_error(forward, vocabulary, self.model.device)
+        except Exception as error:  # whatever a model makes of inputs it does not know
+            return f"its forward fails on them: {error}"
 
     def _prepared(self, batch: Batch) -> Batch:
         """Let the adapter shape a batch: virtual tokens only once where that is exact."""
@@ -161,7 +168,11 @@ class LabelledOutputs:
         """Whether the logits are just the output embedding's, soft-capped and scaled at most."""
         head = self.model.get_output_embeddings()
         decoder = getattr(self.model, "get_decoder", lambda: None)()
-        layer = head.base_layer if isinstance(head, SavedModule | TrainedTokens) else head
+        layer = (
+            head.base_layer
+            if isinstance(head, ModulesToSaveWrapper | TrainableTokensLayer)
+            else head
+        )
         if type(layer) is not nn.Linear or decoder is None or decoder is self.model:
             return False
         ids = torch.arange(4, device=layer.weight.device)[None] % layer.out_features

@@ -35,11 +35,11 @@ from peft_lightning.kernels.float32_compute import compute_as_the_run
 from peft_lightning.kernels.gated_mlp import fuse_gated_mlps
 from peft_lightning.kernels.rms_norm import fuse_norms
 from peft_lightning.kernels.rotary import fuse_rotary
-from peft_lightning.loss import LabelledOutputs
+from peft_lightning.loss import CausalLMLoss
 from peft_lightning.training import clipping
-from peft_lightning.training.callbacks import callbacks_of_run
+from peft_lightning.training.callbacks import default_callbacks
 from peft_lightning.training.checkpoint import AdapterCheckpointIO
-from peft_lightning.training.cluster.fsdp2 import sharded_as, whole_tensor
+from peft_lightning.training.cluster.fsdp2 import gather_full, shard_like
 from peft_lightning.training.cluster.strategies import require_supported
 from peft_lightning.training.optimizer import build_optimizer, own_options
 from peft_lightning.training.precision import (
@@ -50,7 +50,7 @@ from peft_lightning.training.precision import (
     types_used,
 )
 from peft_lightning.training.run_identity import check_same_run, run_name
-from peft_lightning.training.sanity_checks import Guards
+from peft_lightning.training.sanity_checks import SanityChecks
 from peft_lightning.training.schedules import Cosine, Schedule, ScheduledLR
 from peft_lightning.training.warm_start import adapter_to_continue, attach_trained
 
@@ -79,9 +79,9 @@ class CausalLMModule(L.LightningModule):
             its activations.
         compile: Compile the decoder layers with torch.compile; not for methods that put virtual
             tokens before the text.
-        cache_frozen: Run the layers below the adapter once for each row, keep what they say on
-            disk beside the tokens, and train from that.
-        frozen_cache_gib: Most that such files may take on that disk, in GiB; those used last
+        cache_hidden_states: Run the layers below the adapter once for each row, keep their outputs
+            on disk beside the tokens, and train from them.
+        hidden_cache_gib: Most that such files may take on that disk, in GiB; those used last
             longest ago make room for new ones.
         sample_prompts: Prompts whose greedy answers are logged at each validation.
         sample_max_new_tokens: Length limit of those answers.
@@ -104,8 +104,8 @@ class CausalLMModule(L.LightningModule):
         dtype: str = "auto",
         activation_checkpointing: bool = False,
         compile: bool = False,
-        cache_frozen: bool = False,
-        frozen_cache_gib: float = 20.0,
+        cache_hidden_states: bool = False,
+        hidden_cache_gib: float = 20.0,
         sample_prompts: list[str] | None = None,
         sample_max_new_tokens: int = 64,
         predict_max_new_tokens: int = 128,
@@ -121,7 +121,7 @@ class CausalLMModule(L.LightningModule):
             self.init_from, adapter = adapter_to_continue(init_from)
         if learning_rate is not None and learning_rate < 0:
             raise ValueError(f"learning_rate must not be negative, got {learning_rate}")
-        if activation_checkpointing and adapter.fills_cache:
+        if activation_checkpointing and adapter.uses_kv_cache:
             raise ValueError(
                 f"activation_checkpointing does not go with {type(adapter).__name__}, whose keys "
                 "and values reach the layers through a cache: set it to false"
@@ -134,7 +134,7 @@ class CausalLMModule(L.LightningModule):
         self.dtype_name, self.quantization = dtype, quantization
         self.activation_checkpointing = activation_checkpointing
         self.compile_layers = compile
-        self.cache_frozen, self.frozen_cache_gib = cache_frozen, frozen_cache_gib
+        self.cache_hidden_states, self.hidden_cache_gib = cache_hidden_states, hidden_cache_gib
         self.sample_prompts = sample_prompts or []
         self.sample_max_new_tokens = sample_max_new_tokens
         self.predict_max_new_tokens = predict_max_new_tokens
@@ -146,7 +146,7 @@ class CausalLMModule(L.LightningModule):
         self.fingerprint: dict[str, Any] | None = None
         self._folders: dict[str, str] = {}
         self.bank: AdapterBank | None = None  # of the adapters that predict is to answer with
-        self.hits: Tensor | None = None  # correct predictions of the last nll, if it counts them
+        self.correct: Tensor | None = None  # correct predictions of the last nll, if it counts them
         self._step_nll: Tensor | float = 0.0
         self._step_tokens: Tensor | int = 0
         self.val_nll, self.val_hits = MeanMetric(), MeanMetric()
@@ -197,7 +197,7 @@ class CausalLMModule(L.LightningModule):
             recompute_activations(model)
         self.model = model
         shares_prefix = leaves_inputs(self.adapter) and not self.compile_layers
-        self.outputs = LabelledOutputs(model, self.adapter, shares_prefix)
+        self.outputs = CausalLMLoss(model, self.adapter, shares_prefix)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the base's tokenizer with the adapter's new tokens.
@@ -232,7 +232,7 @@ class CausalLMModule(L.LightningModule):
         """
         self._folders = named_folders(folders)
         for name, folder in self._folders.items():
-            if read_adapter(folder)[0].own_facts().get("new_tokens"):
+            if read_adapter(folder)[0].metadata().get("new_tokens"):
                 raise ValueError(
                     f"the adapter {name} brings new tokens, and predict reads all rows by the "
                     f"base's tokenizer: use generate --file FILE --adapter {name}={folder}"
@@ -248,7 +248,7 @@ class CausalLMModule(L.LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return what exact resume and a readable run need, unless the trainer has its own."""
-        return callbacks_of_run(self.trainer.callbacks)  # type: ignore[attr-defined]
+        return default_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         steps = self.trainer.estimated_stepping_batches
@@ -268,7 +268,7 @@ class CausalLMModule(L.LightningModule):
 
     def nll(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed loss of ``batch`` in nats and the number of tokens it covers."""
-        nll, tokens, self.hits = self.outputs.nll(batch)
+        nll, tokens, self.correct = self.outputs.nll(batch)
         return nll, tokens
 
     def labelled_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -307,7 +307,7 @@ class CausalLMModule(L.LightningModule):
         norm = clipping.rescale(grads, scale, clip_val)
         self.log("train/loss", nll / max(1.0, tokens), prog_bar=True, rank_zero_only=True)
         self.log("grad_norm", norm, rank_zero_only=True)
-        Guards.check_step(self, nll, int(tokens), norm)
+        SanityChecks.check_step(self, nll, int(tokens), norm)
 
     def configure_gradient_clipping(
         self,
@@ -332,7 +332,7 @@ class CausalLMModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Open or compute what the frozen layers make of the rows, if that is wanted."""
-        if self.cache_frozen:
+        if self.cache_hidden_states:
             self.outputs.frozen = cache_of_run(self)
 
     def on_train_start(self) -> None:
@@ -352,12 +352,12 @@ class CausalLMModule(L.LightningModule):
         self._evaluate(batch)
 
     def _evaluate(self, batch: Batch) -> None:
-        self.hits = None
+        self.correct = None
         nll, tokens = self.nll(batch)
         count = max(1, int(tokens))  # a process without rows takes part in the mean all the same
         self.val_nll.update(nll / count, weight=tokens)
-        if self.hits is not None:
-            self.val_hits.update(self.hits / count, weight=tokens)
+        if self.correct is not None:
+            self.val_hits.update(self.correct / count, weight=tokens)
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val")
@@ -403,14 +403,14 @@ class CausalLMModule(L.LightningModule):
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Return the adapter's tensors under HF PEFT's names; nothing of the frozen base."""
         tensors = self.adapter.state_dict(self.model)
-        return {prefix + name: whole_tensor(tensor) for name, tensor in tensors.items()}
+        return {prefix + name: gather_full(tensor) for name, tensor in tensors.items()}
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load the adapter's tensors; missing, unexpected and misshapen ones are an error."""
         own = self.adapter.state_dict(self.model)
-        parts = {n: sharded_as(t, own[n]) if n in own else t for n, t in state_dict.items()}
+        parts = {n: shard_like(t, own[n]) if n in own else t for n, t in state_dict.items()}
         self.adapter.load_state_dict(self.model, parts)
         return nn.modules.module._IncompatibleKeys([], [])
 
@@ -437,7 +437,7 @@ class CausalLMModule(L.LightningModule):
         say_if_changed(checkpoint.get("types"), self)
 
     def _adapter_config(self) -> dict[str, Any]:
-        return {**self.adapter.hf_config(self.model), **self.adapter.own_facts()}
+        return {**self.adapter.hf_config(self.model), **self.adapter.metadata()}
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

@@ -58,7 +58,7 @@ $((SECONDS - started)) s in all, without the installation.
   $run/config.yaml             the whole configuration
 
 What to try next, after: source .venv/bin/activate
-  python -m peft_lightning generate --ckpt $run/checkpoints/best.ckpt --prompt "it's freezing in the den"
+  python -m peft_lightning generate --ckpt_path $run/checkpoints/best.ckpt --prompt "it's freezing in the den"
   python -m peft_lightning fit --config configs/quickstart.yaml --model.base_model "$model" --model.adapter.r 4
   python -m peft_lightning fit --help
 END

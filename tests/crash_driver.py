@@ -33,7 +33,7 @@ def command(out: str, old: str, new: str) -> tuple[str, Action, Action]:
 
 def cases(base: Path) -> dict[str, Callable[[], tuple[str, Action, Action]]]:
     merge = "merge a out --verify false --dtype"
-    ask = "generate --ckpt a --file rows.jsonl --output out --batch_size 8 --max_new_tokens"
+    ask = "generate --ckpt_path a --file rows.jsonl --output out --batch_size 8 --max_new_tokens"
     answer = "predict --config run.yaml --ckpt_path last --model.predict_max_new_tokens"
     return {
         "combine": lambda: command("out", "combine out a", "combine out a=0.5"),

@@ -62,7 +62,7 @@ def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
 
     import peft_lightning
     from exactness import sgd
-    from peft_lightning.training.checkpoint import AdapterCheckpointIO, Checkpoints
+    from peft_lightning.training.checkpoint import AdapterCheckpoint, AdapterCheckpointIO
     from peft_lightning.training.schedules import Constant
     from tiny_run import fit
 
@@ -122,7 +122,7 @@ def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
             Path(options["rows"]),
             folder / "run",
             adapter=getattr(peft_lightning, kind)(**fields),
-            callbacks=[watch, Checkpoints(every_n_steps=options.get("every", 1000))],
+            callbacks=[watch, AdapterCheckpoint(every_n_steps=options.get("every", 1000))],
             ckpt_path=options.get("ckpt_path"),
             data={"val_fraction": 0, "cache_dir": str(folder.parent / "cache")}
             | options.get("data", {}),

@@ -22,12 +22,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from peft_lightning.adapters import LoRA, PromptTuning
-from peft_lightning.training.checkpoint import Checkpoints
+from peft_lightning.training.checkpoint import AdapterCheckpoint
 from tiny_run import fit
 
 STAGES = {
     "_TrainingEpochLoop.advance": "step",
-    "Checkpoints.save_now": "save",
+    "AdapterCheckpoint.save_now": "save",
     "_EvaluationLoop.run": "validation",
     "_FitLoop.on_advance_end": "epoch end",
 }
@@ -113,7 +113,7 @@ def run(base: Path, rows: Path, folder: Path, scenario: dict[str, Any], kill: An
         rows,
         folder / "run",
         adapter=adapter,
-        callbacks=[*callbacks, Checkpoints(every_n_steps=scenario.get("every", 1))],
+        callbacks=[*callbacks, AdapterCheckpoint(every_n_steps=scenario.get("every", 1))],
         ckpt_path="last" if (folder / "run/checkpoints/last.ckpt").is_dir() else None,
         data=scenario.get("data"),
         module=scenario.get("module"),

@@ -71,7 +71,7 @@ def test_a_broken_data_file_is_named_with_its_line_and_what_is_wrong(user):
     import re
 
     fits = [["fit", "--config", "run.yaml", "--data.train", name] for name in FILES]
-    prompts = [["generate", "--model", "base", "--file", name] for name in FILES]
+    prompts = [["generate", "--base_model", "base", "--file", name] for name in FILES]
     errors = errors_of(user, fits + prompts)
     for name, error in zip([*FILES, *FILES], errors, strict=True):
         assert re.search(re.escape(name) + FILES[name][1], error), error
@@ -86,7 +86,7 @@ def test_a_link_to_nowhere_is_named(user):
         ["fit", *config, "--model.base_model", "./gone"],
         ["fit", *config, "--ckpt_path", "gone"],
         ["fit", *config, "--trainer.default_root_dir", "gone"],
-        ["generate", "--ckpt", "gone", "--prompt", "a"],
+        ["generate", "--ckpt_path", "gone", "--prompt", "a"],
         ["merge", "gone", "out"],
     ]
     assert all("gone" in error for error in errors_of(user, lines))
@@ -134,7 +134,7 @@ def test_a_base_replaced_under_its_name_is_refused_everywhere(user, tmp_path):
         model.model.norm.weight += 0.5
     model.save_pretrained(own / "base")
     last = "runs/run/checkpoints/last.ckpt"
-    ask = ["generate", "--ckpt", last, "--prompt", "a", "--max_new_tokens", "1"]
+    ask = ["generate", "--ckpt_path", last, "--prompt", "a", "--max_new_tokens", "1"]
     lines = [
         ["fit", "--config", "run.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3"],
         ["validate", "--config", "run.yaml", "--ckpt_path", "last"],
@@ -143,7 +143,7 @@ def test_a_base_replaced_under_its_name_is_refused_everywhere(user, tmp_path):
         ["export", last, "out.gguf"],
     ]
     assert all("another base model" in error for error in errors_of(own, lines))
-    assert drive(own, [[*ask, "--any_base"]])[0][0] == 0
+    assert drive(own, [[*ask, "--allow_base_mismatch"]])[0][0] == 0
 
 
 def test_a_line_of_200_mb_is_an_error_in_bounded_memory(user):

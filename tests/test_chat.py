@@ -30,11 +30,11 @@ def talk(lines, *options):
 
 def test_answers_are_generates_and_the_conversation_is_remembered(base, lora_folder, capsys):
     lines = ["hello", "hello", "/reset", "hello", "/adapter a", "/reset", "hello", "/adapter x"]
-    done = talk([*lines, "/what", "/quit", "no"], "--model", str(base), "--adapter",
+    done = talk([*lines, "/what", "/quit", "no"], "--base_model", str(base), "--adapter",
                 f"a={lora_folder}")  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = [line.strip() for line in done.stdout.split("\n") if line]
-    generate(ckpt=str(lora_folder), prompt="hello", max_new_tokens=6)
+    generate(ckpt_path=str(lora_folder), prompt="hello", max_new_tokens=6)
     want = capsys.readouterr().out.strip()
     assert said[0] == said[2] == said[3] == want  # the first adapter answers from the start
     assert len(said) == 4
@@ -45,7 +45,7 @@ def test_answers_are_generates_and_the_conversation_is_remembered(base, lora_fol
 
 
 def test_a_conversation_that_is_too_long_says_so_and_goes_on(base):
-    done = talk(["hello", "long " * 400, "/base", "hello"], "--model", str(base))
+    done = talk(["hello", "long " * 400, "/base", "hello"], "--base_model", str(base))
     assert done.returncode == 0, done.stderr
     assert "exceeds the model's" in done.stderr
     assert "/reset starts anew" in done.stderr
@@ -58,7 +58,7 @@ def test_without_a_chat_template_the_command_generate_is_named(base, tmp_path):
     plain = tmp_path / "plain"
     shutil.copytree(base, plain)
     (plain / "chat_template.jinja").unlink()
-    done = talk(["hello"], "--model", str(plain))
+    done = talk(["hello"], "--base_model", str(plain))
     assert done.returncode == 2
     assert "a chat needs a chat template" in done.stderr
     assert "Traceback" not in done.stderr

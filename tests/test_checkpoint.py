@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from cli_driver import saved_step
 from peft_lightning import CausalLMModule, Full, LoRA, PromptTuning
-from peft_lightning.training.checkpoint import Checkpoints
+from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.schedules import Constant
 from rounding import assert_near
 from tiny_run import byte_tokenizer, fit, write_base, write_rows
@@ -140,7 +140,7 @@ def test_saves_are_between_optimizer_steps_only(base, rows, tmp_path):
             self.batches.append(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
     saves = Saves()
-    every = Checkpoints(every_n_steps=1)
+    every = AdapterCheckpoint(every_n_steps=1)
     fit(
         base,
         rows,
@@ -160,7 +160,7 @@ def test_a_save_that_is_due_at_the_end_of_an_epoch_without_validation_is_made(ba
             if trainer.current_epoch == 1:
                 raise RuntimeError("a crash")
 
-    callbacks = [Crash(), Checkpoints(every_n_steps=6)]  # 24 rows in batches of 4
+    callbacks = [Crash(), AdapterCheckpoint(every_n_steps=6)]  # 24 rows in batches of 4
     with pytest.raises(RuntimeError, match="a crash"):
         fit(base, rows, tmp_path / "run", callbacks=callbacks, data={"val_fraction": 0})
     assert saved_step(last(tmp_path / "run")) == 6

@@ -253,7 +253,10 @@ def test_a_mistake_gives_one_line_that_names_the_right_way_and_status_2(mistakes
         (["--config", "good.yaml", "fit"], r"--config comes after the command: .* fit --config"),
         (["--config=good.yaml"], r"comes after the command: .* fit --config=good\.yaml"),
         (["fit", "--config", "god.yaml"], r"no config file god\.yaml.*good\.yaml"),
-        (["generate", "--modl", "x"], r"there is no option '--modl'; did you mean '--model'"),
+        (
+            ["generate", "--base_modl", "x"],
+            r"there is no option '--base_modl'; did you mean '--base_model'",
+        ),
         (["generate", "--batch_size", "x", "--prompt", "a"], r"--batch_size must be int, got 'x'"),
         (["generate"], r"--prompt"),
     ],

@@ -10,7 +10,7 @@ from exactness import sgd
 from peft_lightning import CausalLMModule, Constant, LoRA, PromptTuning
 from peft_lightning.kernels.attention import FLAT_ATTENTION, flat_inputs
 from peft_lightning.kernels.compiled_layers import compile_layers
-from peft_lightning.training.checkpoint import Checkpoints
+from peft_lightning.training.checkpoint import AdapterCheckpoint
 from rounding import BACKWARD, assert_near
 from tiny import DIM, tiny_model
 from tiny_run import fit, flat_batch
@@ -88,7 +88,7 @@ def test_a_compiled_run_trains_resumes_and_answers_as_a_plain_one(base, rows, tm
         fit(
             *(base, rows, tmp_path / name),
             module=module,
-            callbacks=[Checkpoints(every_n_steps=2)],
+            callbacks=[AdapterCheckpoint(every_n_steps=2)],
             **options,
         ).lightning_module
         for name, module in zip(("plain", "compiled"), modules, strict=True)

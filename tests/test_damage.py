@@ -1,4 +1,4 @@
-"""Checkpoints that the disk has damaged, through the command line."""
+"""AdapterCheckpoint that the disk has damaged, through the command line."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ def user(tmp_path_factory, base, rows):
     """A folder with rows, a config, and a run of 3 steps that saved each of them."""
     folder = tmp_path_factory.mktemp("damage")
     model = MODEL.replace("BASE", str(base)) + ", adapter: {class_path: LoRA, init_args: {r: 2}}}"
-    checkpoints = "peft_lightning.training.checkpoint.Checkpoints"
+    checkpoints = "peft_lightning.training.checkpoint.AdapterCheckpoint"
     saves = f"{{class_path: {checkpoints}, init_args: {{every_n_steps: 1}}}}"
     trainer = TRAINER.replace("max_steps: 1", "max_steps: 3") + f", callbacks: [{saves}]"
     (folder / "run.yaml").write_text(model + DATA.replace("TRAINER", trainer))
@@ -80,7 +80,7 @@ def test_damage_is_an_error_in_one_line_wherever_a_checkpoint_is_read(user, tmp_
     prompt = ["--prompt", "a", "--max_new_tokens", "1"]
     run = ["--config", "run.yaml", "--trainer.default_root_dir", str(root)]
     lines = [
-        ["generate", "--ckpt", str(best), *prompt],
+        ["generate", "--ckpt_path", str(best), *prompt],
         ["merge", str(best), str(tmp_path / "merged")],
         ["export", str(best), str(tmp_path / "x.gguf")],
         ["combine", str(tmp_path / "both"), str(best)],

@@ -173,8 +173,8 @@ def test_our_loader_reads_the_logits_of_the_merged_folder(base, tmp_path, dtype,
     ckpt = write_adapter(base, tmp_path / "ckpt", LORAS["patterns"])
     file = tmp_path / "model.gguf"
     threshold = 1e-3 if dtype == "float32" else 0.5  # random weights carry roundings far
-    export(str(ckpt), str(file), format="gguf", dtype=dtype, threshold=threshold)
-    merge(str(ckpt), str(tmp_path / "merged"), dtype=dtype, threshold=threshold)
+    export(str(ckpt), str(file), format="gguf", dtype=dtype, max_logit_difference=threshold)
+    merge(str(ckpt), str(tmp_path / "merged"), dtype=dtype, max_logit_difference=threshold)
     if unread := UNREAD.get(base.name):
         assert f"not verified: transformers reads {unread}" in capsys.readouterr().out
         return
@@ -330,7 +330,7 @@ def test_the_users_name_for_the_cutting_is_taken(llama, tmp_path):
         ("x.bin", {}, "out must be a file's name that ends in .gguf, got"),
         ("x.gguf", {"dtype": "q8_0"}, "dtype must be one of auto"),
         ("x.gguf", {"text": "no.txt"}, "there is no file no.txt"),
-        ("x.gguf", {"threshold": 0}, "threshold must be above 0, got 0"),
+        ("x.gguf", {"max_logit_difference": 0}, "max_logit_difference must be above 0, got 0"),
         ("x.gguf", {"device": "gpu"}, "device must be auto, cpu or a GPU .*, got 'gpu'"),
     ],
 )
@@ -364,8 +364,8 @@ def test_what_is_no_lora_is_refused(llama, tmp_path):
         export(str(prompt), str(tmp_path / "x.gguf"))
     with pytest.raises(ValueError, match="is a whole model and no LoRA: export it with --format"):
         export(str(llama[0]), str(tmp_path / "x.gguf"))
-    with pytest.raises(ValueError, match="is a whole model: give it without --model"):
-        export(str(llama[0]), str(tmp_path / "x.gguf"), model="other")
+    with pytest.raises(ValueError, match="is a whole model: give it without --base_model"):
+        export(str(llama[0]), str(tmp_path / "x.gguf"), base_model="other")
 
 
 @pytest.mark.parametrize("format", ["gguf", "gguf-lora"])
@@ -375,7 +375,13 @@ def test_an_adapter_of_another_base_is_refused_unless_any_base(llama, tmp_path, 
     options = {"model": str(tmp_path / "b"), "format": format}
     with pytest.raises(ValueError, match="was trained on another base model"):
         export(str(llama[1]), str(tmp_path / "x.gguf"), **options)
-    export(str(llama[1]), str(tmp_path / "x.gguf"), any_base=True, threshold=0.1, **options)
+    export(
+        str(llama[1]),
+        str(tmp_path / "x.gguf"),
+        allow_base_mismatch=True,
+        max_logit_difference=0.1,
+        **options,
+    )
 
 
 def test_the_command_line_exports(llama, tmp_path):

@@ -50,7 +50,7 @@ def test_a_difference_of_low_rank_comes_back_in_hf_peft(
 
     base = write_base(tmp_path / "base", architecture)
     model = tuned(base, tmp_path / "tuned", [f"{name}.weight" for name in layers])
-    extract(str(tmp_path / "tuned"), str(tmp_path / "a"), model=str(base), rank=2)
+    extract(str(tmp_path / "tuned"), str(tmp_path / "a"), base_model=str(base), rank=2)
     assert "retained energy 100.00% in total, 100.00% at least" in capsys.readouterr().out
     recwarn.clear()
     theirs = PeftModel.from_pretrained(load_base_model(str(base)), tmp_path / "a")
@@ -59,14 +59,14 @@ def test_a_difference_of_low_rank_comes_back_in_hf_peft(
     adapter, _, facts = read_adapter(tmp_path / "a")
     assert sorted(adapter.target_modules) == sorted(layers)
     assert facts["base_fingerprint"]["architecture"] == type(model).__name__
-    assert facts["made_of"] == {"method": "extract", "rank": 2, "energy": None, "model": "tuned"}
+    assert facts["made_of"] == {"method": "extract", "rank": 2, "retain": None, "model": "tuned"}
 
 
 def test_rank_and_energy_decide_what_is_retained_and_each_layer_tells(base, tmp_path, capsys):
     names = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"]
     tuned(base, tmp_path / "tuned", [f"{name}.weight" for name in names])
-    for options, rank, kept in (({"rank": 1}, 1, "90.00%"), ({"energy": 0.95}, 2, "100.00%")):
-        extract(str(tmp_path / "tuned"), str(tmp_path / "a"), model=str(base), **options)
+    for options, rank, kept in (({"rank": 1}, 1, "90.00%"), ({"retain": 0.95}, 2, "100.00%")):
+        extract(str(tmp_path / "tuned"), str(tmp_path / "a"), base_model=str(base), **options)
         lines = capsys.readouterr().out.splitlines()
         for name, line in zip(names, lines[1:3], strict=True):
             words = line.split()
@@ -81,9 +81,9 @@ def test_what_a_lora_cannot_hold_is_named_and_left_out_only_if_asked(base, tmp_p
     tuned(base, tmp_path / "tuned", [*changes, "model.layers.0.mlp.up_proj.weight"])
     words = str(tmp_path / "tuned"), str(tmp_path / "a")
     with pytest.raises(ValueError, match=r"cannot hold 2 .*embed_tokens.* \(changed by .*norm"):
-        extract(*words, model=str(base), rank=2)
+        extract(*words, base_model=str(base), rank=2)
     assert not (tmp_path / "a").exists()
-    extract(*words, model=str(base), rank=2, linear_only=True)
+    extract(*words, base_model=str(base), rank=2, ignore_other_changes=True)
     assert "left out: model.embed_tokens.weight (changed by" in capsys.readouterr().out
     facts = json.loads((tmp_path / "a" / "peft_lightning.json").read_text())
     assert facts["left_out"].keys() == set(changes)
@@ -95,7 +95,7 @@ def test_a_checkpoint_of_full_fine_tuning_names_its_base(base, rows, tmp_path, c
 
     fit(base, rows, tmp_path / "run", adapter=Full(), max_steps=2)
     ckpt = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    extract(str(ckpt), str(tmp_path / "a"), energy=0.9, linear_only=True)
+    extract(str(ckpt), str(tmp_path / "a"), retain=0.9, ignore_other_changes=True)
     assert "retained energy 9" in capsys.readouterr().out
     facts = read_adapter(tmp_path / "a")[2]
     assert facts["base_model"] == str(base)
@@ -103,7 +103,7 @@ def test_a_checkpoint_of_full_fine_tuning_names_its_base(base, rows, tmp_path, c
     other = tiny_model("llama", vocab_size=260, seed=7)
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="was trained on another base model"):
-        extract(str(ckpt), str(tmp_path / "b"), model=str(tmp_path / "other"), rank=1)
+        extract(str(ckpt), str(tmp_path / "b"), base_model=str(tmp_path / "other"), rank=1)
 
 
 def test_models_that_do_not_belong_together_are_named(base, tmp_path):
@@ -114,14 +114,14 @@ def test_models_that_do_not_belong_together_are_named(base, tmp_path):
         (tmp_path / "none", "there is no"),
     ):
         with pytest.raises(ValueError, match=message):
-            extract(str(other), str(tmp_path / "a"), model=str(base), rank=1)
+            extract(str(other), str(tmp_path / "a"), base_model=str(base), rank=1)
     tiny_model("llama", vocab_size=99).save_pretrained(tmp_path / "small")
     with pytest.raises(ValueError, match=r"small is not a tuned .*lm_head.* \(99, 32\) there"):
-        extract(str(tmp_path / "small"), str(tmp_path / "a"), model=str(base), rank=1)
-    with pytest.raises(ValueError, match="does not name its base model: give it with --model"):
+        extract(str(tmp_path / "small"), str(tmp_path / "a"), base_model=str(base), rank=1)
+    with pytest.raises(ValueError, match="does not name its base model: give it with --base_model"):
         extract(str(base), str(tmp_path / "a"), rank=1)
-    with pytest.raises(ValueError, match="give either --rank or --energy"):
-        extract(str(base), str(tmp_path / "a"), model=str(base))
+    with pytest.raises(ValueError, match="give either --rank or --retain"):
+        extract(str(base), str(tmp_path / "a"), base_model=str(base))
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
@@ -144,7 +144,7 @@ def test_a_conv1d_is_said_to_be_one_though_a_linear_layer_comes_after_it(tmp_pat
     model.save_pretrained(tmp_path / "base")
     names = ["transformer.h.0.attn.c_attn.weight", "lm_head.weight"]
     tuned(tmp_path / "base", tmp_path / "tuned", names)
-    extract(str(tmp_path / "tuned"), str(tmp_path / "a"), model=str(tmp_path / "base"), rank=2)
+    extract(str(tmp_path / "tuned"), str(tmp_path / "a"), base_model=str(tmp_path / "base"), rank=2)
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["fan_in_fan_out"]
 
 
@@ -153,5 +153,5 @@ def test_a_weight_of_zeros_has_a_difference_too(tmp_path, capsys):
     model.model.layers[0].mlp.down_proj.weight.data.zero_()
     model.save_pretrained(tmp_path / "base")
     tuned(tmp_path / "base", tmp_path / "tuned", ["model.layers.0.mlp.down_proj.weight"])
-    extract(str(tmp_path / "tuned"), str(tmp_path / "a"), model=str(tmp_path / "base"), rank=2)
+    extract(str(tmp_path / "tuned"), str(tmp_path / "a"), base_model=str(tmp_path / "base"), rank=2)
     assert "inf%" in capsys.readouterr().out

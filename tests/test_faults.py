@@ -91,7 +91,7 @@ def user(tmp_path, base, rows):
 
 
 def fit(*options: str, fault: str | None = None) -> list[str]:
-    checkpoints = "peft_lightning.training.checkpoint.Checkpoints"
+    checkpoints = "peft_lightning.training.checkpoint.AdapterCheckpoint"
     saves = f"{{class_path: {checkpoints}, init_args: {{every_n_steps: 1}}}}"
     faults = f", {{class_path: faults.{fault}}}" if fault else ""
     return ["fit", "--config", "run.yaml", "--trainer.callbacks", f"[{saves}{faults}]", *options]

@@ -15,13 +15,13 @@ from exactness import sgd
 from peft_lightning import CausalLMModule, Constant, Full, LoRA, PromptTuning, SFTDataModule
 from peft_lightning.hidden_cache.cache import adapted_depth
 from peft_lightning.hidden_cache.frozen_layers import FrozenLayers, decoder_layers
-from peft_lightning.hidden_cache.store import FrozenStates
+from peft_lightning.hidden_cache.store import HiddenStates
 from rounding import BACKWARD, FORWARD, assert_near, rounding_error
 from tiny import ARCHITECTURES, tiny_model
 from tiny_run import fit, write_base, write_rows
 
 UPPER = LoRA(r=2, layers_to_transform=1, init_lora_weights=False)
-CACHED = {"cache_frozen": True}
+CACHED = {"cache_hidden_states": True}
 # AdamW divides a gradient by its own size, so that one of rounding errors alone moves a weight by
 # the whole learning rate
 DESCENT = {"optimizer": sgd}
@@ -109,7 +109,7 @@ def test_training_from_the_cache_is_training_without_it(base, rows, tmp_path, dt
             rows,
             tmp_path / str(cache),
             callbacks=[calls] if cache else [],
-            module={"cache_frozen": cache, "dtype": dtype, **DESCENT},
+            module={"cache_hidden_states": cache, "dtype": dtype, **DESCENT},
             precision=precision,
         )
         for cache in (True, False)
@@ -126,7 +126,11 @@ def test_every_architecture_trains_from_the_cache_in_both_layouts(architecture, 
     base = write_base(tmp_path / "base", architecture)
     rows = write_rows(tmp_path / "rows.jsonl", 8)
     found = []
-    for layout, module in (("flat", CACHED), ("padded", CACHED), ("flat", {"cache_frozen": False})):
+    for layout, module in (
+        ("flat", CACHED),
+        ("padded", CACHED),
+        ("flat", {"cache_hidden_states": False}),
+    ):
         data = {"layout": layout}
         options = {"max_epochs": 1, "enable_checkpointing": False, "data": data}
         trainer = run(base, rows, tmp_path / "run", module={**module, **DESCENT}, **options)
@@ -141,7 +145,7 @@ def test_what_is_stored_is_the_layers_output_for_each_row(base, rows, tmp_path, 
     options = {"module": {"dtype": dtype}, "precision": precision, "max_steps": 1}
     trainer = run(base, rows, tmp_path / "run", **options)
     (folder,) = cache_folders(tmp_path)
-    states = FrozenStates(folder)
+    states = HiddenStates(folder)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     (source,) = trainer.datamodule.token_sources
     assert len(source) == 24
@@ -240,10 +244,10 @@ def test_a_cache_above_the_limit_is_refused_and_old_ones_make_room(base, rows, t
     size = int(trainer.datamodule.token_sources[0].lengths.sum()) * 32 * 4
     limit = 1.5 * size / 2**30
     more = write_rows(tmp_path / "more.jsonl", 23, seed=3)
-    with pytest.raises(ValueError, match="raise it, or set cache_frozen to false"):
-        run(base, rows, tmp_path / "b", max_steps=1, module={"frozen_cache_gib": limit / 2})
+    with pytest.raises(ValueError, match="raise it, or set cache_hidden_states to false"):
+        run(base, rows, tmp_path / "b", max_steps=1, module={"hidden_cache_gib": limit / 2})
     assert cache_folders(tmp_path) == [first]
-    run(base, more, tmp_path / "c", max_steps=1, module={"frozen_cache_gib": limit})
+    run(base, more, tmp_path / "c", max_steps=1, module={"hidden_cache_gib": limit})
     (second,) = cache_folders(tmp_path)
     assert second != first
 
@@ -282,7 +286,7 @@ def test_rows_of_a_loader_without_tokens_are_refused(base, rows, tmp_path):
 
     data = SFTDataModule(train=str(rows), tokenizer=str(base), cache_dir=str(tmp_path))
     data.setup("fit")
-    module = CausalLMModule(str(base), UPPER, cache_frozen=True)
+    module = CausalLMModule(str(base), UPPER, cache_hidden_states=True)
     trainer = L.Trainer(default_root_dir=tmp_path, logger=False, accelerator="cpu")
     with pytest.raises(ValueError, match="needs the rows of SFTDataModule"):
         trainer.fit(module, data.train_dataloader())

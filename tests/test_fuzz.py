@@ -16,7 +16,7 @@ from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.folder import read_adapter
 from peft_lightning.adapters.inspect import inspect_adapter
 from peft_lightning.base_model import load_base_model
-from peft_lightning.data.formats import find_format, settle_format
+from peft_lightning.data.formats import find_format, resolve_format
 from peft_lightning.data.sources import RowError, find_source
 from peft_lightning.data.tokenization import Encoder
 from peft_lightning.files import SUMS_FILE, require_undamaged
@@ -194,7 +194,7 @@ def encoder():
 def read_rows(path, encoder):
     """Read a data file as training does, up to the tokens; bad rows are reasons."""
     source = find_source(str(path))
-    name, _, rows = settle_format(source.records(), "auto", source.name)
+    name, _, rows = resolve_format(source.records(), "auto", source.name)
     to_row, good = find_format(name), []
     for record, where in rows:
         assert where.startswith(str(path))

@@ -205,19 +205,21 @@ def lora_folder(base, tmp_path_factory):
 
 
 def answers(file):
-    return [json.loads(line)["generated"] for line in file.read_text().splitlines()]
+    return [json.loads(line)["prediction"] for line in file.read_text().splitlines()]
 
 
 def test_rows_of_a_file_get_their_answers_in_their_order(base, rows, tmp_path):
     out = tmp_path / "new" / "answers.jsonl"
-    generate(model=str(base), file=str(rows), output=str(out), max_new_tokens=5, batch_size=7)
+    generate(base_model=str(base), file=str(rows), output=str(out), max_new_tokens=5, batch_size=7)
     given = [json.loads(line) for line in rows.read_text().splitlines()]
     written = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [{**row, "generated": "x"} for row in given] == [
-        {**row, "generated": "x"} for row in written
+    assert [{**row, "prediction": "x"} for row in given] == [
+        {**row, "prediction": "x"} for row in written
     ]
     alone = tmp_path / "alone.jsonl"
-    generate(model=str(base), file=str(rows), output=str(alone), max_new_tokens=5, batch_size=1)
+    generate(
+        base_model=str(base), file=str(rows), output=str(alone), max_new_tokens=5, batch_size=1
+    )
     assert answers(alone) == answers(out)
 
 
@@ -231,15 +233,17 @@ def test_text_rows_and_messages_ask_the_same(base, tmp_path):
         )
     )
     for file in (text, chat):
-        generate(model=str(base), file=str(file), output=f"{file}.out", max_new_tokens=5)
+        generate(base_model=str(base), file=str(file), output=f"{file}.out", max_new_tokens=5)
     one, other = (answers(file.with_name(file.name + ".out")) for file in (text, chat))
     assert one == other
     assert len(one) == 2
 
 
 def test_the_adapters_base_is_found_and_its_answers_are_others(base, rows, lora_folder, tmp_path):
-    generate(model=str(base), file=str(rows), output=str(tmp_path / "base"), max_new_tokens=5)
-    generate(ckpt=str(lora_folder), file=str(rows), output=str(tmp_path / "lora"), max_new_tokens=5)
+    generate(base_model=str(base), file=str(rows), output=str(tmp_path / "base"), max_new_tokens=5)
+    generate(
+        ckpt_path=str(lora_folder), file=str(rows), output=str(tmp_path / "lora"), max_new_tokens=5
+    )
     assert answers(tmp_path / "base") != answers(tmp_path / "lora")
 
 
@@ -250,20 +254,20 @@ def test_a_fully_trained_model_is_its_own_base(base, tmp_path, capsys):
     with torch.no_grad():
         model.lm_head.weight.neg_()
     save_adapter(adapter, model, tmp_path / "full.ckpt", {}, byte_tokenizer())
-    generate(model=str(base), prompt="a", max_new_tokens=5)
+    generate(base_model=str(base), prompt="a", max_new_tokens=5)
     before = capsys.readouterr().out
-    generate(ckpt=str(tmp_path / "full.ckpt"), prompt="a", max_new_tokens=5)
+    generate(ckpt_path=str(tmp_path / "full.ckpt"), prompt="a", max_new_tokens=5)
     assert capsys.readouterr().out != before
-    with pytest.raises(ValueError, match="is a whole model: give it without --model"):
-        generate(model=str(base), ckpt=str(tmp_path / "full.ckpt"), prompt="a")
+    with pytest.raises(ValueError, match="is a whole model: give it without --base_model"):
+        generate(base_model=str(base), ckpt_path=str(tmp_path / "full.ckpt"), prompt="a")
 
 
 def test_several_prompts_are_answered_one_below_the_other(base, capsys):
-    generate(model=str(base), prompt=["a", "b"], max_new_tokens=3)
+    generate(base_model=str(base), prompt=["a", "b"], max_new_tokens=3)
     both = capsys.readouterr().out
     single = []
     for prompt in ("a", "b"):
-        generate(model=str(base), prompt=prompt, max_new_tokens=3)
+        generate(base_model=str(base), prompt=prompt, max_new_tokens=3)
         single.append(capsys.readouterr().out.rstrip("\n"))
     assert both.rstrip("\n") == "\n\n".join(single)
 
@@ -273,7 +277,9 @@ def test_a_system_message_changes_the_prompt_of_those_that_have_none(base, tmp_p
         file = tmp_path / f"{name}.jsonl"
         file.write_text(json.dumps({"messages": messages}) + "\n")
         out = tmp_path / f"{name}.out"
-        generate(model=str(base), file=str(file), output=str(out), max_new_tokens=12, **options)
+        generate(
+            base_model=str(base), file=str(file), output=str(out), max_new_tokens=12, **options
+        )
         return answers(out)
 
     user = {"role": "user", "content": "hello"}
@@ -288,7 +294,7 @@ def test_a_system_message_changes_the_prompt_of_those_that_have_none(base, tmp_p
     [
         ({"model": "BASE"}, "give either --prompt, a text, or --file"),
         ({"model": "BASE", "prompt": "a", "file": "x"}, "give either --prompt, a text, or --file"),
-        ({"prompt": "a"}, "give --ckpt, an adapter's folder, or --model"),
+        ({"prompt": "a"}, "give --ckpt_path, an adapter's folder, or --base_model"),
         ({"model": "BASE", "file": "x.txt"}, "there is no file x.txt"),
         ({"model": "BASE", "file": "x.jsonl"}, "x.jsonl: no such file"),
         ({"model": "BASE", "prompt": []}, "there is no prompt in --prompt"),
@@ -306,7 +312,7 @@ def test_a_malformed_row_is_named_with_its_line(base, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "a"}\n{"prompt": 3}\n')
     with pytest.raises(ValueError, match=r"rows.jsonl:2: .*prompt"):
-        generate(model=str(base), file=str(file))
+        generate(base_model=str(base), file=str(file))
 
 
 def test_an_adapter_of_another_base_is_refused_unless_any_base(lora_folder, tmp_path, capsys):
@@ -315,8 +321,14 @@ def test_an_adapter_of_another_base_is_refused_unless_any_base(lora_folder, tmp_
     tiny_model("llama", vocab_size=len(tokenizer), seed=7).save_pretrained(other)
     tokenizer.save_pretrained(other)
     with pytest.raises(ValueError, match="was trained on another base model"):
-        generate(ckpt=str(lora_folder), model=str(other), prompt="a")
-    generate(ckpt=str(lora_folder), model=str(other), prompt="a", any_base=True, max_new_tokens=2)
+        generate(ckpt_path=str(lora_folder), base_model=str(other), prompt="a")
+    generate(
+        ckpt_path=str(lora_folder),
+        base_model=str(other),
+        prompt="a",
+        allow_base_mismatch=True,
+        max_new_tokens=2,
+    )
     assert capsys.readouterr().out
 
 
@@ -352,15 +364,15 @@ def test_each_row_is_answered_by_the_adapter_it_names(
     plain = tmp_path / "plain.jsonl"
     plain.write_text("".join(json.dumps(r) + "\n" for r in given))
     options = {"file": str(plain), "max_new_tokens": 5}
-    alone = {"a": {"ckpt": str(lora_folder)}, "soft": {"ckpt": str(prompt_folder)}}
-    alone["base"] = {"model": str(base)}
+    alone = {"a": {"ckpt_path": str(lora_folder)}, "soft": {"ckpt_path": str(prompt_folder)}}
+    alone["base"] = {"base_model": str(base)}
     for name, source in alone.items():
         generate(**source, output=str(tmp_path / name), **options)
     expected = {name: answers(tmp_path / name) for name in alone}
     assert answers(tmp_path / "o") == [expected[n][i] for i, n in enumerate(names)]
     generate(adapter=adapters, output=str(tmp_path / "each"), **options)
     each = [json.loads(line) for line in (tmp_path / "each").read_text().splitlines()]
-    assert [(r["adapter"], r["generated"]) for r in each] == [
+    assert [(r["adapter"], r["prediction"]) for r in each] == [
         (name, expected[name][i]) for i in range(7) for name in ("a", "soft")
     ]
     file.write_text(json.dumps({**given[0], "adapter": "b"}) + "\n")

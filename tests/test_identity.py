@@ -10,7 +10,7 @@ from peft_lightning.__main__ import main
 from peft_lightning.adapters.folder import FACTS_FILE
 from peft_lightning.cli import defaults
 from peft_lightning.cli.defaults import checkpoint_path
-from peft_lightning.training.checkpoint import Checkpoints
+from peft_lightning.training.checkpoint import AdapterCheckpoint
 from tiny_run import fit
 
 
@@ -26,7 +26,7 @@ class Crash(Callback):
 def finished(base, rows, tmp_path):
     """The folder of a run that is over."""
     root = tmp_path / "run"
-    fit(base, rows, root, callbacks=[Checkpoints()], max_steps=2)
+    fit(base, rows, root, callbacks=[AdapterCheckpoint()], max_steps=2)
     return root
 
 
@@ -39,13 +39,13 @@ def test_a_run_has_one_name_from_its_start_through_every_resume(base, rows, fini
     name = run_of(finished / "run.json")
     assert run_of(last / FACTS_FILE) == name
     assert checkpoint_path("fit", "last", finished) == str(last)
-    fit(base, rows, finished, callbacks=[Checkpoints()], max_steps=4, ckpt_path=str(last))
+    fit(base, rows, finished, callbacks=[AdapterCheckpoint()], max_steps=4, ckpt_path=str(last))
     assert run_of(last / FACTS_FILE) == run_of(finished / "run.json") == name
 
 
 def test_a_run_does_not_go_on_from_what_an_earlier_one_left(base, rows, finished, monkeypatch):
     with pytest.raises(RuntimeError, match="a crash"):
-        fit(base, rows, finished, callbacks=[Crash(), Checkpoints()], max_steps=4)
+        fit(base, rows, finished, callbacks=[Crash(), AdapterCheckpoint()], max_steps=4)
     said = []
     monkeypatch.setattr(defaults, "rank_zero_info", said.append)
     assert checkpoint_path("fit", "last", finished) is None
@@ -61,7 +61,7 @@ def test_a_requeued_job_goes_on_from_its_own_last_whatever_it_began_with(
 ):
     root = tmp_path / "run"
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    fit(base, rows, root, callbacks=[Checkpoints()], max_steps=2)
+    fit(base, rows, root, callbacks=[AdapterCheckpoint()], max_steps=2)
     last = str(root / "checkpoints" / "last.ckpt")
     assert checkpoint_path("fit", None, root) is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

@@ -88,7 +88,7 @@ def test_each_virtual_token_tells_its_norm_and_the_nearest_tokens(base, tmp_path
     prompt.copy_(2 * embeddings[[70, 80, 90]])
     save_adapter(adapter, model, tmp_path / "soft")
     assert [ids[0] for ids in nearest_tokens(prompt, embeddings)] == [70, 80, 90]
-    found = looked_at(capsys, tmp_path / "soft", model=str(base))
+    found = looked_at(capsys, tmp_path / "soft", base_model=str(base))
     for token, row in zip(found["virtual_tokens"], prompt, strict=True):
         assert token["norm"] == pytest.approx(float(row.norm()), rel=1e-5)
         assert len(token["nearest"]) == 3

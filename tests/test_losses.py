@@ -77,18 +77,18 @@ def test_a_frozen_head_gets_no_gradient():
 def test_an_improbable_target_has_a_finite_loss_and_gradient():
     hidden = torch.tensor([[200.0]], requires_grad=True)
     weight = torch.tensor([[1.0], [-1.0]])
-    loss, hits = linear_cross_entropy(hidden, weight, torch.tensor([1]))
+    loss, correct = linear_cross_entropy(hidden, weight, torch.tensor([1]))
     loss.backward()
     assert_close(loss.item(), 400.0)
-    assert hits == 0
+    assert correct == 0
     assert_close(hidden.grad, torch.tensor([[2.0]]))
 
 
 def test_no_labelled_position_gives_a_zero_that_can_be_differentiated():
     hidden, weight, _, targets = inputs(count=0)
-    loss, hits = linear_cross_entropy(hidden, weight, targets)
+    loss, correct = linear_cross_entropy(hidden, weight, targets)
     loss.backward()
-    assert (loss, hits) == (0, 0)
+    assert (loss, correct) == (0, 0)
     assert hidden.grad.shape == (0, 6)
 
 
@@ -110,9 +110,9 @@ def test_under_autocast_the_products_are_autocasts():
 
 def test_the_loss_of_logits_is_the_sum_of_cross_entropies():
     logits, targets = torch.randn(5, 9), torch.randint(0, 9, (5,))
-    loss, hits = logits_cross_entropy(logits, targets)
+    loss, correct = logits_cross_entropy(logits, targets)
     assert_close(loss, F.cross_entropy(logits, targets) * 5)
-    assert hits == (logits.argmax(-1) == targets).sum()
+    assert correct == (logits.argmax(-1) == targets).sum()
 
 
 def test_a_label_is_predicted_one_place_earlier_and_not_across_rows():

@@ -103,7 +103,7 @@ def test_variants_of_lora_are_merged(architecture, fields, saved, tmp_path, caps
             if parameter.requires_grad:
                 parameter += 0.2 * torch.randn_like(parameter)
     save_adapter(adapter, own, tmp_path / "ckpt")
-    merge(str(tmp_path / "ckpt"), str(tmp_path / "out"), model=str(base), dtype="float32")
+    merge(str(tmp_path / "ckpt"), str(tmp_path / "out"), base_model=str(base), dtype="float32")
     same(logits(tmp_path / "out"), adapted_logits(base, tmp_path / "ckpt"))
     assert (logits(tmp_path / "out") - logits(base)).abs().max() > 0.05
     assert "cannot be read tensor by tensor" not in capsys.readouterr().out
@@ -115,7 +115,7 @@ def test_pissa_as_hf_peft_writes_it_is_merged_as_hf_peft_computes_it(architectur
     base = write_base(tmp_path / "base", architecture)
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights="pissa")
     peft = hf_folder(config, AutoModelForCausalLM.from_pretrained(base), tmp_path / "hf")
-    merge(str(tmp_path / "hf"), str(tmp_path / "out"), model=str(base))
+    merge(str(tmp_path / "hf"), str(tmp_path / "out"), base_model=str(base))
     same(logits(tmp_path / "out"), peft(IDS).logits)
 
 
@@ -172,18 +172,18 @@ def test_a_base_of_several_files_is_merged(base, lora, tmp_path):
     load_base_model(str(base)).save_pretrained(tiny, max_shard_size="20KB")
     byte_tokenizer().save_pretrained(tiny)
     assert not (tiny / "model.safetensors").exists()
-    merge(str(lora), str(tmp_path / "out"), model=str(tiny))
+    merge(str(lora), str(tmp_path / "out"), base_model=str(tiny))
     same(logits(tmp_path / "out"), adapted_logits(base, lora))
     next(tiny.glob("*-00002-*")).unlink()
     with pytest.raises(ValueError, match=r"is not complete: model.safetensors.index.json names"):
-        merge(str(lora), str(tmp_path / "out"), model=str(tiny))
+        merge(str(lora), str(tmp_path / "out"), base_model=str(tiny))
 
 
 def test_tokenizer_template_generation_config_and_licence_come_along(base, lora, tmp_path):
     own = shutil.copytree(base, tmp_path / "base")
     (own / "LICENSE").write_text("free")
     (own / "pytorch_model.bin.index.json").write_text("{}")
-    merge(str(lora), str(tmp_path / "out"), model=str(own))
+    merge(str(lora), str(tmp_path / "out"), base_model=str(own))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     want = byte_tokenizer()
     assert tokenizer("hi <|im_end|>")["input_ids"] == want("hi <|im_end|>")["input_ids"]
@@ -355,11 +355,11 @@ def test_a_merge_that_is_wrong_leaves_a_file_that_says_so(lora, tmp_path, monkey
     assert not (out / "UNVERIFIED").exists()
 
 
-def test_the_threshold_is_the_users(base, tmp_path):
+def test_the_max_logit_difference_is_the_users(base, tmp_path):
     ckpt = write_adapter(base, tmp_path / "ckpt")
-    merge(str(ckpt), str(tmp_path / "out"), dtype="bfloat16", threshold=1.0)
+    merge(str(ckpt), str(tmp_path / "out"), dtype="bfloat16", max_logit_difference=1.0)
     with pytest.raises(RuntimeError, match="and 1e-05 is allowed"):
-        merge(str(ckpt), str(tmp_path / "out"), dtype="bfloat16", threshold=1e-5)
+        merge(str(ckpt), str(tmp_path / "out"), dtype="bfloat16", max_logit_difference=1e-5)
 
 
 def test_an_adapter_that_rounding_hides_is_noticed(base, tmp_path):
@@ -401,7 +401,7 @@ def test_a_text_of_the_users_is_compared(lora, tmp_path, capsys):
     [
         ({"dtype": "bf16"}, r"float16, got 'bf16', did you mean bfloat16\?"),
         ({"max_shard_size": "2"}, "max_shard_size must be a size such as 2GB or 500MB, got '2'"),
-        ({"threshold": 0.0}, "threshold must be above 0, got 0"),
+        ({"max_logit_difference": 0.0}, "max_logit_difference must be above 0, got 0"),
         ({"text": "no.txt"}, "there is no file no.txt"),
         ({"model": "no/such/base"}, "there is no no/such/base"),
     ],
@@ -421,8 +421,8 @@ def test_an_adapter_of_another_base_is_refused_unless_any_base(lora, tmp_path):
     tiny_model("llama", vocab_size=len(byte_tokenizer()), seed=7).save_pretrained(other)
     byte_tokenizer().save_pretrained(other)
     with pytest.raises(ValueError, match="was trained on another base model"):
-        merge(str(lora), str(tmp_path / "out"), model=str(other))
-    merge(str(lora), str(tmp_path / "out"), model=str(other), any_base=True)
+        merge(str(lora), str(tmp_path / "out"), base_model=str(other))
+    merge(str(lora), str(tmp_path / "out"), base_model=str(other), allow_base_mismatch=True)
     assert (tmp_path / "out" / "config.json").is_file()
 
 
@@ -450,7 +450,10 @@ def test_values_that_are_not_finite_name_their_layer(lora, tmp_path):
 @pytest.mark.parametrize(
     ("adapter", "message"),
     [
-        (PromptTuning(num_virtual_tokens=3), "ckpt is a PROMPT_TUNING adapter, .*generate --ckpt"),
+        (
+            PromptTuning(num_virtual_tokens=3),
+            "ckpt is a PROMPT_TUNING adapter, .*generate --ckpt_path",
+        ),
         (Full(), "ckpt is a whole model already"),
     ],
 )
@@ -466,7 +469,7 @@ def test_a_quantised_base_is_refused(base, lora, tmp_path):
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (own / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="is quantised by gptq: give the one it was made from"):
-        merge(str(lora), str(tmp_path / "out"), model=str(own))
+        merge(str(lora), str(tmp_path / "out"), base_model=str(own))
 
 
 def test_neither_the_base_nor_the_adapter_nor_a_strangers_folder_is_overwritten(
@@ -485,7 +488,7 @@ def test_the_command_line_merges_and_its_exit_status_tells_a_failed_verification
     command = ["-m", "peft_lightning", "merge", lora, tmp_path / "out"]
     good = warm_python.run(command)
     assert (good.returncode, "verified on" in good.stdout) == (0, True), good.stderr
-    options = ["--dtype", "bfloat16", "--threshold", "1e-6"]
+    options = ["--dtype", "bfloat16", "--max_logit_difference", "1e-6"]
     bad = warm_python.run([*command, *options])
     assert bad.returncode == 1
     assert "error: " in bad.stderr

@@ -13,7 +13,7 @@ import torch
 import warm_python
 from peft_lightning.process.progress import DISPLAY
 from peft_lightning.process.progress_format import fitted
-from peft_lightning.training.progress_bar import ProgressBar
+from peft_lightning.training.progress_bar import TokenProgressBar
 from peft_lightning.training.time_left import TimeLeft
 from terminal import at_terminal
 from tiny_run import fit
@@ -71,7 +71,9 @@ def test_a_pipe_gets_the_tables_and_the_result_on_stdout_and_the_rest_on_stderr(
         rf"trained {steps} steps in \d:\d\d; train/loss .* val/loss \S+ at best$", first
     )
     assert second == "the result is in runs/a/checkpoints/best.ckpt; to try it:"
-    assert third.startswith("  python -m peft_lightning generate --ckpt runs/a/checkpoints/best.ck")
+    assert third.startswith(
+        "  python -m peft_lightning generate --ckpt_path runs/a/checkpoints/best.ck"
+    )
     assert "held out" in done.stderr
 
 
@@ -163,7 +165,7 @@ def test_validations_to_come_are_part_of_the_time_left():
 
 
 def test_the_estimate_of_a_real_run_falls_to_nothing(base, rows, tmp_path):
-    class Watch(ProgressBar):
+    class Watch(TokenProgressBar):
         """Keeps the number of batches and validations that it expects at each step."""
 
         def __init__(self):
@@ -188,7 +190,7 @@ def test_the_estimate_of_a_real_run_falls_to_nothing(base, rows, tmp_path):
 
 
 def test_the_bar_shows_what_an_experiment_logs(base, rows, tmp_path):
-    class Watch(ProgressBar):
+    class Watch(TokenProgressBar):
         """Keeps the lines."""
 
         def __init__(self):

@@ -346,7 +346,7 @@ def runs(request, base, rows, tmp_path_factory):
         for name, options in fits.items()
     ]
     ckpt = "auto/checkpoints/last.ckpt"
-    lines.append(["generate", "--ckpt", ckpt, "--prompt", "say 1", "--max_new_tokens", "1"])
+    lines.append(["generate", "--ckpt_path", ckpt, "--prompt", "say 1", "--max_new_tokens", "1"])
     lines.append([*lines[-1], "--dtype", "bfloat16"])
     limits = AS_AVX2 if request.param == "AVX2" else {}
     with pytest.MonkeyPatch.context() as patch:

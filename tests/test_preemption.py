@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from cli_driver import ENVIRONMENT, saved_step
 from peft_lightning import CausalLMModule, PromptTuning
 from peft_lightning.process.signals import STOP, StopSignal
-from peft_lightning.training.checkpoint import Checkpoints
+from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.preemption import _see_signals_in_backward
 from peft_lightning.training.cluster.step_boundary import step_boundary
 from test_cli import MODEL
@@ -259,7 +259,10 @@ def test_a_validation_that_was_cut_off_is_made_after_the_resume(setup, how, base
     trainer, step = SETUPS[setup]
 
     def run(name, *stop, **more):
-        callbacks = [Disturbed(seen.setdefault(name, []), *stop), Checkpoints(every_n_steps=2)]
+        callbacks = [
+            Disturbed(seen.setdefault(name, []), *stop),
+            AdapterCheckpoint(every_n_steps=2),
+        ]
         return fit(base, rows, tmp_path / name, callbacks=callbacks, **trainer, **more)
 
     seen = {}
@@ -277,13 +280,13 @@ def test_a_validation_that_was_cut_off_is_made_after_the_resume(setup, how, base
 def test_a_run_that_is_stopped_in_the_validation_it_begins_with_loses_nothing(base, rows, tmp_path):
     last = None
     for _ in range(2):  # the second run begins with the validation that the first was stopped in
-        callbacks = [Disturbed([], 6, "signal"), Checkpoints()]
+        callbacks = [Disturbed([], 6, "signal"), AdapterCheckpoint()]
         with pytest.raises(SystemExit):
             fit(base, rows, tmp_path, callbacks=callbacks, max_epochs=3, ckpt_path=last)
         last = tmp_path / "checkpoints" / "last.ckpt"
         assert saved_step(last) == 6
     seen: list = []
-    callbacks = [Disturbed(seen), Checkpoints()]
+    callbacks = [Disturbed(seen), AdapterCheckpoint()]
     fit(base, rows, tmp_path, callbacks=callbacks, max_epochs=3, ckpt_path=last)
     assert [row if isinstance(row, int) else row[0] for row in seen] == [
         6,

@@ -215,7 +215,7 @@ def test_an_adapter_is_fetched_from_the_hub_at_its_revision(run, base, calls, mo
         return str(run / "checkpoints" / "last.ckpt")
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    generate(prompt="a", adapter=["p=me/parrot@v1"], model=str(base), max_new_tokens=2)
+    generate(prompt="a", adapter=["p=me/parrot@v1"], base_model=str(base), max_new_tokens=2)
     inspect("me/parrot")
     assert seen == [("me/parrot", "v1", False), ("me/parrot", "main", False)]
     assert "LORA" in capsys.readouterr().out

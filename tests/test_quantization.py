@@ -311,9 +311,9 @@ def test_what_needs_the_bases_numbers_is_refused_and_the_model_left_alone(base, 
 @mark
 def test_generate_answers_with_a_quantised_base_and_its_adapter(base, tmp_path, capsys):
     write_adapter(base, tmp_path / "ckpt", quantization="4bit")
-    generate("say 3", ckpt=str(tmp_path / "ckpt"), quantization="4bit", max_new_tokens=60)
+    generate("say 3", ckpt_path=str(tmp_path / "ckpt"), quantization="4bit", max_new_tokens=60)
     quantised = capsys.readouterr().out
-    generate("say 3", ckpt=str(tmp_path / "ckpt"), max_new_tokens=60)
+    generate("say 3", ckpt_path=str(tmp_path / "ckpt"), max_new_tokens=60)
     assert quantised != capsys.readouterr().out
 
 

@@ -19,7 +19,7 @@ from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
 from peft_lightning import CausalLMModule, LoRA, SFTDataModule
 from peft_lightning.adapters import Adapter
 from peft_lightning.cli.signatures import options_of
-from peft_lightning.data.formats import FORMATS, NEEDS
+from peft_lightning.data.formats import FORMATS, REQUIRED_COLUMNS
 from peft_lightning.files import user_cache
 from tiny_run import fit
 
@@ -286,7 +286,7 @@ def test_the_table_of_formats_has_every_format_with_the_columns_it_needs():
     own = [name for name in rows if "." in name]
     assert len(own) == 1
     assert set(rows) - set(own) == set(FORMATS)
-    for name, needed in NEEDS.items():
+    for name, needed in REQUIRED_COLUMNS.items():
         assert set(needed) <= set(rows[name])
 
 

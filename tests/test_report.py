@@ -105,7 +105,7 @@ def test_samples_are_written_at_each_validation(run):
         (step, prompt) for step in (5, 10) for prompt in ("say 1", "say 2")
     ]
     answers = trainer.lightning_module.generate(["say 1", "say 2"], 4)
-    assert [r["answer"] for r in rows[2:]] == answers
+    assert [r["prediction"] for r in rows[2:]] == answers
     assert all(len(byte_tokenizer()(a)["input_ids"]) <= 4 for a in answers)
 
 

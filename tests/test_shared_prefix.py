@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from peft_lightning import CausalLMModule, LoRA, PromptTuning, attention
+from peft_lightning import CausalLMModule, LoRA, PromptTuning, loss
 from peft_lightning.data.batching import flat_collate, padded_collate
 from peft_lightning.kernels.shared_prefix import WORTH, share_prefix
 from rounding import BACKWARD, assert_near
@@ -45,7 +45,7 @@ def loaded(folder, adapter=None, dtype=None, **options):
 
 def loss_and_gradients(module, batch=BATCH):
     nll, tokens = module.nll(batch)
-    return nll, tokens, torch.autograd.grad(nll, module.trainable_parameters()), module.hits
+    return nll, tokens, torch.autograd.grad(nll, module.trainable_parameters()), module.correct
 
 
 def widths_of(module):
@@ -60,7 +60,7 @@ def widths_of(module):
 @pytest.fixture
 def never(monkeypatch):
     """Compute whole rows from the call on."""
-    return lambda: monkeypatch.setattr(attention, "share_prefix", lambda batch: batch)
+    return lambda: monkeypatch.setattr(loss, "share_prefix", lambda batch: batch)
 
 
 def test_the_prefix_becomes_the_first_sequence():

@@ -29,7 +29,7 @@ trainer:
   logger: false
 """
 EVERY_STEP = [
-    *["--trainer.callbacks", "peft_lightning.training.checkpoint.Checkpoints"],
+    *["--trainer.callbacks", "peft_lightning.training.checkpoint.AdapterCheckpoint"],
     *["--trainer.callbacks.every_n_steps", "1"],
 ]
 UPPER_LAYER = ["--model.adapter.layers_to_transform", "[1]"]
@@ -39,7 +39,7 @@ FIT = {
     "tokenising": (signal.SIGINT, [], None),
     "loading": (signal.SIGTERM, [], None),
     "outside Python": (signal.SIGTERM, [], None),
-    "cached pass": (signal.SIGINT, ["--model.cache_frozen", "true", *UPPER_LAYER], None),
+    "cached pass": (signal.SIGINT, ["--model.cache_hidden_states", "true", *UPPER_LAYER], None),
     "first step": (signal.SIGUSR1, [], None),
     "forward": (signal.SIGTERM, [], 2),
     "backward": (signal.SIGINT, [], 2),
@@ -148,7 +148,7 @@ def scenario(folder, *args, phase="", number=signal.SIGINT, **more):
 
 
 def test_generate_says_what_is_kept_and_goes_on_from_it(folder, base):
-    command = ["generate", "--model", str(base), "--file", "rows.jsonl", "--batch_size", "4"]
+    command = ["generate", "--base_model", str(base), "--file", "rows.jsonl", "--batch_size", "4"]
     command += ["--max_new_tokens", "4", "--output"]
     cut, onward, whole, loading, unkept = drive(
         [
@@ -198,7 +198,7 @@ def test_predict_keeps_its_answers_and_goes_on_from_them(folder):
 
 
 def test_ctrl_c_stops_an_answer_of_a_chat_and_sigterm_the_chat(folder, base):
-    command = ["chat", "--model", str(base), "--max_new_tokens", "4"]
+    command = ["chat", "--base_model", str(base), "--max_new_tokens", "4"]
     stopped, ended, loading = drive(
         [
             scenario(folder, *command, phase="answer", input="say 1\n/reset\n"),

@@ -95,7 +95,7 @@ def folder(tmp_path_factory):
         options = {**two, "trainer": {**RESUMED["trainer"], "strategy": strategy}}
         runs[f"two/from {other} {strategy}"] = {**options, **last(f"two/stopped 8 {other}")}
     _, frozen = both("upper layer, recomputed", "fsdp2", base, nine)
-    runs["two/frozen"] = {**frozen, "module": {"cache_frozen": True}}
+    runs["two/frozen"] = {**frozen, "module": {"cache_hidden_states": True}}
     runs["two/compiled"] = {**frozen, "module": {"compile": True}}
     runs["two/locked"] = two
     (root / "two/locked/run").mkdir(parents=True)
@@ -250,7 +250,7 @@ def test_layers_cannot_be_compiled_where_they_are_sharded(folder):
 
 def test_frozen_layers_cannot_be_skipped_where_they_are_sharded(folder):
     error = outcome(folder, "two/frozen")["error"]
-    assert error.startswith("ValueError: cache_frozen: true does not go with strategy fsdp2")
+    assert error.startswith("ValueError: cache_hidden_states: true does not go with strategy fsdp2")
 
 
 @pytest.mark.parametrize("rank", [0, 1])

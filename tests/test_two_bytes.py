@@ -253,7 +253,7 @@ def test_a_run_in_32_true_over_bfloat16_weights_is_one_in_float32(rounded, rows,
     found = []
     adapter = LoRA(r=2, layers_to_transform=[1]) if cached else LoRA(r=2)
     for dtype in ("float32", "bfloat16"):
-        module = {"dtype": dtype, "cache_frozen": cached, "optimizer": sgd}
+        module = {"dtype": dtype, "cache_hidden_states": cached, "optimizer": sgd}
         data = {"val": str(rows)}
         run = fit(rounded, rows, tmp_path / dtype, module=module, data=data, adapter=adapter)
         found.append(run.callback_metrics["val/loss"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from peft_lightning import CausalLMModule, LoRA, PromptTuning, attention
+from peft_lightning import CausalLMModule, LoRA, PromptTuning, loss
 from peft_lightning.kernels import float32_compute
 from peft_lightning.kernels.machine import Machine
 from peft_lightning.kernels.native.stored import output_dtype
@@ -27,7 +27,7 @@ LENS = [5, 13, 1, 20]
 @pytest.fixture
 def always(monkeypatch):
     """Compute in whole blocks in any dtype."""
-    return lambda: monkeypatch.setattr(attention, "compiles_products", lambda weight: True)
+    return lambda: monkeypatch.setattr(loss, "compiles_products", lambda weight: True)
 
 
 def loaded(folder, adapter="LoRA", **options):

@@ -26,7 +26,7 @@ class AdapterBank:
         model: A base without an adapter.
         base_fingerprint: That of ``model``, which each adapter's is compared with; see
             ``load_adapter``.
-        any_base: Take adapters of other bases too, if their tensors fit.
+        allow_base_mismatch: Take adapters of other bases too, if their tensors fit.
 
     Raises:
         ValueError: If the model has an adapter already.
@@ -36,13 +36,16 @@ class AdapterBank:
         self,
         model: nn.Module,
         base_fingerprint: Mapping[str, Any] | None = None,
-        any_base: bool = False,
+        allow_base_mismatch: bool = False,
     ) -> None:
         if (other := attached_adapter(model)) is not None:
             raise ValueError(f"the model has an adapter already, {other}: detach it first")
         self.model = model
         self.active = BASE
-        self._load = {"any_base": any_base, "base_fingerprint": base_fingerprint}
+        self._load = {
+            "allow_base_mismatch": allow_base_mismatch,
+            "base_fingerprint": base_fingerprint,
+        }
         self._held: dict[str, tuple[Adapter, dict[str, Tensor]]] = {}
 
     @property

@@ -34,7 +34,7 @@ class Adapter(ABC):
     by_peft_type: ClassVar[dict[str, type[Adapter]]] = {}
     peft_type: ClassVar[str]
     learning_rate: ClassVar[float]  # the recommended one, for AdamW
-    fills_cache: ClassVar[bool] = False  # whether it hands keys and values to every layer
+    uses_kv_cache: ClassVar[bool] = False  # whether it hands keys and values to every layer
     tensor_file: ClassVar[str] = "adapter_model.safetensors"
     hf_defaults: ClassVar[dict[str, Any]]  # HF PEFT's keys for this method and its defaults
     hf_ignored: ClassVar[frozenset[str]] = frozenset(  # keys that do not change what is computed
@@ -57,7 +57,7 @@ class Adapter(ABC):
         """Return the options that HF PEFT's file has keys for."""
         return {k: v for k, v in self.options().items() if k not in self.own_options}
 
-    def own_facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return the options that HF PEFT does not know, for ``peft_lightning.json``."""
         values = {name: getattr(self, name) for name in sorted(self.own_options)}
         return {name: value for name, value in values.items() if value is not None}
@@ -109,7 +109,7 @@ class Adapter(ABC):
         """Return ``batch`` as keyword inputs of ``model``; the same object if nothing changes."""
         return batch
 
-    def moved_by_padding(self, model: nn.Module) -> bool:
+    def is_padding_sensitive(self, model: nn.Module) -> bool:
         """Whether padding before a text would change the answer to it."""
         return False
 
@@ -145,7 +145,7 @@ class Adapter(ABC):
         self._require_attached(model)
         return {name: tensor.detach() for name, tensor in self.tensors(model).items()}
 
-    def fitted(
+    def resolved_for(
         self, model: nn.Module, tensors: Mapping[str, Tensor]
     ) -> tuple[Adapter, Mapping[str, Tensor]]:
         """Return the adapter and its file's tensors as they are for ``model``, the plain base.
@@ -167,7 +167,7 @@ class Adapter(ABC):
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
-    def texts(self, model: nn.Module, tokenizer: Any = None) -> dict[str, str | bytes]:
+    def extra_files(self, model: nn.Module, tokenizer: Any = None) -> dict[str, str | bytes]:
         """Return the files that stand beside the tensors, by name."""
         return {"adapter_config.json": as_json(self.hf_config(model))}
 

@@ -62,9 +62,9 @@ def adapter_files(
         "peft_type": adapter.peft_type,
         "base_model": getattr(model, "name_or_path", None) or None,
         "base_fingerprint": None,
-        **adapter.own_facts(),
+        **adapter.metadata(),
     }
-    texts = adapter.texts(model, tokenizer)
+    texts = adapter.extra_files(model, tokenizer)
     texts[FACTS_FILE] = as_json({**own, **(facts or {})})
     return adapter.tensor_file, adapter.state_dict(model), texts
 
@@ -185,7 +185,7 @@ def load_adapter(
     model: nn.Module,
     folder: str | Path,
     trainable: bool = False,
-    any_base: bool = False,
+    allow_base_mismatch: bool = False,
     base_fingerprint: Mapping[str, Any] | None = None,
 ) -> Adapter:
     """Attach the adapter of ``folder`` to ``model`` with its trained tensors.
@@ -195,17 +195,17 @@ def load_adapter(
         folder: Ours or HF PEFT's.
         trainable: Whether to go on training: otherwise the adapter is frozen too, and in eval
             mode.
-        any_base: Load even if ``base_fingerprint`` is not that of the adapter's base.
+        allow_base_mismatch: Load even if ``base_fingerprint`` is not that of the adapter's base.
         base_fingerprint: That of ``model``; compared if the folder remembers one.
 
     Raises:
         ValueError: If the tensors do not fit, or were trained on another base.
     """
     adapter, tensors, facts = read_adapter(folder)
-    if not any_base:
+    if not allow_base_mismatch:
         require_base(folder, facts, base_fingerprint)
     before = set(model.modules())
-    adapter, fitted = adapter.fitted(model, tensors)
+    adapter, fitted = adapter.resolved_for(model, tensors)
     adapter.attach(model, initialise=False)
     try:
         adapter.load_state_dict(model, fitted)
@@ -223,7 +223,7 @@ def require_base(
     folder: str | Path,
     facts: Mapping[str, Any],
     base_fingerprint: Mapping[str, Any] | None,
-    remedy: str = "Load that one, or pass any_base=True",
+    remedy: str = "Load that one, or pass allow_base_mismatch=True",
 ) -> None:
     """Raise ValueError if ``facts`` of an adapter's folder remember another base; name both.
 

@@ -56,7 +56,7 @@ class Full(Adapter):
             "task_type": "CAUSAL_LM",
         }
 
-    def texts(self, model: Any, tokenizer: Any = None) -> dict[str, str | bytes]:
+    def extra_files(self, model: Any, tokenizer: Any = None) -> dict[str, str | bytes]:
         """Return the other files of an HF model folder: configs and, if given, the tokenizer."""
         config = copy.deepcopy(model.config)
         config.architectures = [type(model).__name__]

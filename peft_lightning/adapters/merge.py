@@ -115,7 +115,7 @@ def require_mergeable(adapter: Adapter | None, where: object = "the model") -> L
         raise ValueError(f"{where} has no adapter: there is nothing to merge")
     raise ValueError(
         f"{where} is a {adapter.peft_type} adapter, which changes the inputs and no weight: it "
-        "cannot be merged. Serve it as an adapter: generate --ckpt, or HF PEFT"
+        "cannot be merged. Serve it as an adapter: generate --ckpt_path, or HF PEFT"
     )
 
 

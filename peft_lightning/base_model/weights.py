@@ -121,7 +121,7 @@ def open_weights(
     if method:
         raise ValueError(
             f"the base model {name} is quantised by {method}: give the one it was made from, with "
-            "--model and --any_base true"
+            "--base_model and --allow_base_mismatch true"
         )
     files = _files(folder)
     with explained("base model", name, options), torch.device("meta"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_lightning.data.datamodule import SFTDataModule
-from peft_lightning.data.prompts import who_answers
+from peft_lightning.data.prompts import assign_adapters
 from peft_lightning.inference.partial_file import PartialAnswers, digests, run_hash
 from peft_lightning.module import CausalLMModule
 
@@ -45,7 +45,7 @@ class KeptPredictions:
     def _open(self) -> PartialAnswers:
         """Return the answers of before, where they are of the same rows, weights and options."""
         module, data = self._module, self._datamodule
-        tasks = who_answers(data.predict_records, data.answerers)
+        tasks = assign_adapters(data.predict_records, data.answerers)
         self._numbers = {task: number for number, task in enumerate(tasks)}
         size = data.val_batch_size or data.batch_size
         what = [data._prompts, tasks, size, module.predict_max_new_tokens, module.fingerprint]

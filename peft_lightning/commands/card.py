@@ -27,7 +27,7 @@ TEXT = """\
 
 
 def card(
-    ckpt: str,
+    ckpt_path: str,
     /,
     *,
     base_model: str | None = None,
@@ -40,7 +40,7 @@ def card(
     the run if they are beside it. Paths are cut to their last part; secrets are left out.
 
     Args:
-        ckpt: The folder.
+        ckpt_path: The folder.
         base_model: Hub id of the base model, if the adapter was trained on a local folder.
         license: Its identifier, such as apache-2.0.
         repo: OWNER/NAME under which it will be found, for the examples.
@@ -48,7 +48,7 @@ def card(
     from peft_lightning.adapters.folder import existing_folder
     from peft_lightning.files import atomic_text
 
-    folder = existing_folder(ckpt)
+    folder = existing_folder(ckpt_path)
     atomic_text(folder / CARD_FILE, model_card(folder, base_model, license, repo))
     print(f"{folder / CARD_FILE}")
 
@@ -119,7 +119,7 @@ def _use(is_whole: bool, base: str, place: str) -> str:
     put = "" if is_whole else f'model = PeftModel.from_pretrained(model, "{place}")\n'
     return (
         f"```python\n{peft}from transformers import AutoModelForCausalLM\n\n{load}{put}```\n\n"
-        f'```bash\npython -m peft_lightning generate --ckpt {place} --prompt "Hello"\n```\n'
+        f'```bash\npython -m peft_lightning generate --ckpt_path {place} --prompt "Hello"\n```\n'
     )
 
 

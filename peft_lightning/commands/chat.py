@@ -15,8 +15,8 @@ Ctrl-C stops an answer."""
 
 
 def chat(
-    ckpt: str | None = None,
-    model: str | None = None,
+    ckpt_path: str | None = None,
+    base_model: str | None = None,
     adapter: list[str] | None = None,
     system: str | None = None,
     max_new_tokens: int = 512,
@@ -27,16 +27,16 @@ def chat(
     dtype: str = "auto",
     quantization: str | None = None,
     device: str = "auto",
-    any_base: bool = False,
+    allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> None:
     """Talk with a base model and adapters on it; answers appear as they are made.
 
     Args:
-        ckpt: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; its base model is
-            found by itself.
-        model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
+        ckpt_path: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; its base
+            model is found by itself.
+        base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         adapter: An adapter to switch to, FOLDER or NAME=FOLDER; may be given several times.
         system: System message of the conversation.
         max_new_tokens: Most tokens of an answer.
@@ -48,7 +48,7 @@ def chat(
             multiplies that, else float32.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         device: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
-        any_base: Use adapters even if they were trained on another base model.
+        allow_base_mismatch: Use adapters even if they were trained on another base model.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
     """
@@ -58,14 +58,14 @@ def chat(
     from peft_lightning.data.templates import load_template
     from peft_lightning.data.tokenization import encode_prompt, end_token_ids
     from peft_lightning.inference.generate import find_end_ids, generate_tokens
-    from peft_lightning.inference.load import load_answerer
+    from peft_lightning.inference.load import load_inference_model
 
-    loaded = load_answerer(
-        model,
-        [*([ckpt] if ckpt else []), *(adapter or [])],
+    loaded = load_inference_model(
+        base_model,
+        [*([ckpt_path] if ckpt_path else []), *(adapter or [])],
         dtype=dtype,
         device=device,
-        any_base=any_base,
+        allow_base_mismatch=allow_base_mismatch,
         trust_remote_code=trust_remote_code,
         revision=revision,
         quantization=quantization,

@@ -16,18 +16,18 @@ FORMATS = ("gguf-lora", "gguf")
 
 
 def export(
-    ckpt: str,
+    ckpt_path: str,
     out: str,
     /,
     format: str = "gguf-lora",
-    model: str | None = None,
+    base_model: str | None = None,
     dtype: str = "auto",
     tokenizer_pre: str | None = None,
     verify: bool = True,
-    threshold: float | None = None,
+    max_logit_difference: float | None = None,
     text: str | None = None,
     device: str = "auto",
-    any_base: bool = False,
+    allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> None:
@@ -37,20 +37,20 @@ def export(
     does it; if they disagree, the file OUT.UNVERIFIED says why.
 
     Args:
-        ckpt: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; for gguf a model's
-            folder will do too.
+        ckpt_path: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; for gguf a
+            model's folder will do too.
         out: The .gguf file to write.
         format: gguf-lora: the adapter alone, for llama.cpp's --lora beside the base's GGUF file;
             gguf: one file with the merged model and its tokenizer.
-        model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
+        base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         dtype: auto (float32 for a LoRA, as the base's for a model), float32, bfloat16 or float16.
         tokenizer_pre: llama.cpp's name of how the tokenizer cuts text, such as llama-bpe; without,
             it is found from the tokenizer.
         verify: Whether to compare a merged model; it takes its memory in float32.
-        threshold: Largest allowed difference of a logit, as in merge.
+        max_logit_difference: Largest allowed difference of a logit, as in merge.
         text: Text file to compare on; without, a built-in text.
         device: Where to compare: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
-        any_base: Go on even if the adapter was trained on another base model.
+        allow_base_mismatch: Go on even if the adapter was trained on another base model.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
     """
@@ -62,24 +62,26 @@ def export(
     from transformers import AutoConfig
 
     from peft_lightning.base_model.load import find_device, require_dtype
-    from peft_lightning.commands.merge import UNVERIFIED, read_text, require_threshold
+    from peft_lightning.commands.merge import UNVERIFIED, read_text, require_max_logit_difference
     from peft_lightning.export.verify import TEXT, THRESHOLDS, compare
     from peft_lightning.files import atomic_text
 
     require_dtype(dtype)
     device = find_device(device)
-    require_threshold(threshold)
+    require_max_logit_difference(max_logit_difference)
     sample = TEXT if text is None else read_text(text)
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
-    base, folder = _places(ckpt, model)
+    base, folder = _places(ckpt_path, base_model)
     if format == "gguf-lora":
-        _write_lora(Path(out), base, folder, ckpt, wanted, any_base, options)
+        _write_lora(Path(out), base, folder, ckpt_path, wanted, allow_base_mismatch, options)
         print(f"exported: {out}; use it as llama-cli -m BASE.gguf --lora {out}")
         return
     mark = Path(f"{out}.{UNVERIFIED}")
     mark.unlink(missing_ok=True)  # of another file of this name
-    layout, stored = _write_model(Path(out), base, folder, wanted, tokenizer_pre, any_base, options)
+    layout, stored = _write_model(
+        Path(out), base, folder, wanted, tokenizer_pre, allow_base_mismatch, options
+    )
     print(f"exported: {out}, {Path(out).stat().st_size:,} bytes")
     if layout.context_length < layout.config.max_position_embeddings:
         print(
@@ -97,14 +99,14 @@ def export(
     atomic_text(mark, "the verification was not finished\n")
     found = compare(out, base, folder, sample, device, options, length)
     print(f"verified on {found}")
-    if problem := found.problem(threshold or THRESHOLDS[stored]):
+    if problem := found.problem(max_logit_difference or THRESHOLDS[stored]):
         atomic_text(mark, f"{problem}\n{found}\n")
         raise RuntimeError(f"{out} is not what was trained: {problem}")
     mark.unlink()
 
 
-def _places(ckpt: str, model: str | None) -> tuple[str, str | None]:
-    """Return where the base and its adapter are; None if ``ckpt`` is a whole model.
+def _places(ckpt_path: str, base_model: str | None) -> tuple[str, str | None]:
+    """Return where the base and its adapter are; None if ``ckpt_path`` is a whole model.
 
     Raises:
         ValueError: If it is neither, or is an adapter that is no LoRA, or names no base.
@@ -113,24 +115,26 @@ def _places(ckpt: str, model: str | None) -> tuple[str, str | None]:
     from peft_lightning.adapters.merge import require_mergeable
     from peft_lightning.hub import adapter_folder
 
-    if Path(ckpt, "config.json").is_file() and not Path(ckpt, CONFIG_FILE).is_file():
-        if model is not None:
-            raise ValueError(f"{ckpt} is a whole model: give it without --model {model}")
-        return ckpt, None
-    adapter, _, facts = read_adapter(ckpt := str(adapter_folder(ckpt)))
-    require_mergeable(adapter, ckpt)
-    if not (base := model or facts["base_model"]):
-        raise ValueError(f"{ckpt} does not name its base model: give it with --model")
-    return base, ckpt
+    if Path(ckpt_path, "config.json").is_file() and not Path(ckpt_path, CONFIG_FILE).is_file():
+        if base_model is not None:
+            raise ValueError(
+                f"{ckpt_path} is a whole model: give it without --base_model {base_model}"
+            )
+        return ckpt_path, None
+    adapter, _, facts = read_adapter(ckpt_path := str(adapter_folder(ckpt_path)))
+    require_mergeable(adapter, ckpt_path)
+    if not (base := base_model or facts["base_model"]):
+        raise ValueError(f"{ckpt_path} does not name its base model: give it with --base_model")
+    return base, ckpt_path
 
 
 def _write_lora(
     out: Path,
     base: str,
     folder: str | None,
-    ckpt: str,
+    ckpt_path: str,
     dtype: torch.dtype | None,
-    any_base: bool,
+    allow_base_mismatch: bool,
     options: dict[str, Any],
 ) -> None:
     import torch
@@ -143,7 +147,7 @@ def _write_lora(
     from peft_lightning.files import atomic_file
 
     if folder is None:
-        raise ValueError(f"{ckpt} is a whole model and no LoRA: export it with --format gguf")
+        raise ValueError(f"{ckpt_path} is a whole model and no LoRA: export it with --format gguf")
     adapter, tensors, facts = read_adapter(folder)
     model: Any
     try:
@@ -152,7 +156,7 @@ def _write_lora(
     except NotStreamableError:
         model = load_base_model(base, **options)
         fingerprint = base_fingerprint(model)
-    if not any_base:
+    if not allow_base_mismatch:
         require_base(folder, facts, fingerprint)
     with atomic_file(out) as file:
         write_lora(file, model, require_mergeable(adapter), tensors, dtype or torch.float32)
@@ -164,7 +168,7 @@ def _write_model(
     folder: str | None,
     dtype: torch.dtype | None,
     pre: str | None,
-    any_base: bool,
+    allow_base_mismatch: bool,
     options: dict[str, Any],
 ) -> tuple[Layout, torch.dtype]:
     """Write the merged model; return its layout and the dtype of its matrices."""
@@ -193,12 +197,12 @@ def _write_model(
             if holds_parts(tensors):
                 raise NotStreamableError("the adapter trains more than updates of linear layers")
             weights = open_weights(base, **options)
-            if not any_base and facts["base_fingerprint"]:
+            if not allow_base_mismatch and facts["base_fingerprint"]:
                 require_base(str(folder), facts, weights.fingerprint())
         except NotStreamableError:
             if folder is None:
                 raise
-            write_merged(temporary, folder, base, dtype, 2 * 10**9, any_base, options)
+            write_merged(temporary, folder, base, dtype, 2 * 10**9, allow_base_mismatch, options)
             weights, tensors = open_weights(str(temporary)), {}
             if adapter is not None and adapter.new_tokens:
                 place = str(temporary)  # whose tokenizer has them

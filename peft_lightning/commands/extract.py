@@ -14,11 +14,11 @@ def extract(
     out: str,
     /,
     *,
-    model: str | None = None,
+    base_model: str | None = None,
     rank: int | None = None,
-    energy: float | None = None,
-    linear_only: bool = False,
-    any_base: bool = False,
+    retain: float | None = None,
+    ignore_other_changes: bool = False,
+    allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> None:
@@ -30,37 +30,37 @@ def extract(
     Args:
         tuned: The fine-tuned model: a folder, a checkpoint of full fine-tuning, or a hub id.
         out: Folder to write; HF PEFT reads it too.
-        model: Base model, if not the one that a checkpoint names: hub id or folder.
+        base_model: Base model, if not the one that a checkpoint names: hub id or folder.
         rank: Rank of every layer, at most.
-        energy: Or the share of each difference's squared norm to retain, such as 0.95: each layer
+        retain: Or the share of each difference's squared norm to retain, such as 0.95: each layer
             gets the lowest rank that does.
-        linear_only: Go on if other tensors (embeddings, norms, biases) differ too; they are listed
-            and their change is lost.
-        any_base: Go on even if the checkpoint was trained on another base model.
+        ignore_other_changes: Go on if other tensors (embeddings, norms, biases) differ too; they
+            are listed and their change is lost.
+        allow_base_mismatch: Go on even if the checkpoint was trained on another base model.
         trust_remote_code: Whether code that comes with the models may run.
         revision: Branch, tag or commit of the base's hub id.
     """
     from peft_lightning.commands.resize import require_cut
 
-    require_cut(rank, energy)
+    require_cut(rank, retain)
     from peft_lightning.adapters.folder import read_facts, require_base
     from peft_lightning.adapters.lora.arithmetic import factorise
     from peft_lightning.adapters.lora.layers import is_conv1d
     from peft_lightning.commands.combine import save
 
     facts = read_facts(tuned)
-    if not (name := model or facts["base_model"]):
-        raise ValueError(f"{tuned} does not name its base model: give it with --model")
+    if not (name := base_model or facts["base_model"]):
+        raise ValueError(f"{tuned} does not name its base model: give it with --base_model")
     base = _opened(name, trust_remote_code, revision)
     other = _opened(tuned, trust_remote_code, None)
     fingerprint = base.fingerprint()
-    if not any_base and facts["base_fingerprint"]:
+    if not allow_base_mismatch and facts["base_fingerprint"]:
         require_base(tuned, facts, fingerprint)
     layers, rest = _differing(name, base, tuned, other)
-    if rest and not linear_only:
+    if rest and not ignore_other_changes:
         raise ValueError(
             f"a LoRA cannot hold {len(rest)} of the tensors in which {tuned} differs from {name}: "
-            f"{_listed(rest)}. --linear_only extracts the rest without them"
+            f"{_listed(rest)}. --ignore_other_changes extracts the rest without them"
         )
     if not layers:
         raise ValueError(f"no linear layer of {tuned} differs from {name}: nothing to extract")
@@ -75,7 +75,7 @@ def extract(
         squares[layer] = float(delta.square().sum())
         if is_conv1d(base.model.get_submodule(layer)):
             transposed, delta = True, delta.T
-        (b, a), retained[layer] = factorise(delta, rank, energy)
+        (b, a), retained[layer] = factorise(delta, rank, retain)
         updates[layer] = b.float(), a.float()
         norm = float(weight.norm())
         share = squares[layer] ** 0.5 / norm if norm else float("inf")
@@ -85,7 +85,7 @@ def extract(
             flush=True,
         )
     total = sum(squares[n] * retained[n] for n in layers) / sum(squares.values())
-    made_of = {"method": "extract", "rank": rank, "energy": energy, "model": Path(tuned).name}
+    made_of = {"method": "extract", "rank": rank, "retain": retain, "model": Path(tuned).name}
     own = {"base_model": name, "base_fingerprint": fingerprint, "made_of": made_of}
     save(out, updates, {**own, "retained_energy": total, "left_out": rest}, transposed)
     count = sum(b.numel() + a.numel() for b, a in updates.values())

@@ -11,8 +11,8 @@ def generate(
     prompt: list[str] | str | None = None,
     file: str | None = None,
     output: str | None = None,
-    ckpt: str | None = None,
-    model: str | None = None,
+    ckpt_path: str | None = None,
+    base_model: str | None = None,
     adapter: list[str] | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
@@ -25,7 +25,7 @@ def generate(
     dtype: str = "auto",
     quantization: str | None = None,
     device: str = "auto",
-    any_base: bool = False,
+    allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> None:
@@ -35,11 +35,11 @@ def generate(
         prompt: A prompt, or several as a JSON list.
         file: Prompts from a file: a .txt file with one a line, or rows as for training, whose
             answers may be missing.
-        output: JSONL file to write: each row with its answer as "generated". Without it, answers
+        output: JSONL file to write: each row with its answer as "prediction". Without it, answers
             are printed. What was cut off is in FILE.part and goes on with the same command.
-        ckpt: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; its base model is
-            found by itself.
-        model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
+        ckpt_path: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; its base
+            model is found by itself.
+        base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         adapter: An adapter, FOLDER or NAME=FOLDER; may be given several times. A row's "adapter"
             says which one answers it ("base" for none); without, each of them does.
         max_new_tokens: Most tokens of an answer.
@@ -54,27 +54,27 @@ def generate(
             multiplies that, else float32.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         device: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
-        any_base: Use adapters even if they were trained on another base model.
+        allow_base_mismatch: Use adapters even if they were trained on another base model.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
     """
     if (prompt is None) == (file is None):
         raise ValueError("give either --prompt, a text, or --file, a file of prompts")
-    from peft_lightning.data.prompts import who_answers
+    from peft_lightning.data.prompts import assign_adapters
     from peft_lightning.data.tokenization import end_token_ids
     from peft_lightning.inference.generate import find_end_ids, generate_tokens
-    from peft_lightning.inference.load import load_answerer
+    from peft_lightning.inference.load import load_inference_model
     from peft_lightning.inference.partial_file import PartialAnswers, digests, run_hash
     from peft_lightning.process.progress import Progress
 
     if output is not None and Path(output).is_dir():
         raise ValueError(f"output {output} is a folder: give the name of a JSONL file")
-    loaded = load_answerer(
-        model,
-        [*([ckpt] if ckpt else []), *(adapter or [])],
+    loaded = load_inference_model(
+        base_model,
+        [*([ckpt_path] if ckpt_path else []), *(adapter or [])],
         dtype=dtype,
         device=device,
-        any_base=any_base,
+        allow_base_mismatch=allow_base_mismatch,
         trust_remote_code=trust_remote_code,
         revision=revision,
         quantization=quantization,
@@ -88,7 +88,7 @@ def generate(
         else _encoded(prompts, file, own, format, system, chat_template)[1]
         for name, own in loaded.tokenizers.items()
     }
-    tasks = who_answers(records, loaded.names)
+    tasks = assign_adapters(records, loaded.names)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
@@ -124,7 +124,7 @@ def generate(
         names = [name for _, name in tasks] if len(tasks) > len(records) else None
         lines = [
             json.dumps(
-                {**records[row], **({"adapter": name} if names else {}), "generated": text},
+                {**records[row], **({"adapter": name} if names else {}), "prediction": text},
                 ensure_ascii=False,
             )
             for (row, name), text in zip(tasks, texts, strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def inspect(
-    path: str, /, *, json: bool = False, all: bool = False, model: str | None = None
+    path: str, /, *, json: bool = False, all: bool = False, base_model: str | None = None
 ) -> None:
     """Show what is in a checkpoint or an adapter's folder, ours or HF PEFT's.
 
@@ -20,8 +20,8 @@ def inspect(
         path: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION.
         json: Everything as one JSON object.
         all: Each layer on a line of its own, not one line for each kind.
-        model: Base model, for the tokens nearest to each virtual token of a soft prompt; the one
-            that the adapter names if it is a folder.
+        base_model: Base model, for the tokens nearest to each virtual token of a soft prompt; the
+            one that the adapter names if it is a folder.
     """
     from peft_lightning.adapters.inspect import inspect_adapter
     from peft_lightning.hub import adapter_folder
@@ -31,7 +31,7 @@ def inspect(
     if (folder / "trainer_state.pt").is_file():
         found["checkpoint"] = _checkpoint(folder / "trainer_state.pt")
     if "virtual_tokens" in found and found["method"] != "PREFIX_TUNING":  # those are no embeddings
-        _add_nearest(folder, found, model)
+        _add_nearest(folder, found, base_model)
     print(json_module.dumps(found, indent=2) if json else _text(found, all))
     if held := found["holds_base_weights"]:
         raise RuntimeError(f"{path} holds weights of its base, which has them already: {held[0]}")
@@ -50,13 +50,13 @@ def _checkpoint(file: Path) -> dict[str, Any]:
     return {"step": state.get("global_step"), "epoch": state.get("epoch"), "data": plain}
 
 
-def _add_nearest(folder: Path, found: dict[str, Any], model: str | None) -> None:
+def _add_nearest(folder: Path, found: dict[str, Any], base_model: str | None) -> None:
     from peft_lightning.adapters.folder import read_adapter
     from peft_lightning.adapters.inspect import nearest_tokens
     from peft_lightning.base_model import load_base_model, load_tokenizer
 
     recorded = found["base_model"]
-    name = model or (recorded if recorded and Path(recorded).expanduser().exists() else None)
+    name = base_model or (recorded if recorded and Path(recorded).expanduser().exists() else None)
     if name is None:
         return
     tokenizer = load_tokenizer(name)

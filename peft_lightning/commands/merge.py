@@ -12,18 +12,18 @@ UNVERIFIED = "UNVERIFIED"  # a file in a merged folder that has not been verifie
 
 
 def merge(
-    ckpt: str,
+    ckpt_path: str,
     out: str,
     /,
-    model: str | None = None,
+    base_model: str | None = None,
     dtype: str = "auto",
     quantization: str | None = None,
     max_shard_size: str = "2GB",
     verify: bool = True,
-    threshold: float | None = None,
+    max_logit_difference: float | None = None,
     text: str | None = None,
     device: str = "auto",
-    any_base: bool = False,
+    allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> None:
@@ -34,20 +34,20 @@ def merge(
     the folder says why.
 
     Args:
-        ckpt: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; its base model is
-            found by itself.
+        ckpt_path: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; its base
+            model is found by itself.
         out: Folder to write, in place of a model that is there.
-        model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
+        base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         dtype: Of the merged weights: auto (as the base's), float32, bfloat16 or float16.
         quantization: 4bit or 8bit: merge into the base's weights as they are after quantising
             and dequantising them, over which the adapter was trained; without, as saved.
         max_shard_size: Of a file of weights, such as 2GB or 500MB.
         verify: Whether to compare; it takes the memory of the model in float32.
-        threshold: Largest allowed difference of a logit, in standard deviations of the logits;
-            without, 0.001 for float32, 0.2 for float16 and 1 for bfloat16 weights.
+        max_logit_difference: Largest allowed difference of a logit, in standard deviations of the
+            logits; without, 0.001 for float32, 0.2 for float16 and 1 for bfloat16 weights.
         text: Text file to compare on; without, a built-in text.
         device: Where to compare: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
-        any_base: Merge even if the adapter was trained on another base model.
+        allow_base_mismatch: Merge even if the adapter was trained on another base model.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
     """
@@ -64,23 +64,25 @@ def merge(
     require_dtype(dtype)
     device = find_device(device)
     size = size_in_bytes(max_shard_size)
-    require_threshold(threshold)
+    require_max_logit_difference(max_logit_difference)
     sample = TEXT if text is None else read_text(text)
-    adapter, _, facts = read_adapter(ckpt := str(adapter_folder(ckpt)))
-    require_mergeable(adapter, ckpt)
-    base = model or facts["base_model"]
+    adapter, _, facts = read_adapter(ckpt_path := str(adapter_folder(ckpt_path)))
+    require_mergeable(adapter, ckpt_path)
+    base = base_model or facts["base_model"]
     if not base:
-        raise ValueError(f"{ckpt} does not name its base model: give it with --model")
-    _require_free(Path(out), Path(ckpt), Path(base).expanduser())
+        raise ValueError(f"{ckpt_path} does not name its base model: give it with --base_model")
+    _require_free(Path(out), Path(ckpt_path), Path(base).expanduser())
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     if (trained_over := facts.get("quantization")) and not quantization:
         print(
-            f"{ckpt} was trained over {trained_over} weights of {base}, and is merged into the "
-            f"original ones; --quantization {trained_over} merges into the former, dequantised"
+            f"{ckpt_path} was trained over {trained_over} weights of {base}, and is merged into "
+            f"the original ones; --quantization {trained_over} merges into the former, dequantised"
         )
     with atomic_folder(out) as folder:
-        write_merged(folder, ckpt, base, wanted, size, any_base, options, quantization)
+        write_merged(
+            folder, ckpt_path, base, wanted, size, allow_base_mismatch, options, quantization
+        )
         if verify:
             (folder / UNVERIFIED).write_text("the verification was not finished\n")
     files = sorted(Path(out).glob("*.safetensors"))
@@ -89,18 +91,18 @@ def merge(
     )
     if not verify:
         return
-    found = compare(out, base, ckpt, sample, device, options, quantization=quantization)
+    found = compare(out, base, ckpt_path, sample, device, options, quantization=quantization)
     print(f"verified on {found}")
-    if problem := found.problem(threshold or max(THRESHOLDS[d] for d in _dtypes(files))):
+    if problem := found.problem(max_logit_difference or max(THRESHOLDS[d] for d in _dtypes(files))):
         atomic_text(Path(out, UNVERIFIED), f"{problem}\n{found}\n")
         raise RuntimeError(f"{out} is not what was trained: {problem}")
     Path(out, UNVERIFIED).unlink()
 
 
-def require_threshold(threshold: float | None) -> None:
+def require_max_logit_difference(max_logit_difference: float | None) -> None:
     """Raise ValueError if a largest allowed difference is none."""
-    if threshold is not None and not threshold > 0:
-        raise ValueError(f"threshold must be above 0, got {threshold:g}")
+    if max_logit_difference is not None and not max_logit_difference > 0:
+        raise ValueError(f"max_logit_difference must be above 0, got {max_logit_difference:g}")
 
 
 def _require_free(out: Path, *sources: Path) -> None:

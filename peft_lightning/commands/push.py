@@ -15,7 +15,7 @@ STATE = "trainer_state.pt"
 
 
 def push(
-    ckpt: str,
+    ckpt_path: str,
     repo: str,
     /,
     *,
@@ -33,7 +33,7 @@ def push(
     is; without, one is written as the command card does.
 
     Args:
-        ckpt: Folder of an adapter or checkpoint.
+        ckpt_path: Folder of an adapter or checkpoint.
         repo: OWNER/NAME; made if it is not there.
         base_model: Hub id of the base model, for those who load the adapter; needed if it was
             trained on a local folder.
@@ -52,7 +52,7 @@ def push(
     from peft_lightning.files import SUMS_FILE, require_undamaged, sealed_folder
     from peft_lightning.hub import push_folder
 
-    folder = existing_folder(ckpt)
+    folder = existing_folder(ckpt_path)
     require_undamaged(folder)
     inside = sorted(path for path in folder.iterdir() if path.name != SUMS_FILE)
     wanted = [p for p in inside if OURS.fullmatch(p.name) or (trainer_state and p.name == STATE)]

@@ -17,7 +17,7 @@ NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
-class Share:
+class WeightedSource:
     """The rows of one source, and how often an epoch shows each of them.
 
     Args:
@@ -51,7 +51,7 @@ class BatchPlan:
     first one's batches in another order. Where rows are too few, batches are empty.
 
     The order of an epoch's rows depends on neither ``batch_size`` nor ``world_size``, so that an
-    epoch can go on with others of them: see ``go_on``.
+    epoch can go on with others of them: see ``resume_at``.
 
     Args:
         lengths: (rows,) tokens of each row.
@@ -70,7 +70,7 @@ class BatchPlan:
     def __init__(
         self,
         lengths: NDArray[np.int64],
-        shares: Sequence[Share],
+        shares: Sequence[WeightedSource],
         batch_size: int = 8,
         tokens_per_batch: int | None = None,
         padded: bool = False,
@@ -102,7 +102,7 @@ class BatchPlan:
         return self._length
 
     def batches(self, epoch: int) -> list[Rows]:
-        """Return all batches of an epoch, as row indices; empty ones for what ``go_on`` skips."""
+        """Return all batches of an epoch, as row indices; empty for what ``resume_at`` skips."""
         finished = self._rows_of_others(epoch)
         if self.tokens_per_batch is None:
             size = self.batch_size * self.world_size
@@ -122,7 +122,7 @@ class BatchPlan:
         batches = self.batches(epoch)[: position * self.world_size]
         return self._rows_of_others(epoch) + sum(map(len, batches))
 
-    def go_on(self, epoch: int, rows: int) -> int:
+    def resume_at(self, epoch: int, rows: int) -> int:
         """Let ``epoch`` go on behind its first ``rows`` rows, whichever batches they were in.
 
         Returns:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from peft_lightning.data.conversations import Row
-from peft_lightning.data.formats import find_format, format_identity, settle_format
+from peft_lightning.data.formats import find_format, format_identity, resolve_format
 from peft_lightning.data.npy import NpyReader, NpyWriter
 from peft_lightning.data.sources import Record, RowError, Source
 from peft_lightning.data.tokenization import (
@@ -184,7 +184,7 @@ def _make(
     temporary.mkdir()
     try:
         counts = Counts()
-        format_name, columns, records = settle_format(source.records(), format_name, source.name)
+        format_name, columns, records = resolve_format(source.records(), format_name, source.name)
         rows = _rows(records, format_name)
         writers = {name: NpyWriter(temporary / f"{name}.npy", kind) for name, kind in FILES.items()}
         writers["offsets"].append(np.zeros(1))

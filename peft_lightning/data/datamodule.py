@@ -25,7 +25,7 @@ from peft_lightning.data.batching import (
 )
 from peft_lightning.data.cache import TokenizedDataset, default_cache_dir, tokenized
 from peft_lightning.data.loader import BatchLoader
-from peft_lightning.data.prompts import read_prompts, who_answers
+from peft_lightning.data.prompts import assign_adapters, read_prompts
 from peft_lightning.data.resume import resume_point
 from peft_lightning.data.sources import Record, Source
 from peft_lightning.data.splits import Split, hold_out, listed, open_split
@@ -239,7 +239,7 @@ class SFTDataModule(L.LightningDataModule):
         """
         rank, world_size = self._rank()
         size = self.val_batch_size or self.batch_size
-        tasks = who_answers(self.predict_records, self.answerers)
+        tasks = assign_adapters(self.predict_records, self.answerers)
         prompts: list[Any] = []
         batches: list[Any] = []
         for name in dict.fromkeys(name for _, name in tasks):
@@ -367,7 +367,7 @@ class SFTDataModule(L.LightningDataModule):
             if changed:
                 position = self._renumbered = self._move(state)
             elif state["rows_before"]:
-                self._train_plan.go_on(epoch, state["rows_before"])
+                self._train_plan.resume_at(epoch, state["rows_before"])
         elif now["batching"] != state["batching"] or now["data"] != state["data"]:
             self._renumbered = len(self._train_plan) // self._rank()[1]
         self._resumed = epoch, position
@@ -381,14 +381,14 @@ class SFTDataModule(L.LightningDataModule):
         ranks = batching["number of ranks"]
         old = self._plan("train", batch_size=batching["batch_size"], world_size=ranks)
         if state["rows_before"]:
-            old.go_on(epoch, state["rows_before"])
+            old.resume_at(epoch, state["rows_before"])
         rows = old.rows_before(epoch, state["position"])
         rank_zero_info(
             f"{rows} rows of epoch {epoch} are finished, by {ranks} process(es) in batches of"
             f" {batching['batch_size']}; the others follow in the same order, by {self._rank()[1]}"
             f" in batches of {self.batch_size}"
         )
-        return self._train_plan.go_on(epoch, rows)
+        return self._train_plan.resume_at(epoch, rows)
 
     def _limited(self) -> bool:
         """Whether an epoch is not all of the rows."""

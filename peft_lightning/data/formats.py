@@ -95,7 +95,7 @@ def text(record: Record) -> Row:
     return PlainText([(not_empty(_text(record, "text"), "text"), True)])
 
 
-NEEDS = {  # the columns that a format is recognised by
+REQUIRED_COLUMNS = {  # the columns that a format is recognised by
     "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
     "messages": ("messages",),
@@ -123,7 +123,7 @@ def prompt_of(record: Record, name: str) -> Row:
         RowError: If the rest of the row is malformed.
     """
     record = {**record, **({ANSWERS[name]: "."} if name in ANSWERS else {})}
-    column = NEEDS[name][0] if name in ("messages", "sharegpt") else None
+    column = REQUIRED_COLUMNS[name][0] if name in ("messages", "sharegpt") else None
     if column is not None and isinstance(turns := record.get(column), list) and turns:
         role = turns[-1].get("role", turns[-1].get("from")) if isinstance(turns[-1], dict) else None
         if SHAREGPT_ROLES.get(str(role)) != "assistant":
@@ -151,19 +151,21 @@ def detect_format(columns: Sequence[str], source: str, prompts_only: bool = Fals
     """
     there = set(columns)
     if prompts_only:
-        there |= {c for name, c in ANSWERS.items() if NEEDS[name][0] in there}
-    fits = [name for name, needed in NEEDS.items() if set(needed) <= there]
+        there |= {c for name, c in ANSWERS.items() if REQUIRED_COLUMNS[name][0] in there}
+    fits = [name for name, needed in REQUIRED_COLUMNS.items() if set(needed) <= there]
     if len(fits) == 1:
         return fits[0]
     problem = f"fit several formats ({', '.join(fits)})" if fits else "fit no format"
-    needs = "; ".join(f"{name} needs {' and '.join(cols)}" for name, cols in NEEDS.items())
+    needs = "; ".join(
+        f"{name} needs {' and '.join(cols)}" for name, cols in REQUIRED_COLUMNS.items()
+    )
     raise ValueError(
         f"{source}: the columns {list(columns)} {problem}. Name one with `format` ({needs}), or"
         " give the dotted path of your own function from a row to messages or text"
     )
 
 
-def settle_format(
+def resolve_format(
     rows: Rows, name: str, source: str, prompts_only: bool = False
 ) -> tuple[str, list[str], Rows]:
     """Look at the first well-formed row.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft_lightning.data.cache import Announce
-from peft_lightning.data.formats import prompt_of, settle_format
+from peft_lightning.data.formats import prompt_of, resolve_format
 from peft_lightning.data.sources import Record, RowError, find_source
 from peft_lightning.data.tokenization import Counts, Encoder, encode_prompt
 from peft_lightning.process.progress import Progress
@@ -31,7 +31,7 @@ def read_prompts(
     prompts: list[Prompt] = []
     for source in map(find_source, paths):
         counts, rows = Counts(), source.records()
-        name, _, rows = settle_format(rows, format_name, source.name, prompts_only=True)
+        name, _, rows = resolve_format(rows, format_name, source.name, prompts_only=True)
         with Progress(f"tokenising {source.name}", source.about_rows(), "rows") as progress:
             for record, where in rows:
                 counts.read += 1
@@ -55,7 +55,7 @@ def read_prompts(
     return records, prompts
 
 
-def who_answers(
+def assign_adapters(
     records: Sequence[Mapping[str, Any]], asked: Sequence[str] | None
 ) -> list[tuple[int, Any]]:
     """Return (row, adapter) of each answer to make, in the order of the rows.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
-from peft_lightning.data.batching import Rows, Share
+from peft_lightning.data.batching import Rows, WeightedSource
 from peft_lightning.data.cache import TokenizedDataset
 from peft_lightning.data.sources import Source, find_source
 
@@ -33,7 +33,7 @@ class Split:
     dataset: ConcatDataset[dict[str, NDArray[np.int64]]]
     lengths: NDArray[np.int64]
     labelled: NDArray[np.int64]
-    shares: list[Share]
+    shares: list[WeightedSource]
     facts: list[dict[str, Any]]
     names: list[str]
 
@@ -68,7 +68,7 @@ def open_split(
     parts = [tokenize(source) for source in sources]
     ends = np.cumsum([len(part) for part in parts])
     shares = [
-        Share(np.arange(end - len(part), end), weight)
+        WeightedSource(np.arange(end - len(part), end), weight)
         for part, end, weight in zip(parts, ends, weights.values(), strict=True)
     ]
     return Split(
@@ -124,7 +124,7 @@ def hold_out(split: Split, fraction: float | None) -> tuple[Split, Split | None,
         f"no data.val: {number:,} of {total:,} rows of {files} are held out for validation ({by});"
         " data.val_fraction changes that"
     )
-    return replace(split, shares=rest), replace(split, shares=[Share(held_out)]), said
+    return replace(split, shares=rest), replace(split, shares=[WeightedSource(held_out)]), said
 
 
 def listed(paths: str | list[str]) -> list[str]:

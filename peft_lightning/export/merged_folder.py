@@ -49,11 +49,11 @@ def size_in_bytes(text: str) -> int:
 
 def write_merged(
     folder: Path,
-    ckpt: str,
+    ckpt_path: str,
     base: str,
     dtype: torch.dtype | None,
     max_shard_size: int,
-    any_base: bool,
+    allow_base_mismatch: bool,
     options: dict[str, Any],
     quantization: str | None = None,
 ) -> None:
@@ -61,11 +61,11 @@ def write_merged(
 
     Args:
         folder: To write into; exists, and is empty.
-        ckpt: Folder of a LoRA.
+        ckpt_path: Folder of a LoRA.
         base: Hub id, folder or GGUF file.
         dtype: Of the floating-point tensors; as the base's if None.
         max_shard_size: In bytes.
-        any_base: Merge even if the adapter was trained on another base.
+        allow_base_mismatch: Merge even if the adapter was trained on another base.
         options: ``trust_remote_code`` and ``revision``, for the base.
         quantization: Merge into the base's weights quantised so and dequantised; None for those
             that it has.
@@ -73,7 +73,7 @@ def write_merged(
     Raises:
         ValueError: If the two do not belong together, or a layer cannot be merged.
     """
-    adapter, tensors, facts = read_adapter(ckpt)
+    adapter, tensors, facts = read_adapter(ckpt_path)
     try:
         if holds_parts(tensors):
             raise NotStreamableError("the adapter trains more than updates of linear layers")
@@ -86,14 +86,16 @@ def write_merged(
         loaded = load_base_model(base, dtype=wide, quantization=quantization, **options)
         fingerprint = base_fingerprint(loaded)
         loaded = dequantized(loaded)
-        load_adapter(loaded, ckpt, any_base=any_base, base_fingerprint=fingerprint)
+        load_adapter(
+            loaded, ckpt_path, allow_base_mismatch=allow_base_mismatch, base_fingerprint=fingerprint
+        )
         tokenizer = load_tokenizer(base, **options)
         adapter.with_tokenizer(tokenizer)
         write_whole(folder, loaded, tokenizer, dtype, max_shard_size)
         return
-    if not any_base:
-        require_base(ckpt, facts, weights.fingerprint())
-    found = MergedTensors(weights, require_mergeable(adapter, ckpt), tensors, dtype)
+    if not allow_base_mismatch:
+        require_base(ckpt_path, facts, weights.fingerprint())
+    found = MergedTensors(weights, require_mergeable(adapter, ckpt_path), tensors, dtype)
     write_streamed(folder, found, max_shard_size)
 
 

@@ -83,7 +83,7 @@ class Agreement:
 def compare(
     out: str,
     base: str,
-    ckpt: str | None,
+    ckpt_path: str | None,
     text: str,
     device: str,
     options: dict[str, Any],
@@ -98,7 +98,7 @@ def compare(
     Args:
         out: Folder or GGUF file of the merged model.
         base: Hub id, folder or GGUF file.
-        ckpt: The adapter's folder; None if ``out`` is the base in another form.
+        ckpt_path: The adapter's folder; None if ``out`` is the base in another form.
         text: Its first tokens are used, at most 1024 in rows of ``longest_row``.
         device: Where to compute.
         options: ``trust_remote_code`` and ``revision``, for the base.
@@ -121,8 +121,8 @@ def compare(
         raise ValueError("the text to verify with has less than two tokens: give a longer one")
     plain = _logits(model, rows)
     adapted = plain
-    if ckpt is not None:
-        load_adapter(model, ckpt, any_base=True)
+    if ckpt_path is not None:
+        load_adapter(model, ckpt_path, allow_base_mismatch=True)
         adapted = _logits(model, rows)
     del model
     trust = options["trust_remote_code"]

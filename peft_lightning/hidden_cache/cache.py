@@ -1,4 +1,4 @@
-"""Training above frozen lower layers whose outputs are read from disk: ``model.cache_frozen``."""
+"""Training above frozen lower layers whose outputs are read from disk (``cache_hidden_states``)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from peft_lightning.adapters import Adapter
 from peft_lightning.hidden_cache.frozen_layers import FrozenLayers, frozen_depth
-from peft_lightning.hidden_cache.store import Batch, FrozenStates, batch_of, frozen_states
+from peft_lightning.hidden_cache.store import Batch, HiddenStates, batch_of, frozen_states
 
 
-class FrozenCache:
+class HiddenStateCache:
     """The states of all rows of a run; a batch of these rows skips the frozen layers.
 
     Args:
@@ -26,7 +26,7 @@ class FrozenCache:
         sources: Their outputs for the rows of each source.
     """
 
-    def __init__(self, layers: FrozenLayers, sources: Sequence[FrozenStates]) -> None:
+    def __init__(self, layers: FrozenLayers, sources: Sequence[HiddenStates]) -> None:
         self.layers, self.sources = layers, list(sources)
 
     def skipping(self, batch: Batch) -> AbstractContextManager[None]:
@@ -66,7 +66,7 @@ def leaves_inputs(adapter: Adapter) -> bool:
     return type(adapter).prepare_inputs is Adapter.prepare_inputs
 
 
-def cache_of_run(module: Any) -> FrozenCache:
+def cache_of_run(module: Any) -> HiddenStateCache:
     """Return the cache for a module that is about to be trained, computed where it is not there.
 
     Raises:
@@ -77,24 +77,26 @@ def cache_of_run(module: Any) -> FrozenCache:
     depth = adapted_depth(module.model, module.adapter)
     if depth == 0:
         raise ValueError(
-            f"cache_frozen: true needs lowest layers that nothing trained reaches, and "
+            f"cache_hidden_states: true needs lowest layers that nothing trained reaches, and "
             f"{type(module.adapter).__name__} trains the inputs or the first layer: adapt the "
-            "upper layers only (layers_to_transform), or set cache_frozen to false"
+            "upper layers only (layers_to_transform), or set cache_hidden_states to false"
         )
     layers = FrozenLayers(module.model, depth)
     if (name := layers.random_module()) is not None:
         raise ValueError(
-            f"cache_frozen: true, but {name}, in or below the frozen layers, is in training mode, "
-            "where it may draw random numbers: leave the base in eval mode"
+            f"cache_hidden_states: true, but {name}, in or below the frozen layers, is in training "
+            "mode, where it may draw random numbers: leave the base in eval mode"
         )
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         raise ValueError(
-            f"cache_frozen: true does not go with {type(trainer.strategy).__name__}: "
+            f"cache_hidden_states: true does not go with {type(trainer.strategy).__name__}: "
             "it needs the whole model in each process"
         )
     data = trainer.datamodule
     if not hasattr(data, "token_sources"):
-        raise ValueError("cache_frozen: true needs the rows of SFTDataModule, not a bare loader")
+        raise ValueError(
+            "cache_hidden_states: true needs the rows of SFTDataModule, not a bare loader"
+        )
     flat = data.layout == "flat"
 
     def run(batch: Batch) -> Tensor:
@@ -114,16 +116,16 @@ def cache_of_run(module: Any) -> FrozenCache:
             "device": module.device.type,
         },
         flat=flat,
-        limit=int(module.frozen_cache_gib * 2**30),
+        limit=int(module.hidden_cache_gib * 2**30),
         announce=rank_zero_info,
     )
-    cache = FrozenCache(layers, sources)
+    cache = HiddenStateCache(layers, sources)
     _verify(cache, module, batch_of([data.token_sources[0][0]["input_ids"]], flat))
     return cache
 
 
 @torch.no_grad()
-def _verify(cache: FrozenCache, module: Any, batch: Batch) -> None:
+def _verify(cache: HiddenStateCache, module: Any, batch: Batch) -> None:
     """Raise ValueError if the model's outputs are others when the frozen layers are skipped."""
     batch = _on(batch, module.device)
     inputs = module.outputs.model_inputs(batch)
@@ -135,9 +137,9 @@ def _verify(cache: FrozenCache, module: Any, batch: Batch) -> None:
     gap, largest = (plain - skipped).abs().max().item(), plain.abs().max().item()
     if not gap <= (0.05 if half else 1e-3) * max(1.0, largest):
         raise ValueError(
-            f"cache_frozen: true moves the outputs of {type(module.model).__name__} by {gap:.2g}: "
-            f"its frozen layers cannot be skipped, or {cache.sources[0].folder} is not theirs. "
-            "Remove that folder, or set cache_frozen to false"
+            f"cache_hidden_states: true moves the outputs of {type(module.model).__name__} by "
+            f"{gap:.2g}: its frozen layers cannot be skipped, or {cache.sources[0].folder} is not "
+            "theirs. Remove that folder, or set cache_hidden_states to false"
         )
 
 

@@ -52,7 +52,7 @@ class TokenRows(Protocol):
     def __getitem__(self, index: int) -> Mapping[str, NDArray[np.int64]]: ...
 
 
-class FrozenStates:
+class HiddenStates:
     """The states of one source's rows, mapped from disk as they are asked for.
 
     Args:
@@ -107,7 +107,7 @@ def frozen_states(
     flat: bool,
     limit: int,
     announce: Announce,
-) -> list[FrozenStates]:
+) -> list[HiddenStates]:
     """Open the states of ``sources``, or compute them; one process does, others wait for it.
 
     Args:
@@ -133,8 +133,8 @@ def frozen_states(
     needed = sum(int(source.lengths.sum()) for source in sources) * token_bytes
     if needed > limit:
         raise ValueError(
-            f"cache_frozen would write {needed:,} bytes, and frozen_cache_gib allows {limit:,}: "
-            "raise it, or set cache_frozen to false"
+            f"cache_hidden_states would write {needed:,} bytes, and hidden_cache_gib allows "
+            f"{limit:,}: raise it, or set cache_hidden_states to false"
         )
     opened = []
     for name, source in folders.items():
@@ -146,21 +146,21 @@ def frozen_states(
                     tokens = int(source.lengths.sum())
                     _make_room(root, tokens * token_bytes, limit, keep=set(folders))
                     announce(
-                        f"cache_frozen: {len(source):,} rows x {tokens / len(source):,.1f} tokens "
-                        f"x {form['width']} x {sample.dtype.itemsize} bytes = "
+                        f"cache_hidden_states: {len(source):,} rows x {tokens / len(source):,.1f} "
+                        f"tokens x {form['width']} x {sample.dtype.itemsize} bytes = "
                         f"{tokens * token_bytes:,} bytes in {root / name}"
                     )
                     started = time.monotonic()
                     _make(root / name, run, source, form, flat)
-                    announce(f"cache_frozen: written in {time.monotonic() - started:,.1f} s")
-                    states = FrozenStates(root / name)
+                    announce(f"cache_hidden_states: written in {time.monotonic() - started:,.1f} s")
+                    states = HiddenStates(root / name)
         opened.append(states)
     return opened
 
 
-def _whole(folder: Path) -> FrozenStates | None:
+def _whole(folder: Path) -> HiddenStates | None:
     try:
-        return FrozenStates(folder)
+        return HiddenStates(folder)
     except ValueError:
         return None
 
@@ -174,8 +174,8 @@ def _make_room(root: Path, needed: int, limit: int, keep: set[str]) -> None:
         del sizes[removable.pop(0)]
     if needed > (free := shutil.disk_usage(root).free):
         raise ValueError(
-            f"cache_frozen would write {needed:,} bytes, and {root} has {free:,} left: give "
-            "data.cache_dir a larger disk, or set cache_frozen to false"
+            f"cache_hidden_states would write {needed:,} bytes, and {root} has {free:,} left: give "
+            "data.cache_dir a larger disk, or set cache_hidden_states to false"
         )
 
 

@@ -17,7 +17,7 @@ class PreparesInputs(Protocol):
     def prepare_inputs(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
         """Return ``batch`` as keyword inputs of ``model``."""
 
-    def moved_by_padding(self, model: nn.Module) -> bool:
+    def is_padding_sensitive(self, model: nn.Module) -> bool:
         """Whether padding would change answers, so that only rows of one length go together."""
 
 
@@ -80,7 +80,7 @@ def generate_tokens(
         eos_token_id=ends or None,
         pad_token_id=pad,
     )
-    padded = adapter is None or not adapter.moved_by_padding(model)
+    padded = adapter is None or not adapter.is_padding_sensitive(model)
     answers: list[list[int]] = [[] for _ in rows]
     devices = [model.device] if model.device.type == "cuda" else []
     with _bare(model), torch.random.fork_rng(devices), torch.no_grad():

@@ -20,7 +20,7 @@ from peft_lightning.kernels.precision import choice_of, emulation_notice
 
 
 @dataclass(frozen=True)
-class Answerer:
+class InferenceModel:
     """What answers: a model and the adapters to switch between.
 
     Args:
@@ -43,17 +43,17 @@ class Answerer:
         return self.bank.names[1:] or [BASE]
 
 
-def load_answerer(
+def load_inference_model(
     model: str | None,
     folders: Sequence[str],
     *,
     dtype: str = "auto",
     device: str = "auto",
-    any_base: bool = False,
+    allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
     quantization: str | None = None,
-) -> Answerer:
+) -> InferenceModel:
     """Load a base model and adapters.
 
     Args:
@@ -62,7 +62,7 @@ def load_answerer(
             of a fully fine-tuned model.
         dtype: Of the base's weights; auto as saved if the processor multiplies that, else float32.
         device: auto for the GPU if there is one.
-        any_base: Whether to use adapters of other bases.
+        allow_base_mismatch: Whether to use adapters of other bases.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Of a hub id.
         quantization: 4bit, 8bit, or None for the base as saved.
@@ -76,7 +76,7 @@ def load_answerer(
     for name, (adapter, _, facts) in found.items():
         if isinstance(adapter, Full):
             if model is not None or len(named) > 1:
-                other = f"--model {model}" if model else "other adapters"
+                other = f"--base_model {model}" if model else "other adapters"
                 raise ValueError(f"{named[name]} is a whole model: give it without {other}")
             has_tokenizer = Path(named[name], "tokenizer_config.json").is_file()
             tokenizer_name = named[name] if has_tokenizer else facts["base_model"]
@@ -85,9 +85,9 @@ def load_answerer(
         model = model or facts["base_model"]
     if model is None:
         raise ValueError(
-            f"{next(iter(named.values()))} does not name its base model: give it with --model"
+            f"{next(iter(named.values()))} does not name its base model: give it with --base_model"
             if named
-            else "give --ckpt, an adapter's folder, or --model, a base model, or both"
+            else "give --ckpt_path, an adapter's folder, or --base_model, a base model, or both"
         )
     device = find_device(device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
@@ -97,15 +97,15 @@ def load_answerer(
         print(notice, file=sys.stderr)
     fingerprint = base_fingerprint(base)
     compute_as_the_run(base, None)
-    bank = AdapterBank(base, fingerprint, any_base)
+    bank = AdapterBank(base, fingerprint, allow_base_mismatch)
     tokenizers = {BASE: tokenizer}
     for name, folder in named.items():
         bank.add(name, folder)
         tokenizers[name] = tokenizer
-        if found[name][0].own_facts().get("new_tokens"):
+        if found[name][0].metadata().get("new_tokens"):
             tokenizers[name] = copy.deepcopy(tokenizer)
             found[name][0].with_tokenizer(tokenizers[name])
-    return Answerer(base, tokenizer, bank, fingerprint, tokenizers)
+    return InferenceModel(base, tokenizer, bank, fingerprint, tokenizers)
 
 
 def named_folders(folders: Sequence[str]) -> dict[str, str]:

@@ -11,17 +11,17 @@ from lightning.pytorch.callbacks import (
 )
 
 from peft_lightning.training import summary
-from peft_lightning.training.checkpoint import Checkpoints
+from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.preemption import StopOnSignal
-from peft_lightning.training.out_of_memory import MemoryAdvice
-from peft_lightning.training.progress_bar import ProgressBar as OwnProgressBar
-from peft_lightning.training.rng_state import ExactResume
-from peft_lightning.training.run_dir import OneRun
+from peft_lightning.training.out_of_memory import OutOfMemoryAdvice
+from peft_lightning.training.progress_bar import TokenProgressBar
+from peft_lightning.training.rng_state import RNGState
+from peft_lightning.training.run_dir import RunDir
 from peft_lightning.training.run_identity import RunIdentity
-from peft_lightning.training.sanity_checks import Guards
+from peft_lightning.training.sanity_checks import SanityChecks
 
 
-def callbacks_of_run(callbacks: list[Callback]) -> list[Callback]:
+def default_callbacks(callbacks: list[Callback]) -> list[Callback]:
     """Return what exact resume and a readable run need beside the trainer's own callbacks.
 
     Args:
@@ -30,12 +30,18 @@ def callbacks_of_run(callbacks: list[Callback]) -> list[Callback]:
     Returns:
         Those to add: none of a class that is there already.
     """
-    wanted: list[Callback] = [OneRun(), RunIdentity(), MemoryAdvice(), ExactResume(), Guards()]
-    wanted += [summary.Throughput(), summary.Samples(), summary.Summary()]
+    wanted: list[Callback] = [
+        RunDir(),
+        RunIdentity(),
+        OutOfMemoryAdvice(),
+        RNGState(),
+        SanityChecks(),
+    ]
+    wanted += [summary.Throughput(), summary.LogGenerations(), summary.Summary()]
     for default in [c for c in callbacks if _is_lightnings_default(c)]:
         callbacks.remove(default)
         is_bar = isinstance(default, ProgressBar)
-        wanted.append(OwnProgressBar() if is_bar else Checkpoints())
+        wanted.append(TokenProgressBar() if is_bar else AdapterCheckpoint())
     wanted.append(StopOnSignal())
     present = {type(callback) for callback in callbacks}
     return [callback for callback in wanted if type(callback) not in present]

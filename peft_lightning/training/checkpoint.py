@@ -1,4 +1,4 @@
-"""Checkpoints that are HF PEFT folders, and when they are saved.
+"""AdapterCheckpoint that are HF PEFT folders, and when they are saved.
 
 A checkpoint is a folder of a few MB: the adapter's own files (``adapter_config.json``,
 ``adapter_model.safetensors``, ``peft_lightning.json``) and ``trainer_state.pt`` with everything
@@ -94,7 +94,7 @@ def _of_the_system(error: BaseException | None) -> OSError | None:
     return error
 
 
-class Checkpoints(ModelCheckpoint):
+class AdapterCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt``, from which a run continues bit for bit, and ``best.ckpt``.
 
     The ``last.ckpt`` before is ``previous.ckpt``, for a disk that damages what it was given.
@@ -230,7 +230,7 @@ def validation_follows(trainer: Any) -> bool:
     """Whether a validation comes before the next batch, or training ends with this one.
 
     Lightning leaves out a validation that was still due when a checkpoint was saved after a batch.
-    What is saved within it, by ``Checkpoints.save_now``, begins with it.
+    What is saved within it, by ``AdapterCheckpoint.save_now``, begins with it.
     """
     loop = trainer.fit_loop
     if trainer.global_step == trainer.max_steps:

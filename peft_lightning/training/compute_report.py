@@ -51,7 +51,7 @@ def paths_of(module: Any) -> dict[str, str]:
     if module.device.type == "cpu" and not module.compile_layers:
         rows["on the CPU"] = kernels_state()
     if depth := adapted_depth(model, module.adapter):
-        what = "read from disk" if module.cache_frozen else "no graph, nothing kept"
+        what = "read from disk" if module.cache_hidden_states else "no graph, nothing kept"
         rows[f"layers below {depth}"] = what
     if compiled := sum(_runs(m, compiled_layers) for m in model.modules()):
         rows["torch.compile"] = f"{compiled} layers"

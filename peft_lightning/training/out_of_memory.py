@@ -22,7 +22,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
 
 
-class MemoryAdvice(Callback):
+class OutOfMemoryAdvice(Callback):
     """Adds to an error for lack of memory a note on the batch and on what would need less."""
 
     def __init__(self) -> None:

@@ -38,7 +38,7 @@ class _Training(Progress):
         return [*parts, (2, shown)]
 
 
-class ProgressBar(LightningProgressBar):
+class TokenProgressBar(LightningProgressBar):
     """One line for the whole run: epoch, step, loss, speed and the time that is left."""
 
     SHORT: ClassVar = {"train/loss": "loss", "tokens_per_second": "tok/s"}

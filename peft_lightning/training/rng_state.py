@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 
-class ExactResume(Callback):
+class RNGState(Callback):
     """Saves and restores every random generator, of every rank.
 
     Lightning saves none. They are restored when training starts, after everything that draws

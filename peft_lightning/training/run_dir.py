@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 LOCK_FILE = "run.lock"
 
 
-class OneRun(Callback):
+class RunDir(Callback):
     """Refuses a second ``fit`` in the folder of one that is running.
 
     The lock is the system's: it goes with its process however that ends, and the workers of a

@@ -33,5 +33,5 @@ def run_ended(trainer: L.Trainer) -> str:
         return line
     with suppress(ValueError):
         folder = str(Path(folder).relative_to(Path.cwd().resolve()))
-    ask = f"python -m peft_lightning generate --ckpt {shlex.quote(folder)} --prompt '...'"
+    ask = f"python -m peft_lightning generate --ckpt_path {shlex.quote(folder)} --prompt '...'"
     return f"{line}\nthe result is in {folder}; to try it:\n  {ask}"

@@ -1,4 +1,4 @@
-"""Guards: a run that trains nothing, or nonsense, is an error that says what to look at."""
+"""SanityChecks: a run that trains nothing, or nonsense, is an error that says what to look at."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from peft_lightning.training.cluster.fsdp2 import fingerprint
 
 
-class Guards(Callback):
+class SanityChecks(Callback):
     """Watches for a loss that is not finite, labels that are missing, weights that do not move."""
 
     def __init__(self) -> None:

@@ -263,7 +263,7 @@ def rank_zero_print(text: str) -> None:
     print(text, flush=True)
 
 
-class Samples(Callback):
+class LogGenerations(Callback):
     """Logs the greedy answers to the module's ``sample_prompts`` after each validation.
 
     They are printed, shown by TensorBoard, and added to ``samples.jsonl`` in the run's folder.
@@ -278,7 +278,7 @@ class Samples(Callback):
         step = trainer.global_step
         lines = []
         for prompt, answer in zip(pl_module.sample_prompts, answers, strict=True):
-            row = {"step": step, "prompt": prompt, "answer": answer}
+            row = {"step": step, "prompt": prompt, "prediction": answer}
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
             trainer.print(f"step {step}  {prompt!r} -> {answer!r}")
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -131,7 +131,7 @@ def step(point: Point, folder: Path, options: Any) -> Point:
     rows = max(1, TOKENS // point["length"])
     write_long_rows(folder / "rows.jsonl", rows * (WARM_UP + MEASURED), point["length"])
     data = {"max_length": point["length"], "batch_size": rows, "val_fraction": 0}
-    clock, module = fit(model, adapter, folder, options, data, cache_frozen=point["cached"])
+    clock, module = fit(model, adapter, folder, options, data, cache_hidden_states=point["cached"])
     trained = [p.numel() for p in module.parameters() if p.requires_grad]
     return {
         "tokens": rows * point["length"],

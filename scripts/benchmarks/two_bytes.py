@@ -95,7 +95,7 @@ def measured(folder: str, storage: str, tokens: int) -> dict[str, Any]:
     from peft_lightning.kernels.gated_mlp import fuse_gated_mlps
     from peft_lightning.kernels.rms_norm import fuse_norms
     from peft_lightning.kernels.rotary import fuse_rotary
-    from peft_lightning.loss import LabelledOutputs
+    from peft_lightning.loss import CausalLMLoss
 
     torch.manual_seed(0)
     if storage == BNB:
@@ -115,7 +115,7 @@ def measured(folder: str, storage: str, tokens: int) -> dict[str, Any]:
     adapter.attach(model)
     loaded = memory()["VmRSS"]
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    outputs = LabelledOutputs(model, adapter)
+    outputs = CausalLMLoss(model, adapter)
     rate = training(model, outputs, tokens) if tokens else generation(model)
     return {
         "rate": rate,

@@ -107,7 +107,9 @@ def test_another_base_is_refused_unless_asked_for(saved):
         ValueError, match=r"another base model.*weights: 'abc' expected, 'xyz' here"
     ):
         load_adapter(fresh, folder, base_fingerprint={"weights": "xyz"})
-    load_adapter(fresh, folder, any_base=True, base_fingerprint={"weights": "xyz"}).detach(fresh)
+    load_adapter(
+        fresh, folder, allow_base_mismatch=True, base_fingerprint={"weights": "xyz"}
+    ).detach(fresh)
     load_adapter(fresh, folder, base_fingerprint={"weights": "abc"})
 
 
@@ -269,5 +271,7 @@ def test_a_folder_of_hf_peft_is_said_to_have_no_fingerprint(tmp_path, recwarn):
     said = [str(w.message) for w in recwarn if "fingerprint" in str(w.message)]
     assert len(said) == 1
     assert f"{tmp_path} has no fingerprint of its base" in said[0]
-    load_adapter(tiny_model("llama"), tmp_path, any_base=True, base_fingerprint={"weights": "x"})
+    load_adapter(
+        tiny_model("llama"), tmp_path, allow_base_mismatch=True, base_fingerprint={"weights": "x"}
+    )
     assert len([w for w in recwarn if "fingerprint" in str(w.message)]) == 1

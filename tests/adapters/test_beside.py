@@ -6,8 +6,8 @@ from torch.testing import assert_close
 
 from peft_lightning.adapters import LoRA, attached_adapter
 from peft_lightning.adapters.lora.embedding import LoRAEmbedding
-from peft_lightning.adapters.lora.modules_to_save import SavedModule
-from peft_lightning.adapters.lora.trainable_tokens import TokenRows, TrainedTokens
+from peft_lightning.adapters.lora.modules_to_save import ModulesToSaveWrapper
+from peft_lightning.adapters.lora.trainable_tokens import TokenRows, TrainableTokensLayer
 from peft_lightning.base_model import base_fingerprint
 from rounding import assert_near
 from tiny import ARCHITECTURES, tiny_model
@@ -44,7 +44,7 @@ def test_trained_rows_stand_for_those_of_the_base_and_add_to_them(kind):
     else:
         base = torch.nn.Linear(4, 6, bias=False).double()
     values = torch.randn(3, 4, dtype=torch.float64)
-    layer = TrainedTokens(base, TokenRows([7, 2, 6], values))
+    layer = TrainableTokensLayer(base, TokenRows([7, 2, 6], values))
     w = base.weight
     whole = torch.stack([w[0], w[1], values[1], w[3], w[4], w[5], values[2], values[0]])
     if kind == "embedding":
@@ -57,7 +57,7 @@ def test_trained_rows_stand_for_those_of_the_base_and_add_to_them(kind):
 
 def test_trained_rows_of_a_head_with_a_bias_keep_its_bias():
     base = torch.nn.Linear(4, 6).double()
-    layer = TrainedTokens(base, TokenRows([2], torch.ones(1, 4, dtype=torch.float64)))
+    layer = TrainableTokensLayer(base, TokenRows([2], torch.ones(1, 4, dtype=torch.float64)))
     x = torch.randn(3, 4, dtype=torch.float64)
     expected = base(x)
     expected[:, 2] = x.sum(1) + base.bias[2]
@@ -78,7 +78,7 @@ def test_only_the_rows_of_the_tokens_get_gradients_and_move():
 
 def test_a_saved_module_is_computed_in_the_bases_dtype_from_float32_weights():
     base = torch.nn.Linear(4, 3).bfloat16()
-    layer = SavedModule(base)
+    layer = ModulesToSaveWrapper(base)
     layer.modules_to_save.weight.data += 1e-3  # less than bfloat16 can add to most of them
     x = torch.randn(5, 4).bfloat16()
     rounded = layer.modules_to_save.weight.bfloat16()

@@ -75,10 +75,10 @@ def test_an_energy_decides_the_lowest_rank_that_retains_it():
     torch.manual_seed(0)
     q, _ = torch.linalg.qr(torch.randn(9, 4).double())
     b, a = q * torch.tensor([2.0, 1.0, 1.0, 0.5]), torch.eye(4).double()
-    for energy, rank in ((0.6, 1), (0.7, 2), (0.9, 3), (0.99, 4), (1.0, 4)):
-        (_, cut), retained = reduce_rank(b, a, energy=energy)
+    for retain, rank in ((0.6, 1), (0.7, 2), (0.9, 3), (0.99, 4), (1.0, 4)):
+        (_, cut), retained = reduce_rank(b, a, retain=retain)
         assert cut.shape[0] == rank
-        assert retained >= energy - 1e-12
+        assert retained >= retain - 1e-12
 
 
 def one_by_one(values, method, density, weights):
@@ -173,7 +173,7 @@ def test_a_resized_folder_has_the_rank_and_the_retained_energy_is_told(tmp_path,
     adapter, tensors, _ = read_adapter(tmp_path / "b")
     assert adapter.r == adapter.scaling() * 2 == 2
     assert {min(t.shape) for t in tensors.values()} == {2}
-    resize(str(tmp_path / "a"), str(tmp_path / "c"), energy=0.9)
+    resize(str(tmp_path / "a"), str(tmp_path / "c"), retain=0.9)
     config = json.loads((tmp_path / "c" / "adapter_config.json").read_text())
     assert config["rank_pattern"] == config["alpha_pattern"]
 

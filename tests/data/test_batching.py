@@ -6,7 +6,7 @@ import torch
 
 from peft_lightning.data.batching import (
     BatchPlan,
-    Share,
+    WeightedSource,
     flat_collate,
     halve_largest,
     padded_collate,
@@ -15,7 +15,7 @@ from peft_lightning.data.batching import (
 
 
 def all_rows(lengths):
-    return [Share(np.arange(len(lengths)))]
+    return [WeightedSource(np.arange(len(lengths)))]
 
 
 def plan(lengths, shares=None, **options):
@@ -113,7 +113,7 @@ def test_an_epoch_goes_on_behind_its_finished_rows_whatever_batches_they_were_in
         position = draw.randint(0, len(p) // p.world_size)
         rows = p.rows_before(epoch, position)
         assert rows == sum(len(b) for b in p.batches(epoch)[: position * p.world_size])
-        start = new.go_on(epoch, rows)
+        start = new.resume_at(epoch, rows)
         left = new.batches(epoch)[start * new.world_size :]
         assert len(new.batches(epoch)) == len(new)
         assert [row for batch in left for row in batch] == order[rows:]
@@ -133,7 +133,11 @@ def test_the_largest_batches_are_halved_in_place():
 
 
 def test_a_weight_is_how_often_an_epoch_shows_each_row():
-    shares = [Share(np.arange(4), 2.0), Share(np.arange(4, 10), 0.5), Share(np.arange(10, 12), 1.5)]
+    shares = [
+        WeightedSource(np.arange(4), 2.0),
+        WeightedSource(np.arange(4, 10), 0.5),
+        WeightedSource(np.arange(10, 12), 1.5),
+    ]
     p = plan([1] * 12, shares, batch_size=3)
     seen = [np.bincount(np.concatenate(p.batches(epoch)), minlength=12) for epoch in range(2)]
     for counts in seen:
@@ -145,12 +149,12 @@ def test_a_weight_is_how_often_an_epoch_shows_each_row():
 
 
 def test_a_small_weight_shows_at_least_one_row():
-    assert len(Share(np.arange(3), 0.1).of_epoch(0, 0)) == 1
+    assert len(WeightedSource(np.arange(3), 0.1).of_epoch(0, 0)) == 1
 
 
 def test_weights_keep_the_number_of_batches():
     lengths = np.random.default_rng(0).integers(1, 40, 101)
-    shares = [Share(np.arange(50), 0.5), Share(np.arange(50, 101), 1.3)]
+    shares = [WeightedSource(np.arange(50), 0.5), WeightedSource(np.arange(50, 101), 1.3)]
     p = plan(lengths, shares, tokens_per_batch=60, world_size=2)
     assert {len(p.batches(epoch)) for epoch in range(50)} == {len(p)}
 

@@ -159,7 +159,7 @@ def test_training_from_the_cache_is_training_without_it(base, rows, dtype, devic
             rows,
             tmp_path / str(cached),
             adapter=adapter,
-            module={"cache_frozen": cached, "dtype": dtype, "optimizer": sgd},
+            module={"cache_hidden_states": cached, "dtype": dtype, "optimizer": sgd},
             precision="32-true" if dtype == "float32" else "bf16-mixed",
             max_steps=4,
             **trainer_on(device),

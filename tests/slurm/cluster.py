@@ -30,7 +30,8 @@ trainer:
   enable_progress_bar: false
   callbacks:
   - {{class_path: step_trace.StepTrace}}
-  - {{class_path: peft_lightning.training.checkpoint.Checkpoints, init_args: {{every_n_steps: 3}}}}
+  - class_path: peft_lightning.training.checkpoint.AdapterCheckpoint
+    init_args: {{every_n_steps: 3}}
 """
 
 

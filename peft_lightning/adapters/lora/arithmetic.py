@@ -133,7 +133,7 @@ def combine(
 
 
 def reduce_rank(
-    b: Tensor, a: Tensor, rank: int | None = None, energy: float | None = None
+    b: Tensor, a: Tensor, rank: int | None = None, retain: float | None = None
 ) -> tuple[Factors, float]:
     """Cut an update to its largest singular values; the best of that rank (Eckart, Young 1936).
 
@@ -141,7 +141,7 @@ def reduce_rank(
         b: (out, r).
         a: (r, in).
         rank: Of the result at most.
-        energy: Or the share of the squared norm to retain at least, in (0, 1].
+        retain: Or the share of the squared norm to retain at least, in (0, 1].
 
     Returns:
         The factors and the share that is retained.
@@ -149,13 +149,13 @@ def reduce_rank(
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
     u, s, v = torch.linalg.svd(r_b @ r_a.T)
-    rank, retained = _cut(s.square(), rank, energy)
+    rank, retained = _cut(s.square(), rank, retain)
     root = s[:rank].sqrt()
     return (q_b @ u[:, :rank] * root, root[:, None] * (v[:rank] @ q_a.T)), retained
 
 
 def factorise(
-    delta: Tensor, rank: int | None = None, energy: float | None = None
+    delta: Tensor, rank: int | None = None, retain: float | None = None
 ) -> tuple[Factors, float]:
     """Return the best factors of an update that is a whole matrix, as ``reduce_rank`` does.
 
@@ -165,25 +165,25 @@ def factorise(
     Args:
         delta: (out, in), float64.
         rank: Of the result at most.
-        energy: Or the share of the squared norm to retain at least, in (0, 1].
+        retain: Or the share of the squared norm to retain at least, in (0, 1].
     """
     if delta.shape[0] > delta.shape[1]:
-        (b, a), retained = factorise(delta.T, rank, energy)
+        (b, a), retained = factorise(delta.T, rank, retain)
         return (a.T, b.T), retained
     squares, u = torch.linalg.eigh(delta @ delta.T)  # in rising order
     squares, u = squares.flip(0).clamp(min=0), u.flip(1)
-    rank, retained = _cut(squares, rank, energy)
+    rank, retained = _cut(squares, rank, retain)
     root = squares[:rank].sqrt().sqrt()
     inverse = torch.where(root > 0, 1 / root, 0.0)
     return (u[:, :rank] * root, inverse[:, None] * (u[:, :rank].T @ delta)), retained
 
 
-def _cut(squares: Tensor, rank: int | None, energy: float | None) -> tuple[int, float]:
+def _cut(squares: Tensor, rank: int | None, retain: float | None) -> tuple[int, float]:
     """Return the rank to cut to and what it retains, from the squared singular values."""
     total = float(squares.sum())
     if rank is None:
         shares = squares.cumsum(0) / max(total, 1e-300)
-        rank = int((shares < (energy or 1.0) - 1e-12).sum()) + 1
+        rank = int((shares < (retain or 1.0) - 1e-12).sum()) + 1
     rank = min(rank, len(squares))
     return rank, float(squares[:rank].sum()) / total if total else 1.0
 

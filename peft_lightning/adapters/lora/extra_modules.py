@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.embedding import LoRAEmbedding
-from peft_lightning.adapters.lora.modules_to_save import SavedModule, find_saved
+from peft_lightning.adapters.lora.modules_to_save import ModulesToSaveWrapper, find_saved
 from peft_lightning.adapters.lora.trainable_tokens import (
     TokenRows,
-    TrainedTokens,
+    TrainableTokensLayer,
     find_tokens,
     is_tied,
     vocabulary_names,
@@ -20,7 +20,7 @@ from peft_lightning.adapters.lora.trainable_tokens import (
 from peft_lightning.adapters.new_tokens import NewTokens, initial_rows
 from peft_lightning.messages import shortened
 
-Part = LoRAEmbedding | SavedModule | TrainedTokens
+Part = LoRAEmbedding | ModulesToSaveWrapper | TrainableTokensLayer
 
 _SIZE = "_base_vocab_size"  # attribute of a model with new tokens: its size without them
 
@@ -85,7 +85,7 @@ class Beside:
         """Put the modules and rows into ``model``."""
         module: Any
         for name, module in self.saved.items():
-            saved = SavedModule(module)
+            saved = ModulesToSaveWrapper(module)
             if self.pieces and name in vocabulary_names(model):
                 saved.enlarge(initial_rows(module.weight, list(self.pieces), self.pieces))
             model.set_submodule(name, saved)
@@ -97,11 +97,13 @@ class Beside:
             rows = module.weight.new_zeros(len(ids), module.weight.shape[1])
             if initialise:
                 rows = initial_rows(module.weight, ids, self.pieces)
-            model.set_submodule(name, TrainedTokens(module, TokenRows(ids, rows)))
+            model.set_submodule(name, TrainableTokensLayer(module, TokenRows(ids, rows)))
         if self.tied_rows:
             rows_of_both = model.get_input_embeddings().token_adapter
             base = model.get_submodule(self.tied_rows)
-            model.set_submodule(self.tied_rows, TrainedTokens(base, rows_of_both, is_tied=True))
+            model.set_submodule(
+                self.tied_rows, TrainableTokensLayer(base, rows_of_both, is_tied=True)
+            )
         sizes = [len(rows.place) for rows in model.modules() if isinstance(rows, TokenRows)]
         sizes += [max(self.pieces) + 1] if self.pieces else []
         if sizes:
@@ -119,7 +121,9 @@ def enlarge_vocabulary(model: nn.Module, size: int) -> None:
 def fit_saved(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Enlarge embeddings that are trained whole to the rows that they have in ``tensors``."""
     ends = vocabulary_names(model)
-    saved = {n: m for n, m in parts(model).items() if isinstance(m, SavedModule) and n in ends}
+    saved = {
+        n: m for n, m in parts(model).items() if isinstance(m, ModulesToSaveWrapper) and n in ends
+    }
     shared = len({id(module.modules_to_save.weight) for module in saved.values()}) < len(saved)
     for name, module in saved.items():
         weight = tensors.get(f"base_model.model.{name}.weight")
@@ -168,7 +172,7 @@ def trained_ids(model: nn.Module, given: Any) -> Any:
         model: With the adapter.
         given: The option; returned as it is if it names all.
     """
-    owners = {n: p for n, p in parts(model).items() if isinstance(p, TrainedTokens)}
+    owners = {n: p for n, p in parts(model).items() if isinstance(p, TrainableTokensLayer)}
     ids = {n: p.token_adapter.ids.tolist() for n, p in owners.items() if not p.is_tied}
     total = {i for some in ids.values() for i in some}
     named = given.values() if isinstance(given, Mapping) else [given or []]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.embedding import LoRAEmbedding
 from peft_lightning.adapters.lora.extra_modules import Part, parts
-from peft_lightning.adapters.lora.modules_to_save import SavedModule
+from peft_lightning.adapters.lora.modules_to_save import ModulesToSaveWrapper
 from peft_lightning.adapters.lora.trainable_tokens import vocabulary_names
 
 
@@ -59,7 +59,7 @@ def merged_parts(model: Any) -> Iterator[None]:
 def _merged(name: str, part: Part) -> dict[str, Tensor]:
     """Return the parameters of ``part.base_layer`` with which it computes what ``part`` does."""
     weight = part.base_layer.weight if hasattr(part.base_layer, "weight") else None
-    if isinstance(part, SavedModule):
+    if isinstance(part, ModulesToSaveWrapper):
         merged = part.cast()
     elif isinstance(part, LoRAEmbedding):
         wide = torch.promote_types(part.weight.dtype, torch.float32)

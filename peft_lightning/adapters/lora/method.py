@@ -180,7 +180,7 @@ class LoRA(Adapter):
         found = of_layers | trained_biases(model) | part_tensors(model)
         return {_PREFIX + name: tensor for name, tensor in found.items()}
 
-    def fitted(
+    def resolved_for(
         self, model: nn.Module, tensors: Mapping[str, Tensor]
     ) -> tuple[LoRA, Mapping[str, Tensor]]:
         def base_weight(name: str) -> Tensor:
@@ -234,9 +234,9 @@ class LoRA(Adapter):
             options = doubled(options)
         return {**self.hf_defaults, **options}
 
-    def texts(self, model: nn.Module, tokenizer: Any = None) -> dict[str, str | bytes]:
+    def extra_files(self, model: nn.Module, tokenizer: Any = None) -> dict[str, str | bytes]:
         """Return the other files: with new tokens, the tokenizer that has them too, if given."""
-        texts = super().texts(model, tokenizer)
+        texts = super().extra_files(model, tokenizer)
         if self.new_tokens and tokenizer is not None:
             texts |= tokenizer_files(tokenizer)
         return texts

@@ -15,7 +15,7 @@ from peft_lightning.kernels.native.stored import output_dtype
 from peft_lightning.messages import nearest, shortened
 
 
-class SavedModule(nn.Module):
+class ModulesToSaveWrapper(nn.Module):
     """A trained copy of a frozen module, in its place.
 
     The copy's parameters are float32 (float64 over float64) and are cast where they are used, to

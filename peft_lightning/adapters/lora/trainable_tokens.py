@@ -36,7 +36,7 @@ class TokenRows(nn.Module):
         self.register_buffer("place", place, persistent=False)  # id -> row, -1 if it has none
 
 
-class TrainedTokens(nn.Module):
+class TrainableTokensLayer(nn.Module):
     """An embedding, or a linear output embedding, with some of its rows trained.
 
     Ids from the base's number of rows on enlarge the vocabulary; the base's own weight is never

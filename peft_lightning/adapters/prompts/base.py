@@ -52,7 +52,7 @@ class VirtualTokens(Adapter):
             type(n) is int and n >= 1, "num_virtual_tokens", "a whole number of at least 1"
         )
 
-    def fitted(
+    def resolved_for(
         self, model: nn.Module, tensors: Mapping[str, Tensor]
     ) -> tuple[VirtualTokens, Mapping[str, Tensor]]:
         shape = tuple(tensors["prompt_embeddings"].shape) if "prompt_embeddings" in tensors else ()

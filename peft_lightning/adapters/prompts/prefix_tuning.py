@@ -31,7 +31,7 @@ class PrefixTuning(VirtualTokens):
 
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     learning_rate: ClassVar[float] = 1e-2
-    fills_cache: ClassVar[bool] = True
+    uses_kv_cache: ClassVar[bool] = True
     hf_defaults: ClassVar[dict[str, Any]] = {
         **HF_DEFAULTS,
         "peft_type": "PREFIX_TUNING",
@@ -59,7 +59,7 @@ class PrefixTuning(VirtualTokens):
             inputs["position_ids"] = batch["position_ids"] + n
         return inputs
 
-    def moved_by_padding(self, model: Any) -> bool:
+    def is_padding_sensitive(self, model: Any) -> bool:
         # a window counts padding too, which would push the prefix out of it
         return getattr(model.config.get_text_config(), "sliding_window", None) is not None
 

@@ -48,12 +48,12 @@ def shard(module: nn.Module, mesh: DeviceMesh, methods: tuple[str, ...]) -> None
         register_fsdp_forward_method(module, name)
 
 
-def whole_tensor(value: Any) -> Any:
+def gather_full(value: Any) -> Any:
     """Return a sharded tensor as a whole one on the CPU, on every process; all must call it."""
     return value.full_tensor().cpu() if isinstance(value, DTensor) else value
 
 
-def sharded_as(value: Any, like: Tensor) -> Any:
+def shard_like(value: Any, like: Tensor) -> Any:
     """Return this process's part of ``value``, whole everywhere, if ``like`` is sharded so."""
     if not (isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape):
         return value

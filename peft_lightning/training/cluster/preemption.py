@@ -15,7 +15,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from peft_lightning.process import slurm
 from peft_lightning.process.signals import STOP, STOP_SIGNALS, StopSignal, own_line
-from peft_lightning.training.checkpoint import Checkpoints, at_step_boundary, validation_follows
+from peft_lightning.training.checkpoint import (
+    AdapterCheckpoint,
+    at_step_boundary,
+    validation_follows,
+)
 from peft_lightning.training.cluster.step_boundary import step_boundary
 
 
@@ -155,7 +159,7 @@ class StopOnSignal(Callback):
             rank_zero_info(f"{name}: stopped before the first step, nothing to save{resumed}")
             return
         for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, Checkpoints):
+            if isinstance(callback, AdapterCheckpoint):
                 callback.save_now(trainer, state=self._boundary)
                 rank_zero_info(
                     f"{name}: stopped at step {trainer.global_step}; {callback.last_model_path} "

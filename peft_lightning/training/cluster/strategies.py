@@ -14,9 +14,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from peft_lightning.training.cluster.fsdp2 import shard, sharded_as, whole_tensor
+from peft_lightning.training.cluster.fsdp2 import gather_full, shard, shard_like
 
-INSTEAD = {  # start of a strategy's name, in lower case -> what to do
+UNSUPPORTED = {  # start of a strategy's name, in lower case -> what to do
     r"ddp_(spawn|fork|notebook)": "processes are started as scripts here: use ddp",
     r"fsdp(?!2)": "FSDP1 flattens float32 adapters and a bfloat16 base into one tensor: use fsdp2",
     r"modelparallel": "it reads checkpoints of its own form, not adapter folders: use fsdp2",
@@ -30,7 +30,7 @@ def require_supported(strategy: Any) -> None:
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
         name = f"ddp_{strategy._start_method}"
-    for start, use in INSTEAD.items():
+    for start, use in UNSUPPORTED.items():
         if re.match(start, name.rpartition(".")[2].lower()):
             raise ValueError(f"trainer.strategy {name} does not work with adapters: {use}")
 
@@ -57,10 +57,10 @@ class FSDP2Strategy(DDPStrategy):
         module: Any = self.lightning_module
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
-        if module.cache_frozen:
+        if module.cache_hidden_states:
             raise ValueError(
-                "cache_frozen: true does not go with strategy fsdp2: it needs the whole model in "
-                "each process; use strategy ddp"
+                "cache_hidden_states: true does not go with strategy fsdp2: it needs the whole "
+                "model in each process; use strategy ddp"
             )
         if module.compile_layers:
             raise ValueError(
@@ -79,14 +79,14 @@ class FSDP2Strategy(DDPStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the optimizer's state with whole tensors."""
-        return tree_map(whole_tensor, super().optimizer_state(optimizer))
+        return tree_map(gather_full, super().optimizer_state(optimizer))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Give each process its part of a state with whole tensors."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             for i, values in saved["state"].items():
-                parted = {name: sharded_as(v, parameters[i]) for name, v in values.items()}
+                parted = {name: shard_like(v, parameters[i]) for name, v in values.items()}
                 saved["state"][i] = parted
         super().load_optimizer_state_dict(checkpoint)
 

@@ -1,4 +1,4 @@
-"""The command servable: what vLLM, transformers and llama.cpp take of an adapter's folder."""
+"""The command check-serving: what vLLM, transformers and llama.cpp take of an adapter's folder."""
 
 import json
 
@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
 from peft_lightning.base_model import load_base_model, resolve
-from peft_lightning.commands.servable import VLLM_RANKS, servable
+from peft_lightning.commands.check_serving import VLLM_RANKS, check_serving
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, write_base
 
@@ -22,7 +22,7 @@ def verdicts(base, folder, adapter, capsys):
     model = load_base_model(str(base), frozen=False)
     adapter.attach(model)
     save_adapter(adapter, model, folder, {}, byte_tokenizer())
-    servable(str(folder), json=True)
+    check_serving(str(folder), json=True)
     return json.loads(capsys.readouterr().out)
 
 
@@ -108,7 +108,7 @@ def test_what_hf_peft_adds_to_lora_is_named(base, tmp_path, capsys):
     model = tiny_model("llama", torch.float32, vocab_size=len(byte_tokenizer()))
     model.name_or_path = model.config.name_or_path = str(base)
     get_peft_model(model, config).save_pretrained(tmp_path)
-    servable(str(tmp_path), model=str(base))
+    check_serving(str(tmp_path), base_model=str(base))
     said = capsys.readouterr().out
     for part in ("vllm: no", "DoRA", "modules_to_save ['lm_head'] must be none", "biases"):
         assert part in said
@@ -119,7 +119,7 @@ def test_a_folder_whose_base_hf_peft_has_changed_is_named(base, tmp_path, capsys
     config = LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa")
     model = tiny_model("llama", torch.float32, vocab_size=len(byte_tokenizer()))
     get_peft_model(model, config).save_pretrained(tmp_path)
-    servable(str(tmp_path), model=str(base))
+    check_serving(str(tmp_path), base_model=str(base))
     said = capsys.readouterr().out
     assert "vllm: no" in said
     assert "init_lora_weights pissa: it does not know that the base was changed" in said
@@ -127,7 +127,7 @@ def test_a_folder_whose_base_hf_peft_has_changed_is_named(base, tmp_path, capsys
 
 def test_a_base_that_is_not_there_is_said_not_to_be_checked(base, tmp_path, capsys):
     verdicts(base, tmp_path, LoRA(r=8), capsys)
-    servable(str(tmp_path), model="no/such")
+    check_serving(str(tmp_path), base_model="no/such")
     assert "its architecture was not checked" in capsys.readouterr().out
 
 
@@ -135,13 +135,13 @@ def test_a_whole_model_is_said_to_be_one(base, tmp_path, capsys):
     model = load_base_model(str(base), frozen=False)
     Full().attach(model)
     save_adapter(Full(), model, tmp_path, {}, byte_tokenizer())
-    servable(str(tmp_path))
+    check_serving(str(tmp_path))
     assert "is a whole model" in capsys.readouterr().out
 
 
 def test_a_folder_without_an_adapter_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no adapter folder"):
-        servable(str(tmp_path))
+        check_serving(str(tmp_path))
 
 
 def test_options_that_the_file_leaves_out_have_hf_pefts_defaults(base, tmp_path, capsys):
@@ -149,5 +149,5 @@ def test_options_that_the_file_leaves_out_have_hf_pefts_defaults(base, tmp_path,
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     del config["r"], config["lora_alpha"]
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    servable(str(tmp_path), json=True)
+    check_serving(str(tmp_path), json=True)
     assert json.loads(capsys.readouterr().out)["vllm"]["accepted"]

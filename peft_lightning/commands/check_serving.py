@@ -1,4 +1,4 @@
-"""``python -m peft_lightning servable``: which programs take an adapter, and what to change."""
+"""``python -m peft_lightning check-serving``: which programs take an adapter, what to change."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ VLLM_WITHOUT_LORA = {"gpt2", "gpt_neox", "gptj", "bloom", "falcon", "mpt"}
 MERGE = "merge it: python -m peft_lightning merge CKPT OUT"
 
 
-def servable(
-    ckpt: str, /, *, model: str | None = None, json: bool = False, trust_remote_code: bool = False
+def check_serving(
+    ckpt_path: str,
+    /,
+    *,
+    base_model: str | None = None,
+    json: bool = False,
+    trust_remote_code: bool = False,
 ) -> None:
     """Say whether vLLM, transformers and llama.cpp take an adapter, and what to change if not.
 
     Args:
-        ckpt: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION.
-        model: Base model, if not the one that the adapter names; its config alone is read.
+        ckpt_path: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION.
+        base_model: Base model, if not the one that the adapter names; its config alone is read.
         json: Everything as one JSON object.
         trust_remote_code: Whether code that comes with the model may run.
     """
@@ -31,16 +36,16 @@ def servable(
     from peft_lightning.adapters.lora.method import LoRA
     from peft_lightning.hub import adapter_folder
 
-    folder = adapter_folder(ckpt)
+    folder = adapter_folder(ckpt_path)
     if not (folder / CONFIG_FILE).is_file():
         read_adapter(folder)  # raises unless it is a fully trained model
-        print(f"{ckpt} is a whole model: vLLM and transformers load it as any model's folder")
+        print(f"{ckpt_path} is a whole model: vLLM and transformers load it as any model's folder")
         print("llama.cpp: python -m peft_lightning export CKPT OUT.gguf --format gguf")
         return
     config = read_json(folder / CONFIG_FILE)
     if config.get("peft_type") == LoRA.peft_type:
         config = {**LoRA.hf_defaults, **config}
-    base = _base_config(model or config.get("base_model_name_or_path"), trust_remote_code)
+    base = _base_config(base_model or config.get("base_model_name_or_path"), trust_remote_code)
     new_tokens = read_facts(folder).get("new_tokens") or {}
     found = judge(config, _ranks(folder), base, _embeddings(folder), new_tokens)
     if json:
@@ -51,7 +56,10 @@ def servable(
         for line in (*verdict.problems, *verdict.notes):
             print(f"  {line}")
     if base is None:
-        print("the base model's config is not there: its architecture was not checked, see --model")
+        print(
+            "the base model's config is not there: its architecture was not checked, see "
+            "--base_model"
+        )
 
 
 @dataclass(frozen=True)
