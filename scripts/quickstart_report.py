@@ -18,7 +18,7 @@ from typing import Any
 
 ROWS = Path(__file__).parent.parent / "examples" / "home_assistant" / "val.jsonl"
 SHOWN = 8
-BATCH = 32  # prompts at a time
+BATCH = 128  # prompts at a time
 MAX_NEW_TOKENS = 40  # the longest completion of the data has 35
 
 
