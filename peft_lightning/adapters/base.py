@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from peft_lightning.adapters.option_types import require_types
-from peft_lightning.adapters.tensor_names import check_names
+from peft_lightning.adapters.field_types import check_field_types
+from peft_lightning.adapters.state_dict import check_tensors_fit
 from peft_lightning.messages import nearest
 
 PEFT_VERSION = "0.21.2"  # the HF PEFT release whose files ours are
@@ -163,7 +163,7 @@ class Adapter(ABC):
                 nothing is copied.
         """
         own = self.state_dict(model)
-        check_names(own, tensors)
+        check_tensors_fit(own, tensors)
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
@@ -197,7 +197,7 @@ class Adapter(ABC):
                 f"implement; it has {', '.join(sorted(own))}"
             )
         options = {key: value for key, value in values.items() if key in own}
-        require_types(cls, options)
+        check_field_types(cls, options)
         return cls(**options)
 
     def _undo(self, model: nn.Module) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from peft_lightning.adapters.base import Adapter, attached_adapter
 from peft_lightning.adapters.full import Full
 from peft_lightning.adapters.lora.layers import LoRALinear, is_conv1d
-from peft_lightning.adapters.lora.merge_extra import merged_parts
+from peft_lightning.adapters.lora.merge_extra_modules import merged_extra_modules
 from peft_lightning.adapters.lora.method import LoRA
 
 
@@ -85,7 +85,7 @@ def merged_weight(layer: LoRALinear, name: str = "the layer") -> Tensor:
 def merged_bias(layer: LoRALinear, name: str = "the layer") -> Tensor | None:
     """Return the bias that goes with ``merged_weight``, in the dtype of the base's."""
     require_place_for_bias(layer, name)
-    bias = layer.whole_bias()
+    bias = layer.total_bias()
     return None if bias is None or layer.bias is None else bias.detach().to(layer.bias.dtype)
 
 
@@ -143,7 +143,7 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
             if bias is not None:
                 layer.base_layer.bias = nn.Parameter(bias, requires_grad=False)
             model.set_submodule(name, layer.base_layer)
-        with merged_parts(model):
+        with merged_extra_modules(model):
             yield model
     finally:
         for name, layer in layers.items():

@@ -187,7 +187,7 @@ def _llama(ranks: Mapping[str, int], base: Any | None) -> list[str]:
 
 def _scales(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
     """Return what the update of each layer is multiplied by."""
-    from peft_lightning.adapters.lora.matching import match_pattern
+    from peft_lightning.adapters.lora.name_matching import match_pattern
 
     alphas = config.get("alpha_pattern") or {}
     root = math.sqrt if config.get("use_rslora") else float

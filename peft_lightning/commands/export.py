@@ -175,7 +175,7 @@ def _write_model(
     from functools import partial
 
     from peft_lightning.adapters.folder import read_adapter, require_base
-    from peft_lightning.adapters.lora.merge_extra import holds_parts
+    from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
     from peft_lightning.adapters.merge import require_mergeable
     from peft_lightning.base_model import load_tokenizer
     from peft_lightning.base_model.weights import NotStreamableError, open_weights
@@ -194,7 +194,7 @@ def _write_model(
     with scratch_folder(out.with_name(f"{out.name}.merged")) as temporary:
         place = base
         try:
-            if holds_parts(tensors):
+            if has_extra_modules(tensors):
                 raise NotStreamableError("the adapter trains more than updates of linear layers")
             weights = open_weights(base, **options)
             if not allow_base_mismatch and facts["base_fingerprint"]:

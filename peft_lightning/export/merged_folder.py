@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from peft_lightning.adapters.base import as_json
 from peft_lightning.adapters.folder import load_adapter, read_adapter, require_base
-from peft_lightning.adapters.lora.merge_extra import holds_parts
+from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
 from peft_lightning.adapters.lora.trainable_tokens import is_tied
 from peft_lightning.adapters.merge import merged, require_mergeable
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
@@ -75,7 +75,7 @@ def write_merged(
     """
     adapter, tensors, facts = read_adapter(ckpt_path)
     try:
-        if holds_parts(tensors):
+        if has_extra_modules(tensors):
             raise NotStreamableError("the adapter trains more than updates of linear layers")
         if quantization:
             raise NotStreamableError(f"its weights are quantised to {quantization} and dequantised")

@@ -36,7 +36,7 @@ Ein kurzer Satz auf Deutsch. Une phrase en français.
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Comparison:
     """How near two models' answers are.
 
     Args:
@@ -89,7 +89,7 @@ def compare(
     options: dict[str, Any],
     longest_row: int = LONGEST_ROW,
     quantization: str | None = None,
-) -> Agreement:
+) -> Comparison:
     """Compare a merged model with its base and adapter on ``text``.
 
     Both are computed in float32, one after the other, so that the difference is what merging and
@@ -133,7 +133,7 @@ def compare(
     known = plain[0].shape[-1]  # the base has no logits of new tokens
     effect = torch.cat([a[..., :known] - p for a, p in zip(adapted, plain, strict=True)])
     any_error = float(bool(errors.any()))
-    return Agreement(
+    return Comparison(
         tokens=sum(map(len, rows)),
         difference=errors.abs().max().item(),
         spread=torch.cat(adapted).std().item(),
