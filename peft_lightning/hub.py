@@ -10,8 +10,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from peft_lightning.adapters.folder import existing_folder
 from peft_lightning.base_model.resolve import FILES, hub_answers, nearest_place
+from peft_lightning.files import existing_folder
 
 _REPO = re.compile(
     r"[\w-][\w.-]*/[\w-][\w.-]*(@(?!.*\.\.)[\w./-]+)?"

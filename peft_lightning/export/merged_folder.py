@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from peft_lightning.adapters.base import as_json
-from peft_lightning.adapters.folder import load_adapter, read_adapter, require_base
+from peft_lightning.adapters.folder import SavedAdapter, load_adapter, read_adapter, require_base
 from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
 from peft_lightning.adapters.lora.trainable_tokens import is_tied
 from peft_lightning.adapters.merge import merged, require_mergeable
@@ -56,6 +56,7 @@ def write_merged(
     allow_base_mismatch: bool,
     options: dict[str, Any],
     quantization: str | None = None,
+    saved: SavedAdapter | None = None,
 ) -> None:
     """Merge an adapter into its base: streamed, or loaded whole where that cannot be.
 
@@ -67,13 +68,14 @@ def write_merged(
         max_shard_size: In bytes.
         allow_base_mismatch: Merge even if the adapter was trained on another base.
         options: ``trust_remote_code`` and ``revision``, for the base.
-        quantization: Merge into the base's weights quantised so and dequantised; None for those
-            that it has.
+        quantization: Merge into the base's weights after quantising (4bit or 8bit) and
+            dequantising them; None for the original weights.
+        saved: The content of ``ckpt_path`` if it has been read already.
 
     Raises:
         ValueError: If the two do not belong together, or a layer cannot be merged.
     """
-    adapter, tensors, facts = read_adapter(ckpt_path)
+    adapter, tensors, facts = saved = saved or read_adapter(ckpt_path)
     try:
         if has_extra_modules(tensors):
             raise NotStreamableError("the adapter trains more than updates of linear layers")
@@ -87,7 +89,11 @@ def write_merged(
         fingerprint = base_fingerprint(loaded)
         loaded = dequantized(loaded)
         load_adapter(
-            loaded, ckpt_path, allow_base_mismatch=allow_base_mismatch, base_fingerprint=fingerprint
+            loaded,
+            ckpt_path,
+            allow_base_mismatch=allow_base_mismatch,
+            base_fingerprint=fingerprint,
+            saved=saved,
         )
         tokenizer = load_tokenizer(base, **options)
         adapter.with_tokenizer(tokenizer)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_lightning.adapters.folder import load_adapter
+from peft_lightning.adapters.folder import SavedAdapter, load_adapter
 from peft_lightning.base_model import load_base_model, load_tokenizer
 from peft_lightning.base_model.quantization import dequantized
 from peft_lightning.kernels.float32_compute import compute_in_float32
@@ -89,6 +89,7 @@ def compare(
     options: dict[str, Any],
     longest_row: int = LONGEST_ROW,
     quantization: str | None = None,
+    saved: SavedAdapter | None = None,
 ) -> Comparison:
     """Compare a merged model with its base and adapter on ``text``.
 
@@ -103,7 +104,9 @@ def compare(
         device: Where to compute.
         options: ``trust_remote_code`` and ``revision``, for the base.
         longest_row: Most tokens of a row, if the model has that many positions.
-        quantization: Compare with the base's weights quantised so and dequantised.
+        quantization: Compare with the base's weights after quantising (4bit or 8bit) and
+            dequantising them.
+        saved: The content of ``ckpt_path`` if it has been read already.
 
     Raises:
         ValueError: If the text has less than two tokens.
@@ -122,7 +125,7 @@ def compare(
     plain = _logits(model, rows)
     adapted = plain
     if ckpt_path is not None:
-        load_adapter(model, ckpt_path, allow_base_mismatch=True)
+        load_adapter(model, ckpt_path, allow_base_mismatch=True, saved=saved)
         adapted = _logits(model, rows)
     del model
     trust = options["trust_remote_code"]
