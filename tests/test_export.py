@@ -252,7 +252,7 @@ def test_a_verified_file_takes_the_mark_of_the_one_before_away(llama, tmp_path):
 
 
 def test_a_file_whose_verification_was_cut_off_is_marked(llama, tmp_path, monkeypatch):
-    def cut_off(*args):
+    def cut_off(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(verify, "compare", cut_off)
