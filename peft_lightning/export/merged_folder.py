@@ -1,4 +1,4 @@
-"""A base with an adapter merged, written as an HF folder: shard by shard where that can be."""
+"""A base with an adapter merged, written as an HF folder, shard by shard where possible."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write_merged(
     quantization: str | None = None,
     saved: SavedAdapter | None = None,
 ) -> None:
-    """Merge an adapter into its base: streamed, or loaded whole where that cannot be.
+    """Merge an adapter into its base, tensor by tensor, or with the base in memory if needed.
 
     Args:
         folder: To write into; exists, and is empty.
@@ -172,7 +172,7 @@ def write_whole(
 
 
 def _copy_texts(source: MergedTensors, folder: Path) -> None:
-    """Copy config, tokenizer, template and licence; the config says what has changed."""
+    """Copy config, tokenizer, template and licence, and update dtype and tying in the config."""
     for file in sorted(source.weights.folder.iterdir()):
         wanted = file.suffix in _COPIED or file.name.upper().startswith(("LICEN", "NOTICE"))
         if file.is_file() and wanted and not _NOT_COPIED.fullmatch(file.name):

@@ -1,4 +1,4 @@
-"""Whether a merged model computes what the base with its adapter does: logits and losses."""
+"""Verification of a merged model: its logits and losses against the base with its adapter."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ Ein kurzer Satz auf Deutsch. Une phrase en français.
 
 @dataclass(frozen=True)
 class Comparison:
-    """How near two models' answers are.
+    """The differences between a merged model and its base with the adapter.
 
     Args:
-        tokens: That were compared.
+        tokens: Number of tokens compared.
         difference: Largest absolute difference of a logit.
         spread: Standard deviation of the logits of base and adapter.
-        noise: What the merged model adds to them, as a share of what the adapter added to the
-            base: 1 if merging has changed nothing. Root mean squares; 0 if neither did anything.
-        merged_loss: Mean loss of the merged model, in nats a token.
-        adapter_loss: That of base and adapter.
+        noise: Root mean square of the difference, relative to that of the adapter's effect on
+            the base's logits: 1 if merging has changed nothing, 0 if there is neither.
+        merged_loss: Mean loss of the merged model, in nats per token.
+        adapter_loss: Mean loss of base and adapter, in nats per token.
     """
 
     tokens: int
@@ -57,7 +57,7 @@ class Comparison:
     adapter_loss: float
 
     def problem(self, threshold: float) -> str | None:
-        """Return what is wrong, if a logit differs by more than ``threshold`` spreads."""
+        """Return the problem if a logit differs by more than ``threshold`` standard deviations."""
         relative = self.difference / self.spread if self.difference else 0.0
         if not relative <= threshold:  # not finite is wrong too
             return (
@@ -93,8 +93,8 @@ def compare(
 ) -> Comparison:
     """Compare a merged model with its base and adapter on ``text``.
 
-    Both are computed in float32, one after the other, so that the difference is what merging and
-    rounding the weights have done and nothing else.
+    Both are computed in float32, one after the other, so that only merging and rounding the
+    weights make a difference.
 
     Args:
         out: Folder or GGUF file of the merged model.
