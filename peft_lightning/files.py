@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ SUMS_FILE = "SHA256SUMS"  # the format of ``sha256sum --check``
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100  # fcntl.h: paths are relative to the working directory
 _PREVIOUS = ".previous"
+_CLOCK_STEP = 10**8  # ns, more than the resolution of a file's times
 
 
 def user_cache(name: str) -> Path:
@@ -249,6 +252,18 @@ def require_undamaged(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 def sha256_of_file(file: Path) -> str:
-    """Return the checksum of a file's content, in hexadecimal digits."""
-    with file.open("rb") as content:
+    """Return the checksum of a file's content, in hexadecimal digits.
+
+    A process reads a file once, as long as its size and times do not change.
+    """
+    status, now = file.stat(), time.time_ns()
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    is_recent = now - max(times) < _CLOCK_STEP  # it may change again without another time
+    identity = (status.st_dev, status.st_ino, status.st_size, *times, now if is_recent else 0)
+    return _read_sha256(os.path.realpath(file), identity)
+
+
+@functools.lru_cache(maxsize=256)
+def _read_sha256(file: str, identity: tuple[int, ...]) -> str:
+    with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The model hub: adapters that are fetched from it, and folders that are put there."""
+"""The model hub: adapters are fetched from it, and folders are pushed to it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from peft_lightning.adapters.folder import existing_folder
 from peft_lightning.base_model.resolve import FILES, hub_answers, nearest_place
+from peft_lightning.files import existing_folder
 
 _REPO = re.compile(
     r"[\w-][\w.-]*/[\w-][\w.-]*(@(?!.*\.\.)[\w./-]+)?"
@@ -25,7 +25,8 @@ def adapter_folder(name: str | Path) -> Path:
         name: A folder, or ``owner/name@REVISION``: a branch, tag or commit; without, ``main``.
 
     Raises:
-        FileNotFoundError: If there is no such folder and it is no hub's name, or no hub is there.
+        FileNotFoundError: If there is no such folder, and ``name`` is no repository or the hub
+            cannot be reached.
         ValueError: If the hub has no such adapter.
     """
     with suppress(FileNotFoundError):
@@ -50,20 +51,20 @@ def adapter_folder(name: str | Path) -> Path:
 
 
 def push_folder(folder: Path, repo: str, private: bool, revision: str | None, message: str) -> str:
-    """Put the files of ``folder`` into a repository of the hub, which is made if it is not there.
+    """Upload the files of ``folder`` to a repository of the hub, which is created if needed.
 
     Args:
-        folder: All of it is uploaded.
+        folder: The folder, all of which is uploaded.
         repo: ``owner/name``.
-        private: Only those who are allowed to may see it.
-        revision: Branch to write to, made if it is not there; ``main`` if None.
-        message: Of the commit.
+        private: Whether only users with access may see the repository.
+        revision: Branch to push to, created if needed; ``main`` if None.
+        message: The commit message.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        ValueError: If there is no token or no hub, or it refuses.
+        ValueError: If there is no token, the hub cannot be reached, or it refuses.
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo):
         raise ValueError(f"a repository is OWNER/NAME, got {repo!r}")
@@ -89,7 +90,7 @@ def push_folder(folder: Path, repo: str, private: bool, revision: str | None, me
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Say in one line what the hub has refused."""
+    """Raise the hub's errors as a ValueError of one line that starts with ``what``."""
     try:
         yield
     except LocalEntryNotFoundError:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from peft_lightning.adapters import Adapter, Full, LoRA
 from peft_lightning.adapters.bank import AdapterBank
 from peft_lightning.adapters.base import attached_adapter
-from peft_lightning.adapters.folder import adapter_files, read_adapter
+from peft_lightning.adapters.folder import adapter_files, read_adapter, read_adapter_config
 from peft_lightning.base_model import (
     base_fingerprint,
     load_base_model,
@@ -232,7 +232,7 @@ class CausalLMModule(L.LightningModule):
         """
         self._folders = named_folders(folders)
         for name, folder in self._folders.items():
-            if read_adapter(folder)[0].metadata().get("new_tokens"):
+            if read_adapter_config(folder)[0].metadata().get("new_tokens"):
                 raise ValueError(
                     f"the adapter {name} brings new tokens, and predict reads all rows by the "
                     f"base's tokenizer: use generate --file FILE --adapter {name}={folder}"
@@ -450,11 +450,11 @@ class CausalLMModule(L.LightningModule):
             base_model: Where the base is, if not where it was when the adapter was trained.
             **kwargs: Further arguments of the constructor.
         """
-        adapter, tensors, facts = read_adapter(Path(checkpoint_path))
+        adapter, facts = read_adapter_config(Path(checkpoint_path))
         whole = isinstance(adapter, Full)
         kwargs |= {"adapter": adapter} if whole else {"init_from": str(checkpoint_path)}
         module = cls(base_model or facts["base_model"], **kwargs)
         module.configure_model()
         if whole:
-            adapter.load_state_dict(module.model, tensors)
+            adapter.load_state_dict(module.model, read_adapter(checkpoint_path).tensors)
         return module

@@ -135,6 +135,17 @@ def test_a_file_says_its_subject_and_has_a_home(file):
     assert doc.split("\n")[0].endswith((".", ":"))
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("base_model.model.", "adapters/state_dict.py"),
+        ("GradientCheckpointingLayer", "kernels/decoder_layers.py"),
+    ],
+)
+def test_a_name_of_hf_that_everybody_needs_stands_in_one_file(text, place):
+    assert [relative(file) for file in FILES if text in file.read_text()] == [place]
+
+
 def test_every_dependency_is_used_and_every_library_declared():
     import tomllib
 

@@ -252,7 +252,7 @@ def test_a_verified_file_takes_the_mark_of_the_one_before_away(llama, tmp_path):
 
 
 def test_a_file_whose_verification_was_cut_off_is_marked(llama, tmp_path, monkeypatch):
-    def cut_off(*args):
+    def cut_off(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(verify, "compare", cut_off)
@@ -372,7 +372,7 @@ def test_what_is_no_lora_is_refused(llama, tmp_path):
 def test_an_adapter_of_another_base_is_refused_unless_any_base(llama, tmp_path, format):
     tiny_model("llama", vocab_size=len(digit_tokenizer()), seed=7).save_pretrained(tmp_path / "b")
     digit_tokenizer().save_pretrained(tmp_path / "b")
-    options = {"model": str(tmp_path / "b"), "format": format}
+    options = {"base_model": str(tmp_path / "b"), "format": format}
     with pytest.raises(ValueError, match="was trained on another base model"):
         export(str(llama[1]), str(tmp_path / "x.gguf"), **options)
     export(

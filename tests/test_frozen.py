@@ -14,8 +14,9 @@ import warm_python
 from exactness import sgd
 from peft_lightning import CausalLMModule, Constant, Full, LoRA, PromptTuning, SFTDataModule
 from peft_lightning.hidden_cache.cache import adapted_depth
-from peft_lightning.hidden_cache.frozen_layers import FrozenLayers, decoder_layers
+from peft_lightning.hidden_cache.frozen_layers import FrozenLayers
 from peft_lightning.hidden_cache.store import HiddenStates
+from peft_lightning.kernels.decoder_layers import decoder_layers
 from rounding import BACKWARD, FORWARD, assert_near, rounding_error
 from tiny import ARCHITECTURES, tiny_model
 from tiny_run import fit, write_base, write_rows

@@ -23,7 +23,7 @@ from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.commands.merge import merge
 from peft_lightning.export import merged_weights
 from peft_lightning.export.merged_folder import size_in_bytes
-from peft_lightning.export.verify import Agreement
+from peft_lightning.export.verify import Comparison
 from rounding import assert_near
 from tiny import ARCHITECTURES, tiny_model
 from tiny_gguf import digit_tokenizer, write_gguf
@@ -370,12 +370,12 @@ def test_an_adapter_that_rounding_hides_is_noticed(base, tmp_path):
 
 
 def test_agreement_is_judged_by_spread_and_by_effect():
-    good = Agreement(10, 0.1, 2.0, 0.01, 1.0, 1.0)
+    good = Comparison(10, 0.1, 2.0, 0.01, 1.0, 1.0)
     assert good.problem(0.06) is None
     assert "0.05 of their standard deviation" in good.problem(0.04)
-    assert "90% of what the adapter does" in Agreement(10, 0.1, 2.0, 0.9, 1.0, 1.0).problem(0.06)
-    assert Agreement(10, 0.0, 0.0, 0.0, 1.0, 1.0).problem(0.06) is None
-    assert Agreement(10, float("nan"), 2.0, 0.0, 1.0, 1.0).problem(0.06) is not None
+    assert "90% of what the adapter does" in Comparison(10, 0.1, 2.0, 0.9, 1.0, 1.0).problem(0.06)
+    assert Comparison(10, 0.0, 0.0, 0.0, 1.0, 1.0).problem(0.06) is None
+    assert Comparison(10, float("nan"), 2.0, 0.0, 1.0, 1.0).problem(0.06) is not None
 
 
 def test_an_adapter_that_does_nothing_is_merged(base, tmp_path):
@@ -403,7 +403,7 @@ def test_a_text_of_the_users_is_compared(lora, tmp_path, capsys):
         ({"max_shard_size": "2"}, "max_shard_size must be a size such as 2GB or 500MB, got '2'"),
         ({"max_logit_difference": 0.0}, "max_logit_difference must be above 0, got 0"),
         ({"text": "no.txt"}, "there is no file no.txt"),
-        ({"model": "no/such/base"}, "there is no no/such/base"),
+        ({"base_model": "no/such/base"}, "there is no no/such/base"),
     ],
 )
 def test_a_wrong_option_is_named(lora, tmp_path, options, message):

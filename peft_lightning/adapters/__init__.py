@@ -1,8 +1,25 @@
-"""Adapters over frozen torch models: usable in a notebook, without Lightning."""
+"""Adapters over frozen torch models, usable in a notebook without Lightning.
 
-from peft_lightning.adapters.bank import AdapterBank
+Start with ``base.py``, the interface of every method, and ``lora/``, the most used of them.
+``folder.py`` reads and writes HF PEFT's folders, ``bank.py`` switches between adapters,
+``merge.py`` adds updates to the base's weights, and ``inspect.py`` describes a folder's content.
+"""
+
+from peft_lightning.adapters.bank import BASE, AdapterBank
 from peft_lightning.adapters.base import Adapter, attached_adapter
-from peft_lightning.adapters.folder import load_adapter, read_adapter, save_adapter
+from peft_lightning.adapters.folder import (
+    CONFIG_FILE,
+    FACTS_FILE,
+    SavedAdapter,
+    adapter_files,
+    load_adapter,
+    read_adapter,
+    read_adapter_config,
+    read_facts,
+    require_base,
+    save_adapter,
+    write_files,
+)
 from peft_lightning.adapters.full import Full
 from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.prompts.p_tuning import PTuning
@@ -10,6 +27,9 @@ from peft_lightning.adapters.prompts.prefix_tuning import PrefixTuning
 from peft_lightning.adapters.prompts.prompt_tuning import PromptTuning
 
 __all__ = [
+    "BASE",
+    "CONFIG_FILE",
+    "FACTS_FILE",
     "Adapter",
     "AdapterBank",
     "Full",
@@ -17,8 +37,14 @@ __all__ = [
     "PTuning",
     "PrefixTuning",
     "PromptTuning",
+    "SavedAdapter",
+    "adapter_files",
     "attached_adapter",
     "load_adapter",
     "read_adapter",
+    "read_adapter_config",
+    "read_facts",
+    "require_base",
     "save_adapter",
+    "write_files",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from peft_lightning.adapters.base import Adapter, attached_adapter
-from peft_lightning.adapters.folder import load_adapter, read_adapter
+from peft_lightning.adapters.folder import SavedAdapter, load_adapter, read_adapter
 from peft_lightning.adapters.full import Full
 from peft_lightning.messages import nearest
 
@@ -17,16 +17,16 @@ BASE = "base"  # the name for no adapter
 
 
 class AdapterBank:
-    """Holds trained adapters of any kind, LoRA of any rank and soft prompts mixed.
+    """Holds trained adapters of any method, one of which is active.
 
-    Switching takes one adapter out and puts another in: it takes the same time however many there
-    are, and the base is bit-identical after it.
+    Switching detaches one adapter and attaches another. It takes the same time however many
+    adapters there are, and leaves the base bit-identical.
 
     Args:
-        model: A base without an adapter.
-        base_fingerprint: That of ``model``, which each adapter's is compared with; see
+        model: A base model without an adapter.
+        base_fingerprint: The fingerprint of ``model``, with which each adapter's is compared; see
             ``load_adapter``.
-        allow_base_mismatch: Take adapters of other bases too, if their tensors fit.
+        allow_base_mismatch: Accept adapters of other bases too, if their tensors fit.
 
     Raises:
         ValueError: If the model has an adapter already.
@@ -53,20 +53,26 @@ class AdapterBank:
         """The names to switch to, ``base`` first."""
         return [BASE, *self._held]
 
-    def add(self, name: str, folder: str | Path) -> None:
+    def add(self, name: str, folder: str | Path, saved: SavedAdapter | None = None) -> None:
         """Read the adapter of ``folder``, ours or HF PEFT's, and call it ``name``.
+
+        Args:
+            name: A name that no adapter of the bank has.
+            folder: The adapter's folder.
+            saved: The content of ``folder`` if it has been read already.
 
         Raises:
             ValueError: If the name is taken, or the adapter does not fit the base.
         """
         if name in self.names:
             raise ValueError(f"there is an adapter {name!r} already: give {folder} another name")
-        if isinstance(read_adapter(folder)[0], Full):
+        saved = saved or read_adapter(folder)
+        if isinstance(saved.adapter, Full):
             raise ValueError(f"{folder} is a whole model, not an adapter: load it as the model")
         before = self.active
         self.use(BASE)
         try:
-            adapter = load_adapter(self.model, folder, **self._load)  # type: ignore[arg-type]
+            adapter = load_adapter(self.model, folder, saved=saved, **self._load)  # type: ignore[arg-type]
             tensors = {key: t.clone() for key, t in adapter.state_dict(self.model).items()}
             adapter.detach(self.model)
             self._held[name] = adapter, tensors

@@ -1,4 +1,4 @@
-"""Adapter: puts trainable tensors into a frozen model and shapes a batch for it."""
+"""Adapter: puts trainable tensors into a frozen model and prepares its inputs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from peft_lightning.adapters.option_types import require_types
-from peft_lightning.adapters.tensor_names import check_names
+from peft_lightning.adapters.field_types import check_field_types
+from peft_lightning.adapters.state_dict import check_tensors_fit
 from peft_lightning.messages import nearest
 
 PEFT_VERSION = "0.21.2"  # the HF PEFT release whose files ours are
@@ -24,11 +24,11 @@ _ATTACHED = "_attached_adapter"  # attribute of a model: the adapter in it
 
 @dataclass(frozen=True)
 class Adapter(ABC):
-    """A way to train few tensors instead of a model; its fields are its whole configuration.
+    """The base class of all methods: trains a few tensors over a frozen model.
 
-    A subclass is a frozen dataclass that names its ``peft_type``, which enters it in
-    ``by_peft_type``, and writes the six methods marked abstract below. Its fields carry the names
-    of HF PEFT's configuration keys.
+    A subclass is a frozen dataclass whose fields are its whole configuration, named like HF PEFT's
+    keys. It sets ``peft_type``, under which it is registered in ``by_peft_type``, and implements
+    the abstract methods below.
     """
 
     by_peft_type: ClassVar[dict[str, type[Adapter]]] = {}
@@ -68,29 +68,29 @@ class Adapter(ABC):
         return False
 
     def with_tokenizer(self, tokenizer: Any) -> Adapter:
-        """Add the tokens that the adapter brings to ``tokenizer``, in place.
+        """Add the adapter's new tokens to ``tokenizer``, in place.
 
         Returns:
-            The adapter that knows their ids, to be attached; itself if it brings none.
+            The adapter with the ids of its new tokens, to be attached; itself if it has none.
 
         Raises:
-            ValueError: If the tokenizer cannot have them.
+            ValueError: If the tokenizer has them already, or gives them other ids.
         """
         return self
 
     def attach(self, model: nn.Module, *, initialise: bool = True) -> None:
-        """Put trainable tensors into ``model`` and freeze all the rest of it.
+        """Put trainable tensors into ``model`` and freeze the rest of it.
 
-        The tensors are float32 over a base of any lower precision (float64 over float64). An
-        adapter's dropout is on from here until ``model.eval()``; the base's own mode stays.
+        The tensors are float32 over a base of any lower precision (float64 over float64). The
+        adapter's dropout is active until ``model.eval()``; the mode of the base does not change.
 
         Args:
-            model: A model without an adapter. If this fails it is left as it was.
-            initialise: False leaves the tensors zero, to be loaded next, and the random
-                generator untouched.
+            model: A model without an adapter. If attaching fails it is unchanged.
+            initialise: False leaves the tensors zero, to be loaded next, and draws no random
+                numbers.
 
         Raises:
-            ValueError: If the model has an adapter already, or no place for this one.
+            ValueError: If the model has an adapter already, or this one does not fit it.
         """
         if (other := attached_adapter(model)) is not None:
             raise ValueError(
@@ -101,26 +101,26 @@ class Adapter(ABC):
         setattr(model, _ATTACHED, self)
 
     def detach(self, model: nn.Module) -> None:
-        """Take the adapter out: the base's own modules are back, bit-identical and frozen."""
+        """Remove the adapter, which leaves the base bit-identical and frozen."""
         self._require_attached(model)
         self._undo(model)
 
     def prepare_inputs(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return ``batch`` as keyword inputs of ``model``; the same object if nothing changes."""
+        """Return the keyword inputs of ``model`` for ``batch``; the same object if unchanged."""
         return batch
 
     def is_padding_sensitive(self, model: nn.Module) -> bool:
-        """Whether padding before a text would change the answer to it."""
+        """Whether padding before a text would change the model's output for it."""
         return False
 
     def prepare_shared(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any] | None:
-        """Return a flat ``batch`` as ``prepare_inputs`` does, with virtual tokens only once.
+        """Return the inputs for a flat ``batch`` with the virtual tokens only once.
 
-        They are the first sequence then, and ``prefix_len``, their number, tells the attention
-        that all others see them: as attention is causal, their states are the same for each.
+        They are the first sequence, and ``prefix_len``, their number, makes every other sequence
+        attend to them: as attention is causal, their hidden states are the same for each.
 
         Returns:
-            The inputs; None if the adapter puts no tokens before a sequence.
+            The inputs; None if the adapter has no virtual tokens.
         """
         return None
 
@@ -130,7 +130,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def _remove(self, model: nn.Module) -> None:
-        """Take out what ``_insert`` put in."""
+        """Undo ``_insert``."""
 
     @abstractmethod
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
@@ -148,10 +148,10 @@ class Adapter(ABC):
     def resolved_for(
         self, model: nn.Module, tensors: Mapping[str, Tensor]
     ) -> tuple[Adapter, Mapping[str, Tensor]]:
-        """Return the adapter and its file's tensors as they are for ``model``, the plain base.
+        """Return the adapter and its file's tensors, resolved for ``model``, the plain base.
 
         Raises:
-            ValueError: If the file holds tensors of another base.
+            ValueError: If the tensors were saved for another base.
         """
         return self, tensors
 
@@ -159,27 +159,27 @@ class Adapter(ABC):
         """Copy ``tensors`` into the adapter's, which keep their dtype and device.
 
         Raises:
-            ValueError: If names are missing or unexpected or shapes differ; lists them all, and
-                nothing is copied.
+            ValueError: If names are missing or unexpected or shapes differ. The message lists
+                them, and nothing is copied.
         """
         own = self.state_dict(model)
-        check_names(own, tensors)
+        check_tensors_fit(own, tensors)
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
     def extra_files(self, model: nn.Module, tokenizer: Any = None) -> dict[str, str | bytes]:
-        """Return the files that stand beside the tensors, by name."""
+        """Return the content of the files beside the tensor file, by file name."""
         return {"adapter_config.json": as_json(self.hf_config(model))}
 
     @classmethod
     def from_hf_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build the adapter from the content of an ``adapter_config.json``.
+        """Create the adapter from the content of an ``adapter_config.json``.
 
-        Keys that are left out have HF PEFT's defaults, not ours.
+        Missing keys have HF PEFT's defaults, not ours.
 
         Raises:
-            ValueError: If a key that is not implemented here is away from its default, or a value
-                is of another type than the option.
+            ValueError: If a key that is not implemented here differs from its default, or a value
+                has the wrong type.
         """
         own = {f.name for f in fields(cls)}
         values = {**cls.hf_defaults, **config}
@@ -197,7 +197,7 @@ class Adapter(ABC):
                 f"implement; it has {', '.join(sorted(own))}"
             )
         options = {key: value for key, value in values.items() if key in own}
-        require_types(cls, options)
+        check_field_types(cls, options)
         return cls(**options)
 
     def _undo(self, model: nn.Module) -> None:
@@ -211,7 +211,7 @@ class Adapter(ABC):
             raise ValueError(f"{self} is not attached to this model: {there}")
 
     def _require(self, ok: bool, name: str, rule: str) -> None:
-        """Raise a ValueError that says what field ``name`` has to be, unless ``ok``."""
+        """Raise ValueError with the ``rule`` for the field ``name``, unless ``ok``."""
         if not ok:
             raise ValueError(f"{name} must be {rule}, got {getattr(self, name)!r}")
 
@@ -225,7 +225,7 @@ def adapter_class(peft_type: Any) -> type[Adapter]:
     """Return the class for a ``peft_type`` of an ``adapter_config.json``.
 
     Raises:
-        ValueError: If there is none; names the nearest.
+        ValueError: If there is none. The message names the nearest one.
     """
     known = Adapter.by_peft_type
     if not isinstance(peft_type, str) or peft_type not in known:

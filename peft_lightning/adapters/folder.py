@@ -6,30 +6,17 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from peft_lightning.adapters.base import Adapter, adapter_class, as_json
 from peft_lightning.adapters.full import Full
-from peft_lightning.files import atomic_text, existing_folder, require_undamaged, sealed_folder
+from peft_lightning.files import existing_folder, require_undamaged, sealed_folder
 from peft_lightning.messages import shortened
-
-__all__ = [
-    "adapter_files",
-    "atomic_text",
-    "existing_folder",
-    "load_adapter",
-    "read_adapter",
-    "read_facts",
-    "read_json",
-    "save_adapter",
-    "sealed_folder",
-    "write_files",
-]
 
 CONFIG_FILE = "adapter_config.json"
 FACTS_FILE = "peft_lightning.json"
@@ -38,21 +25,36 @@ FORMAT_VERSION = 1
 Texts = Mapping[str, str | bytes]
 
 
+class SavedAdapter(NamedTuple):
+    """The content of an adapter's folder.
+
+    Args:
+        adapter: The adapter's configuration.
+        tensors: Its tensors, on the CPU, by their names in the file.
+        facts: ``base_model`` (a name or None), ``base_fingerprint`` (None if unknown, as in HF
+            PEFT's folders), and the other content of ``peft_lightning.json``.
+    """
+
+    adapter: Adapter
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
 def adapter_files(
     adapter: Adapter,
     model: nn.Module,
     facts: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> tuple[str, dict[str, Tensor], dict[str, str | bytes]]:
-    """Return what an adapter's folder holds, without writing it.
+    """Return the content of an adapter's folder, without writing it.
 
     Args:
-        adapter: Attached to ``model``.
+        adapter: The adapter that is attached to ``model``.
         model: The base with the adapter.
-        facts: What to remember besides, in ``peft_lightning.json``: ``base_fingerprint`` and
-            anything else that JSON can hold.
-        tokenizer: Written too where the folder is a whole model (full fine-tuning), or the
-            adapter has new tokens: so HF PEFT knows them.
+        facts: Further content of ``peft_lightning.json``: ``base_fingerprint`` and anything else
+            that JSON can hold.
+        tokenizer: Saved too if the folder is a whole model (full fine-tuning), or the adapter has
+            new tokens, which HF PEFT reads from there.
 
     Returns:
         The tensor file's name, its tensors, and the other files by name.
@@ -113,26 +115,37 @@ def save_adapter(
     facts: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> None:
-    """Write the adapter into ``folder``, in place of what it holds; all of it or nothing.
+    """Save the adapter to ``folder``, which is replaced as a whole.
 
-    HF PEFT and every reader of its files read the folder. See ``adapter_files`` for the
-    arguments.
+    HF PEFT and every program that reads its files can load the folder. See ``adapter_files`` for
+    the arguments.
     """
     tensor_file, tensors, texts = adapter_files(adapter, model, facts, tokenizer)
     with sealed_folder(folder) as temporary:
         write_files(temporary, tensor_file, tensors, texts)
 
 
-def read_adapter(folder: str | Path) -> tuple[Adapter, dict[str, Tensor], dict[str, Any]]:
+def read_adapter(folder: str | Path) -> SavedAdapter:
     """Read an adapter's folder, ours or HF PEFT's.
-
-    Returns:
-        The adapter, its tensors on the CPU, and the facts: ``base_model`` (a name or None),
-        ``base_fingerprint`` (None if unknown, as in HF PEFT's folders) and what else was saved.
 
     Raises:
         FileNotFoundError: If the folder or a file of it is not there.
-        ValueError: If a file is damaged, cannot be read, or sets what is not implemented.
+        ValueError: If a file is damaged, cannot be read, or sets an option that is not
+            implemented.
+    """
+    adapter, facts = read_adapter_config(folder)
+    return SavedAdapter(adapter, load_file(existing_folder(folder) / adapter.tensor_file), facts)
+
+
+def read_adapter_config(folder: str | Path) -> tuple[Adapter, dict[str, Any]]:
+    """Read an adapter's folder without its tensors, whose file is checked for damage only.
+
+    Returns:
+        The adapter and the facts of ``SavedAdapter``.
+
+    Raises:
+        FileNotFoundError: As ``read_adapter``.
+        ValueError: As ``read_adapter``.
     """
     folder = existing_folder(folder)
     require_undamaged(folder, [CONFIG_FILE, FACTS_FILE])
@@ -154,16 +167,17 @@ def read_adapter(folder: str | Path) -> tuple[Adapter, dict[str, Tensor], dict[s
     path = _required(folder, adapter.tensor_file)
     require_undamaged(folder, [adapter.tensor_file])
     try:
-        return adapter, load_file(path), facts
+        with safe_open(path, "pt"):  # reads and validates the header
+            return adapter, facts
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read, it may be damaged: {error}") from None
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:
-    """Return what ``peft_lightning.json`` in a folder says; no base if there is none.
+    """Return the content of ``peft_lightning.json`` in a folder; without the file, no base.
 
     Raises:
-        ValueError: If it cannot be read, or is of a newer release.
+        ValueError: If the file cannot be read, or was written by a newer release.
     """
     facts: dict[str, Any] = {"base_model": None, "base_fingerprint": None}
     path = Path(folder, FACTS_FILE)
@@ -187,21 +201,22 @@ def load_adapter(
     trainable: bool = False,
     allow_base_mismatch: bool = False,
     base_fingerprint: Mapping[str, Any] | None = None,
+    saved: SavedAdapter | None = None,
 ) -> Adapter:
     """Attach the adapter of ``folder`` to ``model`` with its trained tensors.
 
     Args:
-        model: Without an adapter. If this fails it is left as it was.
-        folder: Ours or HF PEFT's.
-        trainable: Whether to go on training: otherwise the adapter is frozen too, and in eval
-            mode.
+        model: A model without an adapter. If loading fails it is unchanged.
+        folder: The adapter's folder, ours or HF PEFT's.
+        trainable: Whether the adapter is to be trained; otherwise it is frozen and in eval mode.
         allow_base_mismatch: Load even if ``base_fingerprint`` is not that of the adapter's base.
-        base_fingerprint: That of ``model``; compared if the folder remembers one.
+        base_fingerprint: The fingerprint of ``model``; compared if the folder has one.
+        saved: The content of ``folder`` if it has been read already.
 
     Raises:
         ValueError: If the tensors do not fit, or were trained on another base.
     """
-    adapter, tensors, facts = read_adapter(folder)
+    adapter, tensors, facts = saved or read_adapter(folder)
     if not allow_base_mismatch:
         require_base(folder, facts, base_fingerprint)
     before = set(model.modules())
@@ -225,9 +240,9 @@ def require_base(
     base_fingerprint: Mapping[str, Any] | None,
     remedy: str = "Load that one, or pass allow_base_mismatch=True",
 ) -> None:
-    """Raise ValueError if ``facts`` of an adapter's folder remember another base; name both.
+    """Raise ValueError if an adapter was trained on another base; the message names both.
 
-    HF PEFT remembers none, which is said once.
+    Warns if ``facts`` have no fingerprint, as in HF PEFT's folders.
     """
     expected = facts["base_fingerprint"]
     if base_fingerprint and not expected:
@@ -261,7 +276,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _required(folder: Path, name: str) -> Path:
-    """Return the path of file ``name``; if it is not there, raise and say what is."""
+    """Return the path of the file ``name``, or raise FileNotFoundError with the files there are."""
     if (path := folder / name).is_file():
         return path
     hint = f"it has {shortened(sorted(p.name for p in folder.iterdir())) or 'nothing'}"

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from peft_lightning.adapters.base import Adapter
 from peft_lightning.adapters.folder import CONFIG_FILE, read_facts, read_json
-from peft_lightning.adapters.lora.arithmetic import A, B, require_factors, updates_of
+from peft_lightning.adapters.lora.arithmetic import check_factor_shapes, updates_of
 from peft_lightning.adapters.lora.method import LoRA
+from peft_lightning.adapters.lora.state_dict_keys import LORA_A, LORA_B
 
 BASE_WEIGHTS = (".base_layer.weight", "embed_tokens.weight", "lm_head.weight", "wte.weight")
 
@@ -113,10 +114,10 @@ def nearest_tokens(prompt: Tensor, embeddings: Tensor, count: int = 3) -> list[l
 
 
 def _lora_layers(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any] | None:
-    require_factors(tensors)
+    check_factor_shapes(tensors)
     try:
         lora = LoRA.from_hf_config(config)
-        factors = {n: t for n, t in tensors.items() if n.endswith((A, B))}
+        factors = {n: t for n, t in tensors.items() if n.endswith((LORA_A, LORA_B))}
         updates = updates_of(replace(lora, use_dora=False, lora_bias=False, bias="none"), factors)
     except ValueError:  # a variant that has no plain updates
         return None

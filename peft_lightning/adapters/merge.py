@@ -1,4 +1,4 @@
-"""Merging: an adapter's update added to the base's weights, in memory and with a way back."""
+"""Merging: an adapter's updates added to the base's weights, in memory and undoable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from peft_lightning.adapters.base import Adapter, attached_adapter
 from peft_lightning.adapters.full import Full
 from peft_lightning.adapters.lora.layers import LoRALinear, is_conv1d
-from peft_lightning.adapters.lora.merge_extra import merged_parts
+from peft_lightning.adapters.lora.merge_extra_modules import merged_extra_modules
 from peft_lightning.adapters.lora.method import LoRA
 
 
@@ -37,9 +37,9 @@ def add_update(
         scaling: Factor on the update.
         name: What an error calls the layer.
         transposed: Whether ``weight`` is (in, out), as in GPT-2's ``Conv1D``.
-        dtype: Of the result, that of ``weight`` if None. The sum is computed in float32, in
-            float64 for a float64 weight.
-        magnitude: (out,), DoRA's: the length to which each row of the sum is brought.
+        dtype: The dtype of the result; that of ``weight`` if None. The sum is computed in
+            float32, or float64 for a float64 weight.
+        magnitude: (out,), DoRA's magnitude vector, to which each row of the sum is scaled.
 
     Raises:
         ValueError: If the weight is no matrix of this shape (it may be quantised), or a sum is
@@ -85,7 +85,7 @@ def merged_weight(layer: LoRALinear, name: str = "the layer") -> Tensor:
 def merged_bias(layer: LoRALinear, name: str = "the layer") -> Tensor | None:
     """Return the bias that goes with ``merged_weight``, in the dtype of the base's."""
     require_place_for_bias(layer, name)
-    bias = layer.whole_bias()
+    bias = layer.total_bias()
     return None if bias is None or layer.bias is None else bias.detach().to(layer.bias.dtype)
 
 
@@ -121,17 +121,15 @@ def require_mergeable(adapter: Adapter | None, where: object = "the model") -> L
 
 @contextmanager
 def merged(model: nn.Module) -> Iterator[nn.Module]:
-    """Make ``model`` the plain base with its LoRA merged, for as long as the block runs.
+    """Replace the adapted layers of ``model`` by the base's, with merged weights, in the block.
 
-    In the block the base's own layers are in their places with the merged weights, so that
-    ``state_dict`` and ``save_pretrained`` see a model without an adapter. After it the adapter's
-    layers are back, over the base's original tensors: nothing is subtracted, nothing is rounded.
-    The merged weights take memory besides the original ones. A weight that is tied to another is
-    untied in the block.
+    Within the block ``state_dict`` and ``save_pretrained`` see a model without an adapter. After
+    it the adapter's layers are back over the base's original tensors, without rounding. The merged
+    weights need memory beside the original ones. A tied weight is untied in the block.
 
     Raises:
-        ValueError: If the model has no LoRA, or a merged weight is not finite; it is left as it
-            was.
+        ValueError: If the model has no LoRA, or a merged weight is not finite. The model is
+            unchanged.
     """
     layers = require_mergeable(attached_adapter(model)).layers(model)
     found = {n: (merged_weight(layer, n), merged_bias(layer, n)) for n, layer in layers.items()}
@@ -143,7 +141,7 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
             if bias is not None:
                 layer.base_layer.bias = nn.Parameter(bias, requires_grad=False)
             model.set_submodule(name, layer.base_layer)
-        with merged_parts(model):
+        with merged_extra_modules(model):
             yield model
     finally:
         for name, layer in layers.items():

@@ -45,8 +45,7 @@ def card(
         license: Its identifier, such as apache-2.0.
         repo: OWNER/NAME under which it will be found, for the examples.
     """
-    from peft_lightning.adapters.folder import existing_folder
-    from peft_lightning.files import atomic_text
+    from peft_lightning.files import atomic_text, existing_folder
 
     folder = existing_folder(ckpt_path)
     atomic_text(folder / CARD_FILE, model_card(folder, base_model, license, repo))

@@ -187,7 +187,7 @@ def _llama(ranks: Mapping[str, int], base: Any | None) -> list[str]:
 
 def _scales(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
     """Return what the update of each layer is multiplied by."""
-    from peft_lightning.adapters.lora.matching import match_pattern
+    from peft_lightning.adapters.lora.name_matching import match_pattern
 
     alphas = config.get("alpha_pattern") or {}
     root = math.sqrt if config.get("use_rslora") else float
@@ -203,6 +203,7 @@ def _uniform(config: Mapping[str, Any]) -> float:
 
 def _ranks(folder: Path) -> dict[str, int]:
     """Return the rank of each layer that the folder's tensors name."""
+    from peft_lightning.adapters.state_dict import PREFIX
     from peft_lightning.base_model.weights import stored_tensors
 
     file = folder / "adapter_model.safetensors"
@@ -210,7 +211,7 @@ def _ranks(folder: Path) -> dict[str, int]:
         raise FileNotFoundError(f"{folder} has no {file.name}")
     end = ".lora_A.weight"
     return {
-        key.removeprefix("base_model.model.").removesuffix(end): stored.shape[0]
+        key.removeprefix(PREFIX).removesuffix(end): stored.shape[0]
         for key, stored in stored_tensors(file).items()
         if key.endswith(end)
     }
@@ -218,10 +219,11 @@ def _ranks(folder: Path) -> dict[str, int]:
 
 def _embeddings(folder: Path) -> list[str]:
     """Return the names of the embeddings that the folder's tensors adapt."""
+    from peft_lightning.adapters.state_dict import PREFIX
     from peft_lightning.base_model.weights import stored_tensors
 
     keys, end = stored_tensors(folder / "adapter_model.safetensors"), ".lora_embedding_A"
-    return [k.removeprefix("base_model.model.").removesuffix(end) for k in keys if k.endswith(end)]
+    return [k.removeprefix(PREFIX).removesuffix(end) for k in keys if k.endswith(end)]
 
 
 def _base_config(name: str | None, trust_remote_code: bool) -> Any | None:

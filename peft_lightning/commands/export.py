@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from peft_lightning.adapters.folder import SavedAdapter
     from peft_lightning.adapters.lora.method import LoRA
     from peft_lightning.export.gguf_layout import Layout
 
@@ -72,15 +73,19 @@ def export(
     sample = TEXT if text is None else read_text(text)
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
-    base, folder = _places(ckpt_path, base_model)
+    base, folder, saved = _read(ckpt_path, base_model)
     if format == "gguf-lora":
-        _write_lora(Path(out), base, folder, ckpt_path, wanted, allow_base_mismatch, options)
+        if folder is None or saved is None:
+            raise ValueError(
+                f"{ckpt_path} is a whole model and no LoRA: export it with --format gguf"
+            )
+        _write_lora(Path(out), base, folder, saved, wanted, allow_base_mismatch, options)
         print(f"exported: {out}; use it as llama-cli -m BASE.gguf --lora {out}")
         return
     mark = Path(f"{out}.{UNVERIFIED}")
     mark.unlink(missing_ok=True)  # of another file of this name
     layout, stored = _write_model(
-        Path(out), base, folder, wanted, tokenizer_pre, allow_base_mismatch, options
+        Path(out), base, folder, saved, wanted, tokenizer_pre, allow_base_mismatch, options
     )
     print(f"exported: {out}, {Path(out).stat().st_size:,} bytes")
     if layout.context_length < layout.config.max_position_embeddings:
@@ -97,7 +102,7 @@ def export(
         return
     length = min(512, layout.context_length)
     atomic_text(mark, "the verification was not finished\n")
-    found = compare(out, base, folder, sample, device, options, length)
+    found = compare(out, base, folder, sample, device, options, length, saved=saved)
     print(f"verified on {found}")
     if problem := found.problem(max_logit_difference or THRESHOLDS[stored]):
         atomic_text(mark, f"{problem}\n{found}\n")
@@ -105,8 +110,8 @@ def export(
     mark.unlink()
 
 
-def _places(ckpt_path: str, base_model: str | None) -> tuple[str, str | None]:
-    """Return where the base and its adapter are; None if ``ckpt_path`` is a whole model.
+def _read(ckpt_path: str, base_model: str | None) -> tuple[str, str | None, SavedAdapter | None]:
+    """Return the base, the adapter's folder and its content; None if it is a whole model.
 
     Raises:
         ValueError: If it is neither, or is an adapter that is no LoRA, or names no base.
@@ -120,35 +125,33 @@ def _places(ckpt_path: str, base_model: str | None) -> tuple[str, str | None]:
             raise ValueError(
                 f"{ckpt_path} is a whole model: give it without --base_model {base_model}"
             )
-        return ckpt_path, None
-    adapter, _, facts = read_adapter(ckpt_path := str(adapter_folder(ckpt_path)))
-    require_mergeable(adapter, ckpt_path)
-    if not (base := base_model or facts["base_model"]):
+        return ckpt_path, None, None
+    saved = read_adapter(ckpt_path := str(adapter_folder(ckpt_path)))
+    require_mergeable(saved.adapter, ckpt_path)
+    if not (base := base_model or saved.facts["base_model"]):
         raise ValueError(f"{ckpt_path} does not name its base model: give it with --base_model")
-    return base, ckpt_path
+    return base, ckpt_path, saved
 
 
 def _write_lora(
     out: Path,
     base: str,
-    folder: str | None,
-    ckpt_path: str,
+    folder: str,
+    saved: SavedAdapter,
     dtype: torch.dtype | None,
     allow_base_mismatch: bool,
     options: dict[str, Any],
 ) -> None:
     import torch
 
-    from peft_lightning.adapters.folder import read_adapter, require_base
+    from peft_lightning.adapters.folder import require_base
     from peft_lightning.adapters.merge import require_mergeable
     from peft_lightning.base_model import base_fingerprint, load_base_model
     from peft_lightning.base_model.weights import NotStreamableError, open_weights
     from peft_lightning.export.gguf import write_lora
     from peft_lightning.files import atomic_file
 
-    if folder is None:
-        raise ValueError(f"{ckpt_path} is a whole model and no LoRA: export it with --format gguf")
-    adapter, tensors, facts = read_adapter(folder)
+    adapter, tensors, facts = saved
     model: Any
     try:
         weights = open_weights(base, **options)
@@ -166,6 +169,7 @@ def _write_model(
     out: Path,
     base: str,
     folder: str | None,
+    saved: SavedAdapter | None,
     dtype: torch.dtype | None,
     pre: str | None,
     allow_base_mismatch: bool,
@@ -174,8 +178,8 @@ def _write_model(
     """Write the merged model; return its layout and the dtype of its matrices."""
     from functools import partial
 
-    from peft_lightning.adapters.folder import read_adapter, require_base
-    from peft_lightning.adapters.lora.merge_extra import holds_parts
+    from peft_lightning.adapters.folder import require_base
+    from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
     from peft_lightning.adapters.merge import require_mergeable
     from peft_lightning.base_model import load_tokenizer
     from peft_lightning.base_model.weights import NotStreamableError, open_weights
@@ -188,13 +192,13 @@ def _write_model(
     adapter: LoRA | None = None
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {"base_fingerprint": None}
-    if folder is not None:
-        found, tensors, facts = read_adapter(folder)
-        adapter = require_mergeable(found, folder)
+    if saved is not None:
+        tensors, facts = saved.tensors, saved.facts
+        adapter = require_mergeable(saved.adapter, folder)
     with scratch_folder(out.with_name(f"{out.name}.merged")) as temporary:
         place = base
         try:
-            if holds_parts(tensors):
+            if has_extra_modules(tensors):
                 raise NotStreamableError("the adapter trains more than updates of linear layers")
             weights = open_weights(base, **options)
             if not allow_base_mismatch and facts["base_fingerprint"]:
@@ -202,7 +206,8 @@ def _write_model(
         except NotStreamableError:
             if folder is None:
                 raise
-            write_merged(temporary, folder, base, dtype, 2 * 10**9, allow_base_mismatch, options)
+            shard, where = 2 * 10**9, (temporary, folder, base)
+            write_merged(*where, dtype, shard, allow_base_mismatch, options, saved=saved)
             weights, tensors = open_weights(str(temporary)), {}
             if adapter is not None and adapter.new_tokens:
                 place = str(temporary)  # whose tokenizer has them

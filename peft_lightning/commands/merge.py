@@ -66,7 +66,7 @@ def merge(
     size = size_in_bytes(max_shard_size)
     require_max_logit_difference(max_logit_difference)
     sample = TEXT if text is None else read_text(text)
-    adapter, _, facts = read_adapter(ckpt_path := str(adapter_folder(ckpt_path)))
+    adapter, _, facts = saved = read_adapter(ckpt_path := str(adapter_folder(ckpt_path)))
     require_mergeable(adapter, ckpt_path)
     base = base_model or facts["base_model"]
     if not base:
@@ -81,7 +81,7 @@ def merge(
         )
     with atomic_folder(out) as folder:
         write_merged(
-            folder, ckpt_path, base, wanted, size, allow_base_mismatch, options, quantization
+            folder, ckpt_path, base, wanted, size, allow_base_mismatch, options, quantization, saved
         )
         if verify:
             (folder / UNVERIFIED).write_text("the verification was not finished\n")
@@ -91,7 +91,9 @@ def merge(
     )
     if not verify:
         return
-    found = compare(out, base, ckpt_path, sample, device, options, quantization=quantization)
+    found = compare(
+        out, base, ckpt_path, sample, device, options, quantization=quantization, saved=saved
+    )
     print(f"verified on {found}")
     if problem := found.problem(max_logit_difference or max(THRESHOLDS[d] for d in _dtypes(files))):
         atomic_text(Path(out, UNVERIFIED), f"{problem}\n{found}\n")

@@ -47,9 +47,13 @@ def push(
     """
     import tempfile
 
-    from peft_lightning.adapters.folder import existing_folder
     from peft_lightning.commands.card import CARD_FILE, model_card
-    from peft_lightning.files import SUMS_FILE, require_undamaged, sealed_folder
+    from peft_lightning.files import (
+        SUMS_FILE,
+        existing_folder,
+        require_undamaged,
+        sealed_folder,
+    )
     from peft_lightning.hub import push_folder
 
     folder = existing_folder(ckpt_path)

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peft_lightning.adapters.lora.arithmetic import require_sums
-from peft_lightning.adapters.lora.extra_modules import require_no_parts
+from peft_lightning.adapters.lora.arithmetic import require_plain_updates
+from peft_lightning.adapters.lora.extra_modules import require_no_extra_modules
 from peft_lightning.adapters.lora.method import LoRA
-from peft_lightning.adapters.tensor_names import check_names
+from peft_lightning.adapters.lora.state_dict_keys import factor_keys
+from peft_lightning.adapters.state_dict import check_tensors_fit
 from peft_lightning.export.gguf_layout import Layout
 from peft_lightning.export.merged_weights import MergedTensors, Piece
 from peft_lightning.process.progress import Progress
@@ -49,12 +50,12 @@ def write_lora(
     """
     layout = Layout(model.config)
     tied = model.config.get_text_config().tie_word_embeddings
-    require_sums(adapter)
+    require_plain_updates(adapter)
     adapter.attach(model, initialise=False)
     layers = adapter.layers(model)
-    require_no_parts(model, "a LoRA's GGUF file")
+    require_no_extra_modules(model, "a LoRA's GGUF file")
     own = {name: t for name, t in tensors.items() if not name.endswith(".base_layer.weight")}
-    check_names(adapter.state_dict(model), own)
+    check_tensors_fit(adapter.state_dict(model), own)
     head = model.get_output_embeddings()
     if tied and any(layer is head for layer in layers.values()):
         raise ValueError(
@@ -67,8 +68,7 @@ def write_lora(
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
         for name, layer in layers.items():
-            stem = f"base_model.model.{name}"
-            a, b = (own[f"{stem}.{part}.weight"] for part in ("lora_A", "lora_B"))
+            a, b = (own[key] for key in factor_keys(name))
             b = layout.ordered(name, b.double() * (layer.scaling * layer.r / alpha))
             place = layout.tensor_name(f"{name}.weight")
             for part, values in (("lora_a", a), ("lora_b", b)):

@@ -1,4 +1,4 @@
-"""A base with an adapter merged, written as an HF folder: shard by shard where that can be."""
+"""A base with an adapter merged, written as an HF folder, shard by shard where possible."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from peft_lightning.adapters.base import as_json
-from peft_lightning.adapters.folder import load_adapter, read_adapter, require_base
-from peft_lightning.adapters.lora.merge_extra import holds_parts
+from peft_lightning.adapters.folder import SavedAdapter, load_adapter, read_adapter, require_base
+from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
 from peft_lightning.adapters.lora.trainable_tokens import is_tied
 from peft_lightning.adapters.merge import merged, require_mergeable
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
@@ -56,8 +56,9 @@ def write_merged(
     allow_base_mismatch: bool,
     options: dict[str, Any],
     quantization: str | None = None,
+    saved: SavedAdapter | None = None,
 ) -> None:
-    """Merge an adapter into its base: streamed, or loaded whole where that cannot be.
+    """Merge an adapter into its base, tensor by tensor, or with the base in memory if needed.
 
     Args:
         folder: To write into; exists, and is empty.
@@ -67,15 +68,16 @@ def write_merged(
         max_shard_size: In bytes.
         allow_base_mismatch: Merge even if the adapter was trained on another base.
         options: ``trust_remote_code`` and ``revision``, for the base.
-        quantization: Merge into the base's weights quantised so and dequantised; None for those
-            that it has.
+        quantization: Merge into the base's weights after quantising (4bit or 8bit) and
+            dequantising them; None for the original weights.
+        saved: The content of ``ckpt_path`` if it has been read already.
 
     Raises:
         ValueError: If the two do not belong together, or a layer cannot be merged.
     """
-    adapter, tensors, facts = read_adapter(ckpt_path)
+    adapter, tensors, facts = saved = saved or read_adapter(ckpt_path)
     try:
-        if holds_parts(tensors):
+        if has_extra_modules(tensors):
             raise NotStreamableError("the adapter trains more than updates of linear layers")
         if quantization:
             raise NotStreamableError(f"its weights are quantised to {quantization} and dequantised")
@@ -87,7 +89,11 @@ def write_merged(
         fingerprint = base_fingerprint(loaded)
         loaded = dequantized(loaded)
         load_adapter(
-            loaded, ckpt_path, allow_base_mismatch=allow_base_mismatch, base_fingerprint=fingerprint
+            loaded,
+            ckpt_path,
+            allow_base_mismatch=allow_base_mismatch,
+            base_fingerprint=fingerprint,
+            saved=saved,
         )
         tokenizer = load_tokenizer(base, **options)
         adapter.with_tokenizer(tokenizer)
@@ -166,7 +172,7 @@ def write_whole(
 
 
 def _copy_texts(source: MergedTensors, folder: Path) -> None:
-    """Copy config, tokenizer, template and licence; the config says what has changed."""
+    """Copy config, tokenizer, template and licence, and update dtype and tying in the config."""
     for file in sorted(source.weights.folder.iterdir()):
         wanted = file.suffix in _COPIED or file.name.upper().startswith(("LICEN", "NOTICE"))
         if file.is_file() and wanted and not _NOT_COPIED.fullmatch(file.name):

@@ -9,15 +9,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from peft_lightning.adapters.lora.extra_modules import require_no_parts
+from peft_lightning.adapters.lora.extra_modules import require_no_extra_modules
 from peft_lightning.adapters.lora.layers import LoRALinear, is_conv1d
 from peft_lightning.adapters.lora.method import LoRA
-from peft_lightning.adapters.lora.pissa import complete
+from peft_lightning.adapters.lora.pissa import append_initial_update
+from peft_lightning.adapters.lora.state_dict_keys import (
+    base_weight_key,
+    check_base_weight,
+    factor_keys,
+)
 from peft_lightning.adapters.merge import add_update, require_place_for_bias
-from peft_lightning.adapters.tensor_names import check_names
+from peft_lightning.adapters.state_dict import PREFIX, check_tensors_fit
 from peft_lightning.base_model.weights import StoredTensor, WeightFiles
-
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,10 @@ class MergedTensors:
             adapter = replace(adapter, init_lora_weights=True)  # the files are complete or HF's
             adapter.attach(weights.model, initialise=False)
             self.layers = adapter.layers(weights.model)
-            require_no_parts(weights.model, "merging")
-            repeated = {_repeated(name) for name in self.layers}
+            require_no_extra_modules(weights.model, "merging")
+            repeated = {base_weight_key(name) for name in self.layers}
             own = {name: t for name, t in tensors.items() if name not in repeated}
-            check_names(adapter.state_dict(weights.model), own)
+            check_tensors_fit(adapter.state_dict(weights.model), own)
         self.pieces = self._pieces()
 
     @property
@@ -96,15 +99,11 @@ class MergedTensors:
             if piece.dtype != weight.dtype and not cast.isfinite().all():
                 raise ValueError(f"{piece.key} has values that are too large for {piece.dtype}")
             return cast
-        own = self.tensors.get(_repeated(piece.layer))
-        if own is not None and not torch.equal(own.to(weight), weight):
-            raise ValueError(
-                f"the file brings its own base weight, {_repeated(piece.layer)}, and it is not "
-                "this model's: load the base that the adapter was trained on"
-            )
-        stem, layer = f"{_PREFIX}{piece.layer}", self.layers[piece.layer]
-        a, b = (self.tensors[f"{stem}.{part}.weight"] for part in ("lora_A", "lora_B"))
-        a, b = complete(a, b, layer, weight, self.init)
+        key = base_weight_key(piece.layer)
+        check_base_weight(key, self.tensors.get(key), weight)
+        layer = self.layers[piece.layer]
+        a, b = (self.tensors[key] for key in factor_keys(piece.layer))
+        a, b = append_initial_update(a, b, layer, weight, self.init)
         return add_update(
             weight,
             a,
@@ -113,12 +112,12 @@ class MergedTensors:
             piece.layer,
             transposed=is_conv1d(layer.base_layer),
             dtype=piece.dtype,
-            magnitude=self.tensors.get(f"{stem}.lora_magnitude_vector"),
+            magnitude=self.tensors.get(f"{PREFIX}{piece.layer}.lora_magnitude_vector"),
         )
 
     def _bias(self, name: str | None, value: Tensor) -> Tensor:
         """Return the merged value of parameter ``name`` if it is a trained bias, else ``value``."""
-        stem, _, part = f"{_PREFIX}{name}".rpartition(".")
+        stem, _, part = f"{PREFIX}{name}".rpartition(".")
         if part != "bias":
             return value
         trained = (self.tensors.get(f"{stem}.{part}") for part in ("bias", "base_layer.bias"))
@@ -126,7 +125,7 @@ class MergedTensors:
         update = self.tensors.get(f"{stem}.lora_B.bias")
         if update is None:
             return value
-        return value + self.layers[stem.removeprefix(_PREFIX)].scaling * update
+        return value + self.layers[stem.removeprefix(PREFIX)].scaling * update
 
     def _pieces(self) -> list[Piece]:
         """Return the tensors of the merged model in the order of the base's files."""
@@ -160,8 +159,3 @@ class MergedTensors:
             if key not in own
         ]
         return kept + added
-
-
-def _repeated(layer: str) -> str:
-    """Return the name under which HF PEFT repeats the base's weight of an output embedding."""
-    return f"{_PREFIX}{layer}.base_layer.weight"

@@ -1,4 +1,4 @@
-"""Whether a merged model computes what the base with its adapter does: logits and losses."""
+"""Verification of a merged model: its logits and losses against the base with its adapter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_lightning.adapters.folder import load_adapter
+from peft_lightning.adapters.folder import SavedAdapter, load_adapter
 from peft_lightning.base_model import load_base_model, load_tokenizer
 from peft_lightning.base_model.quantization import dequantized
 from peft_lightning.kernels.float32_compute import compute_in_float32
@@ -36,17 +36,17 @@ Ein kurzer Satz auf Deutsch. Une phrase en français.
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How near two models' answers are.
+class Comparison:
+    """The differences between a merged model and its base with the adapter.
 
     Args:
-        tokens: That were compared.
+        tokens: Number of tokens compared.
         difference: Largest absolute difference of a logit.
         spread: Standard deviation of the logits of base and adapter.
-        noise: What the merged model adds to them, as a share of what the adapter added to the
-            base: 1 if merging has changed nothing. Root mean squares; 0 if neither did anything.
-        merged_loss: Mean loss of the merged model, in nats a token.
-        adapter_loss: That of base and adapter.
+        noise: Root mean square of the difference, relative to that of the adapter's effect on
+            the base's logits: 1 if merging has changed nothing, 0 if there is neither.
+        merged_loss: Mean loss of the merged model, in nats per token.
+        adapter_loss: Mean loss of base and adapter, in nats per token.
     """
 
     tokens: int
@@ -57,7 +57,7 @@ class Agreement:
     adapter_loss: float
 
     def problem(self, threshold: float) -> str | None:
-        """Return what is wrong, if a logit differs by more than ``threshold`` spreads."""
+        """Return the problem if a logit differs by more than ``threshold`` standard deviations."""
         relative = self.difference / self.spread if self.difference else 0.0
         if not relative <= threshold:  # not finite is wrong too
             return (
@@ -89,11 +89,12 @@ def compare(
     options: dict[str, Any],
     longest_row: int = LONGEST_ROW,
     quantization: str | None = None,
-) -> Agreement:
+    saved: SavedAdapter | None = None,
+) -> Comparison:
     """Compare a merged model with its base and adapter on ``text``.
 
-    Both are computed in float32, one after the other, so that the difference is what merging and
-    rounding the weights have done and nothing else.
+    Both are computed in float32, one after the other, so that only merging and rounding the
+    weights make a difference.
 
     Args:
         out: Folder or GGUF file of the merged model.
@@ -103,7 +104,9 @@ def compare(
         device: Where to compute.
         options: ``trust_remote_code`` and ``revision``, for the base.
         longest_row: Most tokens of a row, if the model has that many positions.
-        quantization: Compare with the base's weights quantised so and dequantised.
+        quantization: Compare with the base's weights after quantising (4bit or 8bit) and
+            dequantising them.
+        saved: The content of ``ckpt_path`` if it has been read already.
 
     Raises:
         ValueError: If the text has less than two tokens.
@@ -122,7 +125,7 @@ def compare(
     plain = _logits(model, rows)
     adapted = plain
     if ckpt_path is not None:
-        load_adapter(model, ckpt_path, allow_base_mismatch=True)
+        load_adapter(model, ckpt_path, allow_base_mismatch=True, saved=saved)
         adapted = _logits(model, rows)
     del model
     trust = options["trust_remote_code"]
@@ -133,7 +136,7 @@ def compare(
     known = plain[0].shape[-1]  # the base has no logits of new tokens
     effect = torch.cat([a[..., :known] - p for a, p in zip(adapted, plain, strict=True)])
     any_error = float(bool(errors.any()))
-    return Agreement(
+    return Comparison(
         tokens=sum(map(len, rows)),
         difference=errors.abs().max().item(),
         spread=torch.cat(adapted).std().item(),

@@ -14,16 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the decoder layers in their order; none for a model that has none of the usual ones.
-
-    Args:
-        model: A causal LM of transformers.
-    """
-    return [m for m in _decoder(model).modules() if isinstance(m, GradientCheckpointingLayer)]
+from peft_lightning.kernels.decoder_layers import decoder_layers
 
 
 def frozen_depth(model: Any) -> int:
@@ -32,7 +24,7 @@ def frozen_depth(model: Any) -> int:
     Args:
         model: A causal LM of transformers with an adapter in it, one that leaves inputs alone.
     """
-    layers = decoder_layers(model)
+    layers = decoder_layers(_decoder(model))
     inside = {id(p): i for i, layer in enumerate(layers) for p in layer.parameters()}
     head = model.get_output_embeddings()
     above = {id(p) for p in head.parameters()} if head is not None else set()
@@ -74,7 +66,7 @@ class FrozenLayers:
         self._given: Tensor | None = None
         self._alone = False
         self._decoder = _decoder(model)
-        self._all = decoder_layers(model)
+        self._all = decoder_layers(_decoder(model))
         for i, layer in enumerate(self._all[:count]):
             layer.forward = partial(self._forward, layer.forward, i == count - 1)
 

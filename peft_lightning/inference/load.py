@@ -100,11 +100,11 @@ def load_inference_model(
     bank = AdapterBank(base, fingerprint, allow_base_mismatch)
     tokenizers = {BASE: tokenizer}
     for name, folder in named.items():
-        bank.add(name, folder)
+        bank.add(name, folder, found[name])
         tokenizers[name] = tokenizer
-        if found[name][0].metadata().get("new_tokens"):
+        if found[name].adapter.metadata().get("new_tokens"):
             tokenizers[name] = copy.deepcopy(tokenizer)
-            found[name][0].with_tokenizer(tokenizers[name])
+            found[name].adapter.with_tokenizer(tokenizers[name])
     return InferenceModel(base, tokenizer, bank, fingerprint, tokenizers)
 
 

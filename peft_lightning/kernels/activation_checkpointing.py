@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from peft_lightning.kernels.decoder_layers import decoder_layers
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -24,7 +25,7 @@ def recompute_activations(model: nn.Module) -> None:
     Raises:
         ValueError: If it has no layer that transformers can checkpoint.
     """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers = decoder_layers(model)
     if not layers:
         raise ValueError(
             f"{type(model).__name__} has no layers that can recompute their activations: "

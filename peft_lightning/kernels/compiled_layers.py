@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Cache
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from peft_lightning.kernels.decoder_layers import decoder_layers
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
@@ -27,7 +28,7 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     Raises:
         ValueError: If there is no such layer, or no C++ compiler on this machine.
     """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers = decoder_layers(model)
     if not layers:
         raise ValueError(
             f"{type(model).__name__} has no layers of the usual kind: set model.compile to false"

@@ -20,8 +20,8 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
-from peft_lightning.adapters.folder import existing_folder, sealed_folder, write_files
-from peft_lightning.files import require_undamaged
+from peft_lightning.adapters.folder import write_files
+from peft_lightning.files import existing_folder, require_undamaged, sealed_folder
 from peft_lightning.process.signals import STOP
 
 STATE_FILE = "trainer_state.pt"

@@ -9,8 +9,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from peft_lightning.kernels.decoder_layers import decoder_layers
 from peft_lightning.process.progress import Progress
 from peft_lightning.process.progress_format import bar, clock
 from peft_lightning.training.time_left import TimeLeft
@@ -74,7 +74,7 @@ class TokenProgressBar(LightningProgressBar):
     ) -> None:
         self._time.batch_starts(time.monotonic())
         if self._time.is_rough and not self._hooks and not getattr(pl_module, "compile_layers", 0):
-            layers = [m for m in pl_module.modules() if isinstance(m, GradientCheckpointingLayer)]
+            layers = decoder_layers(pl_module)
             self._hooks = [layer.register_forward_hook(self._layer_ends) for layer in layers]
 
     def _layer_ends(self, *args: Any) -> None:

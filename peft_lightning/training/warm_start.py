@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter, LoRA, load_adapter, read_adapter
-from peft_lightning.adapters.folder import read_facts, require_base
+from peft_lightning.adapters.folder import read_adapter_config, require_base
 from peft_lightning.adapters.full import Full
 from peft_lightning.hub import adapter_folder
 from peft_lightning.training.run_identity import MAY_CHANGE
@@ -27,7 +27,7 @@ def adapter_to_continue(init_from: str) -> tuple[Path, Adapter]:
     """
     try:
         folder = adapter_folder(init_from)
-        adapter = read_adapter(folder)[0]
+        adapter, _ = read_adapter_config(folder)
     except FileNotFoundError as error:
         raise ValueError(f"model.init_from: {error}") from None
     if isinstance(adapter, Full):
@@ -56,19 +56,18 @@ def attach_trained(
         ValueError: If ``given`` is another adapter, it was trained on another base, or it does
             not fit.
     """
-    facts = read_facts(folder)
+    own, _, facts = saved = read_adapter(folder)
     if facts["base_fingerprint"] is None:
         rank_zero_info(
             f"{folder} does not remember its base's fingerprint: that it was trained on "
             f"{model.name_or_path} is not checked"
         )
     require_base(folder, facts, fingerprint, "Give that one as model.base_model")
-    own = read_adapter(folder)[0]
     if given not in (LoRA(), own):
         configured, held = (_in_model(adapter, model) for adapter in (given, own))
         if any(configured.get(key) != held.get(key) for key in {*configured, *held}):
             raise ValueError(conflict(str(given), folder, own))
-    return load_adapter(model, folder, trainable=True)
+    return load_adapter(model, folder, trainable=True, saved=saved)
 
 
 def conflict(given: str, init_from: str | Path, own: Adapter) -> str:

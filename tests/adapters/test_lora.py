@@ -317,10 +317,10 @@ def test_grouped_layers_compute_what_each_alone_does_also_in_inference_mode():
         with context():
             inside = x.clone()
             for layer in layers:
-                assert_near(layer(inside), layer._plain(inside), products=3)
+                assert_near(layer(inside), layer._forward_by_modules(inside), products=3)
             changed = layers[0](inside)
             inside += 1  # the stored results of the others are of another input now
-            assert_near(layers[1](inside), layers[1]._plain(inside), products=3)
+            assert_near(layers[1](inside), layers[1]._forward_by_modules(inside), products=3)
             assert not torch.equal(changed, layers[0](inside))
 
 
@@ -330,7 +330,7 @@ def test_layers_that_do_not_share_their_input_after_all_are_computed_alone():
     attention = model.model.layers[0].self_attn
     for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
         own = torch.randn(5, 32)
-        assert_near(layer(own), layer._plain(own), products=3)
+        assert_near(layer(own), layer._forward_by_modules(own), products=3)
     assert attention.q_proj.path == attention.v_proj.path == "fused"
 
 
@@ -344,7 +344,8 @@ def test_the_fused_gradients_are_those_of_the_plain_layers(architecture):
         x = torch.linspace(-1, 1, 3 * layers[0].in_features, dtype=torch.float64)
         x = x.view(1, 3, -1).requires_grad_()
         same = [layer for layer in layers if layer.in_features == x.shape[-1]]
-        out = sum((layer._plain(x) if plain else layer(x)).square().sum() for layer in same)
+        outputs = [layer._forward_by_modules(x) if plain else layer(x) for layer in same]
+        out = sum(output.square().sum() for output in outputs)
         parameters = [p for layer in same for p in (layer.lora_A.weight, layer.lora_B.weight)]
         grads.append(torch.autograd.grad(out, [x, *parameters]))
     assert len(grads[0]) >= 5

@@ -3,8 +3,8 @@ import torch
 from peft.utils import constants
 
 from peft_lightning.adapters.lora.default_targets import BY_MODEL_TYPE
-from peft_lightning.adapters.lora.matching import match_pattern, shortest_suffixes
 from peft_lightning.adapters.lora.method import LoRA
+from peft_lightning.adapters.lora.name_matching import match_pattern, shortest_suffixes
 from peft_lightning.adapters.lora.targets import Targets
 from tiny import ARCHITECTURES, tiny_model
 
@@ -112,15 +112,15 @@ def test_a_layer_name_that_is_not_the_pattern_has_no_number():
 
 def test_shorthands_are_written_as_names_and_the_rest_as_given():
     model = tiny_model("llama")
-    assert Targets(["q_proj", "v_proj"]).written(model) == ["q_proj", "v_proj"]
-    assert Targets(r".*\.q_proj").written(model) == r".*\.q_proj"
-    names = Targets("all-linear").written(model)
+    assert Targets(["q_proj", "v_proj"]).resolved_names(model) == ["q_proj", "v_proj"]
+    assert Targets(r".*\.q_proj").resolved_names(model) == r".*\.q_proj"
+    names = Targets("all-linear").resolved_names(model)
     assert len(names) == 14
     assert all(name.startswith("model.layers.") for name in names)
 
 
 def test_an_expression_that_meets_other_modules_too_is_written_as_names():
-    written = Targets(r".*\.1\.mlp.*").written(tiny_model("llama"))
+    written = Targets(r".*\.1\.mlp.*").resolved_names(tiny_model("llama"))
     assert written == [f"model.layers.1.mlp.{n}_proj" for n in ("gate", "up", "down")]
 
 
@@ -131,7 +131,7 @@ def test_many_names_are_written_as_the_suffixes_that_tell_them_from_the_rest():
     )
     model = torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"layers": layers})})
     for targets in (Targets("all-linear"), Targets("all-linear", None, [3, 7])):
-        assert sorted(targets.written(model)) == ["q_proj", "up_proj"]
+        assert sorted(targets.resolved_names(model)) == ["q_proj", "up_proj"]
 
 
 def test_suffixes_grow_until_they_are_unambiguous():

@@ -15,9 +15,10 @@ from torch import Tensor
 from peft_lightning.adapters.base import Adapter
 from peft_lightning.adapters.lora.init import is_decomposition
 from peft_lightning.adapters.lora.method import LoRA
+from peft_lightning.adapters.lora.state_dict_keys import LORA_A, LORA_B, factor_keys
+from peft_lightning.adapters.state_dict import PREFIX
 from peft_lightning.messages import shortened
 
-PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 METHODS = ("cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune", "hf_linear")
 
 Factors = tuple[Tensor, Tensor]  # (out, r) and (r, in), float64: their product is the update
@@ -32,23 +33,21 @@ def updates_of(adapter: Adapter, tensors: Mapping[str, Tensor]) -> Updates:
     """
     if not isinstance(adapter, LoRA):
         raise ValueError(f"only LoRA adapters can be combined, and this is {adapter.peft_type}")
-    require_sums(adapter)
-    names = [n.removeprefix(PREFIX).removesuffix(A) for n in tensors if n.endswith(A)]
-    known = {PREFIX + name + part for name in names for part in (A, B)}
+    require_plain_updates(adapter)
+    names = [n.removeprefix(PREFIX).removesuffix(LORA_A) for n in tensors if n.endswith(LORA_A)]
+    keys = {name: factor_keys(name) for name in names}
+    known = {key for pair in keys.values() for key in pair}
     if other := sorted(set(tensors) ^ known):
         raise ValueError(f"only updates of linear layers can be combined, not {shortened(other)}")
-    require_factors(tensors)
+    check_factor_shapes(tensors)
     roots = {name: adapter.scaling(name) ** 0.5 for name in names}
     return {
-        name: (
-            tensors[PREFIX + name + B].double() * root,
-            tensors[PREFIX + name + A].double() * root,
-        )
-        for name, root in roots.items()
+        name: (tensors[b].double() * roots[name], tensors[a].double() * roots[name])
+        for name, (a, b) in keys.items()
     }
 
 
-def require_sums(adapter: LoRA) -> None:
+def require_plain_updates(adapter: LoRA) -> None:
     """Raise ValueError if the adapter is more than a sum of updates; say what to do instead."""
     if adapter.use_dora:
         raise ValueError(
@@ -67,15 +66,15 @@ def require_sums(adapter: LoRA) -> None:
         )
 
 
-def require_factors(tensors: Mapping[str, Tensor]) -> None:
+def check_factor_shapes(tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError if factors of an update are no matrices that can be multiplied."""
     for name, a in tensors.items():
-        b = tensors.get(name.removesuffix(A) + B) if name.endswith(A) else None
+        b = tensors.get(name.removesuffix(LORA_A) + LORA_B) if name.endswith(LORA_A) else None
         if b is not None and not (
             a.ndim == b.ndim == 2 and b.shape[1] == a.shape[0] and a.numel() and b.numel()
         ):
             shapes = f"{tuple(b.shape)} and {tuple(a.shape)}, not (out, r) and (r, in)"
-            raise ValueError(f"the factors of {name.removesuffix(A)} are {shapes}")
+            raise ValueError(f"the factors of {name.removesuffix(LORA_A)} are {shapes}")
 
 
 def combine(
@@ -202,8 +201,8 @@ def as_lora(updates: Updates) -> tuple[LoRA, dict[str, Tensor]]:
     )
     tensors = {}
     for name, (b, a) in updates.items():
-        tensors[PREFIX + name + A] = a.float().contiguous()
-        tensors[PREFIX + name + B] = b.float().contiguous()
+        key_a, key_b = factor_keys(name)
+        tensors[key_a], tensors[key_b] = a.float().contiguous(), b.float().contiguous()
     return lora, tensors
 
 

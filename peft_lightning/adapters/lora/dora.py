@@ -46,7 +46,7 @@ class DoRALinear(LoRALinear):
         """Return the length of each row of ``W + scaling * B A``, (out,), at least in float32."""
         with torch.autocast(self.weight.device.type, enabled=False):
             a, b = (x.detach() for x in self.factors())
-            weight = self.matrix().to(a.dtype)
+            weight = self.weight_matrix().to(a.dtype)
             own = torch.linalg.vector_norm(weight, dim=1).square()
             cross = ((weight @ a.T) * b).sum(1)  # <W, B A> of each row
             update = ((b @ (a @ a.T)) * b).sum(1)  # |B A|^2

@@ -1,4 +1,4 @@
-"""What a LoRA trains beside updates of linear layers: embeddings, whole modules, tokens' rows."""
+"""Modules that a LoRA trains beside linear layers: embeddings, whole modules, rows of tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.embedding import LoRAEmbedding
-from peft_lightning.adapters.lora.modules_to_save import ModulesToSaveWrapper, find_saved
+from peft_lightning.adapters.lora.modules_to_save import ModulesToSaveWrapper, find_modules_to_save
 from peft_lightning.adapters.lora.trainable_tokens import (
     TokenRows,
     TrainableTokensLayer,
@@ -18,30 +18,31 @@ from peft_lightning.adapters.lora.trainable_tokens import (
     vocabulary_names,
 )
 from peft_lightning.adapters.new_tokens import NewTokens, initial_rows
+from peft_lightning.adapters.state_dict import PREFIX
 from peft_lightning.messages import shortened
 
-Part = LoRAEmbedding | ModulesToSaveWrapper | TrainableTokensLayer
+ExtraModule = LoRAEmbedding | ModulesToSaveWrapper | TrainableTokensLayer
 
 _SIZE = "_base_vocab_size"  # attribute of a model with new tokens: its size without them
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What of a model, still without an adapter, is to be trained beside linear layers.
+class ExtraModules:
+    """The modules to train beside linear layers, found in a model without an adapter.
 
     Args:
-        saved: Modules that are trained whole.
-        tokens: Ids whose rows are trained, by the name of an embedding.
-        pieces: Of the tokens that are new: id -> the ids that it was made of before.
-        tied_rows: Output embedding that shares the rows of the input embedding.
-        ends: Names of input and output embedding if they have to stay one weight.
+        saved: Modules to train whole (``modules_to_save``), by name.
+        tokens: Name of an embedding -> the ids of the tokens whose rows are trained.
+        pieces: Id of a new token -> the ids that its text was tokenized to before.
+        tied_rows: Name of an output embedding that shares the rows of the input embedding.
+        tied_embeddings: Names of input and output embedding if they have to stay one weight.
     """
 
     saved: dict[str, nn.Module]
     tokens: dict[str, list[int]]
     pieces: dict[int, list[int]]
     tied_rows: str | None
-    ends: tuple[str, str] | None
+    tied_embeddings: tuple[str, str] | None
 
     @classmethod
     def find(
@@ -52,27 +53,35 @@ class Beside:
         new_tokens: NewTokens | None,
         ensure_weight_tying: bool,
         loading: bool,
-    ) -> Beside:
-        """Find it by the options of ``LoRA``, see there, and whether its tensors are loaded next.
+    ) -> ExtraModules:
+        """Find the modules that the options of ``LoRA`` name.
+
+        Args:
+            model: The base, without an adapter.
+            modules_to_save: See ``LoRA``, as for the next three.
+            token_ids: The option ``trainable_token_indices``.
+            new_tokens: With their ids.
+            ensure_weight_tying: See ``LoRA``.
+            loading: Whether the tensors come from a file.
 
         Raises:
-            ValueError: If something is not there, or does not go together.
+            ValueError: If a module or token is not there, or options exclude each other.
         """
         source, head = vocabulary_names(model)
-        ends = (source, head) if ensure_weight_tying and head and is_tied(model) else None
-        saved = find_saved(model, modules_to_save) if modules_to_save else {}
-        saved = with_both(model, saved, ends)
+        pair = (source, head) if ensure_weight_tying and head and is_tied(model) else None
+        saved = find_modules_to_save(model, modules_to_save) if modules_to_save else {}
+        saved = with_tied_pair(model, saved, pair)
         wanted = {} if token_ids is None else token_ids
         pieces = {new["id"]: new["pieces"] for new in (new_tokens or {}).values()}
         tokens, tied = find_tokens(model, wanted, list(pieces), saved, ensure_weight_tying, loading)
-        return cls(saved, tokens, pieces, tied, ends)
+        return cls(saved, tokens, pieces, tied, pair)
 
-    def with_both(self, model: nn.Module, found: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    def with_tied_pair(self, model: nn.Module, found: dict[str, nn.Module]) -> dict[str, nn.Module]:
         """Return ``found`` with both embeddings if it has one of them and they stay tied."""
-        return with_both(model, found, self.ends)
+        return with_tied_pair(model, found, self.tied_embeddings)
 
     def check(self, targets: Collection[str]) -> None:
-        """Raise ValueError if a module is to be trained in two ways."""
+        """Raise ValueError if two options would train the same module."""
         rows = {*self.tokens, *([self.tied_rows] if self.tied_rows else [])}
         for names, other in ((targets, "target_modules"), (self.saved, "modules_to_save")):
             if both := [name for name in names if name in rows]:
@@ -89,8 +98,10 @@ class Beside:
             if self.pieces and name in vocabulary_names(model):
                 saved.enlarge(initial_rows(module.weight, list(self.pieces), self.pieces))
             model.set_submodule(name, saved)
-        if self.ends and self.ends[0] in self.saved:
-            first, second = (model.get_submodule(name).modules_to_save for name in self.ends)
+        if self.tied_embeddings and self.tied_embeddings[0] in self.saved:
+            first, second = (
+                model.get_submodule(name).modules_to_save for name in self.tied_embeddings
+            )
             second.weight = first.weight
         for name, ids in self.tokens.items():
             module = model.get_submodule(name)
@@ -111,22 +122,23 @@ class Beside:
 
 
 def enlarge_vocabulary(model: nn.Module, size: int) -> None:
-    """Say that ``model`` has ``size`` tokens, until ``remove_parts``; if that is more than now."""
+    """Raise the vocabulary size of ``model`` to ``size``, until ``remove_extra_modules``."""
     if size > vocabulary_size(model):
         if not hasattr(model, _SIZE):
             setattr(model, _SIZE, vocabulary_size(model))
         _set_vocabulary_size(model, size)
 
 
-def fit_saved(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Enlarge embeddings that are trained whole to the rows that they have in ``tensors``."""
-    ends = vocabulary_names(model)
-    saved = {
-        n: m for n, m in parts(model).items() if isinstance(m, ModulesToSaveWrapper) and n in ends
+def resize_saved_embeddings(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Resize embeddings that are trained whole to the number of rows that they have in a file."""
+    names = vocabulary_names(model)
+    wrappers = {
+        n: m for n, m in extra_modules(model).items() if isinstance(m, ModulesToSaveWrapper)
     }
+    saved = {name: wrapper for name, wrapper in wrappers.items() if name in names}
     shared = len({id(module.modules_to_save.weight) for module in saved.values()}) < len(saved)
     for name, module in saved.items():
-        weight = tensors.get(f"base_model.model.{name}.weight")
+        weight = tensors.get(f"{PREFIX}{name}.weight")
         if weight is not None and len(weight) > len(module.weight):
             module.enlarge(weight[len(module.weight) :])
             enlarge_vocabulary(model, len(weight))
@@ -135,44 +147,46 @@ def fit_saved(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         second.weight = first.weight
 
 
-def parts(model: nn.Module) -> dict[str, Part]:
-    """Return by name what is trained beside linear layers."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, Part)}
+def extra_modules(model: nn.Module) -> dict[str, ExtraModule]:
+    """Return the modules of ``model`` that an adapter trains beside linear layers, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, ExtraModule)}
 
 
-def part_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of ``parts`` by their names in the model."""
+def extra_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the trained tensors of ``extra_modules`` by their names in the model."""
     return {
-        f"{n}.{key}": t for n, part in parts(model).items() for key, t in part.tensors().items()
+        f"{name}.{key}": tensor
+        for name, module in extra_modules(model).items()
+        for key, tensor in module.tensors().items()
     }
 
 
-def require_no_parts(model: nn.Module, what: str) -> None:
-    """Raise ValueError if ``what`` is to be done with more than updates of linear layers."""
-    if found := parts(model):
+def require_no_extra_modules(model: nn.Module, what: str) -> None:
+    """Raise ValueError if ``what`` is impossible as more than linear layers are trained."""
+    if found := extra_modules(model):
         raise ValueError(
             f"{what} takes updates of linear layers only, and the adapter trains "
             f"{shortened(list(found))} too: merge it, python -m peft_lightning merge CKPT OUT"
         )
 
 
-def remove_parts(model: nn.Module) -> None:
+def remove_extra_modules(model: nn.Module) -> None:
     """Put the base's own modules back, and the size of its vocabulary."""
-    for name, part in parts(model).items():
-        model.set_submodule(name, part.base_layer)
+    for name, module in extra_modules(model).items():
+        model.set_submodule(name, module.base_layer)
     if hasattr(model, _SIZE):
         _set_vocabulary_size(model, getattr(model, _SIZE))
         delattr(model, _SIZE)
 
 
-def trained_ids(model: nn.Module, given: Any) -> Any:
-    """Return ``trainable_token_indices`` for HF PEFT's file, new tokens among them.
+def hf_token_indices(model: nn.Module, given: Any) -> Any:
+    """Return ``trainable_token_indices`` for HF PEFT's config, with the new tokens.
 
     Args:
-        model: With the adapter.
-        given: The option; returned as it is if it names all.
+        model: The model with the adapter.
+        given: The option, which is returned if it names all tokens that are trained.
     """
-    owners = {n: p for n, p in parts(model).items() if isinstance(p, TrainableTokensLayer)}
+    owners = {n: p for n, p in extra_modules(model).items() if isinstance(p, TrainableTokensLayer)}
     ids = {n: p.token_adapter.ids.tolist() for n, p in owners.items() if not p.is_tied}
     total = {i for some in ids.values() for i in some}
     named = given.values() if isinstance(given, Mapping) else [given or []]
@@ -183,22 +197,22 @@ def trained_ids(model: nn.Module, given: Any) -> Any:
     return ids[source] if alone else ids
 
 
-def with_both(
-    model: nn.Module, found: dict[str, nn.Module], ends: tuple[str, str] | None
+def with_tied_pair(
+    model: nn.Module, found: dict[str, nn.Module], pair: tuple[str, str] | None
 ) -> dict[str, nn.Module]:
-    """Return ``found``, in the model's order, with both of ``ends`` if it has one of them."""
-    if ends is None or not found.keys() & set(ends):
+    """Return ``found``, in the model's order, with both names of ``pair`` if it has one of them."""
+    if pair is None or not found.keys() & set(pair):
         return found
-    return {n: m for n, m in model.named_modules() if n in found or n in ends}
+    return {n: m for n, m in model.named_modules() if n in found or n in pair}
 
 
 def vocabulary_size(model: Any) -> int:
-    """Return the rows of the model's embeddings, by its config."""
+    """Return the vocabulary size in the model's config."""
     return int(model.config.get_text_config().vocab_size)
 
 
 def _set_vocabulary_size(model: Any, size: int) -> None:
-    """Write it to the config, and where a model keeps a copy; no weight is changed."""
+    """Set it in the config and where modules keep a copy; weights are not changed."""
     config = model.config.get_text_config()
     old = config.vocab_size
     config.vocab_size = size

@@ -1,4 +1,4 @@
-"""How a LoRA layer starts: drawn at random, or from a decomposition of the base's weight."""
+"""Initial values of a LoRA layer: random, or from a decomposition of the base's weight."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from torch import Tensor, nn
 
 RANDOM = ("kaiming", "gaussian", "orthogonal")
 DECOMPOSITIONS = ("olora", "pissa", "pissa_niter_4")  # the last with any number of iterations
+INITS = (*RANDOM, *DECOMPOSITIONS)
 
 
 def is_decomposition(init: bool | str | None) -> bool:
-    """Whether ``init`` takes ``A`` and ``B`` from the base, whose output has to stay the same."""
+    """Whether ``init`` decomposes the base's weight, so that the initial update is subtracted."""
     return isinstance(init, str) and (
         init in ("olora", "pissa") or re.fullmatch(r"pissa_niter_\d+", init) is not None
     )
 
 
 def is_known(init: Any) -> bool:
-    """Whether ``init_lora`` takes ``init``."""
+    """Whether ``init`` is a value of ``init_lora_weights`` that ``init_lora`` implements."""
     return isinstance(init, bool) or init in RANDOM or is_decomposition(init)
 
 
 @torch.no_grad()
 def init_lora(layer: Any, init: bool | str) -> None:
-    """Set the initial ``A`` and ``B`` of a LoRA layer: for a seed the same numbers as HF PEFT.
+    """Set the initial ``A`` and ``B`` of a LoRA layer, for a seed the same numbers as HF PEFT.
 
     Args:
         layer: A ``LoRALinear`` whose ``A`` and ``B`` are on the CPU.
         init: True or "kaiming": ``A`` from U(-1/sqrt(in), 1/sqrt(in)), ``B`` zero; "gaussian":
             ``A`` from N(0, 1/r^2), ``B`` zero; "orthogonal": both random, in subspaces that are
-            orthogonal to each other, so that ``B A`` is zero; False: both random, for tests: the
-            model no longer starts from the base; or what ``decompose`` knows.
+            orthogonal to each other, so that ``B A`` is zero; False: both random, for tests, so
+            that the model does not start as the base; otherwise an ``init`` of ``decompose``.
 
     Raises:
         ValueError: If the layer's rank does not fit ``init``.
@@ -52,7 +53,7 @@ def init_lora(layer: Any, init: bool | str) -> None:
     elif init == "orthogonal":
         _orthogonal(a.weight, b.weight)
     elif is_decomposition(init):
-        found_a, found_b = decompose(layer.matrix(), layer.r, layer.scaling, str(init))
+        found_a, found_b = decompose(layer.weight_matrix(), layer.r, layer.scaling, str(init))
         a.weight.copy_(found_a)
         b.weight.copy_(found_b)
     else:
@@ -60,7 +61,7 @@ def init_lora(layer: Any, init: bool | str) -> None:
 
 
 def decompose(weight: Tensor, r: int, scaling: float, init: str) -> tuple[Tensor, Tensor]:
-    """Return the ``A`` (r, in) and ``B`` (out, r) that stand for the principal part of a weight.
+    """Return ``A``, (r, in), and ``B``, (out, r), of the principal part of a weight.
 
     Args:
         weight: (out, in).

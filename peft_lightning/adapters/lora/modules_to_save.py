@@ -82,7 +82,7 @@ class ModulesToSaveWrapper(nn.Module):
         return self.modules_to_save.state_dict(keep_vars=True)
 
 
-def find_saved(model: nn.Module, wanted: Sequence[str]) -> dict[str, nn.Module]:
+def find_modules_to_save(model: nn.Module, wanted: Sequence[str]) -> dict[str, nn.Module]:
     """Return the modules whose names end with one of ``wanted``, as HF PEFT chooses them.
 
     Not only whole parts of a name count: ``norm`` meets ``input_layernorm`` too.

@@ -1,8 +1,9 @@
-"""OLoRA and PiSSA in files: the initial update that a layer subtracts, and how HF PEFT has it.
+"""OLoRA and PiSSA in files: the initial update that a layer subtracts, here and in HF PEFT.
 
-Here the base's weight ``W`` stays, and ``W + s (B A - B0 A0)`` is saved as plain LoRA of twice the
-rank, ``A`` over ``A0`` and ``B`` beside ``-B0``, which any reader takes. HF PEFT overwrites ``W``
-by ``W - s B0 A0``, saves ``A`` and ``B`` alone, and decomposes the base again at each reading.
+Here the base's weight ``W`` stays as it is, and ``W + s (B A - B0 A0)`` is saved as plain LoRA of
+twice the rank, ``A`` over ``A0`` and ``B`` beside ``-B0``, which every program can load. HF PEFT
+overwrites ``W`` by ``W - s B0 A0``, saves ``A`` and ``B`` alone, and decomposes the base again
+each time it loads the adapter.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from peft_lightning.adapters.lora.init import decompose, is_decomposition
 from peft_lightning.adapters.lora.layers import LoRALinear, is_conv1d
 
 
-def doubled(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a LoRA's options as those of plain LoRA of twice the rank and the same scales."""
+def with_doubled_rank(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of plain LoRA with twice the rank and the same ``scaling`` per layer."""
     factor = math.sqrt(2) if options["use_rslora"] else 2
     return {
         **options,
@@ -32,12 +33,12 @@ def doubled(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def without_start(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config of HF PEFT without what only decides how training started.
+def without_initialization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config of HF PEFT without the options that only initialize training.
 
     Raises:
-        ValueError: If it started from random numbers that HF PEFT subtracts from the base and
-            does not save.
+        ValueError: If it was initialized with random numbers that HF PEFT subtracts from the
+            base and does not save.
     """
     init = config.get("init_lora_weights", True)
     if isinstance(init, str):
@@ -54,17 +55,17 @@ def without_start(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(config)
 
 
-def complete(
+def append_initial_update(
     a: Tensor, b: Tensor, layer: LoRALinear, weight: Tensor, init: bool | str
 ) -> tuple[Tensor, Tensor]:
-    """Return the factors of the whole update: what ``init`` subtracts is appended if it lacks.
+    """Return the factors of the whole update, the subtracted initial one appended if it is missing.
 
     Args:
         a: (rank, in) as HF PEFT writes it, or (2 rank, in) as it is written here.
         b: (out, rank) or (out, 2 rank).
-        layer: Whose update it is.
-        weight: That of its base, as the base has it.
-        init: How training started; nothing is appended unless it is ``olora`` or ``pissa``.
+        layer: The layer with this update.
+        weight: The weight of its base layer, in the base's own layout.
+        init: ``init_lora_weights``; nothing is appended unless it is ``olora`` or ``pissa``.
 
     Raises:
         ValueError: For OLoRA of HF PEFT over a Conv1D, whose base it damages.

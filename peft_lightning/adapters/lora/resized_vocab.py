@@ -1,61 +1,63 @@
-"""HF PEFT's folders of a base whose vocabulary was enlarged by hand: only what is new is kept.
+"""HF PEFT's folders of a base with a resized vocabulary: only the new rows are kept.
 
-HF PEFT saves both embeddings whole then, and reads them onto an enlarged base only.
+HF PEFT saves both embeddings whole there, and loads them onto a base resized likewise only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.trainable_tokens import is_tied, vocabulary_names
+from peft_lightning.adapters.state_dict import PREFIX
 
-if TYPE_CHECKING:
-    from peft_lightning.adapters.lora.method import LoRA
+TokenIndices = list[int] | dict[str, list[int]] | None  # LoRA's option trainable_token_indices
 
 _ROWS = "token_adapter.trainable_tokens_delta"
 _COPIES = ("token_adapter.base_layer.weight", "original_module.weight")
 
 
-def only_new_rows(
-    adapter: LoRA,
+def keep_only_new_rows(
     tensors: Mapping[str, Tensor],
     model: nn.Module,
-    base_weight: Callable[[str], Tensor],
-) -> tuple[LoRA, dict[str, Tensor]]:
-    """Return an adapter as it is on the plain base: with rows of tokens instead of embeddings.
+    token_indices: TokenIndices,
+    modules_to_save: Sequence[str] | None,
+    ensure_weight_tying: bool,
+) -> tuple[TokenIndices, dict[str, Tensor]]:
+    """Replace whole embeddings of a file by the rows that the base does not have.
 
     Args:
-        adapter: Read from a folder.
-        tensors: Its tensors.
+        tensors: The file's tensors.
         model: The plain base, without an adapter.
-        base_weight: Returns the base's weight of a module by its name.
+        token_indices: The option ``trainable_token_indices`` of the file's adapter.
+        modules_to_save: Its option ``modules_to_save``.
+        ensure_weight_tying: Its option ``ensure_weight_tying``.
 
     Returns:
-        The adapter and its tensors; as they are if they hold no whole embedding.
+        The option ``trainable_token_indices`` and the tensors for the plain base, both unchanged
+        if the file holds no whole embedding.
 
     Raises:
-        ValueError: If the rows that the base has too are others in the file.
+        ValueError: If rows that the base has are different in the file.
     """
     found = dict(tensors)
     rows: dict[str, tuple[list[int], Tensor]] = {}
     names = [name for name in vocabulary_names(model) if name]
-    whole_ones = {n for n in names if n.endswith(tuple(adapter.modules_to_save or ["\0"]))}
-    if whole_ones and adapter.ensure_weight_tying and is_tied(model):
+    whole_ones = {n for n in names if n.endswith(tuple(modules_to_save or ["\0"]))}
+    if whole_ones and ensure_weight_tying and is_tied(model):
         whole_ones = set(names)
     for name in names:
-        stem = f"base_model.model.{name}."
+        stem = f"{PREFIX}{name}."
         if saved := name in whole_ones:  # the trained weight is there under its plain name too
             found.pop(f"{stem}modules_to_save.weight", None)
         keys = [stem + copy for copy in (*_COPIES, *(() if saved else ("weight",)))]
         copies = [found.pop(key) for key in keys if key in found]
         if not copies:
             continue
-        base, whole = base_weight(name), copies[0]
+        base, whole = cast(Tensor, model.get_submodule(name).weight), copies[0]
         common = min(len(base), len(whole))
         if not torch.equal(whole[:common].to(base), base[:common]):
             raise ValueError(
@@ -66,7 +68,7 @@ def only_new_rows(
             continue
         ids = list(range(len(base), len(whole)))
         if (delta := found.pop(stem + _ROWS, None)) is not None:
-            trained = _trained_ids(adapter, name)
+            trained = _ids_of(token_indices, name)
             ids = [*trained, *(i for i in ids if i not in trained)]
             whole = whole.to(delta).index_copy(0, torch.tensor(trained), delta)
         if ids:
@@ -76,18 +78,17 @@ def only_new_rows(
         if ids == others and torch.equal(values, same):
             del rows[names[1]]
     if not rows:
-        return adapter, found
-    given = adapter.trainable_token_indices
-    tokens = dict(given) if isinstance(given, dict) else {}
+        return token_indices, found
+    tokens = dict(token_indices) if isinstance(token_indices, dict) else {}
     tokens = {k: v for k, v in tokens.items() if not any(name.endswith(k) for name in rows)}
     for name, (ids, values) in rows.items():
-        found[f"base_model.model.{name}.{_ROWS}"] = values
+        found[f"{PREFIX}{name}.{_ROWS}"] = values
         tokens[name] = ids
-    return replace(adapter, trainable_token_indices=tokens), found
+    return tokens, found
 
 
-def _trained_ids(adapter: LoRA, name: str) -> list[int]:
-    given = adapter.trainable_token_indices
-    if isinstance(given, dict):
-        return list(next(ids for key, ids in given.items() if name.endswith(key)))
-    return list(given or [])
+def _ids_of(token_indices: TokenIndices, name: str) -> list[int]:
+    """Return the ids to train of the embedding ``name``."""
+    if isinstance(token_indices, dict):
+        return list(next(ids for key, ids in token_indices.items() if name.endswith(key)))
+    return list(token_indices or [])

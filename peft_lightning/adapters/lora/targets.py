@@ -11,7 +11,7 @@ from torch import nn
 from peft_lightning.adapters.lora.default_targets import default_targets
 from peft_lightning.adapters.lora.embedding import is_embedding
 from peft_lightning.adapters.lora.layers import is_linear
-from peft_lightning.adapters.lora.matching import ends_with, matches, shortest_suffixes
+from peft_lightning.adapters.lora.name_matching import ends_with, matches, shortest_suffixes
 from peft_lightning.messages import nearest, shortened
 
 SHORTHANDS = ("all-linear", "attention", "mlp")
@@ -90,13 +90,13 @@ class Targets:
         """Return the chosen layers by name, in the model's order.
 
         Raises:
-            ValueError: If a name, an expression or a layer number meets no linear layer or
-                embedding; names the nearest and those there are.
+            ValueError: If a name, an expression or a layer number matches no linear layer or
+                embedding. The message names the nearest ones and those there are.
         """
         shorthand = self.target_modules in SHORTHANDS
         layers = {
             name: layer
-            for name, layer in modules(model).items()
+            for name, layer in base_modules(model).items()
             if is_linear(layer) or (is_embedding(layer) and not shorthand)
         }
         wanted = self._expanded(model)
@@ -124,14 +124,14 @@ class Targets:
             )
         return found
 
-    def written(self, model: nn.Module) -> list[str] | str:
-        """Return ``target_modules`` for HF PEFT's file: shorthands resolved to names.
+    def resolved_names(self, model: nn.Module) -> list[str] | str:
+        """Return ``target_modules`` for HF PEFT's config, with shorthands resolved to names.
 
-        What other readers choose by it is what ``find`` chooses: an expression that would also
-        meet modules that are not linear is resolved to names too.
+        Other programs find the same layers by it as ``find``: a regular expression that would
+        also match modules that are not linear is resolved to names too.
         """
         found = self.find(model)
-        everything = [name for name in modules(model) if name]
+        everything = [name for name in base_modules(model) if name]
         names = self._expanded(model)
         if isinstance(names, list) and len(names) >= MINIMISE_FROM:
             others = [n for n in everything if not ends_with(n, names)]
@@ -146,7 +146,7 @@ class Targets:
             return default_targets(model)
         if self.target_modules not in SHORTHANDS:
             return self.target_modules
-        named = modules(model)
+        named = base_modules(model)
         head = getattr(model, "get_output_embeddings", lambda: None)()
         heads = (head, getattr(head, "base_layer", head))
         layers = [n for n, m in named.items() if is_linear(m) and not any(m is h for h in heads)]
@@ -196,8 +196,8 @@ class Targets:
         return message + nearest([name.rpartition(".")[2] for name in unmatched], near)
 
 
-def modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules by name as they are without an adapter: an adapted one is its base."""
+def base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a model by name, with the base layer for each adapted one."""
     found: dict[str, nn.Module] = {}
     adapted = None
     for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""Virtual tokens: what prompt tuning, p-tuning and prefix tuning have in common."""
+"""PromptLearning: what prompt tuning, p-tuning and prefix tuning have in common."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ HF_DEFAULTS: dict[str, Any] = {  # HF PEFT's keys that the three share
 
 
 @dataclass(frozen=True)
-class VirtualTokens(Adapter):
-    """Trains one tensor, ``prompt_embeddings``, a row for each virtual token.
+class PromptLearning(Adapter):
+    """Trains one tensor, ``prompt_embeddings``, with a row for each virtual token.
 
     Args:
-        num_virtual_tokens: How many, at least 1.
+        num_virtual_tokens: Number of virtual tokens, at least 1.
 
     Raises:
-        ValueError: If it is out of its range.
+        ValueError: If ``num_virtual_tokens`` is out of its range.
     """
 
     # facts of the base, which the tensor's shape is checked against anyway
@@ -54,7 +54,7 @@ class VirtualTokens(Adapter):
 
     def resolved_for(
         self, model: nn.Module, tensors: Mapping[str, Tensor]
-    ) -> tuple[VirtualTokens, Mapping[str, Tensor]]:
+    ) -> tuple[PromptLearning, Mapping[str, Tensor]]:
         shape = tuple(tensors["prompt_embeddings"].shape) if "prompt_embeddings" in tensors else ()
         if shape[:1] != (self.num_virtual_tokens,):  # before as much memory is asked for
             raise ValueError(
@@ -86,7 +86,7 @@ class VirtualTokens(Adapter):
         return super().from_hf_config(plain)
 
     def _register(self, model: Any, prompt: Tensor) -> None:
-        """Freeze ``model`` and make ``prompt`` (n, any) its trainable parameter."""
+        """Freeze ``model`` and register ``prompt``, (n, any), as its trainable parameter."""
         weight = model.get_input_embeddings().weight
         model.requires_grad_(False)
         prompt = prompt.to(weight.device, adapter_dtype(weight.dtype), copy=True)
@@ -95,8 +95,8 @@ class VirtualTokens(Adapter):
     def _remove(self, model: nn.Module) -> None:
         del model.prompt_embeddings
 
-    def _no_start(self) -> ValueError:
-        """Return the error of a method that is read, answered with and trained on only."""
+    def _no_encoder_error(self) -> ValueError:
+        """Return the error of a method whose encoder, which is not in a folder, would be needed."""
         return ValueError(
             f"{type(self).__name__} cannot be trained from nothing: its folder holds what HF "
             "PEFT's encoder made, not the encoder. Train on from such a folder with "

@@ -1,4 +1,4 @@
-"""P-tuning: a soft prompt that an encoder made (Liu et al. 2021, arXiv:2103.10385)."""
+"""P-tuning: virtual tokens from a trained encoder (Liu et al. 2021, arXiv:2103.10385)."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from peft_lightning.adapters.prompts.base import HF_DEFAULTS
-from peft_lightning.adapters.prompts.soft_prompt import SoftPrompt
+from peft_lightning.adapters.prompts.embedding_prompt import EmbeddingPrompt
 
 
 @dataclass(frozen=True)
-class PTuning(SoftPrompt):
+class PTuning(EmbeddingPrompt):
     """Trains on the virtual tokens of a folder that HF PEFT's p-tuning wrote.
 
-    The folder holds what the encoder made, one row for each virtual token: that is trained on,
-    as in prompt tuning. The encoder is not in it, so nothing is trained from the beginning.
+    The folder holds the encoder's output, one row for each virtual token; training continues
+    from these rows, as in prompt tuning. The encoder itself is not in the folder, so training
+    cannot start without one.
 
     Args:
-        num_virtual_tokens: How many, at least 1.
-        encoder_reparameterization_type: What the encoder was: ``MLP`` or ``LSTM``. This and the
-            next three are kept for HF PEFT and change nothing.
-        encoder_hidden_size: Its width.
-        encoder_num_layers: Its layers.
-        encoder_dropout: Its dropout.
+        num_virtual_tokens: Number of virtual tokens, at least 1.
+        encoder_reparameterization_type: The encoder's architecture: ``MLP`` or ``LSTM``. This and
+            the next three options are kept for HF PEFT and have no effect.
+        encoder_hidden_size: The encoder's hidden size.
+        encoder_num_layers: The encoder's number of layers.
+        encoder_dropout: The encoder's dropout.
     """
 
     peft_type: ClassVar[str] = "P_TUNING"
@@ -44,4 +45,4 @@ class PTuning(SoftPrompt):
     encoder_dropout: float = 0.0
 
     def _initial(self, model: Any, embedding: Any) -> Tensor:
-        raise self._no_start()
+        raise self._no_encoder_error()

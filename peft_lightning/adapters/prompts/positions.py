@@ -1,4 +1,4 @@
-"""Where virtual tokens go in a batch: directly before the text of each sequence."""
+"""Positions of virtual tokens in a batch: directly before the text of each sequence."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Insertion:
-    """New places of a batch's tokens and of the virtual ones, in the widened, flattened batch.
+class PromptPositions:
+    """Indices of a batch's tokens and of virtual tokens in the widened batch, flattened.
 
     Args:
-        rows_of: Rows of the batch, B.
-        token: (B * T,) int64, the new place of each token.
-        virtual: (S, n) int64, the places of the virtual tokens of each of S sequences.
+        batch_size: Rows of the batch, B.
+        tokens: (B * T,) int64, the new index of each token.
+        virtual_tokens: (S, n) int64, the indices of the virtual tokens of each of S sequences.
     """
 
-    rows_of: int
-    token: Tensor
-    virtual: Tensor
+    batch_size: int
+    tokens: Tensor
+    virtual_tokens: Tensor
 
     @classmethod
-    def before_sequences(cls, cu_seq_lens: Tensor, tokens: int, n: int) -> Self:
-        """Insert ``n`` places before each sequence of a flat batch of ``tokens`` tokens.
+    def before_sequences(cls, cu_seq_lens: Tensor, length: int, n: int) -> Self:
+        """Return the positions for virtual tokens before each sequence of a flat batch.
 
         Args:
-            cu_seq_lens: (S + 1,) int32, from 0 to ``tokens``.
-            tokens: Length of the flat batch.
+            cu_seq_lens: (S + 1,) int32, the boundaries of S sequences, from 0 to ``length``.
+            length: Tokens of the flat batch.
             n: Virtual tokens before each sequence.
         """
         starts = cu_seq_lens[:-1].long()  # (S,)
-        places = torch.arange(tokens, device=starts.device)
+        places = torch.arange(length, device=starts.device)
         sequence = torch.bucketize(places, cu_seq_lens[1:].long(), right=True)  # (T,)
         first = starts + n * torch.arange(len(starts), device=starts.device)
         virtual = first[:, None] + torch.arange(n, device=starts.device)
@@ -41,7 +41,7 @@ class Insertion:
 
     @classmethod
     def before_text(cls, attention_mask: Tensor, n: int) -> Self:
-        """Insert ``n`` places before the first attended token of each row of a padded batch.
+        """Return the positions for virtual tokens before the text of each row of a padded batch.
 
         Args:
             attention_mask: (B, T), 1 for text, 0 for padding on the left or right of it.
@@ -55,21 +55,21 @@ class Insertion:
         token = row + places + n * (places >= first)
         return cls(rows, token.flatten(), row + first + torch.arange(n, device=device))
 
-    def rows(self, embeds: Tensor, prompt: Tensor) -> Tensor:
-        """Put ``prompt`` (n, dim) into ``embeds`` (B, T, dim), in the dtype of the latter."""
+    def insert_embeddings(self, embeds: Tensor, prompt: Tensor) -> Tensor:
+        """Return ``embeds``, (B, T, dim), with ``prompt``, (n, dim), inserted, in its own dtype."""
         flat = embeds.new_empty(self._length(), embeds.shape[-1])
-        flat.index_copy_(0, self.token, embeds.flatten(0, 1))
-        sequences = self.virtual.shape[0]
+        flat.index_copy_(0, self.tokens, embeds.flatten(0, 1))
+        sequences = self.virtual_tokens.shape[0]
         repeated = prompt.to(embeds.dtype).expand(sequences, -1, -1).flatten(0, 1)
-        flat.index_copy_(0, self.virtual.flatten(), repeated)
-        return flat.view(self.rows_of, -1, embeds.shape[-1])
+        flat.index_copy_(0, self.virtual_tokens.flatten(), repeated)
+        return flat.view(self.batch_size, -1, embeds.shape[-1])
 
-    def values(self, given: Tensor, virtual: Tensor | int) -> Tensor:
-        """Put ``virtual``, one value or (n,) values, into ``given`` (B, T)."""
+    def insert_values(self, given: Tensor, virtual: Tensor | int) -> Tensor:
+        """Return ``given``, (B, T), with ``virtual``, one value or (n,) values, inserted."""
         flat = given.new_empty(self._length())
-        flat[self.token] = given.flatten()
-        flat[self.virtual] = torch.as_tensor(virtual, dtype=given.dtype, device=given.device)
-        return flat.view(self.rows_of, -1)
+        flat[self.tokens] = given.flatten()
+        flat[self.virtual_tokens] = torch.as_tensor(virtual, dtype=given.dtype, device=given.device)
+        return flat.view(self.batch_size, -1)
 
     def _length(self) -> int:
-        return self.token.numel() + self.virtual.numel()
+        return self.tokens.numel() + self.virtual_tokens.numel()

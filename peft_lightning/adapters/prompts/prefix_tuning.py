@@ -8,25 +8,26 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from peft_lightning.adapters.prompts.base import HF_DEFAULTS, VirtualTokens
+from peft_lightning.adapters.prompts.base import HF_DEFAULTS, PromptLearning
 from peft_lightning.kernels.native.stored import output_dtype
 
 _SHAPE = "_prefix_shape"  # attribute of a model: layers, key and value heads, their dimension
 
 
 @dataclass(frozen=True)
-class PrefixTuning(VirtualTokens):
+class PrefixTuning(PromptLearning):
     """Trains on the keys and values of a folder that HF PEFT's prefix tuning wrote.
 
-    Every layer has its own; they take positions 0 to n - 1 and the text those after. The folder
-    holds what an encoder made, if there was one: that is trained on.
+    Every layer has its own keys and values, at positions 0 to n - 1; the text has the positions
+    after them. If an encoder was trained, the folder holds its output, and training continues
+    from that.
 
     Args:
-        num_virtual_tokens: How many, at least 1.
-        prefix_projection: Whether an encoder made them. This and the next two are kept for HF
-            PEFT and change nothing.
-        encoder_hidden_size: Its width.
-        init_weights: How they began: ``zero``, or at random if None.
+        num_virtual_tokens: Number of virtual tokens, at least 1.
+        prefix_projection: Whether they are the output of an encoder. This and the next two
+            options are kept for HF PEFT and have no effect.
+        encoder_hidden_size: The encoder's hidden size.
+        init_weights: Initial values: ``zero``, or random if None.
     """
 
     peft_type: ClassVar[str] = "PREFIX_TUNING"
@@ -70,7 +71,7 @@ class PrefixTuning(VirtualTokens):
 
     def _insert(self, model: Any, initialise: bool) -> None:
         if initialise:
-            raise self._no_start()
+            raise self._no_encoder_error()
         layers, heads, dim = shape = _key_shape(model)
         self._register(model, torch.zeros(self.num_virtual_tokens, layers * 2 * heads * dim))
         setattr(model, _SHAPE, shape)

@@ -9,27 +9,29 @@ import torch
 from torch import Tensor
 
 from peft_lightning.adapters.prompts.base import HF_DEFAULTS
-from peft_lightning.adapters.prompts.soft_prompt import SoftPrompt
+from peft_lightning.adapters.prompts.embedding_prompt import EmbeddingPrompt
 from peft_lightning.messages import nearest
 
 _INITS = ("RANDOM", "SAMPLE_VOCAB", "TEXT")
 
 
 @dataclass(frozen=True)
-class PromptTuning(SoftPrompt):
+class PromptTuning(EmbeddingPrompt):
     """Puts trainable virtual tokens directly before the text of each sequence.
 
     Args:
-        num_virtual_tokens: How many, at least 1.
-        prompt_tuning_init: Where they start: ``RANDOM``, normal with the deviation of the base's
-            input embeddings; ``SAMPLE_VOCAB``, embeddings of random tokens; ``TEXT``, those of
-            ``prompt_tuning_init_text``, cut or repeated to length. Upper or lower case.
+        num_virtual_tokens: Number of virtual tokens, at least 1.
+        prompt_tuning_init: Initial values: ``RANDOM``, normal with the standard deviation of the
+            base's input embeddings; ``SAMPLE_VOCAB``, embeddings of random tokens; ``TEXT``,
+            embeddings of ``prompt_tuning_init_text``, cut or repeated to length. Upper or lower
+            case.
         prompt_tuning_init_text: The text for ``TEXT``.
-        tokenizer_name_or_path: Its tokenizer; the base model's own if None.
+        tokenizer_name_or_path: The tokenizer for ``TEXT``; the base model's own if None.
         tokenizer_kwargs: Options of that tokenizer, for ``TEXT`` only.
 
     Raises:
-        ValueError: If a value is out of its range, or ``TEXT`` and its text do not go together.
+        ValueError: If a value is out of its range, or an option for ``TEXT`` is missing or is
+            given without it.
     """
 
     peft_type: ClassVar[str] = "PROMPT_TUNING"

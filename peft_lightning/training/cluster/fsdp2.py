@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from peft_lightning.kernels.decoder_layers import decoder_layers
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, methods: tuple[str, ...]) -> None:
@@ -31,7 +32,7 @@ def shard(module: nn.Module, mesh: DeviceMesh, methods: tuple[str, ...]) -> None
     Raises:
         ValueError: If the model has no decoder layers, or quantised ones.
     """
-    layers = [m for m in module.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers = decoder_layers(module)
     if not layers:
         raise ValueError("the model has no decoder layers that can be sharded: use strategy ddp")
     inside = {p for layer in layers for p in layer.parameters()}

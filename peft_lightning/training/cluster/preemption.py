@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from peft_lightning.kernels.decoder_layers import decoder_layers
 from peft_lightning.process import slurm
 from peft_lightning.process.signals import STOP, STOP_SIGNALS, StopSignal, own_line
 from peft_lightning.training.checkpoint import (
@@ -200,7 +200,7 @@ def _see_signals_in_backward(module: Any) -> list[RemovableHandle]:
     """
     if module.compile_layers:
         return []
-    layers = [m for m in module.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers = decoder_layers(module.model)
     return [layer.register_forward_hook(_see_signals_of_output) for layer in layers]
 
 

@@ -1,4 +1,4 @@
-"""Soft prompts: virtual tokens before the text, whichever method made them."""
+"""Virtual tokens in the input embeddings: what prompt tuning and p-tuning have in common."""
 
 from __future__ import annotations
 
@@ -10,44 +10,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_lightning.adapters.prompts.base import VirtualTokens
-from peft_lightning.adapters.prompts.positions import Insertion
+from peft_lightning.adapters.prompts.base import PromptLearning
+from peft_lightning.adapters.prompts.positions import PromptPositions
 
 
 @dataclass(frozen=True)
-class SoftPrompt(VirtualTokens):
+class EmbeddingPrompt(PromptLearning):
     """Puts trainable virtual tokens directly before the text of each sequence.
 
-    They take positions 0 to n - 1 and the text those after; with left padding the order is
-    padding, virtual tokens, text, so that padding changes nothing.
+    The virtual tokens have positions 0 to n - 1 and the text those after them. In a padded row the
+    order is padding, virtual tokens, text, so that padding does not change the output.
     """
 
     def prepare_inputs(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """Replace ``input_ids`` by ``inputs_embeds`` with the virtual tokens in place.
 
-        Takes flat batches, and padded ones of either side; everything that runs along the
-        tokens (labels, positions, mask, lengths) is widened to match. Labels of virtual tokens
-        are -100.
+        Takes flat batches, and batches padded on either side. Labels, positions, mask and
+        lengths are extended to match; the labels of virtual tokens are -100.
         """
         inputs = dict(batch)
         ids = inputs.pop("input_ids")
         embeds = model.get_input_embeddings()(ids)  # (B, T, dim)
         n = self.num_virtual_tokens
         if "cu_seq_lens" in batch:
-            insertion = Insertion.before_sequences(batch["cu_seq_lens"], ids.shape[1], n)
+            prompt_positions = PromptPositions.before_sequences(
+                batch["cu_seq_lens"], ids.shape[1], n
+            )
             ends = torch.arange(len(batch["cu_seq_lens"]), device=ids.device) * n
             inputs["cu_seq_lens"] = batch["cu_seq_lens"] + ends.to(batch["cu_seq_lens"])
             inputs["seq_lens"] = [length + n for length in batch["seq_lens"]]
         else:
             mask = batch.get("attention_mask")
-            insertion = Insertion.before_text(torch.ones_like(ids) if mask is None else mask, n)
-        inputs["inputs_embeds"] = insertion.rows(embeds, model.prompt_embeddings)
+            prompt_positions = PromptPositions.before_text(
+                torch.ones_like(ids) if mask is None else mask, n
+            )
+        inputs["inputs_embeds"] = prompt_positions.insert_embeddings(
+            embeds, model.prompt_embeddings
+        )
         for name, virtual in (("labels", -100), ("attention_mask", 1)):
             if batch.get(name) is not None:
-                inputs[name] = insertion.values(batch[name], virtual)
+                inputs[name] = prompt_positions.insert_values(batch[name], virtual)
         if batch.get("position_ids") is not None:
             positions = torch.arange(n, device=ids.device)
-            inputs["position_ids"] = insertion.values(batch["position_ids"] + n, positions)
+            inputs["position_ids"] = prompt_positions.insert_values(
+                batch["position_ids"] + n, positions
+            )
         return inputs
 
     def prepare_shared(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:

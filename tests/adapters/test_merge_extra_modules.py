@@ -6,7 +6,7 @@ from parity import IDS, randomise
 from transformers import AutoModelForCausalLM
 
 from peft_lightning.adapters import LoRA, save_adapter
-from peft_lightning.adapters.lora.merge_extra import holds_parts
+from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
 from peft_lightning.adapters.merge import merged
 from peft_lightning.export.merged_folder import write_merged
 from rounding import assert_near
@@ -37,7 +37,7 @@ def test_a_merged_folder_computes_what_was_trained(bases, architecture, situatio
     adapter.attach(model)
     randomise(adapter.state_dict(model))
     logits = model(IDS).logits
-    assert holds_parts(adapter.state_dict(model))
+    assert has_extra_modules(adapter.state_dict(model))
     with merged(model):
         assert not any("base_layer" in name for name, _ in model.named_modules())
         assert_near(model(IDS).logits, logits)
@@ -60,4 +60,4 @@ def test_a_merged_folder_computes_what_was_trained(bases, architecture, situatio
 
 def test_updates_of_linear_layers_alone_are_streamed():
     names = ["a.lora_A.weight", "a.lora_B.weight", "lm_head.base_layer.weight", "a.bias"]
-    assert not holds_parts([*names, "a.lora_magnitude_vector", "a.lora_B.bias"])
+    assert not has_extra_modules([*names, "a.lora_magnitude_vector", "a.lora_B.bias"])

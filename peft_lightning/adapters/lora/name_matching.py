@@ -1,8 +1,12 @@
-"""How HF PEFT compares the names of modules: endings, expressions, patterns, short suffixes."""
+"""Module names matched as HF PEFT matches them: by suffix, regular expression or pattern."""
+
+from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeVar
+
+from peft_lightning.messages import nearest
 
 Value = TypeVar("Value")
 
@@ -19,8 +23,18 @@ def match_pattern(patterns: Mapping[str, Value], name: str) -> Value | None:
     return None
 
 
+def check_patterns_match(option: str, patterns: Mapping[str, Any], names: Collection[str]) -> None:
+    """Raise ValueError if a key of ``patterns`` matches none of ``names``; suggest the nearest."""
+    for key in patterns:
+        if not any(match_pattern({key: True}, name) for name in names):
+            leaves = {name.rpartition(".")[2] for name in names}
+            raise ValueError(
+                f"{option} key {key!r} matches no targeted layer" + nearest([key], leaves)
+            )
+
+
 def shortest_suffixes(names: Iterable[str], others: Iterable[str]) -> list[str]:
-    """Return as few suffixes as cover all ``names`` and none of ``others``, as HF PEFT does."""
+    """Return few suffixes that match all ``names`` and none of ``others``, as HF PEFT does."""
     names = list(names)
     taken = {suffix for name in others for suffix in _suffixes(name)}
     chosen: list[str] = []
@@ -41,7 +55,7 @@ def ends_with(name: str, endings: list[str]) -> bool:
 
 
 def matches(wanted: list[str] | str, name: str) -> bool:
-    """Whether a list of endings or a regular expression for the whole meets ``name``."""
+    """Whether ``name`` ends with one of a list, or a regular expression matches the whole of it."""
     if isinstance(wanted, str):
         return re.fullmatch(wanted, name) is not None
     return ends_with(name, wanted)

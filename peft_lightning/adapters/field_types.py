@@ -1,4 +1,4 @@
-"""Values of a file compared with the types of the options that they are for."""
+"""Type checks of a config's values against the fields of a dataclass."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
-def require_types(cls: type, values: Mapping[str, Any]) -> None:
-    """Raise ValueError if a value is of another type than the field of ``cls`` with its name.
+def check_field_types(cls: type, values: Mapping[str, Any]) -> None:
+    """Raise ValueError if a value has another type than the field of ``cls`` with its name.
 
-    A float may be a whole number. None passes: which options may be left open, they say themselves.
+    A float may be given as an integer. None passes: an option that may not be None rejects it
+    itself.
     """
     hints = get_type_hints(cls)
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""The names and shapes of a model's tensors compared with those of a file."""
+"""The state dict in an adapter's file: HF PEFT's prefix, and whether it fits the model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from torch import Tensor
 
 from peft_lightning.messages import shortened
 
+PREFIX = "base_model.model."  # HF PEFT's, before each parameter's name in the model
 
-def check_names(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes of a model's tensors with a file's.
+
+def check_tensors_fit(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> None:
+    """Compare the names and shapes of a model's tensors with those of a file.
 
     Raises:
-        ValueError: If they differ; lists every kind of difference, long lists shortened.
+        ValueError: If they differ. The message lists missing, unexpected and misshapen tensors,
+            long lists shortened.
     """
     missing = [name for name in model if name not in file]
     unexpected = [name for name in file if name not in model]

@@ -1,4 +1,4 @@
-"""Biases of the base that are trained beside LoRA: HF PEFT's option ``bias``."""
+"""Biases of the base that are trained extra LoRA: HF PEFT's option ``bias``."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.modules_to_save import is_within
 
-CHOICES = ("none", "all", "lora_only")
+BIAS_CHOICES = ("none", "all", "lora_only")
 
 
 def biases_to_train(
     model: nn.Module, choice: str, layers: Mapping[str, nn.Module], without: Iterable[str]
 ) -> list[str]:
-    """Return the names of the biases to train in a base.
+    """Return the names of the biases to train.
 
     Args:
-        model: Without an adapter.
-        choice: ``all`` of the model, those of ``layers`` (``lora_only``), or ``none``.
-        layers: To be adapted, by name.
-        without: Modules that are trained whole.
+        model: A model without an adapter.
+        choice: ``all`` for every bias of the model, ``lora_only`` for those of ``layers``, or
+            ``none``.
+        layers: The layers to adapt, by name.
+        without: Names of modules that are trained whole and have their biases there.
     """
     if choice == "none":
         return []
@@ -32,8 +33,8 @@ def biases_to_train(
     return [f"{name}.bias" for name in biased]
 
 
-def require_trainable(model: nn.Module, choice: str, names: Iterable[str]) -> None:
-    """Raise ValueError if training biases called ``names`` would come to nothing; say why."""
+def check_biases(model: nn.Module, choice: str, names: Iterable[str]) -> None:
+    """Raise ValueError if there are no biases ``names``, or their dtype is too narrow to train."""
     found = {model.get_parameter(name).dtype for name in names}
     if choice != "none" and not found:
         raise ValueError(f"bias {choice!r} trains nothing: there is no bias to train in this model")
@@ -44,8 +45,8 @@ def require_trainable(model: nn.Module, choice: str, names: Iterable[str]) -> No
         )
 
 
-def train_biases(model: nn.Module, names: Iterable[str]) -> None:
-    """Put a trainable copy in the place of each bias, in its dtype as in HF PEFT."""
+def make_biases_trainable(model: nn.Module, names: Iterable[str]) -> None:
+    """Replace each bias by a trainable copy of the same dtype, as HF PEFT does."""
     for name in names:
         module = model.get_submodule(name.removesuffix(".bias"))
         bias: Tensor = module.bias  # type: ignore[assignment]
@@ -60,7 +61,7 @@ def trained_biases(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def restore_biases(model: nn.Module) -> None:
-    """Give the base its own biases back."""
+    """Put the base's own biases back."""
     for module in model.modules():
         if hasattr(module, "frozen_bias"):
             frozen: Tensor = module.frozen_bias  # type: ignore[assignment]

@@ -1,0 +1,64 @@
+"""Tensors of a LoRA's file, ours or HF PEFT's, prepared for the model that they are loaded into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from peft_lightning.adapters.lora.embedding import LoRAEmbedding
+from peft_lightning.adapters.lora.extra_modules import resize_saved_embeddings
+from peft_lightning.adapters.lora.layers import LoRALinear
+from peft_lightning.adapters.lora.pissa import append_initial_update
+from peft_lightning.adapters.lora.state_dict_keys import (
+    base_weight_key,
+    check_base_weight,
+    factor_keys,
+)
+
+
+def prepare_to_load(
+    model: nn.Module, tensors: Mapping[str, Tensor], init: bool | str
+) -> dict[str, Tensor]:
+    """Return a file's tensors as the attached LoRA of ``model`` has them.
+
+    Base weights that the file repeats are left out, and initial updates that HF PEFT does not save
+    are appended. Embeddings that are trained whole are resized to the file's number of rows.
+
+    Args:
+        model: A model with a LoRA.
+        tensors: The file's tensors.
+        init: The LoRA's ``init_lora_weights``.
+
+    Raises:
+        ValueError: If a repeated base weight is not the model's.
+    """
+    resize_saved_embeddings(model, tensors)
+    found = dict(tensors)
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoRALinear | LoRAEmbedding):
+            continue
+        key = base_weight_key(name)
+        check_base_weight(key, found.pop(key, None), layer.weight)
+        keys = a, b = factor_keys(name)
+        if isinstance(layer, LoRALinear) and a in found and b in found:
+            factors = append_initial_update(found[a], found[b], layer, layer.weight, init)
+            found |= dict(zip(keys, factors, strict=True))
+    return found
+
+
+def check_rank(rank: int, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a config asks for a larger rank than that of the file's tensors.
+
+    Checked before memory for tensors of that rank is allocated.
+
+    Args:
+        rank: The largest rank that the config gives to a layer.
+        tensors: The file's tensors.
+    """
+    ends = (".lora_A.weight", ".lora_embedding_A")  # shape (rank, in)
+    stored = [len(t) for name, t in tensors.items() if name.endswith(ends) and t.ndim]
+    if stored and rank > max(stored):
+        raise ValueError(
+            f"the config asks for rank {rank}, and the file's tensors have at most {max(stored)}"
+        )
