@@ -117,6 +117,20 @@ def existing_folder(path: str | Path) -> Path:
     )
 
 
+def read_text(file: str | Path) -> str:
+    """Return the text of a user's file.
+
+    Raises:
+        ValueError: If the file does not exist, or is not text in UTF-8.
+    """
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"there is no file {file}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8: {error}") from None
+
+
 def _replace(path: Path, new: Path, previous: Path | None) -> None:
     """Move ``new`` to ``path``, and what was there to ``previous``, or remove it."""
     old = _put(new, path)

@@ -62,9 +62,9 @@ def export(
     from transformers import AutoConfig
 
     from peft_lightning.base_model.load import find_device, require_dtype
-    from peft_lightning.commands.merge import UNVERIFIED, read_text, require_max_logit_difference
+    from peft_lightning.commands.merge import UNVERIFIED, require_max_logit_difference
     from peft_lightning.export.verify import TEXT, THRESHOLDS, compare
-    from peft_lightning.files import atomic_text
+    from peft_lightning.files import atomic_text, read_text
 
     require_dtype(dtype)
     device = find_device(device)

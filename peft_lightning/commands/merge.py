@@ -58,7 +58,7 @@ def merge(
     from peft_lightning.base_model.load import find_device, require_dtype
     from peft_lightning.export.merged_folder import size_in_bytes, write_merged
     from peft_lightning.export.verify import TEXT, THRESHOLDS, compare
-    from peft_lightning.files import atomic_folder, atomic_text
+    from peft_lightning.files import atomic_folder, atomic_text, read_text
     from peft_lightning.hub import adapter_folder
 
     require_dtype(dtype)
@@ -136,13 +136,3 @@ def _dtypes(files: list[Path]) -> set[torch.dtype]:
 
     dtypes = {tensor.dtype for file in files for tensor in stored_tensors(file).values()}
     return {dtype for dtype in dtypes if dtype.is_floating_point}
-
-
-def read_text(file: str) -> str:
-    """Return the text of ``file``; raise ValueError if it is not there, or no text."""
-    try:
-        return Path(file).expanduser().read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError):
-        raise ValueError(f"there is no file {file}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8: {error}") from None
