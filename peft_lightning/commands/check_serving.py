@@ -40,7 +40,7 @@ def check_serving(
     if not (folder / CONFIG_FILE).is_file():
         read_adapter(folder)  # raises unless it is a fully trained model
         print(f"{ckpt_path} is a whole model: vLLM and transformers load it as any model's folder")
-        print("llama.cpp: python -m peft_lightning export CKPT OUT.gguf --format gguf")
+        print("llama.cpp: python -m peft_lightning export CKPT OUT.gguf --type model")
         return
     config = read_json(folder / CONFIG_FILE)
     if config.get("peft_type") == LoRA.peft_type:
@@ -118,7 +118,7 @@ def judge(
     limit = next((r for r in VLLM_RANKS if r >= rank), VLLM_RANKS[-1])
     llama = [*shared, *_llama(ranks, base)]
     folded = config.get("use_rslora") or len(set(scales.values())) > 1
-    own = "python -m peft_lightning export CKPT OUT.gguf --format gguf-lora"
+    own = "python -m peft_lightning export CKPT OUT.gguf --type adapter"
     llama_notes = [f"as a GGUF file: {own}"]
     if folded:
         llama_notes.append("llama.cpp's own converter would lose the scales of these layers")
@@ -180,7 +180,7 @@ def _llama(ranks: Mapping[str, int], base: Any | None) -> list[str]:
     if head and base.get_text_config().tie_word_embeddings:
         return [
             "the output embedding is tied to the input embedding in this base, and no tensor of "
-            "its own: export CKPT OUT.gguf --format gguf"
+            "its own: export CKPT OUT.gguf --type model"
         ]
     return []
 

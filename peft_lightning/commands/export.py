@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from peft_lightning.adapters.lora.method import LoRA
-    from peft_lightning.export.gguf_layout import Layout
-
-FORMATS = ("gguf-lora", "gguf")
+TYPES = ("adapter", "model")  # the values of general.type in a GGUF file
 
 
 def export(
     ckpt_path: str,
     out: str,
     /,
-    format: str = "gguf-lora",
+    type: str = "adapter",
     base_model: str | None = None,
     dtype: str = "auto",
     tokenizer_pre: str | None = None,
@@ -33,29 +26,30 @@ def export(
 ) -> None:
     """Write a GGUF file for llama.cpp, Ollama and others: a LoRA alone, or the merged model.
 
-    For Llama, Mistral, Qwen 2 and Qwen 3. A merged model is then loaded and compared, as merge
-    does it; if they disagree, the file OUT.UNVERIFIED says why.
+    For Llama, Mistral, Qwen 2 and Qwen 3. A model is then loaded and compared, as in the command
+    merge; if it differs, the file OUT.UNVERIFIED gives the reason.
 
     Args:
-        ckpt_path: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; for gguf a
-            model's folder will do too.
+        ckpt_path: Folder of an adapter or checkpoint, or OWNER/NAME@REVISION on the hub; with
+            ``--type model`` also the folder of a model.
         out: The .gguf file to write.
-        format: gguf-lora: the adapter alone, for llama.cpp's --lora beside the base's GGUF file;
-            gguf: one file with the merged model and its tokenizer.
+        type: adapter: the LoRA alone, for llama.cpp's --lora together with the base's GGUF file;
+            model: the base merged with the adapter, and its tokenizer.
         base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
-        dtype: auto (float32 for a LoRA, as the base's for a model), float32, bfloat16 or float16.
-        tokenizer_pre: llama.cpp's name of how the tokenizer cuts text, such as llama-bpe; without,
-            it is found from the tokenizer.
-        verify: Whether to compare a merged model; it takes its memory in float32.
+        dtype: auto (float32 for an adapter, the base's for a model), float32, bfloat16 or float16.
+        tokenizer_pre: llama.cpp's name of the pre-tokenizer, such as llama-bpe; without, it is
+            found from the tokenizer.
+        verify: Whether to compare a model with the base and its adapter; this takes the memory of
+            both in float32.
         max_logit_difference: Largest allowed difference of a logit, as in merge.
         text: Text file to compare on; without, a built-in text.
         device: Where to compare: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
-        allow_base_mismatch: Go on even if the adapter was trained on another base model.
+        allow_base_mismatch: Export even if the adapter was trained on another base model.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format must be {' or '.join(FORMATS)}, got {format!r}")
+    if type not in TYPES:
+        raise ValueError(f"type must be {' or '.join(TYPES)}, got {type!r}")
     if not out.endswith(".gguf") or Path(out).is_dir():
         raise ValueError(f"out must be a file's name that ends in .gguf, got {out!r}")
     import torch
@@ -63,6 +57,7 @@ def export(
 
     from peft_lightning.base_model.load import find_device, require_dtype
     from peft_lightning.commands.merge import UNVERIFIED, require_max_logit_difference
+    from peft_lightning.export.gguf_file import find_base, write_adapter_file, write_model_file
     from peft_lightning.export.verify import TEXT, THRESHOLDS, compare
     from peft_lightning.files import atomic_text, read_text
 
@@ -72,14 +67,14 @@ def export(
     sample = TEXT if text is None else read_text(text)
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
-    base, folder = _places(ckpt_path, base_model)
-    if format == "gguf-lora":
-        _write_lora(Path(out), base, folder, ckpt_path, wanted, allow_base_mismatch, options)
+    base, folder = find_base(ckpt_path, base_model)
+    if type == "adapter":
+        write_adapter_file(Path(out), base, folder, wanted, allow_base_mismatch, options)
         print(f"exported: {out}; use it as llama-cli -m BASE.gguf --lora {out}")
         return
     mark = Path(f"{out}.{UNVERIFIED}")
     mark.unlink(missing_ok=True)  # of another file of this name
-    layout, stored = _write_model(
+    layout, stored = write_model_file(
         Path(out), base, folder, wanted, tokenizer_pre, allow_base_mismatch, options
     )
     print(f"exported: {out}, {Path(out).stat().st_size:,} bytes")
@@ -103,116 +98,3 @@ def export(
         atomic_text(mark, f"{problem}\n{found}\n")
         raise RuntimeError(f"{out} is not what was trained: {problem}")
     mark.unlink()
-
-
-def _places(ckpt_path: str, base_model: str | None) -> tuple[str, str | None]:
-    """Return where the base and its adapter are; None if ``ckpt_path`` is a whole model.
-
-    Raises:
-        ValueError: If it is neither, or is an adapter that is no LoRA, or names no base.
-    """
-    from peft_lightning.adapters.folder import CONFIG_FILE, read_adapter
-    from peft_lightning.adapters.merge import require_mergeable
-    from peft_lightning.hub import adapter_folder
-
-    if Path(ckpt_path, "config.json").is_file() and not Path(ckpt_path, CONFIG_FILE).is_file():
-        if base_model is not None:
-            raise ValueError(
-                f"{ckpt_path} is a whole model: give it without --base_model {base_model}"
-            )
-        return ckpt_path, None
-    adapter, _, facts = read_adapter(ckpt_path := str(adapter_folder(ckpt_path)))
-    require_mergeable(adapter, ckpt_path)
-    if not (base := base_model or facts["base_model"]):
-        raise ValueError(f"{ckpt_path} does not name its base model: give it with --base_model")
-    return base, ckpt_path
-
-
-def _write_lora(
-    out: Path,
-    base: str,
-    folder: str | None,
-    ckpt_path: str,
-    dtype: torch.dtype | None,
-    allow_base_mismatch: bool,
-    options: dict[str, Any],
-) -> None:
-    import torch
-
-    from peft_lightning.adapters.folder import read_adapter, require_base
-    from peft_lightning.adapters.merge import require_mergeable
-    from peft_lightning.base_model import base_fingerprint, load_base_model
-    from peft_lightning.base_model.weights import NotStreamableError, open_weights
-    from peft_lightning.export.gguf import write_lora
-    from peft_lightning.files import atomic_file
-
-    if folder is None:
-        raise ValueError(f"{ckpt_path} is a whole model and no LoRA: export it with --format gguf")
-    adapter, tensors, facts = read_adapter(folder)
-    model: Any
-    try:
-        weights = open_weights(base, **options)
-        model, fingerprint = weights.model, weights.fingerprint()
-    except NotStreamableError:
-        model = load_base_model(base, **options)
-        fingerprint = base_fingerprint(model)
-    if not allow_base_mismatch:
-        require_base(folder, facts, fingerprint)
-    with atomic_file(out) as file:
-        write_lora(file, model, require_mergeable(adapter), tensors, dtype or torch.float32)
-
-
-def _write_model(
-    out: Path,
-    base: str,
-    folder: str | None,
-    dtype: torch.dtype | None,
-    pre: str | None,
-    allow_base_mismatch: bool,
-    options: dict[str, Any],
-) -> tuple[Layout, torch.dtype]:
-    """Write the merged model; return its layout and the dtype of its matrices."""
-    from functools import partial
-
-    from peft_lightning.adapters.folder import read_adapter, require_base
-    from peft_lightning.adapters.lora.merge_extra import holds_parts
-    from peft_lightning.adapters.merge import require_mergeable
-    from peft_lightning.base_model import load_tokenizer
-    from peft_lightning.base_model.weights import NotStreamableError, open_weights
-    from peft_lightning.export.gguf import write_model
-    from peft_lightning.export.gguf_tokenizer import add_vocabulary, copy_vocabulary
-    from peft_lightning.export.merged_folder import write_merged
-    from peft_lightning.export.merged_weights import MergedTensors
-    from peft_lightning.files import atomic_file, scratch_folder
-
-    adapter: LoRA | None = None
-    tensors: dict[str, Tensor] = {}
-    facts: dict[str, Any] = {"base_fingerprint": None}
-    if folder is not None:
-        found, tensors, facts = read_adapter(folder)
-        adapter = require_mergeable(found, folder)
-    with scratch_folder(out.with_name(f"{out.name}.merged")) as temporary:
-        place = base
-        try:
-            if holds_parts(tensors):
-                raise NotStreamableError("the adapter trains more than updates of linear layers")
-            weights = open_weights(base, **options)
-            if not allow_base_mismatch and facts["base_fingerprint"]:
-                require_base(str(folder), facts, weights.fingerprint())
-        except NotStreamableError:
-            if folder is None:
-                raise
-            write_merged(temporary, folder, base, dtype, 2 * 10**9, allow_base_mismatch, options)
-            weights, tensors = open_weights(str(temporary)), {}
-            if adapter is not None and adapter.new_tokens:
-                place = str(temporary)  # whose tokenizer has them
-            adapter = None
-        size = weights.model.config.vocab_size
-        if place.endswith(".gguf"):
-            vocabulary = partial(copy_vocabulary, file=Path(base).expanduser())
-        else:
-            tokenizer = load_tokenizer(place, **options)
-            vocabulary = partial(add_vocabulary, tokenizer=tokenizer, size=size, pre=pre)
-        merged = MergedTensors(weights, adapter, tensors, dtype)
-        with atomic_file(out) as file:
-            return write_model(file, merged, out.stem, vocabulary)
