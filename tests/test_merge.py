@@ -403,7 +403,7 @@ def test_a_text_of_the_users_is_compared(lora, tmp_path, capsys):
         ({"max_shard_size": "2"}, "max_shard_size must be a size such as 2GB or 500MB, got '2'"),
         ({"max_logit_difference": 0.0}, "max_logit_difference must be above 0, got 0"),
         ({"text": "no.txt"}, "there is no file no.txt"),
-        ({"model": "no/such/base"}, "there is no no/such/base"),
+        ({"base_model": "no/such/base"}, "there is no no/such/base"),
     ],
 )
 def test_a_wrong_option_is_named(lora, tmp_path, options, message):
