@@ -131,6 +131,24 @@ def read_text(file: str | Path) -> str:
         raise ValueError(f"{file} is no text in UTF-8: {error}") from None
 
 
+def require_replaceable(folder: Path, file: str, kind: str) -> None:
+    """Raise ValueError unless ``folder`` may be replaced.
+
+    It may if it is empty or holds a ``kind`` with its ``file``, and is no checkpoint from which
+    training continues.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / file).is_file():
+        raise ValueError(
+            f"{folder} is not empty, and holds no {kind}: give another folder to write"
+        )
+    if (folder / "trainer_state.pt").is_file():
+        raise ValueError(
+            f"{folder} is a checkpoint, which training continues from: give another folder to write"
+        )
+
+
 def _replace(path: Path, new: Path, previous: Path | None) -> None:
     """Move ``new`` to ``path``, and what was there to ``previous``, or remove it."""
     old = _put(new, path)

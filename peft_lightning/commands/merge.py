@@ -106,7 +106,9 @@ def require_max_logit_difference(max_logit_difference: float | None) -> None:
 
 
 def _require_free(out: Path, *sources: Path) -> None:
-    """Raise ValueError if writing ``out`` would remove what is merged, or something else."""
+    """Raise ValueError if writing ``out`` would remove what is merged, or another folder."""
+    from peft_lightning.files import require_replaceable
+
     place = out.resolve()
     for source in sources:
         if source.exists() and (source.resolve() == place or place in source.resolve().parents):
@@ -114,21 +116,6 @@ def _require_free(out: Path, *sources: Path) -> None:
                 f"{out} would take the place of {source}: give another folder to write"
             )
     require_replaceable(out, "config.json", "model")
-
-
-def require_replaceable(out: Path, file: str, what: str) -> None:
-    """Raise ValueError if the folder ``out`` holds something else than ``what``, with its ``file``.
-
-    Nor is a checkpoint replaced that training continues from.
-    """
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not (out / file).is_file():
-        raise ValueError(f"{out} is not empty, and holds no {what}: give another folder to write")
-    if (out / "trainer_state.pt").is_file():
-        raise ValueError(
-            f"{out} is a checkpoint, which training continues from: give another folder to write"
-        )
 
 
 def _dtypes(files: list[Path]) -> set[torch.dtype]:
