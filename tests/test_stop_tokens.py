@@ -6,7 +6,8 @@ import lightning as L
 import pytest
 from transformers import GenerationMixin
 
-from peft_lightning import CausalLMModule, SFTDataModule
+from peft_lightning import CausalLMModule, LoRA, SFTDataModule, save_adapter
+from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.commands.generate import generate
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from tiny import tiny_model
@@ -97,3 +98,21 @@ def test_predict_and_generate_stop_at_the_same_ids(divided, stopped_at, tmp_path
     trainer.predict(module, datamodule=data)
     want = {*tokenizer.convert_tokens_to_ids(["<unk>", "<|model|>", *turn])}
     assert stopped_at == [want, want]
+
+
+def test_a_new_token_of_an_adapter_that_closes_a_turn_ends_its_answers(base, stopped_at, tmp_path):
+    template = tmp_path / "new.jinja"
+    template.write_text(CHATML.replace("<|im_end|>", "<|new|>"))
+    model, tokenizer = load_base_model(str(base)), byte_tokenizer()
+    adapter = LoRA(r=2, new_tokens=["<|new|>"]).with_tokenizer(tokenizer)
+    facts = {"base_fingerprint": base_fingerprint(model), "base_model": str(base)}
+    adapter.attach(model)
+    save_adapter(adapter, model, tmp_path / "adapter", facts, tokenizer)
+    generate(
+        ckpt_path=str(tmp_path / "adapter"),
+        base_model=str(base),
+        prompt="a",
+        max_new_tokens=2,
+        chat_template=str(template),
+    )
+    assert tokenizer.convert_tokens_to_ids("<|new|>") in stopped_at[0]

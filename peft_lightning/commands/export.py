@@ -56,8 +56,13 @@ def export(
     from transformers import AutoConfig
 
     from peft_lightning.base_model.load import find_device, require_dtype
-    from peft_lightning.commands.merge import UNVERIFIED, require_max_logit_difference
     from peft_lightning.export.gguf_file import find_base, write_adapter_file, write_model_file
+    from peft_lightning.export.unverified import (
+        UNFINISHED,
+        UNVERIFIED,
+        require_max_logit_difference,
+        settle,
+    )
     from peft_lightning.export.verify import TEXT, THRESHOLDS, compare
     from peft_lightning.files import atomic_text, read_text
 
@@ -91,10 +96,6 @@ def export(
         print(f"not verified: transformers reads {unread}; llama.cpp reads it right")
         return
     length = min(512, layout.context_length)
-    atomic_text(mark, "the verification was not finished\n")
+    atomic_text(mark, UNFINISHED)
     found = compare(out, base, folder, sample, device, options, length)
-    print(f"verified on {found}")
-    if problem := found.problem(max_logit_difference or THRESHOLDS[stored]):
-        atomic_text(mark, f"{problem}\n{found}\n")
-        raise RuntimeError(f"{out} is not what was trained: {problem}")
-    mark.unlink()
+    settle(mark, out, found, max_logit_difference or THRESHOLDS[stored])
