@@ -31,7 +31,7 @@ def export(
 
     Args:
         ckpt_path: Folder of an adapter or checkpoint, or OWNER/NAME@REVISION on the hub; with
-            ``--type model`` also the folder of a model.
+            --type model also the folder of a model.
         out: The .gguf file to write.
         type: adapter: the LoRA alone, for llama.cpp's --lora together with the base's GGUF file;
             model: the base merged with the adapter, and its tokenizer.

@@ -65,6 +65,8 @@ def generate(
 
     if output is not None and Path(output).is_dir():
         raise ValueError(f"output {output} is a folder: give the name of a JSONL file")
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    prompts = read_prompts(texts, file, format, system)  # before the model, as its errors are quick
     loaded = load_inference_model(
         base_model,
         ckpt_path,
@@ -77,10 +79,9 @@ def generate(
         revision=revision,
         quantization=quantization,
     )
-    texts = [prompt] if isinstance(prompt, str) else prompt
     answers = answer_prompts(
         loaded,
-        read_prompts(texts, file, format, system),
+        prompts,
         output,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
