@@ -17,7 +17,7 @@ from peft_lightning import (
     load_tokenizer,
     save_adapter,
 )
-from peft_lightning.inference.generate import encode_prompt, generate_tokens
+from peft_lightning.inference.generate import generate_texts
 
 BASE = "~/.cache/peft_lightning/models/SmolLM2-135M-Instruct"  # from scripts/get_smollm2.py
 ROWS = "examples/home_assistant/train.jsonl"
@@ -33,8 +33,7 @@ PROMPT = "could you warm up the kitchen a bit"
 
 def answer(prompt: str, adapter: LoRA | None) -> str:
     """Return the greedy answer to ``prompt``."""
-    ids = generate_tokens(model, adapter, tokenizer, [encode_prompt(tokenizer, prompt)], 40)
-    return str(tokenizer.decode(ids[0], skip_special_tokens=True)).strip()
+    return generate_texts(model, adapter, tokenizer, [prompt], 40)[0]
 
 
 print(answer(PROMPT, None))
@@ -79,6 +78,7 @@ assert answer(PROMPT, adapter) == answered
 #
 # base = load_base_model(BASE, dtype="float32")
 # theirs = PeftModel.from_pretrained(base, "runs/notebook/adapter")
+# from peft_lightning.data.tokenization import encode_prompt
 # prompt = torch.tensor([encode_prompt(tokenizer, PROMPT)])
 # difference = theirs(prompt).logits - model(prompt).logits
 # print("HF PEFT's logits differ from ours by at most", difference.abs().max().item())

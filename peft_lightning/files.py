@@ -120,6 +120,38 @@ def existing_folder(path: str | Path) -> Path:
     )
 
 
+def read_text(file: str | Path) -> str:
+    """Return the text of a user's file.
+
+    Raises:
+        ValueError: If the file does not exist, or is not text in UTF-8.
+    """
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"there is no file {file}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8: {error}") from None
+
+
+def require_replaceable(folder: Path, file: str, kind: str) -> None:
+    """Raise ValueError unless ``folder`` may be replaced.
+
+    It may if it is empty or holds a ``kind`` with its ``file``, and is no checkpoint from which
+    training continues.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / file).is_file():
+        raise ValueError(
+            f"{folder} is not empty, and holds no {kind}: give another folder to write"
+        )
+    if (folder / "trainer_state.pt").is_file():
+        raise ValueError(
+            f"{folder} is a checkpoint, which training continues from: give another folder to write"
+        )
+
+
 def _replace(path: Path, new: Path, previous: Path | None) -> None:
     """Move ``new`` to ``path``, and what was there to ``previous``, or remove it."""
     old = _put(new, path)

@@ -26,7 +26,7 @@ from peft_lightning.base_model import (
     load_tokenizer,
 )
 from peft_lightning.hidden_cache.cache import cache_of_run, leaves_inputs
-from peft_lightning.inference.generate import encode_prompt, generate_tokens
+from peft_lightning.inference.generate import generate_texts
 from peft_lightning.inference.load import named_folders
 from peft_lightning.kernels.activation_checkpointing import recompute_activations
 from peft_lightning.kernels.attention import FLAT_ATTENTION
@@ -392,11 +392,8 @@ class CausalLMModule(L.LightningModule):
         self, prompts: list[list[int]] | list[str], max_new_tokens: int = 128
     ) -> list[str]:
         """Return the greedy answers to prompts: texts (in the chat template) or token ids."""
-        tokenizer = self.load_tokenizer()
-        rows = [encode_prompt(tokenizer, p) if isinstance(p, str) else p for p in prompts]
         adapter = attached_adapter(self.model)
-        outputs = generate_tokens(self.model, adapter, tokenizer, rows, max_new_tokens)
-        return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in outputs]
+        return generate_texts(self.model, adapter, self.load_tokenizer(), prompts, max_new_tokens)
 
     # ---- state --------------------------------------------------------------------------------
 

@@ -76,22 +76,19 @@ def answer(base_name: str, folder: str, prompts: list[str]) -> tuple[list[str], 
     with Progress("importing torch and transformers"):
         from peft_lightning.adapters import load_adapter
         from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
-        from peft_lightning.inference.generate import encode_prompt, generate_tokens
+        from peft_lightning.inference.generate import generate_texts
 
     tokenizer = load_tokenizer(base_name)
     model: Any = load_base_model(base_name, dtype="auto")
-    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
 
     def answers(adapter: Any) -> list[str]:
         def count(done: list[int], found: list[list[int]]) -> None:
             progress.update(progress.done + len(done))
 
-        out = generate_tokens(
-            model, adapter, tokenizer, ids, MAX_NEW_TOKENS, batch_size=BATCH, on_answers=count
-        )
-        return [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in out]
+        options: dict[str, Any] = {"batch_size": BATCH, "on_answers": count}
+        return generate_texts(model, adapter, tokenizer, prompts, MAX_NEW_TOKENS, **options)
 
-    with Progress("answering", 2 * len(ids), "prompts") as progress:
+    with Progress("answering", 2 * len(prompts), "prompts") as progress:
         before = answers(None)
         adapter = load_adapter(model, folder, base_fingerprint=base_fingerprint(model))
         return before, answers(adapter)

@@ -34,6 +34,7 @@ LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
     4: {"torch", "transformers", "lightning", "jsonargparse", "yaml"},
 }
 ALSO = {
+    "commands/card.py": {"huggingface_hub"},
     "data/sources.py": {"datasets", "pyarrow"},
     "data/cache.py": {"filelock"},
     "hidden_cache/store.py": {"filelock"},

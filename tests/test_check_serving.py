@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 
 from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
 from peft_lightning.base_model import load_base_model, resolve
-from peft_lightning.commands.check_serving import VLLM_RANKS, check_serving
+from peft_lightning.commands.check_serving import check_serving
+from peft_lightning.export.serving import VLLM_RANKS
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, write_base
 

@@ -18,7 +18,8 @@ from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
 from peft_lightning.__main__ import no_collecting
 from peft_lightning.adapters import LoRA, load_adapter, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
-from peft_lightning.inference.generate import encode_prompt, generate_tokens
+from peft_lightning.data.tokenization import encode_prompt
+from peft_lightning.inference.generate import generate_tokens
 
 ROOT = Path(__file__).parents[1]
 
@@ -310,7 +311,7 @@ def test_help_names_every_command_with_the_first_line_of_its_function():
     from peft_lightning.__main__ import OWN_COMMANDS, TRAINER_COMMANDS, main_help
 
     files = {file.stem for file in (ROOT / "peft_lightning" / "commands").glob("[!_]*.py")}
-    assert set(OWN_COMMANDS) == files
+    assert {name.replace("-", "_") for name in OWN_COMMANDS} == files
     for name in (*TRAINER_COMMANDS, *OWN_COMMANDS):
         assert re.search(rf"^  {name} +\w", main_help(), re.MULTILINE)
 

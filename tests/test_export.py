@@ -158,10 +158,10 @@ def test_a_plain_lora_is_written_bit_for_bit(tmp_path):
 def test_a_tied_output_embedding_has_no_place_in_a_lora_file(tmp_path):
     base = write_base(tmp_path / "base", "qwen2")
     ckpt = write_adapter(base, tmp_path / "ckpt", LoRA(r=2, target_modules=["lm_head"]))
-    with pytest.raises(ValueError, match=r"tied to the input embedding .* export --format gguf"):
+    with pytest.raises(ValueError, match=r"tied to the input embedding .* export --type model"):
         export(str(ckpt), str(tmp_path / "lora.gguf"))
     assert not list(tmp_path.glob("*.gguf"))
-    export(str(ckpt), str(tmp_path / "model.gguf"), format="gguf")
+    export(str(ckpt), str(tmp_path / "model.gguf"), type="model")
     assert "output.weight" in tensors(tmp_path / "model.gguf")
 
 
@@ -173,7 +173,7 @@ def test_our_loader_reads_the_logits_of_the_merged_folder(base, tmp_path, dtype,
     ckpt = write_adapter(base, tmp_path / "ckpt", LORAS["patterns"])
     file = tmp_path / "model.gguf"
     threshold = 1e-3 if dtype == "float32" else 0.5  # random weights carry roundings far
-    export(str(ckpt), str(file), format="gguf", dtype=dtype, max_logit_difference=threshold)
+    export(str(ckpt), str(file), type="model", dtype=dtype, max_logit_difference=threshold)
     merge(str(ckpt), str(tmp_path / "merged"), dtype=dtype, max_logit_difference=threshold)
     if unread := UNREAD.get(base.name):
         assert f"not verified: transformers reads {unread}" in capsys.readouterr().out
@@ -191,7 +191,7 @@ def test_our_loader_reads_the_logits_of_the_merged_folder(base, tmp_path, dtype,
 
 
 def test_the_tokenizer_comes_along(llama, tmp_path):
-    export(str(llama[1]), str(tmp_path / "m.gguf"), format="gguf")
+    export(str(llama[1]), str(tmp_path / "m.gguf"), type="model")
     tokenizer, want = load_tokenizer(str(tmp_path / "m.gguf")), digit_tokenizer()
     text = "a  23\n   4<|im_end|>"
     assert tokenizer(text)["input_ids"] == want(text)["input_ids"]
@@ -203,17 +203,17 @@ def test_ids_without_a_token_are_filled(tmp_path):
     own = tiny_model("llama", vocab_size=len(digit_tokenizer()) + 3)
     own.save_pretrained(tmp_path / "base")
     digit_tokenizer().save_pretrained(tmp_path / "base")
-    export(str(tmp_path / "base"), str(tmp_path / "m.gguf"), format="gguf")
+    export(str(tmp_path / "base"), str(tmp_path / "m.gguf"), type="model")
     known = fields(tmp_path / "m.gguf")
     count = len(digit_tokenizer())
     assert known["tokenizer.ggml.tokens"][count:] == [f"[PAD{count + i}]" for i in range(3)]
 
 
 def test_a_whole_model_is_exported_without_an_adapter(llama, tmp_path, capsys):
-    export(str(llama[0]), str(tmp_path / "m.gguf"), format="gguf")
+    export(str(llama[0]), str(tmp_path / "m.gguf"), type="model")
     assert "differ by at most 0 " in capsys.readouterr().out
     ckpt = write_adapter(llama[0], tmp_path / "full", Full())
-    export(str(ckpt), str(tmp_path / "full.gguf"), format="gguf")
+    export(str(ckpt), str(tmp_path / "full.gguf"), type="model")
     model = load_base_model(str(tmp_path / "full.gguf"))
     assert_near(model(IDS).logits, load_base_model(str(ckpt))(IDS).logits)
 
@@ -222,7 +222,7 @@ def test_a_gguf_base_is_merged_and_exported(tmp_path):
     model = tiny_model("llama", vocab_size=len(digit_tokenizer()))
     file = write_gguf(tmp_path / "base.gguf", model, pre="starcoder")
     ckpt = write_adapter(file, tmp_path / "ckpt", LoRA(r=4))
-    export(str(ckpt), str(tmp_path / "m.gguf"), format="gguf")
+    export(str(ckpt), str(tmp_path / "m.gguf"), type="model")
     assert fields(tmp_path / "m.gguf")["tokenizer.ggml.pre"] == "starcoder"
     adapted = load_base_model(str(file))
     load_adapter(adapted, ckpt)
@@ -233,7 +233,7 @@ def test_a_gguf_base_is_merged_and_exported(tmp_path):
 
 def test_a_sliding_window_shortens_the_context(tmp_path, capsys):
     base = write_base(tmp_path / "base", "mistral")
-    export(str(base), str(tmp_path / "m.gguf"), format="gguf")
+    export(str(base), str(tmp_path / "m.gguf"), type="model")
     assert "its context is 64 tokens: llama.cpp has no sliding window" in capsys.readouterr().out
     assert fields(tmp_path / "m.gguf")["llama.context_length"] == 64
 
@@ -241,13 +241,13 @@ def test_a_sliding_window_shortens_the_context(tmp_path, capsys):
 def test_a_file_that_is_wrong_is_noticed(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(merged_weights, "add_update", lambda weight, *a, **k: weight.clone())
     with pytest.raises(RuntimeError, match="is not what was trained: its logits differ"):
-        export(str(llama[1]), str(tmp_path / "m.gguf"), format="gguf")
+        export(str(llama[1]), str(tmp_path / "m.gguf"), type="model")
     assert "its logits differ" in (tmp_path / "m.gguf.UNVERIFIED").read_text()
 
 
 def test_a_verified_file_takes_the_mark_of_the_one_before_away(llama, tmp_path):
     (tmp_path / "m.gguf.UNVERIFIED").write_text("of an earlier file")
-    export(str(llama[1]), str(tmp_path / "m.gguf"), format="gguf")
+    export(str(llama[1]), str(tmp_path / "m.gguf"), type="model")
     assert [file.name for file in tmp_path.iterdir()] == ["m.gguf"]
 
 
@@ -257,7 +257,7 @@ def test_a_file_whose_verification_was_cut_off_is_marked(llama, tmp_path, monkey
 
     monkeypatch.setattr(verify, "compare", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        export(str(llama[1]), str(tmp_path / "m.gguf"), format="gguf")
+        export(str(llama[1]), str(tmp_path / "m.gguf"), type="model")
     assert "was not finished" in (tmp_path / "m.gguf.UNVERIFIED").read_text()
 
 
@@ -265,7 +265,7 @@ def test_trained_biases_are_in_the_file(tmp_path):
     base = write_base(tmp_path / "base", "qwen2")
     adapter = LoRA(r=2, target_modules=["q_proj"], bias="lora_only")
     ckpt = write_adapter(base, tmp_path / "ckpt", adapter)
-    export(str(ckpt), str(tmp_path / "m.gguf"), format="gguf")
+    export(str(ckpt), str(tmp_path / "m.gguf"), type="model")
     name = "model.layers.0.self_attn.q_proj.bias"
     held = load_file(ckpt / "adapter_model.safetensors")
     trained = held["base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias"]
@@ -316,7 +316,7 @@ def test_other_tokenizers_are_refused(content, message):
 
 
 def test_the_users_name_for_the_cutting_is_taken(llama, tmp_path):
-    export(str(llama[1]), str(tmp_path / "m.gguf"), format="gguf", tokenizer_pre="refact")
+    export(str(llama[1]), str(tmp_path / "m.gguf"), type="model", tokenizer_pre="refact")
     assert fields(tmp_path / "m.gguf")["tokenizer.ggml.pre"] == "refact"
 
 
@@ -326,7 +326,7 @@ def test_the_users_name_for_the_cutting_is_taken(llama, tmp_path):
 @pytest.mark.parametrize(
     ("out", "options", "message"),
     [
-        ("x.gguf", {"format": "ggml"}, "format must be gguf-lora or gguf, got 'ggml'"),
+        ("x.gguf", {"type": "lora"}, "type must be adapter or model, got 'lora'"),
         ("x.bin", {}, "out must be a file's name that ends in .gguf, got"),
         ("x.gguf", {"dtype": "q8_0"}, "dtype must be one of auto"),
         ("x.gguf", {"text": "no.txt"}, "there is no file no.txt"),
@@ -341,13 +341,13 @@ def test_a_wrong_option_is_named(llama, tmp_path, out, options, message):
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
-@pytest.mark.parametrize("format", ["gguf", "gguf-lora"])
-def test_other_architectures_are_refused_by_name(architecture, format, tmp_path):
+@pytest.mark.parametrize("type", ["model", "adapter"])
+def test_other_architectures_are_refused_by_name(architecture, type, tmp_path):
     tiny_model(architecture, vocab_size=len(digit_tokenizer())).save_pretrained(tmp_path / "base")
     digit_tokenizer().save_pretrained(tmp_path / "base")
     ckpt = write_adapter(tmp_path / "base", tmp_path / "ckpt", LoRA(r=2))
     with pytest.raises(ValueError, match=f"for a {architecture}.* model, only for llama, mistral"):
-        export(str(ckpt), str(tmp_path / "m.gguf"), format=format)
+        export(str(ckpt), str(tmp_path / "m.gguf"), type=type)
 
 
 def test_an_unknown_rope_is_refused(llama):
@@ -362,17 +362,17 @@ def test_what_is_no_lora_is_refused(llama, tmp_path):
     prompt = write_adapter(llama[0], tmp_path / "p", PromptTuning(num_virtual_tokens=2))
     with pytest.raises(ValueError, match="is a PROMPT_TUNING adapter"):
         export(str(prompt), str(tmp_path / "x.gguf"))
-    with pytest.raises(ValueError, match="is a whole model and no LoRA: export it with --format"):
+    with pytest.raises(ValueError, match="is a whole model and no LoRA: export it with --type"):
         export(str(llama[0]), str(tmp_path / "x.gguf"))
     with pytest.raises(ValueError, match="is a whole model: give it without --base_model"):
         export(str(llama[0]), str(tmp_path / "x.gguf"), base_model="other")
 
 
-@pytest.mark.parametrize("format", ["gguf", "gguf-lora"])
-def test_an_adapter_of_another_base_is_refused_unless_any_base(llama, tmp_path, format):
+@pytest.mark.parametrize("type", ["model", "adapter"])
+def test_an_adapter_of_another_base_is_refused_unless_it_is_allowed(llama, tmp_path, type):
     tiny_model("llama", vocab_size=len(digit_tokenizer()), seed=7).save_pretrained(tmp_path / "b")
     digit_tokenizer().save_pretrained(tmp_path / "b")
-    options = {"base_model": str(tmp_path / "b"), "format": format}
+    options = {"base_model": str(tmp_path / "b"), "type": type}
     with pytest.raises(ValueError, match="was trained on another base model"):
         export(str(llama[1]), str(tmp_path / "x.gguf"), **options)
     export(
@@ -418,9 +418,9 @@ def test_llama_answers_as_we_do_from_a_lora_and_from_a_merged_file(base, tmp_pat
     llama_cpp()
     ckpt = write_adapter(base, tmp_path / "ckpt", LORAS["both"])
     paths = {name: str(tmp_path / f"{name}.gguf") for name in ("base", "lora", "merged")}
-    export(str(base), paths["base"], format="gguf", verify=False)
+    export(str(base), paths["base"], type="model", verify=False)
     export(str(ckpt), paths["lora"])
-    export(str(ckpt), paths["merged"], format="gguf", verify=False)
+    export(str(ckpt), paths["merged"], type="model", verify=False)
     model = load_base_model(str(base))
     load_adapter(model, ckpt)
     rows = [[5, 9, 30, 77, 120], list(range(20, 40)), [200, 4]]
@@ -443,7 +443,7 @@ def test_llama_answers_as_we_do_from_a_lora_and_from_a_merged_file(base, tmp_pat
 @pytest.mark.llama
 def test_llama_cuts_text_as_our_tokenizer_does(llama, tmp_path):
     module = llama_cpp()
-    export(str(llama[1]), str(tmp_path / "m.gguf"), format="gguf", verify=False)
+    export(str(llama[1]), str(tmp_path / "m.gguf"), type="model", verify=False)
     model = module.Llama(str(tmp_path / "m.gguf"), vocab_only=True, verbose=False)
     text = "a  23\n   4 naïve<|im_end|>\n"
     assert (

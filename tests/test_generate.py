@@ -13,8 +13,7 @@ from torch import nn
 from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.commands.generate import generate
-from peft_lightning.data.tokenization import encode_prompt as data_encode_prompt
-from peft_lightning.inference.generate import encode_prompt, find_end_ids, generate_tokens
+from peft_lightning.inference.generate import generate_tokens
 from peft_lightning.inference.load import named_folders
 from peft_lightning.inference.partial_file import PartialAnswers
 from tiny import ARCHITECTURES, tiny_model
@@ -81,19 +80,6 @@ def test_end_ids_that_are_given_replace_the_tokenizers():
     free = generate_tokens(model, None, Ends(), ROWS, 8)
     end = free[0][3]
     assert generate_tokens(model, None, Ends(end), ROWS, 8, end_ids=()) == free
-
-
-def test_the_end_of_a_turn_ends_an_answer_though_another_token_is_eos():
-    tokenizer = byte_tokenizer()
-    turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    tokenizer.eos_token = "<unk>"
-    assert find_end_ids(tiny_model("llama"), tokenizer) == {turn, tokenizer.eos_token_id}
-
-
-def test_all_end_tokens_of_a_model_end_an_answer():
-    model = tiny_model("llama")
-    model.generation_config.eos_token_id = [4, 5]
-    assert find_end_ids(model, Ends(6)) == {4, 5, 6}
 
 
 def test_the_sampling_settings_of_the_model_are_not_used_and_stay():
@@ -176,15 +162,6 @@ def test_virtual_tokens_take_room_too():
     with pytest.raises(ValueError, match="prompt 0 has 4 tokens, virtual ones included"):
         generate_tokens(model, adapter, Ends(), [[4]], 253)
     assert len(generate_tokens(model, adapter, Ends(), [[4]], 252)[0]) == 252
-
-
-@pytest.mark.parametrize("template", [True, False])
-def test_a_prompt_is_encoded_as_training_encodes_it(template):
-    tokenizer = byte_tokenizer()
-    if not template:
-        tokenizer.chat_template = None
-    for prompt in ("turn it off", "  spaces \n", "größer 2"):
-        assert encode_prompt(tokenizer, prompt) == data_encode_prompt(tokenizer, prompt)
 
 
 # ---- the command ------------------------------------------------------------------------------
@@ -292,14 +269,17 @@ def test_a_system_message_changes_the_prompt_of_those_that_have_none(base, tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "BASE"}, "give either --prompt, a text, or --file"),
-        ({"model": "BASE", "prompt": "a", "file": "x"}, "give either --prompt, a text, or --file"),
+        ({"base_model": "BASE"}, "give either --prompt, a text, or --file"),
+        (
+            {"base_model": "BASE", "prompt": "a", "file": "x"},
+            "give either --prompt, a text, or --file",
+        ),
         ({"prompt": "a"}, "give --ckpt_path, an adapter's folder, or --base_model"),
-        ({"model": "BASE", "file": "x.txt"}, "there is no file x.txt"),
-        ({"model": "BASE", "file": "x.jsonl"}, "x.jsonl: no such file"),
-        ({"model": "BASE", "prompt": []}, "there is no prompt in --prompt"),
-        ({"model": "BASE", "prompt": "a", "output": "."}, r"output \. is a folder"),
-        ({"ckpt": "no/best.ckpt", "prompt": "a"}, "there is no folder no/best.ckpt"),
+        ({"base_model": "BASE", "file": "x.txt"}, "there is no file x.txt"),
+        ({"base_model": "BASE", "file": "x.jsonl"}, "x.jsonl: no such file"),
+        ({"base_model": "BASE", "prompt": []}, "there is no prompt in --prompt"),
+        ({"base_model": "BASE", "prompt": "a", "output": "."}, r"output \. is a folder"),
+        ({"ckpt_path": "no/best.ckpt", "prompt": "a"}, "there is no folder no/best.ckpt"),
     ],
 )
 def test_a_wrong_command_line_is_explained(base, options, message):
@@ -315,7 +295,7 @@ def test_a_malformed_row_is_named_with_its_line(base, tmp_path):
         generate(base_model=str(base), file=str(file))
 
 
-def test_an_adapter_of_another_base_is_refused_unless_any_base(lora_folder, tmp_path, capsys):
+def test_an_adapter_of_another_base_is_refused_unless_it_is_allowed(lora_folder, tmp_path, capsys):
     other = tmp_path / "other"
     tokenizer = byte_tokenizer()
     tiny_model("llama", vocab_size=len(tokenizer), seed=7).save_pretrained(other)
@@ -381,7 +361,7 @@ def test_each_row_is_answered_by_the_adapter_it_names(
 
 
 def test_a_killed_run_goes_on_where_it_stopped(base, rows, tmp_path, capsys, monkeypatch):
-    options = {"model": str(base), "file": str(rows), "max_new_tokens": 5, "batch_size": 4}
+    options = {"base_model": str(base), "file": str(rows), "max_new_tokens": 5, "batch_size": 4}
     options |= {"temperature": 1.5}
     generate(**options, output=str(tmp_path / "whole"))
     add, calls = PartialAnswers.add, []

@@ -1,4 +1,4 @@
-"""What inspect says of folders, against numbers computed otherwise."""
+"""The command inspect, against numbers that are computed independently."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import torch
 from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
 from peft_lightning.adapters.inspect import layer_facts, nearest_tokens
 from peft_lightning.base_model import load_base_model
-from peft_lightning.commands.inspect import inspect
+from peft_lightning.commands.inspect import _position, inspect
 from tiny import tiny_model
 from tiny_run import fit
 
@@ -41,7 +41,10 @@ def test_a_checkpoint_tells_its_step_its_options_and_every_updates_size(
         assert found["layers"][name]["r"] == 3
     inspect(str(folder))
     text = capsys.readouterr().out
-    assert "step 3, epoch" in text
+    batches = found["checkpoint"]["data"]["batches"]
+    assert f"step 3, epoch 0: 3 of {batches} batches finished\n" in text
+    assert f"{rows}, hash {found['checkpoint']['data']['data_hash'][:12]}\n" in text
+    assert "limited" not in text
     weights = found["base_fingerprint"]["weights"]
     assert "fingerprint   architecture LlamaForCausalLM, parameters" in text
     assert f"weights {weights[:12]}" in text
@@ -49,6 +52,15 @@ def test_a_checkpoint_tells_its_step_its_options_and_every_updates_size(
     assert "model.layers.1" not in text
     inspect(str(folder), all=True)
     assert "model.layers.1.mlp.down_proj" in capsys.readouterr().out
+
+
+def test_the_place_in_the_data_is_said_in_words():
+    data = {"epoch": 2, "position": 5, "batches": 9, "rows_before": 16, "limited": True}
+    assert _position({"epoch": 2, "data": data}) == (
+        "epoch 2: 5 of 9 batches finished, and before them 16 rows in batches of another size; "
+        "trainer.limit_train_batches limits the epoch"
+    )
+    assert _position({"epoch": 2, "data": {}}) == "epoch 2"
 
 
 def test_what_is_more_than_updates_still_tells_the_updates(tmp_path, capsys):

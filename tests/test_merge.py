@@ -416,7 +416,7 @@ def test_sizes_are_read():
     assert [size_in_bytes(s) for s in ("2GB", "500mb", "1.5GiB")] == [2e9, 5e8, 1.5 * 2**30]
 
 
-def test_an_adapter_of_another_base_is_refused_unless_any_base(lora, tmp_path):
+def test_an_adapter_of_another_base_is_refused_unless_it_is_allowed(lora, tmp_path):
     other = tmp_path / "other"
     tiny_model("llama", vocab_size=len(byte_tokenizer()), seed=7).save_pretrained(other)
     byte_tokenizer().save_pretrained(other)

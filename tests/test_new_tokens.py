@@ -40,7 +40,7 @@ def done(base, rows, tmp_path_factory):
         "inspect": ["inspect", ckpt],
         "merge": ["merge", ckpt, "merged"],
         "of the merged": ["generate", "--base_model", "merged", "--prompt", "say ok", *short],
-        "export": ["export", ckpt, "merged.gguf", "--format", "gguf"],
+        "export": ["export", ckpt, "merged.gguf", "--type", "model"],
         "export lora": ["export", ckpt, "lora.gguf"],
         "bank": ["predict", *part[:2], "--ckpt_path", "null", "--adapter", f"a={ckpt}"],
     }

@@ -9,7 +9,8 @@ import yaml
 
 from peft_lightning import hub
 from peft_lightning.adapters import Full, LoRA, PromptTuning, read_adapter, save_adapter
-from peft_lightning.commands.card import card, plain
+from peft_lightning.cli.config_excerpt import public_values
+from peft_lightning.commands.card import card
 from peft_lightning.commands.generate import generate
 from peft_lightning.commands.inspect import inspect
 from peft_lightning.commands.push import push
@@ -235,7 +236,7 @@ def test_paths_are_cut_and_secrets_left_out():
         "url": "https://u:p@host/x", "d": ["/x/y", None, 3], "note": "hf_" + "a" * 24,
     }  # fmt: skip
     kept = {"a": "x", "b": "owner/name", "c": "rows.jsonl", "d": ["y", None, 3]}
-    assert plain(given) == kept
+    assert public_values(given) == kept
 
 
 def test_a_readme_may_be_changed_after_it_was_pushed(run, calls, tmp_path):

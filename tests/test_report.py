@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from peft_lightning import LoRA
-from peft_lightning.inference.generate import encode_prompt, find_end_ids
+from peft_lightning.data.tokenization import encode_prompt
+from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.kernels.native.library import kernels_state
 from peft_lightning.training.summary import trained_table, useful_tokens
 from tiny import tiny_model
@@ -138,7 +139,7 @@ def test_sample_answers_use_the_template_that_the_data_were_written_in(base, row
     text = module.tokenizer.decode(encode_prompt(module.tokenizer, "hello"))
     assert text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     end = module.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert end in find_end_ids(module.model, module.tokenizer)
+    assert end in stop_token_ids(module.model, module.tokenizer)
 
 
 def test_the_start_says_how_each_part_is_computed(base, rows, tmp_path, capsys):

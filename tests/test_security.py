@@ -24,11 +24,10 @@ from peft_lightning.commands.push import push
 from peft_lightning.data.cache import TokenizedDataset
 from peft_lightning.data.formats import messages
 from peft_lightning.data.sources import RowError
-from peft_lightning.data.tokenization import Encoder
+from peft_lightning.data.tokenization import Encoder, encode_prompt
 from peft_lightning.data.tokenizer import load_tokenizer as load_other_tokenizer
 from peft_lightning.files import SUMS_FILE
 from peft_lightning.hub import adapter_folder
-from peft_lightning.inference.generate import encode_prompt
 from peft_lightning.messages import redacted, without_secrets
 from peft_lightning.training.checkpoint import AdapterCheckpointIO
 from test_cli import DATA, MODEL

@@ -1,12 +1,15 @@
-"""``python -m peft_lightning chat``: a conversation in the terminal, with adapters to switch."""
+"""``python -m peft_lightning chat``: a conversation in the terminal, with several adapters."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from peft_lightning.process.signals import STOP
+
+if TYPE_CHECKING:
+    from peft_lightning.inference.chat_session import ChatSession
 
 HELP = """\
 /adapter NAME  answer with another adapter    /base   answer without one
@@ -31,38 +34,35 @@ def chat(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> None:
-    """Talk with a base model and adapters on it; answers appear as they are made.
+    """Chat with a base model and adapters on it; answers are printed as they are generated.
 
     Args:
-        ckpt_path: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; its base
-            model is found by itself.
+        ckpt_path: Folder of an adapter or checkpoint, or OWNER/NAME@REVISION on the hub; it names
+            its base model.
         base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         adapter: An adapter to switch to, FOLDER or NAME=FOLDER; may be given several times.
         system: System message of the conversation.
-        max_new_tokens: Most tokens of an answer.
-        temperature: Of sampling; 0 takes the most probable token each time.
-        top_p: Sample only from the most probable tokens that together have this probability.
-        seed: Of sampling.
-        chat_template: Path of a Jinja file; without, the tokenizer's own.
-        dtype: Of the base's weights: float32, bfloat16, float16, or auto: as saved if the processor
-            multiplies that, else float32.
-        quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
+        max_new_tokens: Largest number of tokens of an answer.
+        temperature: Sampling temperature; 0 takes the most probable token each time.
+        top_p: Sample only from the most probable tokens whose probabilities sum up to this.
+        seed: Seed of the samples.
+        chat_template: Path of a Jinja file; without, the tokenizer's own template.
+        dtype: Data type of the base's weights: float32, bfloat16, float16, or auto: as saved if the
+            processor multiplies that, else float32.
+        quantization: 4bit or 8bit: quantize the base's linear layers with bitsandbytes.
         device: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
         allow_base_mismatch: Use adapters even if they were trained on another base model.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
     """
-    from transformers import TextStreamer
-
-    from peft_lightning.data.conversations import Conversation
-    from peft_lightning.data.templates import load_template
-    from peft_lightning.data.tokenization import encode_prompt, end_token_ids
-    from peft_lightning.inference.generate import find_end_ids, generate_tokens
+    from peft_lightning.inference.chat_session import ChatSession
     from peft_lightning.inference.load import load_inference_model
 
     loaded = load_inference_model(
         base_model,
-        [*([ckpt_path] if ckpt_path else []), *(adapter or [])],
+        ckpt_path,
+        adapter,
+        chat_template=chat_template,
         dtype=dtype,
         device=device,
         allow_base_mismatch=allow_base_mismatch,
@@ -70,83 +70,48 @@ def chat(
         revision=revision,
         quantization=quantization,
     )
-    base, tokenizer, bank = loaded.model, loaded.tokenizer, loaded.bank
-    if chat_template is not None:
-        for each in loaded.tokenizers.values():
-            each.chat_template = load_template(tokenizer, chat_template)
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            "a chat needs a chat template, and this tokenizer has none: give one with "
-            "--chat_template, or continue plain text with the command generate"
-        )
-    bank.use(loaded.names[0])
-    ends = find_end_ids(base, tokenizer) | end_token_ids(tokenizer, chat_template)
-    first = [{"role": "system", "content": system}] if system else []
-    messages = list(first)
-    print(f"{HELP}\nadapters: {', '.join(bank.names)}; now {bank.active}", file=sys.stderr)
-
-    STOP.forget([signal.SIGINT])  # from here on it stops an answer
-
-    def answer() -> str:
-        own = loaded.tokenizers[bank.active]
-        rows = [encode_prompt(own, Conversation(messages), chat_template)]
-        [ids] = generate_tokens(
-            base,
-            bank.use(bank.active),
-            own,
-            rows,
-            max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed + len(messages),
-            end_ids=ends,
-            streamer=TextStreamer(own, skip_prompt=True, skip_special_tokens=True),
-        )
-        return str(own.decode(ids, skip_special_tokens=True)).strip()
-
+    session = ChatSession(loaded, system, max_new_tokens, temperature, top_p, seed)
+    names = ", ".join(loaded.bank.names)
+    print(f"{HELP}\nadapters: {names}; now {session.adapter}", file=sys.stderr)
+    STOP.forget([signal.SIGINT])  # from here on Ctrl-C stops an answer, not the command
     while (text := _ask()) is not None:
         command, _, name = text.partition(" ")
         if command == "/quit":
             return
         if command == "/reset":
-            messages[:] = first
+            session.reset()
             print("the conversation is forgotten", file=sys.stderr)
         elif command in ("/base", "/adapter"):
-            _switch(bank, "base" if command == "/base" else name.strip())
+            _switch(session, "base" if command == "/base" else name.strip())
         elif command.startswith("/"):
             print(HELP, file=sys.stderr)
         elif text:
-            messages.append({"role": "user", "content": text})
-            if (said := _unless_stopped(answer)) is None:
-                messages.pop()
-            else:
-                messages.append({"role": "assistant", "content": said})
+            _answer(session, text)
 
 
 def _ask() -> str | None:
-    """Return the next line, None at the end of the input."""
+    """Return the next line of the input; None at its end."""
     if sys.stdin.isatty():
-        import readline  # noqa: F401  (arrow keys and history, by being there)
+        import readline  # noqa: F401  (importing it gives input() arrow keys and history)
     try:
         return input("you> " if sys.stdin.isatty() else "").strip()
     except (EOFError, KeyboardInterrupt):
         return None
 
 
-def _switch(bank: Any, name: str) -> None:
+def _switch(session: ChatSession, name: str) -> None:
     try:
-        bank.use(name)
-        print(f"now {bank.active}", file=sys.stderr)
+        session.use(name)
+        print(f"now {session.adapter}", file=sys.stderr)
     except ValueError as error:
         print(error, file=sys.stderr)
 
 
-def _unless_stopped(answer: Any) -> str | None:
-    """Return the answer; None if it was stopped, or the conversation has become too long."""
+def _answer(session: ChatSession, text: str) -> None:
+    """Answer a message, which prints the answer, unless it is too long or Ctrl-C is pressed."""
     try:
-        return str(answer())
+        session.answer(text)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
     except ValueError as error:
         print(f"{error}; /reset starts anew", file=sys.stderr)
-    return None

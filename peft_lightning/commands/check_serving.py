@@ -1,19 +1,8 @@
-"""``python -m peft_lightning check-serving``: which programs take an adapter, what to change."""
+"""``python -m peft_lightning check-serving``: which programs serve an adapter, what to change."""
 
 from __future__ import annotations
 
 import json as json_module
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-# vllm/config/lora.py: MaxLoRARanks
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-# docs/models/supported_models.md of vLLM, August 2026: served, but without LoRA
-VLLM_WITHOUT_LORA = {"gpt2", "gpt_neox", "gptj", "bloom", "falcon", "mpt"}
-MERGE = "merge it: python -m peft_lightning merge CKPT OUT"
 
 
 def check_serving(
@@ -24,30 +13,22 @@ def check_serving(
     json: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """Say whether vLLM, transformers and llama.cpp take an adapter, and what to change if not.
+    """Tell whether vLLM, transformers and llama.cpp serve an adapter, and what to change if not.
 
     Args:
-        ckpt_path: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION.
-        base_model: Base model, if not the one that the adapter names; its config alone is read.
-        json: Everything as one JSON object.
+        ckpt_path: Folder of an adapter or checkpoint, or OWNER/NAME@REVISION on the hub.
+        base_model: Base model, if not the one that the adapter names; only its config is read.
+        json: Print everything as one JSON object.
         trust_remote_code: Whether code that comes with the model may run.
     """
-    from peft_lightning.adapters.folder import CONFIG_FILE, read_adapter, read_facts, read_json
-    from peft_lightning.adapters.lora.method import LoRA
+    from peft_lightning.export.serving import judge_folder
     from peft_lightning.hub import adapter_folder
 
-    folder = adapter_folder(ckpt_path)
-    if not (folder / CONFIG_FILE).is_file():
-        read_adapter(folder)  # raises unless it is a fully trained model
+    found, base_is_known = judge_folder(adapter_folder(ckpt_path), base_model, trust_remote_code)
+    if found is None:
         print(f"{ckpt_path} is a whole model: vLLM and transformers load it as any model's folder")
-        print("llama.cpp: python -m peft_lightning export CKPT OUT.gguf --format gguf")
+        print("llama.cpp: python -m peft_lightning export CKPT OUT.gguf --type model")
         return
-    config = read_json(folder / CONFIG_FILE)
-    if config.get("peft_type") == LoRA.peft_type:
-        config = {**LoRA.hf_defaults, **config}
-    base = _base_config(base_model or config.get("base_model_name_or_path"), trust_remote_code)
-    new_tokens = read_facts(folder).get("new_tokens") or {}
-    found = judge(config, _ranks(folder), base, _embeddings(folder), new_tokens)
     if json:
         print(json_module.dumps({name: vars(verdict) for name, verdict in found.items()}, indent=2))
         return
@@ -55,187 +36,8 @@ def check_serving(
         print(f"{name}: {'yes' if verdict.accepted else 'no'}")
         for line in (*verdict.problems, *verdict.notes):
             print(f"  {line}")
-    if base is None:
+    if not base_is_known:
         print(
-            "the base model's config is not there: its architecture was not checked, see "
-            "--base_model"
+            "the config of the base model was not found, so its architecture was not checked: "
+            "give --base_model"
         )
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a program takes an adapter.
-
-    Args:
-        accepted: Whether it loads the folder and computes what was trained.
-        problems: What is in the way, and what to do.
-        notes: What to give it.
-    """
-
-    accepted: bool
-    problems: list[str]
-    notes: list[str]
-
-
-def judge(
-    config: Mapping[str, Any],
-    ranks: Mapping[str, int],
-    base: Any | None,
-    embeddings: Sequence[str] = (),
-    new_tokens: Mapping[str, Any] | None = None,
-) -> dict[str, Verdict]:
-    """Return the verdict of each program.
-
-    Args:
-        config: Of the adapter, as HF PEFT writes it.
-        ranks: Of each adapted layer, by name.
-        base: The base model's config; None if unknown.
-        embeddings: Names of the adapted embeddings.
-        new_tokens: That the adapter brings, with their ids.
-    """
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        only = f"it takes LoRA only, and this is {kind}: serve it with transformers and HF PEFT"
-        notes = ["PeftModel.from_pretrained(base, CKPT); model.load_adapter takes no prompts"]
-        removed = f"{only}; vLLM removed prompt adapters in 0.10"
-        return {
-            "vllm": Verdict(False, [removed], []),
-            "transformers": Verdict(True, [], notes),
-            "llama.cpp": Verdict(False, [only], []),
-        }
-    scales = _scales(config, ranks)
-    shared = _beyond_lora(config)
-    if embeddings:
-        shared.append(f"LoRA on an embedding, {embeddings[0]}, is not taken: {MERGE}")
-    vllm, rank = [*shared, *_vllm(config, base)], max(ranks.values(), default=config["r"])
-    if rank > VLLM_RANKS[-1]:
-        vllm.append(f"rank {rank} is above vLLM's largest, {VLLM_RANKS[-1]}: {MERGE}")
-    if any(not math.isclose(scale, _uniform(config)) for scale in scales.values()):
-        vllm.append(
-            "it ignores rank_pattern and alpha_pattern, and would scale every update by "
-            f"{_uniform(config):g}: {MERGE}"
-        )
-    limit = next((r for r in VLLM_RANKS if r >= rank), VLLM_RANKS[-1])
-    llama = [*shared, *_llama(ranks, base)]
-    folded = config.get("use_rslora") or len(set(scales.values())) > 1
-    own = "python -m peft_lightning export CKPT OUT.gguf --format gguf-lora"
-    llama_notes = [f"as a GGUF file: {own}"]
-    if folded:
-        llama_notes.append("llama.cpp's own converter would lose the scales of these layers")
-    first = []
-    size = 0 if base is None else base.get_text_config().vocab_size
-    if any(token["id"] >= size for token in (new_tokens or {}).values()):
-        first.append(
-            f"before it, base.resize_token_embeddings(len(tokenizer)) with CKPT's tokenizer, for "
-            f"its {len(new_tokens or {})} new tokens; AutoPeftModelForCausalLM.from_pretrained("
-            "CKPT) does that by itself"
-        )
-    return {
-        "vllm": Verdict(not vllm, vllm, [f"--enable-lora --max-lora-rank {limit}"]),
-        "transformers": Verdict(
-            True, [], ["model.load_adapter(CKPT), or PeftModel.from_pretrained(base, CKPT)", *first]
-        ),
-        "llama.cpp": Verdict(not llama, llama, llama_notes),
-    }
-
-
-def _beyond_lora(config: Mapping[str, Any]) -> list[str]:
-    """Return what neither vLLM nor llama.cpp takes."""
-    found = []
-    if config.get("use_dora"):
-        found.append(f"it does not know DoRA: {MERGE}")
-    if config.get("modules_to_save"):
-        found.append(f"modules_to_save {config['modules_to_save']} must be none: {MERGE}")
-    if config.get("bias", "none") != "none" or config.get("lora_bias"):
-        found.append(f"trained biases are not taken: train with bias none, or {MERGE}")
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.startswith(("pissa", "olora", "corda", "lora_ga", "loftq")):
-        found.append(
-            f"init_lora_weights {init}: it does not know that the base was changed for this "
-            "adapter; make it plain LoRA: load_adapter onto its base and save_adapter"
-        )
-    if config.get("trainable_token_indices"):
-        found.append(f"trained tokens are not taken: {MERGE}")
-    return found
-
-
-def _vllm(config: Mapping[str, Any], base: Any | None) -> list[str]:
-    if base is not None and base.model_type in VLLM_WITHOUT_LORA:
-        return [f"it serves {base.model_type} without LoRA: {MERGE}"]
-    return []
-
-
-def _llama(ranks: Mapping[str, int], base: Any | None) -> list[str]:
-    from peft_lightning.export.gguf_layout import Layout
-
-    if base is None:
-        return []
-    try:
-        layout = Layout(base)
-        for name in ranks:
-            layout.tensor_name(f"{name}.weight")
-    except ValueError as error:
-        return [str(error)]
-    head = [name for name in ranks if name.rpartition(".")[2] == "lm_head"]
-    if head and base.get_text_config().tie_word_embeddings:
-        return [
-            "the output embedding is tied to the input embedding in this base, and no tensor of "
-            "its own: export CKPT OUT.gguf --format gguf"
-        ]
-    return []
-
-
-def _scales(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
-    """Return what the update of each layer is multiplied by."""
-    from peft_lightning.adapters.lora.name_matching import match_pattern
-
-    alphas = config.get("alpha_pattern") or {}
-    root = math.sqrt if config.get("use_rslora") else float
-    default = config["lora_alpha"]
-    return {n: (match_pattern(alphas, n) or default) / root(rank) for n, rank in ranks.items()}
-
-
-def _uniform(config: Mapping[str, Any]) -> float:
-    """Return the scale that a reader without patterns takes for every layer."""
-    rank = config["r"]
-    return float(config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank))
-
-
-def _ranks(folder: Path) -> dict[str, int]:
-    """Return the rank of each layer that the folder's tensors name."""
-    from peft_lightning.adapters.state_dict import PREFIX
-    from peft_lightning.base_model.weights import stored_tensors
-
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} has no {file.name}")
-    end = ".lora_A.weight"
-    return {
-        key.removeprefix(PREFIX).removesuffix(end): stored.shape[0]
-        for key, stored in stored_tensors(file).items()
-        if key.endswith(end)
-    }
-
-
-def _embeddings(folder: Path) -> list[str]:
-    """Return the names of the embeddings that the folder's tensors adapt."""
-    from peft_lightning.adapters.state_dict import PREFIX
-    from peft_lightning.base_model.weights import stored_tensors
-
-    keys, end = stored_tensors(folder / "adapter_model.safetensors"), ".lora_embedding_A"
-    return [k.removeprefix(PREFIX).removesuffix(end) for k in keys if k.endswith(end)]
-
-
-def _base_config(name: str | None, trust_remote_code: bool) -> Any | None:
-    """Return the config of a base model, None if it cannot be had."""
-    from transformers import AutoConfig
-
-    from peft_lightning.base_model.resolve import locate
-
-    if not name:
-        return None
-    try:
-        source, options = locate(name, None, weights=False)
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError):
-        return None

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from peft_lightning.adapters.folder import SavedAdapter
-    from peft_lightning.adapters.lora.method import LoRA
-    from peft_lightning.export.gguf_layout import Layout
-
-FORMATS = ("gguf-lora", "gguf")
+TYPES = ("adapter", "model")  # the values of general.type in a GGUF file
 
 
 def export(
     ckpt_path: str,
     out: str,
     /,
-    format: str = "gguf-lora",
+    type: str = "adapter",
     base_model: str | None = None,
     dtype: str = "auto",
     tokenizer_pre: str | None = None,
@@ -34,38 +26,49 @@ def export(
 ) -> None:
     """Write a GGUF file for llama.cpp, Ollama and others: a LoRA alone, or the merged model.
 
-    For Llama, Mistral, Qwen 2 and Qwen 3. A merged model is then loaded and compared, as merge
-    does it; if they disagree, the file OUT.UNVERIFIED says why.
+    For Llama, Mistral, Qwen 2 and Qwen 3. A model is then loaded and compared, as in the command
+    merge; if it differs, the file OUT.UNVERIFIED gives the reason.
 
     Args:
-        ckpt_path: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; for gguf a
-            model's folder will do too.
+        ckpt_path: Folder of an adapter or checkpoint, or OWNER/NAME@REVISION on the hub; with
+            --type model also the folder of a model.
         out: The .gguf file to write.
-        format: gguf-lora: the adapter alone, for llama.cpp's --lora beside the base's GGUF file;
-            gguf: one file with the merged model and its tokenizer.
+        type: adapter: the LoRA alone, for llama.cpp's --lora together with the base's GGUF file;
+            model: the base merged with the adapter, and its tokenizer.
         base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
-        dtype: auto (float32 for a LoRA, as the base's for a model), float32, bfloat16 or float16.
-        tokenizer_pre: llama.cpp's name of how the tokenizer cuts text, such as llama-bpe; without,
-            it is found from the tokenizer.
-        verify: Whether to compare a merged model; it takes its memory in float32.
+        dtype: auto (float32 for an adapter, the base's for a model), float32, bfloat16 or float16.
+        tokenizer_pre: llama.cpp's name of the pre-tokenizer, such as llama-bpe; without, it is
+            found from the tokenizer.
+        verify: Whether to compare a model with the base and its adapter; this takes the memory of
+            both in float32.
         max_logit_difference: Largest allowed difference of a logit, as in merge.
         text: Text file to compare on; without, a built-in text.
         device: Where to compare: auto (the GPU if there is one), cpu, cuda, cuda:1 ...
-        allow_base_mismatch: Go on even if the adapter was trained on another base model.
+        allow_base_mismatch: Export even if the adapter was trained on another base model.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format must be {' or '.join(FORMATS)}, got {format!r}")
+    if type not in TYPES:
+        raise ValueError(f"type must be {' or '.join(TYPES)}, got {type!r}")
     if not out.endswith(".gguf") or Path(out).is_dir():
         raise ValueError(f"out must be a file's name that ends in .gguf, got {out!r}")
     import torch
     from transformers import AutoConfig
 
     from peft_lightning.base_model.load import find_device, require_dtype
-    from peft_lightning.commands.merge import UNVERIFIED, read_text, require_max_logit_difference
+    from peft_lightning.export.gguf_file import (
+        read_checkpoint,
+        write_adapter_file,
+        write_model_file,
+    )
+    from peft_lightning.export.unverified import (
+        UNFINISHED,
+        UNVERIFIED,
+        require_max_logit_difference,
+        settle,
+    )
     from peft_lightning.export.verify import TEXT, THRESHOLDS, compare
-    from peft_lightning.files import atomic_text
+    from peft_lightning.files import atomic_text, read_text
 
     require_dtype(dtype)
     device = find_device(device)
@@ -73,18 +76,14 @@ def export(
     sample = TEXT if text is None else read_text(text)
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
-    base, folder, saved = _read(ckpt_path, base_model)
-    if format == "gguf-lora":
-        if folder is None or saved is None:
-            raise ValueError(
-                f"{ckpt_path} is a whole model and no LoRA: export it with --format gguf"
-            )
-        _write_lora(Path(out), base, folder, saved, wanted, allow_base_mismatch, options)
+    base, folder, saved = read_checkpoint(ckpt_path, base_model)
+    if type == "adapter":
+        write_adapter_file(Path(out), base, folder, saved, wanted, allow_base_mismatch, options)
         print(f"exported: {out}; use it as llama-cli -m BASE.gguf --lora {out}")
         return
     mark = Path(f"{out}.{UNVERIFIED}")
     mark.unlink(missing_ok=True)  # of another file of this name
-    layout, stored = _write_model(
+    layout, stored = write_model_file(
         Path(out), base, folder, saved, wanted, tokenizer_pre, allow_base_mismatch, options
     )
     print(f"exported: {out}, {Path(out).stat().st_size:,} bytes")
@@ -101,123 +100,6 @@ def export(
         print(f"not verified: transformers reads {unread}; llama.cpp reads it right")
         return
     length = min(512, layout.context_length)
-    atomic_text(mark, "the verification was not finished\n")
+    atomic_text(mark, UNFINISHED)
     found = compare(out, base, folder, sample, device, options, length, saved=saved)
-    print(f"verified on {found}")
-    if problem := found.problem(max_logit_difference or THRESHOLDS[stored]):
-        atomic_text(mark, f"{problem}\n{found}\n")
-        raise RuntimeError(f"{out} is not what was trained: {problem}")
-    mark.unlink()
-
-
-def _read(ckpt_path: str, base_model: str | None) -> tuple[str, str | None, SavedAdapter | None]:
-    """Return the base, the adapter's folder and its content; None if it is a whole model.
-
-    Raises:
-        ValueError: If it is neither, or is an adapter that is no LoRA, or names no base.
-    """
-    from peft_lightning.adapters.folder import CONFIG_FILE, read_adapter
-    from peft_lightning.adapters.merge import require_mergeable
-    from peft_lightning.hub import adapter_folder
-
-    if Path(ckpt_path, "config.json").is_file() and not Path(ckpt_path, CONFIG_FILE).is_file():
-        if base_model is not None:
-            raise ValueError(
-                f"{ckpt_path} is a whole model: give it without --base_model {base_model}"
-            )
-        return ckpt_path, None, None
-    saved = read_adapter(ckpt_path := str(adapter_folder(ckpt_path)))
-    require_mergeable(saved.adapter, ckpt_path)
-    if not (base := base_model or saved.facts["base_model"]):
-        raise ValueError(f"{ckpt_path} does not name its base model: give it with --base_model")
-    return base, ckpt_path, saved
-
-
-def _write_lora(
-    out: Path,
-    base: str,
-    folder: str,
-    saved: SavedAdapter,
-    dtype: torch.dtype | None,
-    allow_base_mismatch: bool,
-    options: dict[str, Any],
-) -> None:
-    import torch
-
-    from peft_lightning.adapters.folder import require_base
-    from peft_lightning.adapters.merge import require_mergeable
-    from peft_lightning.base_model import base_fingerprint, load_base_model
-    from peft_lightning.base_model.weights import NotStreamableError, open_weights
-    from peft_lightning.export.gguf import write_lora
-    from peft_lightning.files import atomic_file
-
-    adapter, tensors, facts = saved
-    model: Any
-    try:
-        weights = open_weights(base, **options)
-        model, fingerprint = weights.model, weights.fingerprint()
-    except NotStreamableError:
-        model = load_base_model(base, **options)
-        fingerprint = base_fingerprint(model)
-    if not allow_base_mismatch:
-        require_base(folder, facts, fingerprint)
-    with atomic_file(out) as file:
-        write_lora(file, model, require_mergeable(adapter), tensors, dtype or torch.float32)
-
-
-def _write_model(
-    out: Path,
-    base: str,
-    folder: str | None,
-    saved: SavedAdapter | None,
-    dtype: torch.dtype | None,
-    pre: str | None,
-    allow_base_mismatch: bool,
-    options: dict[str, Any],
-) -> tuple[Layout, torch.dtype]:
-    """Write the merged model; return its layout and the dtype of its matrices."""
-    from functools import partial
-
-    from peft_lightning.adapters.folder import require_base
-    from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
-    from peft_lightning.adapters.merge import require_mergeable
-    from peft_lightning.base_model import load_tokenizer
-    from peft_lightning.base_model.weights import NotStreamableError, open_weights
-    from peft_lightning.export.gguf import write_model
-    from peft_lightning.export.gguf_tokenizer import add_vocabulary, copy_vocabulary
-    from peft_lightning.export.merged_folder import write_merged
-    from peft_lightning.export.merged_weights import MergedTensors
-    from peft_lightning.files import atomic_file, scratch_folder
-
-    adapter: LoRA | None = None
-    tensors: dict[str, Tensor] = {}
-    facts: dict[str, Any] = {"base_fingerprint": None}
-    if saved is not None:
-        tensors, facts = saved.tensors, saved.facts
-        adapter = require_mergeable(saved.adapter, folder)
-    with scratch_folder(out.with_name(f"{out.name}.merged")) as temporary:
-        place = base
-        try:
-            if has_extra_modules(tensors):
-                raise NotStreamableError("the adapter trains more than updates of linear layers")
-            weights = open_weights(base, **options)
-            if not allow_base_mismatch and facts["base_fingerprint"]:
-                require_base(str(folder), facts, weights.fingerprint())
-        except NotStreamableError:
-            if folder is None:
-                raise
-            shard, where = 2 * 10**9, (temporary, folder, base)
-            write_merged(*where, dtype, shard, allow_base_mismatch, options, saved=saved)
-            weights, tensors = open_weights(str(temporary)), {}
-            if adapter is not None and adapter.new_tokens:
-                place = str(temporary)  # whose tokenizer has them
-            adapter = None
-        size = weights.model.config.vocab_size
-        if place.endswith(".gguf"):
-            vocabulary = partial(copy_vocabulary, file=Path(base).expanduser())
-        else:
-            tokenizer = load_tokenizer(place, **options)
-            vocabulary = partial(add_vocabulary, tokenizer=tokenizer, size=size, pre=pre)
-        merged = MergedTensors(weights, adapter, tensors, dtype)
-        with atomic_file(out) as file:
-            return write_model(file, merged, out.stem, vocabulary)
+    settle(mark, out, found, max_logit_difference or THRESHOLDS[stored])

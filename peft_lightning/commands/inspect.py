@@ -1,4 +1,4 @@
-"""``python -m peft_lightning inspect``: what is in a checkpoint or an adapter's folder."""
+"""``python -m peft_lightning inspect``: the contents of a checkpoint or an adapter's folder."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 def inspect(
     path: str, /, *, json: bool = False, all: bool = False, base_model: str | None = None
 ) -> None:
-    """Show what is in a checkpoint or an adapter's folder, ours or HF PEFT's.
+    """Show the contents of a checkpoint or an adapter's folder, ours or HF PEFT's.
 
-    The exit status is 1 if weights of the base are in it.
+    The exit status is 1 if the folder holds weights of the base model.
 
     Args:
-        path: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION.
-        json: Everything as one JSON object.
-        all: Each layer on a line of its own, not one line for each kind.
-        base_model: Base model, for the tokens nearest to each virtual token of a soft prompt; the
-            one that the adapter names if it is a folder.
+        path: Folder of an adapter or checkpoint, or OWNER/NAME@REVISION on the hub.
+        json: Print everything as one JSON object.
+        all: Print a line for each layer, not one for each kind of layer.
+        base_model: Base model in which to look up the tokens nearest to each virtual token of a
+            soft prompt; without, the one that the adapter names, if it is a local folder.
     """
     from peft_lightning.adapters.inspect import inspect_adapter
     from peft_lightning.hub import adapter_folder
@@ -38,7 +38,7 @@ def inspect(
 
 
 def _checkpoint(file: Path) -> dict[str, Any]:
-    """Return step, epoch and place in the data; nothing but plain values is unpickled."""
+    """Return step, epoch and position in the data; only plain values are unpickled."""
     import torch
 
     try:
@@ -88,8 +88,11 @@ def _text(found: dict[str, Any], all_layers: bool) -> str:
     if held := found["holds_base_weights"]:
         lines.append(f"  BASE WEIGHTS  {len(held)} tensors of the base are in it: {held[0]} ...")
     if at := found.get("checkpoint"):
-        data = ", ".join(f"{k} {v}" for k, v in at["data"].items())
-        lines.append(f"  checkpoint    step {at['step']}, epoch {at['epoch']}; data: {data}")
+        lines.append(f"  checkpoint    step {at['step']}, {_position(at)}")
+        if "files" in at["data"]:
+            lines.append(
+                f"  data          {at['data']['files']}, hash {at['data']['data_hash']:.12}"
+            )
     lines.append(
         "  options       " + ", ".join(f"{k}={_short(v)}" for k, v in found["options"].items())
     )
@@ -100,6 +103,19 @@ def _text(found: dict[str, Any], all_layers: bool) -> str:
         near = " ".join(map(repr, token.get("nearest", [])))
         lines.append(f"  virtual token {i:>3}  norm {token['norm']:.3f}  {near}")
     return "\n".join(lines)
+
+
+def _position(checkpoint: dict[str, Any]) -> str:
+    """Return the place in the training data at which a resumed run continues."""
+    data = checkpoint["data"]
+    if "position" not in data:  # a DataModule of somebody else
+        return f"epoch {checkpoint['epoch']}"
+    text = f"epoch {data['epoch']}: {data['position']} of {data['batches']} batches finished"
+    if data["rows_before"]:
+        text += f", and before them {data['rows_before']} rows in batches of another size"
+    if data["limited"]:
+        text += "; trainer.limit_train_batches limits the epoch"
+    return text
 
 
 def _layer_table(layers: dict[str, Any], each: bool) -> list[str]:
@@ -120,7 +136,10 @@ def _layer_table(layers: dict[str, Any], each: bool) -> list[str]:
             f"  {name:<{width}} {len(facts):>5} {ranks:>4} {scalings:>8} {spread:>26} "
             f"{rank:>15.2f} {first:>12.1%}"
         )
-    return [*lines, "  (norms: least, median, largest; the rest are medians)"]
+    lines.append(
+        "  norm: smallest, median and largest layer; effective rank and first share: medians"
+    )
+    return [*lines, "  first share: part of the squared norm in the largest singular value"]
 
 
 def _fingerprint(facts: dict[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""``python -m peft_lightning merge``: an adapter and its base become one model."""
+"""``python -m peft_lightning merge``: an adapter and its base model become one model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-
-UNVERIFIED = "UNVERIFIED"  # a file in a merged folder that has not been verified
 
 
 def merge(
@@ -27,22 +25,23 @@ def merge(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> None:
-    """Merge an adapter into its base: a model's folder that needs neither.
+    """Merge an adapter into its base model, and write the merged model as an HF folder.
 
     The base is read and written shard by shard. The merged model is then loaded and compared with
-    the base and its adapter; if they disagree, the exit status is 1 and the file UNVERIFIED in
-    the folder says why.
+    the base and its adapter; if they differ, the exit status is 1 and the file UNVERIFIED in the
+    folder gives the reason.
 
     Args:
-        ckpt_path: Folder of an adapter or checkpoint, or a hub's OWNER/NAME@REVISION; its base
-            model is found by itself.
-        out: Folder to write, in place of a model that is there.
+        ckpt_path: Folder of an adapter or checkpoint, or OWNER/NAME@REVISION on the hub; it names
+            its base model.
+        out: Folder to write; a model in it is replaced.
         base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
-        dtype: Of the merged weights: auto (as the base's), float32, bfloat16 or float16.
-        quantization: 4bit or 8bit: merge into the base's weights as they are after quantising
-            and dequantising them, over which the adapter was trained; without, as saved.
-        max_shard_size: Of a file of weights, such as 2GB or 500MB.
-        verify: Whether to compare; it takes the memory of the model in float32.
+        dtype: Data type of the merged weights: auto (that of the base), float32, bfloat16 or
+            float16.
+        quantization: 4bit or 8bit: merge into the quantized and dequantized weights of the base,
+            over which the adapter was trained; without, into the weights as saved.
+        max_shard_size: Largest size of a file of weights, such as 2GB or 500MB.
+        verify: Whether to compare; this takes the memory of the model in float32.
         max_logit_difference: Largest allowed difference of a logit, in standard deviations of the
             logits; without, 0.001 for float32, 0.2 for float16 and 1 for bfloat16 weights.
         text: Text file to compare on; without, a built-in text.
@@ -57,8 +56,14 @@ def merge(
     from peft_lightning.adapters.merge import require_mergeable
     from peft_lightning.base_model.load import find_device, require_dtype
     from peft_lightning.export.merged_folder import size_in_bytes, write_merged
+    from peft_lightning.export.unverified import (
+        UNFINISHED,
+        UNVERIFIED,
+        require_max_logit_difference,
+        settle,
+    )
     from peft_lightning.export.verify import TEXT, THRESHOLDS, compare
-    from peft_lightning.files import atomic_folder, atomic_text
+    from peft_lightning.files import atomic_folder, read_text
     from peft_lightning.hub import adapter_folder
 
     require_dtype(dtype)
@@ -84,7 +89,7 @@ def merge(
             folder, ckpt_path, base, wanted, size, allow_base_mismatch, options, quantization, saved
         )
         if verify:
-            (folder / UNVERIFIED).write_text("the verification was not finished\n")
+            (folder / UNVERIFIED).write_text(UNFINISHED)
     files = sorted(Path(out).glob("*.safetensors"))
     print(
         f"merged: {out}, {len(files)} x safetensors, {sum(f.stat().st_size for f in files):,} bytes"
@@ -94,21 +99,14 @@ def merge(
     found = compare(
         out, base, ckpt_path, sample, device, options, quantization=quantization, saved=saved
     )
-    print(f"verified on {found}")
-    if problem := found.problem(max_logit_difference or max(THRESHOLDS[d] for d in _dtypes(files))):
-        atomic_text(Path(out, UNVERIFIED), f"{problem}\n{found}\n")
-        raise RuntimeError(f"{out} is not what was trained: {problem}")
-    Path(out, UNVERIFIED).unlink()
-
-
-def require_max_logit_difference(max_logit_difference: float | None) -> None:
-    """Raise ValueError if a largest allowed difference is none."""
-    if max_logit_difference is not None and not max_logit_difference > 0:
-        raise ValueError(f"max_logit_difference must be above 0, got {max_logit_difference:g}")
+    limit = max_logit_difference or max(THRESHOLDS[d] for d in _dtypes(files))
+    settle(Path(out, UNVERIFIED), out, found, limit)
 
 
 def _require_free(out: Path, *sources: Path) -> None:
-    """Raise ValueError if writing ``out`` would remove what is merged, or something else."""
+    """Raise ValueError if writing ``out`` would remove what is merged, or another folder."""
+    from peft_lightning.files import require_replaceable
+
     place = out.resolve()
     for source in sources:
         if source.exists() and (source.resolve() == place or place in source.resolve().parents):
@@ -118,33 +116,8 @@ def _require_free(out: Path, *sources: Path) -> None:
     require_replaceable(out, "config.json", "model")
 
 
-def require_replaceable(out: Path, file: str, what: str) -> None:
-    """Raise ValueError if the folder ``out`` holds something else than ``what``, with its ``file``.
-
-    Nor is a checkpoint replaced that training continues from.
-    """
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not (out / file).is_file():
-        raise ValueError(f"{out} is not empty, and holds no {what}: give another folder to write")
-    if (out / "trainer_state.pt").is_file():
-        raise ValueError(
-            f"{out} is a checkpoint, which training continues from: give another folder to write"
-        )
-
-
 def _dtypes(files: list[Path]) -> set[torch.dtype]:
     from peft_lightning.base_model.weights import stored_tensors
 
     dtypes = {tensor.dtype for file in files for tensor in stored_tensors(file).values()}
     return {dtype for dtype in dtypes if dtype.is_floating_point}
-
-
-def read_text(file: str) -> str:
-    """Return the text of ``file``; raise ValueError if it is not there, or no text."""
-    try:
-        return Path(file).expanduser().read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError):
-        raise ValueError(f"there is no file {file}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8: {error}") from None

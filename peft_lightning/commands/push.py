@@ -1,4 +1,4 @@
-"""``python -m peft_lightning push``: an adapter to the model hub."""
+"""``python -m peft_lightning push``: upload an adapter to the model hub."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def push(
     message: str = "Upload adapter",
     dry_run: bool = False,
 ) -> None:
-    """Upload an adapter's own files to a repository of the model hub, with a model card.
+    """Upload an adapter to a repository on the model hub, with a model card.
 
-    The token is that of HF_TOKEN or ``hf auth login``. A README.md in the folder is uploaded as it
-    is; without, one is written as the command card does.
+    The token is read from HF_TOKEN, or is that of ``hf auth login``. A README.md in the folder is
+    uploaded as it is; without, the model card of the command card is.
 
     Args:
         ckpt_path: Folder of an adapter or checkpoint.
-        repo: OWNER/NAME; made if it is not there.
-        base_model: Hub id of the base model, for those who load the adapter; needed if it was
+        repo: OWNER/NAME; created if it does not exist.
+        base_model: Hub id of the base model, by which others find it; required if the adapter was
             trained on a local folder.
-        license: Its identifier for the model card, such as apache-2.0.
-        private: Whether only those you allow may see it.
-        revision: Branch to write to, made if it is not there.
-        trainer_state: Also upload what an exact resume needs: optimizer, random state, data files'
-            names.
-        message: Of the commit.
-        dry_run: List what would be uploaded, and upload nothing.
+        license: Identifier of the license for the model card, such as apache-2.0.
+        private: Whether only those you allow may see the repository.
+        revision: Branch to upload to; created if it does not exist.
+        trainer_state: Also upload what an exact resume needs: optimizer state, random state and
+            names of the data files.
+        message: Message of the commit.
+        dry_run: List the files that would be uploaded, and upload nothing.
     """
     import tempfile
 
@@ -72,7 +72,7 @@ def push(
                 if path.name != CARD_FILE:
                     shutil.copyfile(path, copy / path.name)
             _name_base(copy, base_model)
-        card = upload / CARD_FILE  # without a checksum: it may be changed, here and on the hub
+        card = upload / CARD_FILE  # without a checksum, as it may be edited later
         if (folder / CARD_FILE).is_file():
             shutil.copyfile(folder / CARD_FILE, card)
         else:
@@ -88,10 +88,10 @@ def push(
 
 
 def _name_base(folder: Path, base_model: str | None) -> None:
-    """Let the files name the base as others can find it.
+    """Replace a local base model in the adapter's files by its hub id.
 
     Raises:
-        ValueError: If they name a local folder, and nothing else was given.
+        ValueError: If they name a local folder and no hub id was given.
     """
     for file, key in (
         ("adapter_config.json", "base_model_name_or_path"),

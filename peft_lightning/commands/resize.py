@@ -8,21 +8,27 @@ from pathlib import Path
 def resize(
     ckpt_path: str, out: str, /, *, rank: int | None = None, retain: float | None = None
 ) -> None:
-    """Reduce the rank of a LoRA adapter to the largest singular values of its updates.
+    """Reduce the rank of a LoRA adapter by truncated SVD of its updates.
 
     Args:
-        ckpt_path: Folder of a LoRA adapter or checkpoint, or a hub's OWNER/NAME@REVISION.
+        ckpt_path: Folder of a LoRA adapter or checkpoint, or OWNER/NAME@REVISION on the hub.
         out: Folder to write; HF PEFT reads it too.
-        rank: New rank of every layer, at most.
-        retain: Or the share of each update's squared norm to retain, such as 0.95: each layer
-            gets the lowest rank that does.
+        rank: Largest rank of a layer.
+        retain: Instead of a rank, the share of each update's squared norm to retain, such as 0.95:
+            each layer gets the lowest rank that retains it.
     """
-    require_cut(rank, retain)
     from peft_lightning.adapters.folder import read_adapter
     from peft_lightning.adapters.lora.arithmetic import reduce_rank, updates_of
-    from peft_lightning.commands.combine import common_base, is_transposed, save, summary
+    from peft_lightning.adapters.lora.updates_folder import (
+        common_base,
+        describe_updates,
+        has_transposed_layers,
+        require_rank_or_share,
+        write_updates,
+    )
     from peft_lightning.hub import adapter_folder
 
+    require_rank_or_share(rank, retain)
     folder = adapter_folder(ckpt_path)
     adapter, tensors, facts = read_adapter(folder)
     reduced = {
@@ -32,15 +38,5 @@ def resize(
     found = {name: factors for name, (factors, _) in reduced.items()}
     made_of = {"method": "resize", "rank": rank, "retain": retain, "adapter": Path(ckpt_path).name}
     own = {**common_base([ckpt_path], [facts]), "made_of": made_of}
-    save(out, found, own, is_transposed(folder))
-    print(summary(out, found, {name: share for name, (_, share) in reduced.items()}))
-
-
-def require_cut(rank: int | None, retain: float | None) -> None:
-    """Raise ValueError unless one of a rank and a share of energy is given, in its range."""
-    if (rank is None) == (retain is None):
-        raise ValueError("give either --rank or --retain")
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
-    if retain is not None and not 0 < retain <= 1:
-        raise ValueError(f"retain must be above 0 and at most 1, got {retain}")
+    write_updates(out, found, own, has_transposed_layers(folder))
+    print(describe_updates(out, found, {name: share for name, (_, share) in reduced.items()}))

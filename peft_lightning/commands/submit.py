@@ -38,22 +38,22 @@ def submit(
     resume: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Submit ``fit`` as a SLURM job that goes on by itself after preemption or a crash.
+    """Submit ``fit`` as a SLURM job that continues by itself after preemption or a crash.
 
     Args:
         fit: Options of fit, such as --config FILE; %a in them is the number of the array's task.
-        nodes: Number of nodes; trainer.num_nodes, or 1, if null.
+        nodes: Number of nodes; without, trainer.num_nodes, or 1.
         gpus: GPUs of each node, with one process each; without GPUs, trainer.devices processes.
         cpus: CPUs of each process.
         mem: Memory of each node, such as 64G.
-        time: Longest time, such as 8:00:00; 120 s before, the run saves and goes back to the queue.
-        array: Tasks such as 0-3 or 1,5%2, each with a folder of its own.
-        partition: Where to queue.
-        account: Who is charged.
+        time: Time limit, such as 8:00:00; 120 s before it, the run saves and is queued again.
+        array: Tasks, such as 0-3 or 1,5%2, each with its own folder.
+        partition: Partition to queue in.
+        account: Account to charge.
         qos: Quality of service.
-        job_name: Name of the job; that of the run's folder if null.
+        job_name: Name of the job; without, that of the run's folder.
         sbatch: Any other option of sbatch, such as --sbatch=--exclusive.
-        resume: Continue the run that is in the folder already.
+        resume: Continue the run that is already in the folder.
         dry_run: Print the script instead of submitting it.
     """
     args = configs_first(list(fit))
@@ -99,7 +99,7 @@ def submit(
 
 
 def _check_options(args: list[str]) -> None:
-    """Refuse what fit would refuse only when the job runs."""
+    """Raise ValueError for an option that fit would refuse, but only when the job runs."""
     for option, value in options(args):
         name = option.removeprefix("--").split(".")[0]
         if option in CONFIG_OPTIONS or (option.startswith("--") and name in FIT_OPTIONS):
@@ -110,7 +110,7 @@ def _check_options(args: list[str]) -> None:
 
 
 def _folder(args: list[str], is_array: bool) -> str:
-    """Return the run's folder as it is written in the script: with ``%a`` if there are several."""
+    """Return the run's folder as the script has it: with ``%a`` for an array."""
     common = [
         f"{option}={value}"
         for option, value in options(args)
@@ -134,7 +134,7 @@ def _expanded(folder: Given) -> str:
 
 
 def _free_folder(given: list[Given], root: str, task: str, resume: bool) -> Path:
-    """Return the folder of a run, where none must be yet unless it is to go on."""
+    """Return the folder of a task; it must not hold a run unless that is to be resumed."""
     folder = root.replace(TASK, task)
     own = trainer_option(given, "default_root_dir")
     if own is not None and own.value and _expanded(own) not in (folder, str(Path(folder).parent)):
@@ -151,7 +151,7 @@ def _free_folder(given: list[Given], root: str, task: str, resume: bool) -> Path
 
 
 def _processes(given: list[Given], nodes: int | None, gpus: int | None) -> tuple[int, int]:
-    """Return the number of nodes and of processes on each; what contradicts that is an error."""
+    """Return the number of nodes and of processes on each; contradictions are an error."""
     accelerator = trainer_option(given, "accelerator")
     kind = None if accelerator is None else accelerator.value
     for name, number in (("--nodes", nodes), ("--gpus", gpus)):
@@ -168,9 +168,9 @@ def _processes(given: list[Given], nodes: int | None, gpus: int | None) -> tuple
 
 
 def _goes_on_from_last(args: list[str], given: list[Given], resume: bool) -> bool:
-    """Whether to add ``--ckpt_path last``: unless an option or a new run's config says else.
+    """Whether to add ``--ckpt_path last``: unless an option or the config of a new run has one.
 
-    A job that is put back into the queue goes on from its ``last`` in any case.
+    A job that is queued again continues from its ``last`` checkpoint in any case.
     """
     in_config = any("ckpt_path" in g.value and g.value["ckpt_path"].value for g in given)
     on_command_line = "--ckpt_path" in [option for option, _ in options(args)]
@@ -178,7 +178,7 @@ def _goes_on_from_last(args: list[str], given: list[Given], resume: bool) -> boo
 
 
 def _same(option: str, asked: int | None, name: str, given: Given | None) -> int:
-    """Return the number that ``option`` and the trainer's ``name`` say, which must not differ."""
+    """Return the number given by ``option`` or the trainer's ``name``, which must not differ."""
     value = None if given is None or given.value in ANY_NUMBER else given.plain()
     try:
         configured = len(value) if isinstance(value, list) else int(value or 0)

@@ -254,18 +254,6 @@ def encode_prompt(
     return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
 
 
-def end_token_ids(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> set[int]:
-    """Return the ids that end an answer: the EOS token's and the end-of-turn token's."""
-    ids = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-    if template := load_template(tokenizer, chat_template):
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        chat = ChatTemplate(tokenizer, template)
-        text = chat.render(turns, None, generation_prompt=False).rstrip()
-        if text.endswith(chat.end_tokens):
-            ids.add(continuation_ids(tokenizer, text, first=True)[-1])
-    return ids
-
-
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise a ValueError if ``value`` is not one of ``choices``."""
     if value not in choices:

@@ -60,7 +60,7 @@ def write_lora(
     if tied and any(layer is head for layer in layers.values()):
         raise ValueError(
             "the adapter changes the output embedding, which is tied to the input embedding in "
-            "this base and no tensor of its own in llama.cpp: export --format gguf"
+            "this base and no tensor of its own in llama.cpp: export --type model"
         )
     alpha = float(adapter.lora_alpha)
     with _open(file, layout) as writer:

@@ -73,7 +73,7 @@ def find_pre(content: dict[str, Any]) -> str:
         raise ValueError(
             f"the tokenizer is a {model['type']} after {kinds or 'no cutting'}, and only a "
             "byte-level BPE can be written here: merge the adapter, and convert the merged folder "
-            "with llama.cpp's convert_hf_to_gguf.py, or export --format gguf-lora"
+            "with llama.cpp's convert_hf_to_gguf.py, or export --type adapter"
         )
     normal = content.get("normalizer") or {"type": "NFC"}
     plain = not steps[-1].get("add_prefix_space") and normal["type"] == "NFC"

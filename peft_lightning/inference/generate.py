@@ -1,4 +1,4 @@
-"""Answers to prompts, in batches: left-padded, of similar lengths, with or without an adapter."""
+"""Batched generation with or without an adapter: left-padded batches of similar lengths."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from peft_lightning.data.tokenization import encode_prompt
+from peft_lightning.inference.stop_tokens import stop_token_ids
+
 
 class PreparesInputs(Protocol):
-    """What is needed of an adapter."""
+    """The part of an adapter that generation uses."""
 
     def prepare_inputs(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
         """Return ``batch`` as keyword inputs of ``model``."""
 
     def is_padding_sensitive(self, model: nn.Module) -> bool:
-        """Whether padding would change answers, so that only rows of one length go together."""
+        """Whether padding changes the answers, so that a batch must have rows of one length."""
 
 
 def generate_tokens(
@@ -37,40 +40,40 @@ def generate_tokens(
     on_answers: Callable[[list[int], list[list[int]]], None] | None = None,
     streamer: Any = None,
 ) -> list[list[int]]:
-    """Continue token sequences.
+    """Generate a continuation of each token sequence.
 
-    The sampling settings that come with a model (penalties, top_k) are not used: temperature 0
-    is the most probable token each time, whatever else is in the batch.
+    The sampling settings of the model's generation config (penalties, ``top_k``) are not used:
+    temperature 0 is greedy decoding, whatever else is in the batch.
 
     Args:
-        model: A causal LM of transformers, with ``adapter`` attached; in any mode.
-        adapter: None for the bare model.
-        tokenizer: The model's.
-        rows: Token ids, none empty.
-        max_new_tokens: Most tokens of an answer.
-        batch_size: Prompts at a time, those of similar length together.
-        temperature: What the logits are divided by; 0 takes the most probable token.
-        top_p: Sample only from the most probable tokens that together have this probability.
-        seed: Of the samples; the global random state is left alone.
-        end_ids: Ids that end an answer; those of the model and tokenizer if None.
-        skip: Numbers of rows that need no answer; batches are the same as without, so that what
-            was cut off goes on to the same samples.
-        on_answers: Called after each batch with the numbers of its rows and their answers.
-        streamer: transformers' streamer for the answer to a single row.
+        model: A causal LM of transformers with ``adapter`` attached, in training or eval mode.
+        adapter: The attached adapter; None for the base model.
+        tokenizer: The model's tokenizer.
+        rows: Token ids of each prompt, at least one.
+        max_new_tokens: Largest number of tokens of an answer.
+        batch_size: Prompts in a batch; prompts of similar length are batched together.
+        temperature: Divisor of the logits; 0 takes the most probable token.
+        top_p: Sample only from the most probable tokens whose probabilities sum up to this.
+        seed: Seed of the samples. The global random state is left unchanged.
+        end_ids: Ids that end an answer; ``stop_token_ids(model, tokenizer)`` if None.
+        skip: Indices of rows that need no answer. The batches stay the same, so that an
+            interrupted run continues with the same samples.
+        on_answers: Called after each batch with the indices of its rows and their answers.
+        streamer: A streamer of transformers, for the answer to a single row.
 
     Returns:
-        The new token ids of each row, without the one that ended them.
+        The new token ids of each row, without the token that ended them.
 
     Raises:
-        ValueError: For an option out of its range, an empty row, or a row that leaves no room for
-            ``max_new_tokens`` within the model's positions.
+        ValueError: If an option is out of its range, a row is empty, or a row and
+            ``max_new_tokens`` together exceed the model's positions.
     """
     _check(max_new_tokens, batch_size, temperature, top_p)
     if any(len(row) == 0 for row in rows):
         raise ValueError(f"prompt {[len(row) for row in rows].index(0)} has no tokens")
-    ends = sorted(find_end_ids(model, tokenizer) if end_ids is None else end_ids)
-    known = (tokenizer.pad_token_id, *ends, 0)
-    pad = next(i for i in known if i is not None)  # never seen: it is masked
+    ends = sorted(stop_token_ids(model, tokenizer) if end_ids is None else end_ids)
+    candidates = (tokenizer.pad_token_id, *ends, 0)
+    pad = next(i for i in candidates if i is not None)  # any will do: padding is masked
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
@@ -83,7 +86,7 @@ def generate_tokens(
     padded = adapter is None or not adapter.is_padding_sensitive(model)
     answers: list[list[int]] = [[] for _ in rows]
     devices = [model.device] if model.device.type == "cuda" else []
-    with _bare(model), torch.random.fork_rng(devices), torch.no_grad():
+    with _plain_evaluation(model), torch.random.fork_rng(devices), torch.no_grad():
         for start, picked in _batches([len(row) for row in rows], batch_size, padded):
             if all(i in skip for i in picked):
                 continue
@@ -92,7 +95,7 @@ def generate_tokens(
             inputs = batch if adapter is None else adapter.prepare_inputs(model, batch)
             _check_room(model, inputs["attention_mask"].shape[1], max_new_tokens, picked[-1])
             output = model.generate(**inputs, generation_config=config, streamer=streamer)
-            if "input_ids" in inputs:  # given back before the answer; embeddings are not
+            if "input_ids" in inputs:  # generate repeats input ids, but no input embeddings
                 output = output[:, inputs["input_ids"].shape[1] :]
             for i, ids in zip(picked, output.tolist(), strict=True):
                 answers[i] = _until(ids, ends)
@@ -101,48 +104,42 @@ def generate_tokens(
     return answers
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the ids of ``prompt`` as a user's message; as plain text without a chat template."""
-    if tokenizer.chat_template is None:
-        return list(tokenizer(prompt)["input_ids"])
-    message = {"role": "user", "content": prompt}
-    with _template_explained():
-        encoded: Any = tokenizer.apply_chat_template(
-            [message], add_generation_prompt=True, return_dict=True
-        )
-    return list(encoded["input_ids"])
+def generate_texts(
+    model: Any,
+    adapter: PreparesInputs | None,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    max_new_tokens: int = 128,
+    **options: Any,
+) -> list[str]:
+    """Answer prompts, and decode the answers without special tokens and surrounding white space.
+
+    Args:
+        model: As in ``generate_tokens``.
+        adapter: As in ``generate_tokens``.
+        tokenizer: As in ``generate_tokens``.
+        prompts: Texts, each of which becomes a user message if there is a chat template; or token
+            ids, which are used as they are.
+        max_new_tokens: Largest number of tokens of an answer.
+        **options: Those of ``generate_tokens``.
+    """
+    rows = [encode_prompt(tokenizer, p) if isinstance(p, str) else p for p in prompts]
+    answers = generate_tokens(model, adapter, tokenizer, rows, max_new_tokens, **options)
+    return [decode_answer(tokenizer, ids) for ids in answers]
 
 
-def find_end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids that end an answer: the model's, the tokenizer's and the end of a turn."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    ids = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
-    if tokenizer.chat_template is not None:
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        with _template_explained():
-            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-        after = tokenizer(text.rpartition("b")[2].lstrip(), add_special_tokens=False)["input_ids"]
-        if after and after[0] in tokenizer.added_tokens_decoder:
-            ids.add(after[0])
-    return {i for i in ids if i is not None}
-
-
-@contextmanager
-def _template_explained() -> Iterator[None]:
-    """Make one ValueError of whatever a template, a program from elsewhere, raises."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"the chat template refuses the messages: {error}") from error
+def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """Return the text of an answer, without special tokens and surrounding white space."""
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def _batches(lengths: list[int], size: int, padded: bool) -> Iterator[tuple[int, list[int]]]:
-    """Yield the numbers of the rows of each batch, the shortest first, and how many come before.
+    """Yield each batch as the number of rows before it and the indices of its rows.
 
     Args:
-        lengths: Of the rows.
-        size: Most rows of a batch.
-        padded: Whether rows of different lengths go together.
+        lengths: Tokens of each row; short rows come first.
+        size: Largest number of rows in a batch.
+        padded: Whether a batch may have rows of different lengths.
     """
     order, start = sorted(range(len(lengths)), key=lambda i: lengths[i]), 0
     while start < len(order):
@@ -169,8 +166,8 @@ def _until(ids: list[int], ends: list[int]) -> list[int]:
 
 
 @contextmanager
-def _bare(model: Any) -> Iterator[None]:
-    """Evaluate ``model`` by what the arguments say alone: no dropout, no settings of its own."""
+def _plain_evaluation(model: Any) -> Iterator[None]:
+    """Put ``model`` into eval mode without its generation config, and restore both afterwards."""
     training = [module for module in model.modules() if module.training]
     own, model.generation_config = model.generation_config, GenerationConfig()
     for module in training:

@@ -1,4 +1,4 @@
-"""A base model, its tokenizer and the adapters over it, loaded to answer prompts."""
+"""Loading a base model, its tokenizer and adapters for inference."""
 
 from __future__ import annotations
 
@@ -14,39 +14,58 @@ from peft_lightning.adapters.folder import read_adapter
 from peft_lightning.adapters.full import Full
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.base_model.load import find_device
+from peft_lightning.data.templates import load_template
 from peft_lightning.hub import adapter_folder
+from peft_lightning.inference.generate import generate_tokens
 from peft_lightning.kernels.float32_compute import compute_as_the_run
 from peft_lightning.kernels.precision import choice_of, emulation_notice
 
 
 @dataclass(frozen=True)
 class InferenceModel:
-    """What answers: a model and the adapters to switch between.
+    """A base model, and the adapters over it to switch between.
 
     Args:
-        model: The base.
-        tokenizer: Its tokenizer.
+        model: The base model.
         bank: The adapters by name.
-        fingerprint: Of the base.
-        tokenizers: The tokenizer for each name of ``bank``: with new tokens a copy that has them.
+        tokenizers: The tokenizer for each name of ``bank``; an adapter with new tokens has a
+            copy that knows them.
+        fingerprint: Fingerprint of the base model.
+        quantization: 4bit, 8bit, or None.
     """
 
     model: Any
-    tokenizer: Any
     bank: AdapterBank
-    fingerprint: dict[str, Any]
     tokenizers: dict[str, Any]
+    fingerprint: dict[str, Any]
+    quantization: str | None = None
 
     @property
     def names(self) -> list[str]:
-        """The adapters that were asked for; ``base`` if none was."""
+        """The names of the adapters that were loaded; ``base`` alone if there is none."""
         return self.bank.names[1:] or [BASE]
+
+    def generate(
+        self, name: str, rows: Sequence[Sequence[int]], max_new_tokens: int, **options: Any
+    ) -> list[list[int]]:
+        """Answer token ids with the adapter ``name``.
+
+        Args:
+            name: An adapter of ``bank``.
+            rows: Token ids of each prompt.
+            max_new_tokens: Largest number of tokens of an answer.
+            **options: Those of ``generate_tokens``.
+        """
+        adapter, tokenizer = self.bank.use(name), self.tokenizers[name]
+        return generate_tokens(self.model, adapter, tokenizer, rows, max_new_tokens, **options)
 
 
 def load_inference_model(
-    model: str | None,
-    folders: Sequence[str],
+    base_model: str | None,
+    ckpt_path: str | None,
+    adapters: Sequence[str] | None,
     *,
+    chat_template: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     allow_base_mismatch: bool = False,
@@ -57,19 +76,24 @@ def load_inference_model(
     """Load a base model and adapters.
 
     Args:
-        model: The base; None for the one that the adapters name.
-        folders: Adapters, ``NAME=FOLDER`` or a folder, which is its own name then; or one folder
-            of a fully fine-tuned model.
-        dtype: Of the base's weights; auto as saved if the processor multiplies that, else float32.
+        base_model: The base model; None for the one that the adapters name.
+        ckpt_path: Folder of the first adapter, or of a fully fine-tuned model.
+        adapters: Further adapters, ``NAME=FOLDER``, or a folder, which is then its own name.
+        chat_template: Path of a Jinja file, or ``none`` for plain text; None for the tokenizer's
+            own template.
+        dtype: Data type of the base's weights; auto for the saved one if the processor multiplies
+            that, else float32.
         device: auto for the GPU if there is one.
-        allow_base_mismatch: Whether to use adapters of other bases.
+        allow_base_mismatch: Whether to accept adapters that were trained on another base.
         trust_remote_code: Whether code that comes with the model may run.
-        revision: Of a hub id.
+        revision: Branch, tag or commit of a hub id.
         quantization: 4bit, 8bit, or None for the base as saved.
 
     Raises:
-        ValueError: If there is no base model, or something does not fit.
+        ValueError: If there is no base model, an adapter does not fit it, or an option is wrong.
     """
+    model = base_model
+    folders = [*([ckpt_path] if ckpt_path else []), *(adapters or [])]
     named = named_folders(folders)
     found = {name: read_adapter(folder) for name, folder in named.items()}
     tokenizer_name = model
@@ -92,6 +116,8 @@ def load_inference_model(
     device = find_device(device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     tokenizer = load_tokenizer(tokenizer_name or model, **options)
+    if chat_template is not None:
+        tokenizer.chat_template = load_template(tokenizer, chat_template)
     base = load_base_model(model, dtype=dtype, device=device, quantization=quantization, **options)
     if (choice := choice_of(base)) and (notice := emulation_notice(choice, "--dtype auto")):
         print(notice, file=sys.stderr)
@@ -105,17 +131,17 @@ def load_inference_model(
         if found[name].adapter.metadata().get("new_tokens"):
             tokenizers[name] = copy.deepcopy(tokenizer)
             found[name].adapter.with_tokenizer(tokenizers[name])
-    return InferenceModel(base, tokenizer, bank, fingerprint, tokenizers)
+    return InferenceModel(base, bank, tokenizers, fingerprint, quantization)
 
 
 def named_folders(folders: Sequence[str]) -> dict[str, str]:
     """Return the folders of ``NAME=FOLDER`` by name; a folder alone is its own name.
 
-    A folder may be the hub's ``owner/name@revision``.
+    A folder may be ``owner/name@revision`` on the hub.
 
     Raises:
-        ValueError: If two have one name.
-        FileNotFoundError: If one is not there.
+        ValueError: If two adapters have the same name.
+        FileNotFoundError: If a folder does not exist.
     """
     named = {}
     for folder in folders:

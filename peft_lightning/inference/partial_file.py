@@ -1,4 +1,4 @@
-"""Answers that survive being cut off: kept beside their file until all of them are there."""
+"""Answers of an interrupted command, kept in a partial file until all of them are made."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from peft_lightning.process.signals import STOP
 
 
 class PartialAnswers:
-    """Keeps answers in ``<output>.part``, and says so when a signal stops the command.
+    """Keeps answers in ``<output>.part``, and reports that when a signal stops the command.
 
     Args:
-        output: The file to write in the end; None keeps nothing.
-        run: What the answers depend on, as a hash: others' are not taken over.
-        total: How many there will be.
+        output: The file to write at the end; None keeps nothing.
+        run: Hash of everything that the answers depend on. The answers in a partial file with
+            another hash are discarded.
+        total: Number of answers to make.
 
     Attributes:
-        texts: The answers so far, by their numbers.
+        texts: The answers so far, by index.
     """
 
     def __init__(self, output: str | Path | None, run: str, total: int) -> None:
@@ -34,14 +35,14 @@ class PartialAnswers:
         self._file: Any = None
 
     def open(self) -> PartialAnswers:
-        """Read what was kept before, and return this object, which is to be closed."""
+        """Read the answers of an interrupted run. Call ``close`` on the object returned."""
         STOP.kept = self._kept
         if self.output is None:
             return self
         path = self._part
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         if lines and lines[0] == self.run:
-            for line in lines[1:-1]:  # after the last newline stands nothing, or what was torn
+            for line in lines[1:-1]:  # the last one is empty, or a line cut off by a crash
                 self.texts |= {int(k): text for k, text in json.loads(line).items()}
             print(f"{path}: {len(self.texts)} answers are there already", file=sys.stderr)
         atomic_text(path, f"{self.run}\n{json.dumps(self.texts)}\n")
@@ -54,21 +55,21 @@ class PartialAnswers:
         return self.output.with_name(self.output.name + ".part")
 
     def _kept(self) -> str:
-        """Return what is left of the answers when a signal stops the command."""
+        """Return where the answers so far are, for the message of a stopped command."""
         done = f"; {len(self.texts)} of {self.total} answers"
         if self.output is None:
             return f"{done} were made, and none is kept without --output"
         return f"{done} are in {self._part}, the same command goes on from them"
 
     def add(self, texts: dict[int, str]) -> None:
-        """Keep the answers ``texts`` by their numbers."""
+        """Add the answers ``texts``, by index, and write them to the partial file."""
         with STOP.held():
             self.texts |= texts
             if self._file is not None:
                 self._write(texts)
 
     def finish(self, lines: Iterable[str]) -> None:
-        """Write ``lines`` to the output, whole."""
+        """Write ``lines`` to the output file and remove the partial file."""
         if self.output is None:
             return
         with STOP.held():
@@ -77,7 +78,7 @@ class PartialAnswers:
             STOP.finish()
 
     def close(self) -> None:
-        """Close the file beside the output."""
+        """Close the partial file."""
         if self._file is not None:
             self._file.close()
 
@@ -101,5 +102,5 @@ def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def run_hash(*facts: Any) -> str:
-    """Return a hash of all that answers depend on; ``facts`` go into JSON."""
+    """Return a hash of ``facts``, everything that the answers depend on, as JSON."""
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()

@@ -24,7 +24,6 @@ from peft_lightning.data.tokenization import (
     Encoder,
     LongRowError,
     encode_prompt,
-    end_token_ids,
 )
 from peft_lightning.data.tokenizer import tokenizer_fingerprint
 
@@ -297,13 +296,6 @@ def test_a_rows_tokens_before_the_answer_are_those_to_generate_from(template, ma
 def test_messages_to_generate_from_need_a_template():
     with pytest.raises(ValueError, match="no chat template to render them"):
         encode_prompt(byte_tokenizer(), [{"role": "user", "content": "a"}])
-
-
-def test_what_ends_an_answer_is_the_eos_token_and_the_templates():
-    tokenizer = byte_tokenizer(CHATML)
-    ids = tokenizer.convert_tokens_to_ids(["</s>", "<|im_end|>"])
-    assert end_token_ids(tokenizer) == set(ids)
-    assert end_token_ids(tokenizer, "none") == {ids[0]}
 
 
 def test_a_longer_row_is_cut_without_a_fake_end_marker():

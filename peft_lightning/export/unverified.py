@@ -1,0 +1,37 @@
+"""The mark on an exported model that has not been verified, or has failed the verification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft_lightning.export.verify import Comparison
+from peft_lightning.files import atomic_text
+
+UNVERIFIED = "UNVERIFIED"
+UNFINISHED = "the verification was not finished\n"  # content of the mark until it is
+
+
+def require_max_logit_difference(max_logit_difference: float | None) -> None:
+    """Raise ValueError if the largest allowed difference of a logit is not above 0."""
+    if max_logit_difference is not None and not max_logit_difference > 0:
+        raise ValueError(f"max_logit_difference must be above 0, got {max_logit_difference:g}")
+
+
+def settle(mark: Path, out: str, found: Comparison, max_logit_difference: float) -> None:
+    """Print the result of a verification, and remove the mark if the model passes.
+
+    Args:
+        mark: File that marks the model as unverified.
+        out: What was written, for the error.
+        found: Result of the comparison.
+        max_logit_difference: Largest allowed difference of a logit, in standard deviations.
+
+    Raises:
+        RuntimeError: If the model differs from the base and its adapter; ``mark`` then gives the
+            reason.
+    """
+    print(f"verified on {found}")
+    if problem := found.problem(max_logit_difference):
+        atomic_text(mark, f"{problem}\n{found}\n")
+        raise RuntimeError(f"{out} is not what was trained: {problem}")
+    mark.unlink()
