@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from peft_lightning.kernels.patch import wrap_forward
+
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """Return the decoder layers in their order; none for a model that has none of the usual ones.
@@ -76,7 +78,7 @@ class FrozenLayers:
         self._decoder = _decoder(model)
         self._all = decoder_layers(model)
         for i, layer in enumerate(self._all[:count]):
-            layer.forward = partial(self._forward, layer.forward, i == count - 1)
+            wrap_forward(layer, partial(self._forward, i == count - 1))
 
     def random_module(self) -> str | None:
         """Return the name of a module in or below these layers that may draw random numbers."""
@@ -111,7 +113,7 @@ class FrozenLayers:
         finally:
             self._given = None
 
-    def _forward(self, forward: Any, last: bool, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _forward(self, last: bool, forward: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._given is not None:
             padding = hidden.shape[1] - self._given.shape[1]
             return F.pad(self._given, (0, 0, 0, padding)) if last else hidden
