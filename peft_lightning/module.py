@@ -43,10 +43,10 @@ class CausalLMModule(L.LightningModule):
         sample_prompts: Prompts whose greedy answers are logged at each validation.
         sample_max_new_tokens: Length limit of those answers.
         predict_max_new_tokens: Length limit of the answers of ``predict``.
-        attn_implementation: auto (one attention per sequence) or transformers' name: sdpa, eager...
+        attn_implementation: auto (one attention per sequence) or one of transformers, as sdpa.
         trust_remote_code: Whether code that comes with the base model may run.
         revision: Branch, tag or commit of a hub id.
-        init_from: Start from an adapter: a folder, ours or HF PEFT's, or ``owner/name`` on the hub.
+        init_from: Start from an adapter: a folder, ours or HF PEFT's, or ``owner/name@revision``.
     """
 
     def __init__(
