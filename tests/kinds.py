@@ -26,6 +26,7 @@ PROCESSOR = tuple(
         "kernels.attention",
         "kernels.gated_mlp",
         "kernels.machine",
+        "kernels.patch",
         "kernels.rms_norm",
         "kernels.rotary",
         "loss",

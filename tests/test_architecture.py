@@ -22,7 +22,7 @@ SAME_FLOOR = {  # and of its own floor from these
     "commands": {"cli"},  # submit checks the options of fit
     "hub": {"adapters", "base_model"},  # what it fetches and uploads
     "linear_cross_entropy": {"kernels"},
-    "loss": {"hidden_cache"},  # rows whose lower layers are not run again
+    "loss": {"hidden_cache", "loss_checks"},  # rows whose lower layers are not run again
     "module": {"training"},  # its optimizer, checkpoints and callbacks
 }
 
@@ -126,6 +126,27 @@ def test_nothing_heavy_is_imported_before_the_command_is_known(name):
     at_top = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
     roots = {name.split(".")[0] for name in imports(ast.Module(at_top, []))}
     assert roots <= sys.stdlib_module_names | {"yaml", "peft_lightning"}
+
+
+def test_a_forward_is_replaced_by_kernels_only():
+    for file in FILES:
+        targets = [
+            target
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+        ]
+        replaces = any(isinstance(t, ast.Attribute) and t.attr == "forward" for t in targets)
+        assert not replaces or relative(file).startswith("kernels/"), file
+
+
+def test_the_module_of_a_user_is_a_short_file_that_calls_by_name():
+    text = (PACKAGE / "module.py").read_text()
+    assert len(text.splitlines()) <= 200
+    nodes = [n for n in ast.parse(text).body if isinstance(n, ast.ImportFrom)]
+    ours = [n for n in nodes if n.module and n.module.startswith("peft_lightning")]
+    files = [alias for n in ours for alias in n.names if n.module == "peft_lightning.training"]
+    assert len(files) + sum(n.module != "peft_lightning.training" for n in ours) <= 12
 
 
 @pytest.mark.parametrize("file", FILES, ids=relative)

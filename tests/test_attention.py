@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from peft_lightning.kernels.attention import attention_per_sequence, isolation_error
+from peft_lightning.kernels.attention import attention_per_sequence
 from peft_lightning.kernels.attention_cpu import BLOCK
+from peft_lightning.kernels.isolation import isolation_error
 
 MODULE = SimpleNamespace(is_causal=True, training=False, num_key_value_groups=2)
 

@@ -67,7 +67,7 @@ def module_of(folder, adapter, dtype, **options):
     module.adapter = adapter
     if isinstance(adapter, PrefixTuning):  # it starts from a folder only
         own = type(adapter).attach
-        module._configured_adapter = module.adapter = adapter
+        module.configured_adapter = module.adapter = adapter
         object.__setattr__(adapter, "attach", lambda model: own(adapter, model, initialise=False))
     module.configure_model()
     generator = torch.Generator().manual_seed(1)

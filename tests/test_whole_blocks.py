@@ -49,7 +49,7 @@ def widths_of(module):
 def loss_and_gradients(module):
     trained = module.trainable_parameters()
     nll, tokens = module.nll(flat_batch(LENS))
-    return nll, tokens, torch.autograd.grad(nll, trained), module.hits
+    return nll, tokens, torch.autograd.grad(nll, trained), module.correct
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_lightning.kernels.decoder_layers import decoder_layers
+from peft_lightning.kernels.patch import wrap_forward
 
 
 def frozen_depth(model: Any) -> int:
@@ -68,7 +69,7 @@ class FrozenLayers:
         self._decoder = _decoder(model)
         self._all = decoder_layers(_decoder(model))
         for i, layer in enumerate(self._all[:count]):
-            layer.forward = partial(self._forward, layer.forward, i == count - 1)
+            wrap_forward(layer, partial(self._forward, i == count - 1))
 
     def random_module(self) -> str | None:
         """Return the name of a module in or below these layers that may draw random numbers."""
@@ -103,7 +104,7 @@ class FrozenLayers:
         finally:
             self._given = None
 
-    def _forward(self, forward: Any, last: bool, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _forward(self, last: bool, forward: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._given is not None:
             padding = hidden.shape[1] - self._given.shape[1]
             return F.pad(self._given, (0, 0, 0, padding)) if last else hidden

@@ -52,23 +52,26 @@ def compute_as_stored(model: nn.Module) -> nn.Module:
     return model
 
 
-def compute_as_the_run(model: Any, trainer: Any) -> None:
-    """Let a base of two bytes a weight compute in float32 where that is what is wanted.
+def compute_as_the_run(
+    model: Any, precision: str | None = None, device: torch.device | None = None
+) -> None:
+    """Let a base of bfloat16 or float16 weights compute in float32 on a CPU where that is wanted.
 
-    That is on a CPU, if the precision is 32-true; and outside a run, if the processor has no fast
-    products of the type of the weights.
+    In a run that is for precision 32-true; outside a run, if the processor has no fast products
+    in the dtype of the weights.
 
     Args:
         model: The base, before an adapter is attached to it.
-        trainer: Lightning's, that computes; None outside a run.
+        precision: Lightning's name of the run's precision; None outside a run.
+        device: The run's; the model's own if None.
     """
-    device = model.device if trainer is None else trainer.strategy.root_device
+    device = model.device if device is None else device
     if device.type != "cpu" or model.dtype not in HALF:
         return
-    if trainer is None:
+    if precision is None:
         wanted = widens(find_machine(), str(name_of(model.dtype)))
     else:
-        wanted = str(trainer.precision) == "32-true"
+        wanted = precision == "32-true"
     if wanted:
         compute_in_float32(model)
 

@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN
 
 from peft_lightning.kernels.native import elementwise
 from peft_lightning.kernels.native.stored import stored_forward
+from peft_lightning.kernels.recompute import set_recipe
 
 PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
@@ -60,7 +61,7 @@ def _product(layer: Any, x: Tensor) -> Tensor:
     gate, up = layer.gate_proj(x), layer.up_proj(x)
     product = _Gated.apply(layer.act_fn, gate, up)
     if product.requires_grad:
-        product.remake = (partial(_gated, layer.act_fn), (gate, up))  # see lora_linear
+        set_recipe(product, partial(_gated, layer.act_fn), gate, up)
     return product
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from peft_lightning.kernels.native import elementwise
+from peft_lightning.kernels.recompute import set_recipe
 
 
 def fuse_norms(model: nn.Module) -> int:
@@ -53,7 +54,7 @@ def _forward(layer: Any, original: Callable[[Tensor], Tensor], x: Tensor) -> Ten
         return original(x)
     y, inverse = _RMSNorm.apply(x, layer.weight, _eps(layer))
     if y.requires_grad:
-        y.remake = (_scaled, (x, inverse, layer.weight))  # see lora_linear
+        set_recipe(y, _scaled, x, inverse, layer.weight)
     return y
 
 

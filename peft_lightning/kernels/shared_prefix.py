@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peft_lightning.kernels.attention import isolation_error
+from peft_lightning.kernels.isolation import isolation_error
 
 WORTH = 32  # tokens that have to be saved; a smaller batch is hardly faster
 PARTS = {"input_ids", "labels", "position_ids", "cu_seq_lens", "seq_lens"}  # of a flat batch

@@ -1,13 +1,38 @@
-"""The optimizer of a run: the one that was configured, or AdamW at the adapter's own rate."""
+"""The optimizer of a run: the configured one, or AdamW at the learning rate of the adapter."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.optim import Optimizer
 
-from peft_lightning.training.clipping import require_clip_val
+from peft_lightning.training.clipping import has_own_clipping, require_clip_val
+from peft_lightning.training.schedules import ScheduledLR
+
+
+def configure_optimizers(module: Any, base: type) -> OptimizerLRSchedulerConfig:
+    """Return the optimizer of a ``CausalLMModule`` and its schedule, as Lightning takes them.
+
+    After each step the optimizer frees the gradients, whose memory the next forward pass needs. It
+    keeps the configured options, and not those of a checkpoint, when its state is loaded.
+
+    Args:
+        module: The module.
+        base: ``CausalLMModule`` itself.
+    """
+    optimizer = build_optimizer(module, has_own_clipping(module, base))
+    configured = _options(optimizer)
+
+    def restore(optimizer: Optimizer) -> None:
+        for group, options in zip(optimizer.param_groups, configured, strict=True):
+            group.update(options)
+
+    optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
+    optimizer.register_load_state_dict_post_hook(restore)
+    schedule = ScheduledLR(optimizer, module.lr_schedule, module.trainer.estimated_stepping_batches)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def build_optimizer(module: Any, own_clipping: bool = False) -> Optimizer:
@@ -47,8 +72,8 @@ def build_optimizer(module: Any, own_clipping: bool = False) -> Optimizer:
     return optimizer
 
 
-def own_options(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Return each group's options but the learning rate, which is the schedule's."""
+def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return the options of each group except the learning rate, which the schedule sets."""
     return [
         {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
         for group in optimizer.param_groups

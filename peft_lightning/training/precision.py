@@ -124,8 +124,8 @@ def say_if_changed(saved: dict[str, str] | None, module: Any) -> None:
     )
 
 
-def rows_of_table(module: Any) -> dict[str, str]:
-    """Return precision and threads, as the table at a run's start says them."""
+def precision_rows(module: Any) -> dict[str, str]:
+    """Return precision and threads, for the table at the start of a run."""
     choice = choice_of(module.model)
     rows = {} if choice is None else {"precision": str(choice)}
     if rows and module.quantization:

@@ -25,7 +25,7 @@ from peft_lightning.base_model.quantization import count_numbers
 from peft_lightning.files import atomic_text
 from peft_lightning.process.progress import STARTING, seconds_since_start, seconds_spent
 from peft_lightning.training.checkpoint import at_step_boundary
-from peft_lightning.training.compute_report import path_of, paths_of, paths_table
+from peft_lightning.training.compute_report import as_table, compute_report, path_of
 
 PACKAGES = ("torch", "lightning", "transformers")
 
@@ -208,8 +208,8 @@ class Summary(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rank_zero_print(trained_table(pl_module.model))  # type: ignore[arg-type]
-        self._paths = paths_of(pl_module)  # in every process: sharded layers answer together
-        rank_zero_print(paths_table(self._paths))
+        self._paths = compute_report(pl_module)  # in every process: sharded layers answer together
+        rank_zero_print(as_table(self._paths))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer, pl_module, "finished")

@@ -1,13 +1,16 @@
-"""Lightning's Trainer for the command line: its precision may be ``auto``."""
+"""Lightning's Trainer: its precision may be ``auto``, its checkpoints are adapter folders."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.plugins import Precision
 
-from peft_lightning.training.precision import AUTO, resolve_precision
+from peft_lightning.training.checkpoint import AdapterCheckpointIO
+from peft_lightning.training.cluster.strategies import require_supported
+from peft_lightning.training.precision import AUTO, resolve_precision, settle_resources
 
 PrecisionName = (
     Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
@@ -26,6 +29,18 @@ class Trainer(L.Trainer):
 
     def __init__(self, precision: PrecisionName | None = "auto", **kwargs: Any) -> None:
         super().__init__(precision=precision, **kwargs)  # type: ignore[arg-type]
+
+
+def prepare_trainer(trainer: Any) -> None:
+    """Make every checkpoint of ``trainer`` an adapter folder, and share the cores of the machine.
+
+    Raises:
+        ValueError: If its strategy does not work with adapters.
+    """
+    require_supported(trainer.strategy)
+    settle_resources(trainer)
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # wanted
+    trainer.strategy.checkpoint_io = AdapterCheckpointIO()
 
 
 def precision_option(trainer: Any, dtype: str) -> Any:

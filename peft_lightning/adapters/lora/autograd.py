@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from peft_lightning.kernels.native.buffers import empty
 from peft_lightning.kernels.native.stored import multiply, multiply_back
+from peft_lightning.kernels.recompute import find_recipe
 
 
 class Projection(NamedTuple):
@@ -42,18 +43,19 @@ def lora_linear(x: Tensor, layers: Sequence[Projection]) -> tuple[Tensor, ...]:
 
     Args:
         x: (..., in), in the dtype to compute in; weights of others are converted where they are
-            multiplied, and kept for the backward pass as they are. If ``x`` has an
-            attribute ``remake``, (function, tensors), it is not kept for the backward pass but
-            made again by ``function(*tensors)``: a norm's or activation's output, cheaply.
+            multiplied, and kept for the backward pass as they are. If ``x`` has a ``Recipe``,
+            as the output of a fused norm or activation has, it is not kept for the backward pass
+            but computed again.
         layers: Those that read ``x``; no gradient is computed of their weights.
 
     Returns:
         One (..., out) for each layer.
     """
     tensors = [t for layer in layers for t in layer[:4]]
-    remake, makers = getattr(x, "remake", (None, ()))
+    recipe = find_recipe(x)
+    function, sources = (None, []) if recipe is None else (recipe.function, recipe.detached())
     scalings = [layer.scaling for layer in layers]
-    return _LoRALinear.apply(x, scalings, remake, [t.detach() for t in makers], *tensors)
+    return _LoRALinear.apply(x, scalings, function, sources, *tensors)
 
 
 class _LoRALinear(torch.autograd.Function):
@@ -62,8 +64,8 @@ class _LoRALinear(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         scalings: list[float],
-        remake: Callable[..., Tensor] | None,
-        makers: list[Tensor],
+        recompute: Callable[..., Tensor] | None,
+        sources: list[Tensor],
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
@@ -77,8 +79,8 @@ class _LoRALinear(torch.autograd.Function):
             y = multiply(flat, weight, empty((len(flat), len(b)), like=flat), bias)
             y.addmm_(part, (b * scaling).to(x.dtype).T)
             results.append(y.view(*x.shape[:-1], -1))
-        ctx.save_for_backward(down, *tensors, *(makers or [flat]))
-        ctx.scalings, ctx.shape, ctx.remake = scalings, x.shape, remake
+        ctx.save_for_backward(down, *tensors, *(sources or [flat]))
+        ctx.scalings, ctx.shape, ctx.recompute = scalings, x.shape, recompute
         return tuple(results)
 
     @staticmethod
@@ -87,7 +89,7 @@ class _LoRALinear(torch.autograd.Function):
         down, *saved = ctx.saved_tensors
         count = 4 * len(ctx.scalings)
         fours, source = _fours(saved[:count]), saved[count:]
-        flat = source[0] if ctx.remake is None else ctx.remake(*source).flatten(0, -2)
+        flat = source[0] if ctx.recompute is None else ctx.recompute(*source).flatten(0, -2)
         needs_x = ctx.needs_input_grad[0]
         d_x: Tensor | None = None
         d_downs, d_bs, d_biases = [], [], []  # type: ignore[var-annotated]

@@ -1,0 +1,136 @@
+"""Build the model of a ``CausalLMModule``: the base, its kernels, the adapter and the loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from peft_lightning.adapters import Adapter, Full, read_adapter
+from peft_lightning.adapters.bank import AdapterBank
+from peft_lightning.adapters.folder import read_adapter_config
+from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.hidden_cache.cache import leaves_inputs
+from peft_lightning.kernels.attention import FLAT_ATTENTION
+from peft_lightning.kernels.patch import patch_model
+from peft_lightning.loss import CausalLMLoss
+from peft_lightning.training.precision import precision_of_run, say_if_emulated
+from peft_lightning.training.warm_start import adapter_to_continue, attach_trained
+
+
+def adapter_to_train(adapter: Adapter, init_from: str | None) -> tuple[Path | None, Adapter]:
+    """Return the folder that training starts from, if it starts from one, and the adapter.
+
+    Args:
+        adapter: As configured.
+        init_from: As configured; the adapter is the one in there.
+    """
+    return (None, adapter) if init_from is None else adapter_to_continue(init_from)
+
+
+def check_options(adapter: Adapter, learning_rate: float | None, checkpointing: bool) -> None:
+    """Raise ValueError for options of a ``CausalLMModule`` that cannot be.
+
+    Args:
+        adapter: What is trained.
+        learning_rate: As given.
+        checkpointing: Whether activations are recomputed.
+    """
+    if learning_rate is not None and learning_rate < 0:
+        raise ValueError(f"learning_rate must not be negative, got {learning_rate}")
+    if checkpointing and adapter.uses_kv_cache:
+        raise ValueError(
+            f"activation_checkpointing does not go with {type(adapter).__name__}, whose keys "
+            "and values reach the layers through a cache: set it to false"
+        )
+
+
+def build_model(module: Any) -> None:
+    """Load the base of a ``CausalLMModule``, freeze it, patch it and attach the adapter.
+
+    Args:
+        module: Gets ``model``, ``fingerprint`` and ``report``, and what it computes with: the
+            ``bank`` of the adapters that answer, or the ``adapter`` and the loss, ``outputs``.
+
+    Raises:
+        ValueError: If the options do not go with the base or the adapter.
+    """
+    trainer, answers = module._trainer, bool(module.answer_folders)
+    if module.compile_layers and not answers and not leaves_inputs(module.adapter):
+        raise ValueError(
+            f"compile: true does not go with {type(module.adapter).__name__}, whose virtual "
+            "tokens change what is compiled: set model.compile to false"
+        )
+    model = load_base_model(
+        module.base_model_name,
+        dtype=module.dtype_name,
+        attn_implementation=(
+            FLAT_ATTENTION if module.attn_implementation == "auto" else module.attn_implementation
+        ),
+        trust_remote_code=module.trust_remote_code,
+        revision=module.revision,
+        quantization=module.quantization,
+        frozen=not module.adapter.trains_base,
+        **precision_of_run(trainer),
+    )
+    say_if_emulated(model)
+    tokenizer_of(module)
+    module.fingerprint = base_fingerprint(model)
+    module.report = patch_model(
+        model,
+        precision=None if trainer is None else str(trainer.precision),
+        device=None if trainer is None else trainer.strategy.root_device,
+        fuse=not module.compile_layers,
+        compile=module.compile_layers and not answers,
+        activation_checkpointing=module.activation_checkpointing and not answers,
+    )
+    if answers:
+        module.model, module.bank = model, AdapterBank(model, module.fingerprint)
+        for name, folder in module.answer_folders.items():
+            module.bank.add(name, folder)
+        return
+    if module.init_from is None:
+        module.adapter.attach(model)
+    else:
+        given = module.configured_adapter
+        module.adapter = attach_trained(model, module.init_from, given, module.fingerprint)
+    module.model = model
+    shares_prefix = leaves_inputs(module.adapter) and not module.compile_layers
+    module.outputs = CausalLMLoss(model, module.adapter, shares_prefix)
+
+
+def tokenizer_of(module: Any) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a ``CausalLMModule`` with the new tokens of its adapter.
+
+    Loaded once, by the data module before the model is.
+    """
+    if module.tokenizer is None:
+        module.tokenizer = load_tokenizer(
+            module.base_model_name,
+            trust_remote_code=module.trust_remote_code,
+            revision=module.revision,
+        )
+        module.adapter = module.adapter.with_tokenizer(module.tokenizer)
+    return module.tokenizer
+
+
+def load_trained(
+    kind: Any, folder: str | Path, base_model: str | None, options: dict[str, Any]
+) -> Any:
+    """Return a ``CausalLMModule`` with the trained adapter of ``folder``.
+
+    Args:
+        kind: The class of the module.
+        folder: A checkpoint or an adapter's folder.
+        base_model: The base; None for the one that the folder names.
+        options: Further arguments of the constructor.
+    """
+    adapter, facts = read_adapter_config(Path(folder))
+    whole = isinstance(adapter, Full)
+    options |= {"adapter": adapter} if whole else {"init_from": str(folder)}
+    module = kind(base_model or facts["base_model"], **options)
+    module.configure_model()
+    if whole:
+        adapter.load_state_dict(module.model, read_adapter(folder).tensors)
+    return module

@@ -1,0 +1,68 @@
+"""Answers of a ``CausalLMModule`` to prompts, by the adapter in training or by several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft_lightning.adapters import attached_adapter
+from peft_lightning.adapters.folder import read_adapter_config
+from peft_lightning.inference import generate
+from peft_lightning.inference.load import named_folders
+
+
+def answer_with(module: Any, folders: list[str]) -> list[str]:
+    """Let ``predict`` use the adapters of ``folders`` instead of the one that is trained.
+
+    Args:
+        module: The ``CausalLMModule``, before its model is built.
+        folders: ``NAME=FOLDER`` each; a folder alone is its own name.
+
+    Returns:
+        The names, one of which is the ``adapter`` of each batch; ``base`` is no adapter.
+
+    Raises:
+        ValueError: If one brings new tokens: all rows go through the base's tokenizer.
+    """
+    named = named_folders(folders)
+    for name, folder in named.items():
+        if read_adapter_config(folder)[0].metadata().get("new_tokens"):
+            raise ValueError(
+                f"the adapter {name} brings new tokens, and predict reads all rows by the "
+                f"base's tokenizer: use generate --file FILE --adapter {name}={folder}"
+            )
+    module.answer_folders = named
+    return list(named)
+
+
+def predict_batch(module: Any, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the greedy answer to each prompt of a padded batch, with the prompt's index.
+
+    Args:
+        module: The ``CausalLMModule``.
+        batch: ``input_ids`` and ``attention_mask`` (B, T), ``index``, B integers, and, for a module
+            with several adapters, ``adapter``, the name of the one that answers.
+    """
+    rows = [
+        ids[mask.bool()].tolist()
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    by = {"adapter": batch["adapter"]} if module.bank is not None else {}
+    if module.bank is not None:
+        module.bank.use(batch["adapter"])
+    answers = module.generate(rows, module.predict_max_new_tokens)
+    return [{"index": i, "text": t, **by} for i, t in zip(batch["index"], answers, strict=True)]
+
+
+def generate_texts(
+    module: Any, prompts: list[list[int]] | list[str], max_new_tokens: int
+) -> list[str]:
+    """Return the greedy answers to prompts.
+
+    Args:
+        module: The ``CausalLMModule``.
+        prompts: Texts, which go into the chat template, or token ids.
+        max_new_tokens: Length limit of an answer.
+    """
+    model, tokenizer = module.model, module.load_tokenizer()
+    adapter = attached_adapter(model)
+    return generate.generate_texts(model, adapter, tokenizer, prompts, max_new_tokens)
