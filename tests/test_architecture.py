@@ -34,11 +34,14 @@ LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
     4: {"torch", "transformers", "lightning", "jsonargparse", "yaml"},
 }
 ALSO = {
-    "data/sources.py": {"datasets", "pyarrow"},
+    "data/sources.py": {"datasets"},
+    "data/readers.py": {"pyarrow"},
     "data/cache.py": {"filelock"},
     "hidden_cache/store.py": {"filelock"},
     "data/templates.py": {"jinja2"},
     "data/datamodule.py": {"lightning"},
+    "data/lightning_progress.py": {"lightning"},
+    "data/resume.py": {"lightning"},
     "base_model/gguf_reading.py": {"gguf"},
     "base_model/resolve.py": {"huggingface_hub"},
     "hidden_cache/cache.py": {"lightning"},

@@ -54,9 +54,7 @@ def chat(
     """
     from transformers import TextStreamer
 
-    from peft_lightning.data.conversations import Conversation
-    from peft_lightning.data.templates import load_template
-    from peft_lightning.data.tokenization import encode_prompt, end_token_ids
+    from peft_lightning.data import Conversation, encode_prompt, end_token_ids, load_template
     from peft_lightning.inference.generate import find_end_ids, generate_tokens
     from peft_lightning.inference.load import load_inference_model
 

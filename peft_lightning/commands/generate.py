@@ -60,8 +60,7 @@ def generate(
     """
     if (prompt is None) == (file is None):
         raise ValueError("give either --prompt, a text, or --file, a file of prompts")
-    from peft_lightning.data.prompts import assign_adapters
-    from peft_lightning.data.tokenization import end_token_ids
+    from peft_lightning.data import assign_adapters, end_token_ids
     from peft_lightning.inference.generate import find_end_ids, generate_tokens
     from peft_lightning.inference.load import load_inference_model
     from peft_lightning.inference.partial_file import PartialAnswers, digests, run_hash
@@ -154,10 +153,15 @@ def _encoded(
         ValueError: If there are none, or a row is malformed; names its line.
     """
     from peft_lightning.commands.merge import read_text
-    from peft_lightning.data.conversations import Conversation, PlainText
-    from peft_lightning.data.formats import detect_format, prompt_of
-    from peft_lightning.data.sources import RowError, find_source
-    from peft_lightning.data.tokenization import encode_prompt
+    from peft_lightning.data import (
+        Conversation,
+        PlainText,
+        RowError,
+        detect_format,
+        encode_prompt,
+        find_source,
+        prompt_from_record,
+    )
 
     if file is not None and file.endswith(".txt"):
         prompts = [line for line in read_text(file).splitlines() if line.strip()]
@@ -174,7 +178,7 @@ def _encoded(
                 raise record
             if format_name == "auto":
                 format_name = detect_format(list(record), str(file), prompts_only=True)
-            row = prompt_of(record, format_name)
+            row = prompt_from_record(record, format_name)
             if system is not None:
                 if isinstance(row, PlainText):
                     raise RowError("a system message", "this row is plain text, not a conversation")
