@@ -35,11 +35,14 @@ LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
 }
 ALSO = {
     "commands/card.py": {"huggingface_hub"},
-    "data/sources.py": {"datasets", "pyarrow"},
+    "data/sources.py": {"datasets"},
+    "data/readers.py": {"pyarrow"},
     "data/cache.py": {"filelock"},
     "hidden_cache/store.py": {"filelock"},
     "data/templates.py": {"jinja2"},
     "data/datamodule.py": {"lightning"},
+    "data/lightning_progress.py": {"lightning"},
+    "data/resume.py": {"lightning"},
     "base_model/gguf_reading.py": {"gguf"},
     "base_model/resolve.py": {"huggingface_hub"},
     "hidden_cache/cache.py": {"lightning"},

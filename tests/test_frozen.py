@@ -148,7 +148,7 @@ def test_what_is_stored_is_the_layers_output_for_each_row(base, rows, tmp_path, 
     (folder,) = cache_folders(tmp_path)
     states = HiddenStates(folder)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
-    (source,) = trainer.datamodule.token_sources
+    (source,) = trainer.datamodule.tokenized_datasets
     assert len(source) == 24
     for row in source:
         ids = row["input_ids"]
@@ -231,7 +231,7 @@ def test_the_bytes_are_said_before_they_are_written(base, rows, tmp_path, monkey
 
     monkeypatch.setattr(cache, "rank_zero_info", announce)
     trainer = run(base, rows, tmp_path / "a", max_steps=1)
-    tokens = int(trainer.datamodule.token_sources[0].lengths.sum())
+    tokens = int(trainer.datamodule.tokenized_datasets[0].lengths.sum())
     (folder,) = cache_folders(tmp_path)
     size = (folder / "states.bin").stat().st_size
     assert size == tokens * 32 * 4
@@ -242,7 +242,7 @@ def test_the_bytes_are_said_before_they_are_written(base, rows, tmp_path, monkey
 def test_a_cache_above_the_limit_is_refused_and_old_ones_make_room(base, rows, tmp_path):
     trainer = run(base, rows, tmp_path / "a", max_steps=1)
     (first,) = cache_folders(tmp_path)
-    size = int(trainer.datamodule.token_sources[0].lengths.sum()) * 32 * 4
+    size = int(trainer.datamodule.tokenized_datasets[0].lengths.sum()) * 32 * 4
     limit = 1.5 * size / 2**30
     more = write_rows(tmp_path / "more.jsonl", 23, seed=3)
     with pytest.raises(ValueError, match="raise it, or set cache_hidden_states to false"):

@@ -16,9 +16,11 @@ from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.folder import read_adapter
 from peft_lightning.adapters.inspect import inspect_adapter
 from peft_lightning.base_model import load_base_model
-from peft_lightning.data.formats import find_format, resolve_format
-from peft_lightning.data.sources import RowError, find_source
-from peft_lightning.data.tokenization import Encoder
+from peft_lightning.data.format_detection import resolve_format
+from peft_lightning.data.formats import find_format
+from peft_lightning.data.records import RowError
+from peft_lightning.data.sources import find_source
+from peft_lightning.data.tokenization import RowTokenizer
 from peft_lightning.files import SUMS_FILE, require_undamaged
 from tiny import tiny_model
 from tiny_run import byte_tokenizer
@@ -187,11 +189,11 @@ def test_checksums_may_be_any_bytes(folder, content):
 
 
 @pytest.fixture(scope="module")
-def encoder():
-    return Encoder(byte_tokenizer())
+def row_tokenizer():
+    return RowTokenizer(byte_tokenizer())
 
 
-def read_rows(path, encoder):
+def read_rows(path, row_tokenizer):
     """Read a data file as training does, up to the tokens; bad rows are reasons."""
     source = find_source(str(path))
     name, _, rows = resolve_format(source.records(), "auto", source.name)
@@ -201,34 +203,34 @@ def read_rows(path, encoder):
         if not isinstance(record, RowError):
             with suppress(RowError):
                 good.append(to_row(record))
-    encoder.encode(good)
+    row_tokenizer.tokenize(good)
 
 
 @bounded
 @given(content=pieces)
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
-def test_a_data_file_may_be_any_bytes(suffix, tmp_path, encoder, content):
+def test_a_data_file_may_be_any_bytes(suffix, tmp_path, row_tokenizer, content):
     (tmp_path / f"x.{suffix}").write_bytes(content)
-    outcome(read_rows, tmp_path / f"x.{suffix}", encoder)
+    outcome(read_rows, tmp_path / f"x.{suffix}", row_tokenizer)
 
 
 @bounded
 @given(data=st.data())
-def test_a_parquet_file_may_be_any_bytes(tmp_path, encoder, data):
+def test_a_parquet_file_may_be_any_bytes(tmp_path, row_tokenizer, data):
     table = pyarrow.table({"prompt": ["a"] * 50, "completion": ["b"] * 50})
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
     content = data.draw(mutated((tmp_path / "x.parquet").read_bytes()))
     (tmp_path / "x.parquet").write_bytes(content)
-    outcome(read_rows, tmp_path / "x.parquet", encoder)
+    outcome(read_rows, tmp_path / "x.parquet", row_tokenizer)
 
 
 @bounded
 @given(rows=st.lists(records, min_size=1, max_size=3))
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
-def test_a_row_may_hold_anything(suffix, tmp_path, encoder, rows):
+def test_a_row_may_hold_anything(suffix, tmp_path, row_tokenizer, rows):
     text = json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows))
     (tmp_path / f"x.{suffix}").write_text(text)
-    outcome(read_rows, tmp_path / f"x.{suffix}", encoder)
+    outcome(read_rows, tmp_path / f"x.{suffix}", row_tokenizer)
 
 
 @settings(bounded, max_examples=60)

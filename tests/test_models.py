@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig
 
 from peft_lightning import CausalLMModule, LoRA, PromptTuning
-from peft_lightning.data.batching import flat_collate
+from peft_lightning.data.collate import flat_collate
 from rounding import assert_near, rounding_error
 from tiny import ARCHITECTURES
 from tiny_run import byte_tokenizer, fit

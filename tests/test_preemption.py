@@ -69,7 +69,7 @@ class Fails(Callback):
 TOKENISES_SLOWLY = """
 
 def row(record):
-    print("tokenising", flush=True)
+    print("tokenizing", flush=True)
     time.sleep(60)
     return record["prompt"]
 """
@@ -326,7 +326,7 @@ def test_what_is_remembered_of_a_step_is_not_changed_by_the_next(base, rows, tmp
     assert len(found) == 6
     for state, at_the_time in found:
         assert str(state) == str(at_the_time)
-    positions = [state["SFTDataModule"]["position"] for state, _ in found]
+    positions = [state["SFTDataModule"]["finished_batches"] for state, _ in found]
     assert positions == [1, 2, 3, 4, 5, 6]
 
 
@@ -343,7 +343,7 @@ def test_a_signal_while_two_processes_start_ends_both(user, base):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.stdout.readline() != "tokenising\n":
+    while process.stdout.readline() != "tokenizing\n":
         assert process.poll() is None
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGTERM)

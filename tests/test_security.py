@@ -21,10 +21,10 @@ from peft_lightning.base_model.weights import open_weights
 from peft_lightning.commands.card import model_card
 from peft_lightning.commands.inspect import inspect
 from peft_lightning.commands.push import push
-from peft_lightning.data.cache import TokenizedDataset
 from peft_lightning.data.formats import messages
-from peft_lightning.data.sources import RowError
-from peft_lightning.data.tokenization import Encoder, encode_prompt
+from peft_lightning.data.records import RowError
+from peft_lightning.data.tokenization import RowTokenizer, encode_prompt
+from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokenizer import load_tokenizer as load_other_tokenizer
 from peft_lightning.files import SUMS_FILE
 from peft_lightning.hub import adapter_folder
@@ -248,7 +248,7 @@ HOSTILE = {
 def test_a_hostile_chat_template_is_a_clear_error(name, tmp_path):
     template = HOSTILE[name].replace("MARK", str(mark := tmp_path / "mark"))
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    [reason] = Encoder(byte_tokenizer(), template).encode([messages({"messages": turns})])
+    [reason] = RowTokenizer(byte_tokenizer(), template).tokenize([messages({"messages": turns})])
     assert isinstance(reason, RowError)
     assert "the chat template" in str(reason)
     if name != "much":

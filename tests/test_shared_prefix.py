@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from peft_lightning import CausalLMModule, LoRA, PromptTuning, loss
-from peft_lightning.data.batching import flat_collate, padded_collate
+from peft_lightning.data.collate import flat_collate, padded_collate
 from peft_lightning.kernels.shared_prefix import WORTH, share_prefix
 from rounding import BACKWARD, assert_near
 from tiny import ARCHITECTURES

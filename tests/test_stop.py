@@ -36,7 +36,7 @@ UPPER_LAYER = ["--model.adapter.layers_to_transform", "[1]"]
 
 # phase: signal, options, the step that is saved (None before the first)
 FIT = {
-    "tokenising": (signal.SIGINT, [], None),
+    "tokenizing": (signal.SIGINT, [], None),
     "loading": (signal.SIGTERM, [], None),
     "outside Python": (signal.SIGTERM, [], None),
     "cached pass": (signal.SIGINT, ["--model.cache_hidden_states", "true", *UPPER_LAYER], None),
@@ -83,7 +83,7 @@ def runs(folder):
 
     scenarios = []
     for phase, (number, options, _) in FIT.items():
-        cache = ["--data.cache_dir", f"cache {phase}"] if phase == "tokenising" else []
+        cache = ["--data.cache_dir", f"cache {phase}"] if phase == "tokenizing" else []
         options = [*options, *cache]
         stop = {"phase": phase, "signals": [number]}
         scenarios += [

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from peft_lightning import CausalLMModule, LoRA, SFTDataModule
 from peft_lightning.adapters import Adapter
-from peft_lightning.data.batching import Batch, flat_collate
+from peft_lightning.data.collate import Batch, flat_collate
 from tiny import tiny_model
 
 CHATML = (

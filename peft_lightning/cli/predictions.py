@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from peft_lightning.data import assign_adapters
 from peft_lightning.data.datamodule import SFTDataModule
-from peft_lightning.data.prompts import assign_adapters
 from peft_lightning.inference.partial_file import PartialAnswers, digests, run_hash
 from peft_lightning.module import CausalLMModule
 
@@ -45,15 +45,21 @@ class KeptPredictions:
     def _open(self) -> PartialAnswers:
         """Return the answers of before, where they are of the same rows, weights and options."""
         module, data = self._module, self._datamodule
-        tasks = assign_adapters(data.predict_records, data.answerers)
+        tasks = assign_adapters(data.predict_records, data.predict_adapters)
         self._numbers = {task: number for number, task in enumerate(tasks)}
         size = data.val_batch_size or data.batch_size
-        what = [data._prompts, tasks, size, module.predict_max_new_tokens, module.fingerprint]
+        what = [
+            data.predict_prompts,
+            tasks,
+            size,
+            module.predict_max_new_tokens,
+            module.fingerprint,
+        ]
         what += [str(module.model.dtype), module.quantization, str(module.trainer.precision)]
         if module.bank is None:
             what.append(digests(module.state_dict()))
         else:
-            what += [digests(module.bank.tensors(name)) for name in data.answerers or []]
+            what += [digests(module.bank.tensors(name)) for name in data.predict_adapters or []]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         return PartialAnswers(self._path, run_hash(*what), len(tasks)).open()
 

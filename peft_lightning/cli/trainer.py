@@ -286,7 +286,7 @@ class PeftCLI(LightningCLI):
                 "give --trainer.devices 1"
             )
         given = self.config_init["predict"].adapter or []
-        datamodule.answerers = self.model.answer_with(given) if given else None
+        datamodule.predict_adapters = self.model.answer_with(given) if given else None
         path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
         kept = KeptPredictions(self.model, datamodule, path)
         batches: Any = self.trainer.predict(datamodule=datamodule, **kwargs)

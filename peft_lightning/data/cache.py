@@ -1,4 +1,4 @@
-"""Tokenise a source once, into files that every process and later run reads row by row."""
+"""The cache of tokenized rows: a source is tokenized once, for all processes and later runs."""
 
 import hashlib
 import itertools
@@ -13,147 +13,77 @@ import numpy as np
 import tokenizers
 import transformers
 from filelock import FileLock
-from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from peft_lightning.data.conversations import Row
-from peft_lightning.data.formats import find_format, format_identity, resolve_format
-from peft_lightning.data.npy import NpyReader, NpyWriter
-from peft_lightning.data.sources import Record, RowError, Source
-from peft_lightning.data.tokenization import (
-    Counts,
+from peft_lightning.data.format_detection import resolve_format
+from peft_lightning.data.formats import find_format, format_cache_key
+from peft_lightning.data.npy import NpyWriter
+from peft_lightning.data.records import (
     DroppedRowError,
-    Encoded,
-    Encoder,
+    LocatedRecord,
     LongRowError,
-    one_of,
+    RowCounts,
+    RowError,
 )
+from peft_lightning.data.sources import Source
+from peft_lightning.data.tokenization import RowTokenizer, TokenizedRow, one_of
+from peft_lightning.data.tokenized_dataset import FILES, TokenizedDataset
 from peft_lightning.data.tokenizer import tokenizer_fingerprint
 from peft_lightning.files import user_cache
 from peft_lightning.process.progress import Progress
 
-VERSION = 1  # raise it when the same rows would become other tokens
-ROWS_AT_ONCE = 512
-FILES: dict[str, np.dtype[Any]] = {
-    "input_ids": np.dtype("<i4"),
-    "labelled": np.dtype("u1"),
-    "offsets": np.dtype("<i8"),
-    "labelled_lengths": np.dtype("<i4"),
-}
-
-Announce = Callable[[str], None]
+VERSION = 1  # increase it when the same rows would give other tokens
+ROWS_PER_CHUNK = 512
 
 
-class TokenizedDataset(Dataset[dict[str, NDArray[np.int64]]]):
-    """The rows of one source, read from disk as they are asked for.
-
-    Args:
-        folder: Holds ``input_ids.npy`` and ``labelled.npy``, all rows end to end,
-            ``offsets.npy`` (rows + 1), ``labelled_lengths.npy`` (rows), and ``meta.json``.
-
-    Raises:
-        ValueError: If a file is missing, torn, or not what ``meta.json`` says.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        try:
-            self.meta = json.loads((folder / "meta.json").read_text())
-            self._open()
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{folder}: not a whole token cache ({error})") from error
-        tokens = int(self._offsets[-1])
-        if not self._input_ids.length == self._labelled.length == tokens == self.meta["tokens"]:
-            raise ValueError(f"{folder}: not a whole token cache (its files disagree)")
-
-    def _open(self) -> None:
-        sizes = {name: (self.folder / f"{name}.npy").stat().st_size for name in FILES}
-        if sizes != self.meta["sizes"]:
-            raise ValueError(f"sizes {sizes}, written were {self.meta['sizes']}")
-        self._input_ids, self._labelled = (
-            NpyReader(self.folder / f"{name}.npy") for name in ("input_ids", "labelled")
-        )
-        self._offsets, self._labelled_lengths = (
-            np.load(self.folder / f"{name}.npy", mmap_mode="r")
-            for name in ("offsets", "labelled_lengths")
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "meta": self.meta}  # a worker maps the files itself
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def __getitem__(self, index: int) -> dict[str, NDArray[np.int64]]:
-        """Return ``input_ids`` and ``labels`` of a row, (n,) each; -100 is not in the loss."""
-        start, end = int(self._offsets[index]), int(self._offsets[index + 1])
-        input_ids = self._input_ids.read(start, end).astype(np.int64)
-        return {
-            "input_ids": input_ids,
-            "labels": np.where(self._labelled.read(start, end), input_ids, -100),
-        }
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """The rows' numbers of tokens, (rows,)."""
-        return np.diff(self._offsets)
-
-    @property
-    def labelled_lengths(self) -> NDArray[np.int64]:
-        """The rows' numbers of tokens in the loss, (rows,)."""
-        return self._labelled_lengths.astype(np.int64)
-
-
-def tokenized(
+def load_or_tokenize(
     source: Source,
-    encoder: Encoder,
+    row_tokenizer: RowTokenizer,
     format_name: str,
     on_bad_row: str,
     cache_dir: Path,
-    announce: Announce,
+    log: Callable[[str], None],
 ) -> TokenizedDataset:
-    """Open the tokens of ``source``, or make them; one process does, others wait for it.
+    """Load the tokenized rows of ``source`` from the cache, or tokenize them and write the cache.
+
+    If several processes call this for the same source, one tokenizes and the others wait.
 
     Args:
-        source: Where the rows come from.
-        encoder: Tokenises them.
-        format_name: "auto", a format's name, or a dotted path.
-        on_bad_row: "error", or "skip" to leave such rows out and count them by reason.
-        cache_dir: Caches are folders in it, named by a hash of all that decides the tokens.
-        announce: Is told the format and what became of the rows, also when nothing is done anew.
+        source: The records.
+        row_tokenizer: Tokenizes the rows.
+        format_name: "auto", the name of a format, or a dotted path.
+        on_bad_row: "error", or "skip" to leave malformed rows out and count them by reason.
+        cache_dir: The folder of caches; each is a folder named by a hash of its inputs.
+        log: Receives the format and the row counts, also when they come from the cache.
 
     Raises:
-        ValueError: For a bad row, if they are errors, or if no row is left.
+        ValueError: For a malformed row with ``on_bad_row`` "error", or if no row remains.
     """
     one_of("on_bad_row", on_bad_row, ("error", "skip"))
     with Progress(f"reading {Path(source.name).name}"):
-        fingerprint = source.fingerprint()
-    facts = {
-        "files": fingerprint,
-        "format": _sha256(format_identity(format_name)) if "." in format_name else format_name,
-        "tokenizer": tokenizer_fingerprint(encoder.tokenizer),
-        "chat_template": encoder.template and _sha256(encoder.template),
-        "train_on": encoder.train_on,
-        "max_length": encoder.max_length,
-        "truncation": encoder.truncation,
+        files = source.fingerprint()
+    fingerprint = {
+        "files": files,
+        "format": _sha256(format_cache_key(format_name)) if "." in format_name else format_name,
+        "tokenizer": tokenizer_fingerprint(row_tokenizer.tokenizer),
+        "chat_template": row_tokenizer.template and _sha256(row_tokenizer.template),
+        "train_on": row_tokenizer.train_on,
+        "max_length": row_tokenizer.max_length,
+        "truncation": row_tokenizer.truncation,
         "on_bad_row": on_bad_row,
     }
     versions = [VERSION, transformers.__version__, tokenizers.__version__]
-    folder = cache_dir / _sha256(json.dumps([facts, versions], sort_keys=True))[:32]
-    dataset = _whole(folder)
+    folder = cache_dir / _sha256(json.dumps([fingerprint, versions], sort_keys=True))[:32]
+    dataset = _load_complete(folder)
     if dataset is None:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            dataset = _whole(folder)  # another process may have made it meanwhile
+            dataset = _load_complete(folder)  # another process may have written it
             if dataset is None:
-                _make(folder, facts, source, encoder, format_name, on_bad_row)
+                _tokenize_into(folder, fingerprint, source, row_tokenizer, format_name, on_bad_row)
                 dataset = TokenizedDataset(folder)
-    announce(f"{source.name}: format {dataset.meta['format']} {dataset.meta['columns']}")
-    announce(f"{source.name}: {dataset.meta['counts']}")
+    log(f"{source.name}: format {dataset.meta['format']} {dataset.meta['columns']}")
+    log(f"{source.name}: {dataset.meta['counts']}")
     return dataset
 
 
@@ -162,48 +92,48 @@ def default_cache_dir() -> Path:
     return user_cache("tokens")
 
 
-def _whole(folder: Path) -> TokenizedDataset | None:
+def _load_complete(folder: Path) -> TokenizedDataset | None:
     try:
         return TokenizedDataset(folder)
     except ValueError:
         return None
 
 
-def _make(
+def _tokenize_into(
     folder: Path,
-    facts: dict[str, Any],
+    fingerprint: dict[str, Any],
     source: Source,
-    encoder: Encoder,
+    row_tokenizer: RowTokenizer,
     format_name: str,
     on_bad_row: str,
 ) -> None:
-    """Write the cache beside its place and rename it, so that it is there whole or not at all."""
+    """Write the cache to a temporary folder and rename it, so that it is never incomplete."""
     for stale in folder.parent.glob(f"{folder.name}.*.tmp"):  # of a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
-        counts = Counts()
+        counts = RowCounts()
         format_name, columns, records = resolve_format(source.records(), format_name, source.name)
-        rows = _rows(records, format_name)
-        writers = {name: NpyWriter(temporary / f"{name}.npy", kind) for name, kind in FILES.items()}
+        rows = _parse_rows(records, format_name)
+        writers = {n: NpyWriter(temporary / f"{n}.npy", dtype) for n, dtype in FILES.items()}
         writers["offsets"].append(np.zeros(1))
         with Progress(
-            f"tokenising {Path(source.name).name}", source.about_rows(), "rows"
+            f"tokenizing {Path(source.name).name}", source.estimated_num_rows(), "rows"
         ) as progress:
-            for encoded in _kept(rows, encoder, on_bad_row, counts):
-                ids = [e.input_ids for e in encoded]
+            for chunk in _tokenized_chunks(rows, row_tokenizer, on_bad_row, counts):
+                ids = [row.input_ids for row in chunk]
                 start = writers["input_ids"].length
                 writers["input_ids"].append(np.concatenate(ids))
-                writers["labelled"].append(np.concatenate([e.labelled for e in encoded]))
+                writers["loss_mask"].append(np.concatenate([row.loss_mask for row in chunk]))
                 writers["offsets"].append(start + np.cumsum([len(i) for i in ids]))
-                writers["labelled_lengths"].append(np.array([e.labelled.sum() for e in encoded]))
+                writers["num_loss_tokens"].append(np.array([row.loss_mask.sum() for row in chunk]))
                 progress.update(counts.read)
         if not counts.kept:
             raise ValueError(f"{source.name}: no row is left to train on: {counts}")
         meta = {
             "source": source.name,
-            "facts": facts,
+            "fingerprint": fingerprint,
             "format": format_name,
             "columns": f"(columns: {', '.join(columns)})",
             "counts": str(counts),
@@ -218,44 +148,48 @@ def _make(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _rows(
-    records: Iterator[tuple[Record | RowError, str]], format_name: str
+def _parse_rows(
+    records: Iterator[LocatedRecord], format_name: str
 ) -> Iterator[tuple[Row | RowError, str]]:
     to_row = find_format(format_name)
-    for record, where in records:
+    for record, location in records:
         row: Row | RowError
         try:
             row = record if isinstance(record, RowError) else to_row(record)
-        except RowError as reason:
-            row = reason
+        except RowError as error:
+            row = error
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        yield row, where
+            raise ValueError(f"{location}: {error}") from error
+        yield row, location
 
 
-def _kept(
-    rows: Iterator[tuple[Row | RowError, str]], encoder: Encoder, on_bad_row: str, counts: Counts
-) -> Iterator[list[Encoded]]:
-    """Yield the tokenised rows some hundred at a time, and count the others by reason."""
-    while chunk := list(itertools.islice(rows, ROWS_AT_ONCE)):
-        tokens = iter(encoder.encode([row for row, _ in chunk if not isinstance(row, RowError)]))
+def _tokenized_chunks(
+    rows: Iterator[tuple[Row | RowError, str]],
+    row_tokenizer: RowTokenizer,
+    on_bad_row: str,
+    counts: RowCounts,
+) -> Iterator[list[TokenizedRow]]:
+    """Yield the tokenized rows in chunks, and count those left out by reason."""
+    while chunk := list(itertools.islice(rows, ROWS_PER_CHUNK)):
+        well_formed = [row for row, _ in chunk if not isinstance(row, RowError)]
+        tokenized = iter(row_tokenizer.tokenize(well_formed))
         kept = []
-        for row, where in chunk:
-            result = row if isinstance(row, RowError) else next(tokens)
+        for row, location in chunk:
+            result = row if isinstance(row, RowError) else next(tokenized)
             counts.read += 1
-            if isinstance(result, Encoded):
+            if isinstance(result, TokenizedRow):
                 kept.append(result)
                 counts.kept += 1
                 counts.truncated += result.truncated
                 continue
             if isinstance(result, LongRowError):
                 raise ValueError(
-                    f"{where}: {result}; raise max_length, or set truncation to truncate or drop"
+                    f"{location}: {result}; raise max_length, or set truncation to truncate or drop"
                 ) from result
             if on_bad_row == "error" and not isinstance(result, DroppedRowError):
                 raise ValueError(
-                    f"{where}: {result}. Mend the row, or set on_bad_row to skip, which leaves"
-                    " such rows out and counts them"
+                    f"{location}: {result}. Fix the row, or set on_bad_row to skip, which"
+                    " leaves such rows out and counts them"
                 ) from result
             counts.reasons[result.reason] += 1
         if kept:

@@ -1,11 +1,11 @@
-"""What a row is: a conversation or plain text, and the check of messages."""
+"""The two kinds of row, conversations and plain text, and the validation of messages."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft_lightning.data.sources import RowError
+from peft_lightning.data.records import RowError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -14,10 +14,10 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class PlainText:
-    """Text that no chat template touches.
+    """Text that is tokenized without a chat template.
 
     Args:
-        segments: Pieces of the text in order, each with whether its tokens are trained on.
+        segments: Pieces of the text in order, each with whether its tokens are in the loss.
     """
 
     segments: Sequence[tuple[str, bool]]
@@ -25,14 +25,14 @@ class PlainText:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages for the chat template.
+    """Messages that are rendered by a chat template.
 
     Args:
-        messages: With "role" and "content", as OpenAI and HF templates have them.
-        tools: JSON schemas of the tools the assistant may call; handed to the template.
-        untrained: Indices of the assistant's messages that are not trained on.
-        plain: The same as plain text, where the format defines one: it is used when there is no
-            chat template.
+        messages: Dicts with "role" and "content", as in OpenAI's API and HF chat templates.
+        tools: JSON schemas of the tools that the assistant may call, passed to the template.
+        untrained: Indices of the assistant's messages that are not in the loss.
+        plain: The row as plain text, used without a chat template; None if the format has no such
+            form.
     """
 
     messages: Sequence[Message]
@@ -44,19 +44,24 @@ class Conversation:
 Row = Conversation | PlainText
 
 
-def conversation(turns: Any, tools: Any = None) -> Conversation:
-    """Check messages of OpenAI's form and bring them into the form chat templates take.
+def parse_conversation(turns: Any, tools: Any = None) -> Conversation:
+    """Validate messages in OpenAI's form and convert them to the form of chat templates.
 
-    Text parts are joined, a tool call's arguments are parsed from JSON (templates print them), and
-    ``weight: 0`` on an assistant's message leaves it out of the loss, as OpenAI has it.
+    Text parts are joined, and the arguments of tool calls are parsed from JSON, because templates
+    print them. ``weight: 0`` on an assistant's message excludes it from the loss, as in OpenAI's
+    fine-tuning format.
+
+    Args:
+        turns: The messages.
+        tools: JSON schemas, as a list or as JSON text.
 
     Raises:
-        RowError: If a message is malformed or the assistant does not have the last word.
+        RowError: If a message is malformed or the last one is not the assistant's.
     """
     if not isinstance(turns, list) or not turns:
         what = "empty" if isinstance(turns, list) else type(turns).__name__
         raise RowError("messages are not a list of messages", f"got {what}")
-    cleaned = [_message(turn) for turn in turns]
+    cleaned = [_parse_message(turn) for turn in turns]
     if cleaned[-1]["role"] != "assistant":
         if all(message["role"] != "assistant" for message in cleaned):
             raise RowError("no assistant turn", f"roles {[m['role'] for m in cleaned]}")
@@ -68,7 +73,7 @@ def conversation(turns: Any, tools: Any = None) -> Conversation:
     return Conversation(cleaned, parse_json(tools, "tools") or None, frozenset(untrained))
 
 
-def _message(turn: Any) -> Message:
+def _parse_message(turn: Any) -> Message:
     if not isinstance(turn, Mapping):
         raise RowError("a message is not an object", f"got {type(turn).__name__}")
     message = {key: value for key, value in turn.items() if value is not None}
@@ -77,21 +82,21 @@ def _message(turn: Any) -> Message:
         known = f"'role' is one of {', '.join(ROLES)}"
         raise RowError("unknown role" if role else "a message without a role", f"{role!r}; {known}")
     if isinstance(content := message.get("content"), list):
-        message["content"] = "".join(map(_text_part, content))
+        message["content"] = "".join(map(_text_of_part, content))
     elif content is not None and not isinstance(content, str):
-        raise not_text("content", content)
+        raise not_text_error("content", content)
     if message.get("tool_calls"):
         message["tool_calls"] = [
-            _tool_call(call) for call in parse_json(message["tool_calls"], "calls")
+            _parse_tool_call(call) for call in parse_json(message["tool_calls"], "calls")
         ]
     elif "content" not in message:
         raise RowError("a message without content", f"role {role}")
     elif role == "assistant":
-        not_empty(message["content"], "assistant turn")
+        require_not_empty(message["content"], "assistant turn")
     return message
 
 
-def _text_part(part: Any) -> str:
+def _text_of_part(part: Any) -> str:
     if isinstance(part, str):
         return part
     if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part["text"], str):
@@ -102,7 +107,7 @@ def _text_part(part: Any) -> str:
     )
 
 
-def _tool_call(call: Any) -> dict[str, Any]:
+def _parse_tool_call(call: Any) -> dict[str, Any]:
     if not isinstance(call, Mapping):
         raise RowError("a tool call is not an object", f"got {type(call).__name__}")
     inner = call.get("function", call)
@@ -116,7 +121,7 @@ def _tool_call(call: Any) -> dict[str, Any]:
 
 
 def parse_json(value: Any, name: str) -> Any:
-    """Return ``value``, parsed if it is text (Parquet and OpenAI hold objects as JSON text)."""
+    """Return ``value``, parsed if it is text, as Parquet files and OpenAI store objects."""
     if not isinstance(value, str) or not value:
         return value
     try:
@@ -125,14 +130,14 @@ def parse_json(value: Any, name: str) -> Any:
         raise RowError(f"{name} are not JSON", f"{error.msg} at column {error.colno}") from error
 
 
-def not_text(column: str, value: Any) -> RowError:
-    """Return the reason why ``value`` cannot stand where text is wanted."""
+def not_text_error(column: str, value: Any) -> RowError:
+    """Return the error of a value that should be text."""
     hint = "; write it as a string of JSON" if isinstance(value, (dict, list)) else ""
     return RowError(f"{column!r} is not text", f"it is {type(value).__name__}{hint}")
 
 
-def not_empty(value: str, column: str) -> str:
-    """Return ``value``; raise RowError if there is nothing but white space in it."""
+def require_not_empty(value: str, column: str) -> str:
+    """Return ``value``; raise RowError if it is empty or only white space."""
     if not value.strip():
         raise RowError(f"empty {column}")
     return value

@@ -1,4 +1,4 @@
-"""A loader that knows its position: the part that exact resume needs of the data."""
+"""A data loader that knows its position in the epoch and can be resumed at any batch."""
 
 import os
 import signal
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from peft_lightning.data.batching import Batch, Rows
+from peft_lightning.data.batching import RowIndices
+from peft_lightning.data.collate import Batch
 
 
-class _Indices(Sampler[list[int]]):
-    """Row indices of batches as lists, made one by one: those of a whole epoch are large."""
+class _BatchSampler(Sampler[list[int]]):
+    """Yields the row indices of each batch as a list, lazily: those of a whole epoch are large."""
 
-    def __init__(self, batches: list[Rows]) -> None:
+    def __init__(self, batches: list[RowIndices]) -> None:
         self._batches = batches
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -25,57 +26,60 @@ class _Indices(Sampler[list[int]]):
 
 
 class BatchLoader:
-    """Iterates over an epoch's batches, from the first or from where a checkpoint was taken.
+    """Iterates over the batches of an epoch, from the first or from the position of a checkpoint.
 
-    Not a ``DataLoader``, so that Lightning neither wraps nor re-creates it. It is iterated lazily:
-    the order is looked up at the first batch, after Lightning has called ``set_epoch``, which for
-    a resumed run it does later than ``iter``. Random numbers come from a private generator: the
-    global ones are the model's. Workers only copy token ids, so nothing of theirs needs saving.
+    It is not a ``DataLoader``, so that Lightning neither wraps nor re-creates it. The order is
+    computed at the first batch, after Lightning has called ``set_epoch``, which it does after
+    ``iter`` in a resumed run. Random numbers come from a private generator, which leaves the global
+    ones to the model. Workers only copy token ids and have no state to save.
 
     Args:
-        dataset: Gives a row by its index.
-        batches: Gives the batches of an epoch, as row indices.
-        length: The number of batches, the same for each epoch.
-        collate: From rows to a batch.
-        num_workers: Processes that read ahead; 0 reads in this one.
-        before_epoch: Called by ``set_epoch``, with the epoch.
+        dataset: Returns a row by its index.
+        batches: Returns the row indices of each batch of an epoch.
+        length: Number of batches, the same for each epoch.
+        collate: Makes a batch from rows.
+        num_workers: Number of processes that read ahead; 0 reads in this process.
+
+    Attributes:
+        epoch: The epoch that is iterated over.
+        position: Number of batches of ``epoch`` that were yielded, or skipped by ``resume``.
+        before_epoch: Called by ``set_epoch`` with the epoch, if set.
     """
 
-    batch_sampler = None  # Lightning looks for both names
+    batch_sampler = None  # Lightning reads this attribute and ``sampler``
 
     def __init__(
         self,
         dataset: Any,
-        batches: Callable[[int], list[Rows]],
+        batches: Callable[[int], list[RowIndices]],
         length: int,
         collate: Callable[[Any], Batch],
         num_workers: int = 0,
-        before_epoch: Callable[[int], None] | None = None,
     ) -> None:
         self._dataset, self._batches, self._collate = dataset, batches, collate
-        self._num_workers, self._before_epoch = num_workers, before_epoch
-        self._length = length
-        self._start = (0, 0)  # the epoch and batch to go on from
+        self._num_workers, self._length = num_workers, length
+        self.before_epoch: Callable[[int], None] | None = None
+        self._start = (0, 0)  # the epoch and the number of batches to skip
         self.epoch = 0
-        self.position = 0  # batches of this epoch handed out
+        self.position = 0
 
     def __len__(self) -> int:
         return self._length
 
     @property
     def sampler(self) -> "BatchLoader":
-        """Itself: Lightning calls ``set_epoch`` on a loader's sampler."""
+        """The loader itself, because Lightning calls ``set_epoch`` on the sampler of a loader."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Make ``epoch`` the one that is iterated over next."""
-        if self._before_epoch is not None:
-            self._before_epoch(epoch)
+        """Set the epoch of the next iteration."""
+        if self.before_epoch is not None:
+            self.before_epoch(epoch)
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
     def resume(self, epoch: int, position: int) -> None:
-        """Go on behind the first ``position`` batches of ``epoch``; other epochs start anew."""
+        """Skip the first ``position`` batches of ``epoch``, and none of other epochs."""
         self._start = self.epoch, self.position = epoch, min(position, len(self))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -84,25 +88,25 @@ class BatchLoader:
         self.position = start if epoch == self.epoch else 0
         yield from self._read(self._batches(self.epoch)[self.position :])
 
-    def _read(self, batches: list[Rows]) -> Iterator[Batch]:
-        if self._num_workers:  # they do not tokenise; tokenizers warns of every fork otherwise
+    def _read(self, batches: list[RowIndices]) -> Iterator[Batch]:
+        if self._num_workers:  # workers do not tokenize; tokenizers would warn of every fork
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         loader: DataLoader[Any] = DataLoader(
             self._dataset,
-            batch_sampler=_Indices(batches),
+            batch_sampler=_BatchSampler(batches),
             collate_fn=self._collate,
             num_workers=self._num_workers,
             generator=torch.Generator().manual_seed(0),
-            worker_init_fn=_end_with_the_trainer if self._num_workers else None,
+            worker_init_fn=_exit_with_trainer if self._num_workers else None,
         )
-        with _sigterm_held_back():
+        with _sigterm_blocked():
             iterator = iter(loader)  # forks the workers
         for batch in iterator:
             self.position += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the DataModule keeps the position (Lightning warns without this)."""
+        """Return nothing, as the DataModule saves the position; without it Lightning warns."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -110,8 +114,8 @@ class BatchLoader:
 
 
 @contextmanager
-def _sigterm_held_back() -> Iterator[None]:
-    """Hold SIGTERM back, here until the block ends, and for good in processes that it forks."""
+def _sigterm_blocked() -> Iterator[None]:
+    """Block SIGTERM inside the ``with`` statement, and permanently in processes forked there."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
@@ -119,11 +123,11 @@ def _sigterm_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with_the_trainer(worker: int) -> None:
-    """Let SIGTERM end this worker only if it comes from the process that trains.
+def _exit_with_trainer(worker: int) -> None:
+    """End this worker at SIGTERM only if the training process sent it.
 
-    SLURM sends a signal to every process of a job. torch's workers die of it, and the trainer of
-    that, in the middle of a step that it was about to finish and save.
+    SLURM sends a signal to every process of a job. It would kill the workers, and their death would
+    raise an error in the training process in the middle of a step that is to be finished and saved.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     trainer = os.getppid()

@@ -1,4 +1,4 @@
-"""One-dimensional .npy files that are read in parts, or grow."""
+"""One-dimensional .npy files that are read or written in parts."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 
 class NpyReader:
-    """A one-dimensional .npy file that is read in parts.
+    """Reads parts of a one-dimensional .npy file.
 
-    Not mapped: pages of a mapped file that were read once count as this process's memory, so that
-    an epoch over a large file would seem to need all of it.
+    The file is not memory-mapped: pages of a mapped file count as memory of the process once they
+    are read, so an epoch over a large file would appear to need memory for all of it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -21,25 +21,28 @@ class NpyReader:
         self._file = path.open("rb", buffering=0)
 
     def read(self, start: int, end: int) -> NDArray[Any]:
-        """Return the values from ``start`` to before ``end``."""
+        """Return the values with the indices ``start`` to ``end - 1``."""
         size = self.dtype.itemsize
-        place = self._start + start * size
-        return np.frombuffer(os.pread(self._file.fileno(), (end - start) * size, place), self.dtype)
+        offset = self._start + start * size
+        return np.frombuffer(
+            os.pread(self._file.fileno(), (end - start) * size, offset), self.dtype
+        )
 
 
 class NpyWriter:
-    """A one-dimensional .npy file that grows; numpy leaves room in the header for its length."""
+    """Appends to a one-dimensional .npy file, whose padded header has room for the final length."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
         self.file, self.dtype, self.length = path.open("wb"), dtype, 0
         self._write_header()
 
     def append(self, values: NDArray[Any]) -> None:
+        """Write ``values`` at the end."""
         self.file.write(values.astype(self.dtype).tobytes())
         self.length += len(values)
 
     def close(self) -> int:
-        """Write the length and bring all to disk; return the file's size in bytes."""
+        """Write the length into the header, sync the file, and return its size in bytes."""
         size = self.file.tell()
         self.file.seek(0)
         self._write_header()

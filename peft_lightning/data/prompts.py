@@ -1,79 +1,125 @@
-"""Rows to generate from: their answers may be missing, and are left out if they are not."""
+"""Rows to generate from: prompts without their completions, which the rows may lack."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from peft_lightning.data.cache import Announce
-from peft_lightning.data.formats import prompt_of, resolve_format
-from peft_lightning.data.sources import Record, RowError, find_source
-from peft_lightning.data.tokenization import Counts, Encoder, encode_prompt
+import numpy as np
+
+from peft_lightning.data.batching import RowIndices
+from peft_lightning.data.conversations import Conversation, PlainText, Row
+from peft_lightning.data.format_detection import resolve_format
+from peft_lightning.data.formats import (
+    COMPLETION_COLUMNS,
+    REQUIRED_COLUMNS,
+    SHAREGPT_ROLES,
+    find_format,
+)
+from peft_lightning.data.records import Record, RowCounts, RowError
+from peft_lightning.data.sources import as_list, find_source
+from peft_lightning.data.tokenization import RowTokenizer, encode_prompt
 from peft_lightning.process.progress import Progress
 
-Prompt = tuple[int, list[int]]  # the record's index, and the token ids to generate from
+Prompt = tuple[int, list[int]]  # the index of the record, and the token ids of its prompt
+
+
+def prompt_from_record(record: Record, name: str) -> Row:
+    """Return the row of ``record`` without its completion, which may be missing.
+
+    Args:
+        record: A row of data.
+        name: The name of its format.
+
+    Raises:
+        RowError: If the rest of the row is malformed.
+    """
+    record = {**record, **({COMPLETION_COLUMNS[name]: "."} if name in COMPLETION_COLUMNS else {})}
+    column = REQUIRED_COLUMNS[name][0] if name in ("messages", "sharegpt") else None
+    if column is not None and isinstance(turns := record.get(column), list) and turns:
+        role = turns[-1].get("role", turns[-1].get("from")) if isinstance(turns[-1], dict) else None
+        if SHAREGPT_ROLES.get(str(role)) != "assistant":
+            chat = {"role": "assistant", "content": "."}
+            share = {"from": "gpt", "value": "."}
+            record[column] = [*turns, chat if column == "messages" else share]
+    row = find_format(name)(record)
+    if isinstance(row, PlainText):
+        prompt = list(itertools.takewhile(lambda segment: not segment[1], row.segments))
+        return PlainText(prompt or row.segments)
+    plain = row.plain and PlainText(row.plain.segments[:-1])
+    return Conversation(row.messages[:-1], row.tools, plain=plain)
 
 
 def read_prompts(
-    paths: list[str], encoder: Encoder, format_name: str, on_bad_row: str, announce: Announce
+    paths: str | list[str] | None,
+    row_tokenizer: RowTokenizer,
+    format_name: str,
+    on_bad_row: str,
+    log: Callable[[str], None],
 ) -> tuple[list[Record], list[Prompt]]:
-    """Read the rows of ``paths`` and tokenise what comes before their answers.
+    """Read the rows of ``paths`` and tokenize what precedes their completions.
 
     Args:
-        paths: Where the rows are.
-        encoder: Its tokenizer and template are used; prompts are not cut to its length.
-        format_name: "auto", a format's name, or a dotted path.
-        on_bad_row: "error", or "skip" to leave such rows out and count them by reason.
-        announce: Is told what became of the rows.
+        paths: One file, folder or hub data set, or several.
+        row_tokenizer: Provides the tokenizer and the chat template; its ``max_length`` is ignored.
+        format_name: "auto", the name of a format, or a dotted path.
+        on_bad_row: "error", or "skip" to leave malformed rows out and count them by reason.
+        log: Receives the format and the row counts of each source.
 
     Raises:
-        ValueError: For a bad row, if they are errors, or if no row is left.
+        ValueError: If ``paths`` is None, no row remains, or a row is malformed and ``on_bad_row``
+            is "error".
     """
+    if paths is None:
+        raise ValueError("no data to predict: give data.predict a file")
     records: list[Record] = []
     prompts: list[Prompt] = []
-    for source in map(find_source, paths):
-        counts, rows = Counts(), source.records()
+    for source in map(find_source, as_list(paths)):
+        counts, rows = RowCounts(), source.records()
         name, _, rows = resolve_format(rows, format_name, source.name, prompts_only=True)
-        with Progress(f"tokenising {source.name}", source.about_rows(), "rows") as progress:
-            for record, where in rows:
+        with Progress(f"tokenizing {source.name}", source.estimated_num_rows(), "rows") as progress:
+            for record, location in rows:
                 counts.read += 1
                 progress.update(counts.read)
                 try:
                     if isinstance(record, RowError):
                         raise record
-                    row = prompt_of(record, name)
-                    ids = encode_prompt(encoder.tokenizer, row, encoder.template or "none")
-                except RowError as reason:
+                    row = prompt_from_record(record, name)
+                    template = row_tokenizer.template or "none"
+                    ids = encode_prompt(row_tokenizer.tokenizer, row, template)
+                except RowError as error:
                     if on_bad_row == "error":
-                        raise ValueError(f"{where}: {reason}") from reason
-                    counts.reasons[reason.reason] += 1
+                        raise ValueError(f"{location}: {error}") from error
+                    counts.reasons[error.reason] += 1
                     continue
                 counts.kept += 1
                 prompts.append((len(records), ids))
                 records.append(record)
-        announce(f"{source.name}: format {name}, to generate from: {counts}")
+        log(f"{source.name}: format {name}, to generate from: {counts}")
         if not counts.kept:
             raise ValueError(f"{source.name}: no row is left to generate from: {counts}")
     return records, prompts
 
 
 def assign_adapters(
-    records: Sequence[Mapping[str, Any]], asked: Sequence[str] | None
+    records: Sequence[Mapping[str, Any]], adapters: Sequence[str] | None
 ) -> list[tuple[int, Any]]:
-    """Return (row, adapter) of each answer to make, in the order of the rows.
+    """Return a pair (row, adapter) for each completion to generate, in the order of the rows.
 
     Args:
-        records: If one has an ``adapter``, each is answered by the one that it names; a row
-            without by the one that is asked for, if that is one. Otherwise all answer every row.
-        asked: The names that were given; ``base``, for no adapter, is known besides. None if
-            there is but the trained adapter, which has no name.
+        records: The rows. If any has an ``adapter``, each row is completed by the adapter that it
+            names; a row without one by the only adapter of ``adapters``. Otherwise every adapter
+            completes every row.
+        adapters: The names of the loaded adapters; a row may also name ``base``, for no adapter.
+            None if there is only the trained adapter, which has no name.
 
     Raises:
-        ValueError: If a row names an adapter that was not given.
+        ValueError: If a row names an adapter that is not loaded, or names none of several.
     """
-    names: Sequence[str | None] = asked or [None]
+    names: Sequence[str | None] = adapters or [None]
     if not any("adapter" in record for record in records):
         return [(row, name) for row in range(len(records)) for name in names]
     tasks = []
-    known = list(dict.fromkeys(["base", *asked])) if asked else []
+    known = list(dict.fromkeys(["base", *adapters])) if adapters else []
     for row, record in enumerate(records):
         name = record.get("adapter", names[0] if len(names) == 1 else None)
         if name not in known:
@@ -83,3 +129,34 @@ def assign_adapters(
             )
         tasks.append((row, name))
     return tasks
+
+
+def prompt_batches(
+    prompts: Sequence[Prompt],
+    tasks: Sequence[tuple[int, Any]],
+    batch_size: int,
+    rank: int,
+    world_size: int,
+) -> tuple[list[tuple[int, list[int], Any]], list[RowIndices]]:
+    """Return the prompts of one rank, and batches of them in which all have the same adapter.
+
+    Args:
+        prompts: The prompt of each row.
+        tasks: The pairs of ``assign_adapters``.
+        batch_size: Maximum number of prompts per batch.
+        rank: This rank, which takes every ``world_size``-th task of each adapter.
+        world_size: Number of ranks.
+
+    Returns:
+        Triples (record index, token ids, adapter) as ``prompt_collate`` takes them, and the indices
+        of the triples in each batch.
+    """
+    examples: list[tuple[int, list[int], Any]] = []
+    batches: list[RowIndices] = []
+    for name in dict.fromkeys(name for _, name in tasks):
+        of_adapter = [(*prompts[row], name) for row, adapter in tasks if adapter == name]
+        of_rank = of_adapter[rank::world_size]
+        indices = np.arange(len(examples), len(examples) + len(of_rank))
+        batches += [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+        examples += of_rank
+    return examples, batches

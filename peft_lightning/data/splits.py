@@ -1,4 +1,4 @@
-"""The rows that one stage uses: several sources as one, or a part held out of them."""
+"""The rows of training, validation and testing: several sources as one, or a held-out part."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -8,39 +8,44 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
-from peft_lightning.data.batching import Rows, WeightedSource
-from peft_lightning.data.cache import TokenizedDataset
-from peft_lightning.data.sources import Source, find_source
+from peft_lightning.data.batching import RowIndices, WeightedSource
+from peft_lightning.data.sources import Source, as_list, find_source
+from peft_lightning.data.tokenized_dataset import TokenizedDataset
 
-AUTOMATIC = 0.05  # share of the rows that are held out where nobody says how many
-MOST = 1000  # of them: the standard error of the loss is then a few hundredths of a nat
-FEWEST = 20  # rows from which on some are: 5 % of 20 is one
+DEFAULT_VAL_FRACTION = 0.05
+MAX_DEFAULT_VAL_ROWS = 1000  # the standard error of the loss is then a few hundredths of a nat
+MIN_ROWS_FOR_DEFAULT_VAL = 20  # 5 % of 20 is one row
+
+SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
+_PURPOSE = {"train": "train on", "val": "validate on", "test": "test on"}
+
+Tokenize = Callable[[Source], TokenizedDataset]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one or several sources.
+    """The rows of one or several sources that are used for one purpose.
 
     Args:
-        dataset: All rows of the sources, one behind the other.
-        lengths: (all rows,) their numbers of tokens.
-        labelled: (all rows,) their numbers of tokens in the loss.
-        shares: The rows that belong to this split, by source.
-        facts: What decided the tokens, by source.
+        dataset: All rows of the sources, concatenated.
+        lengths: (all rows,) Number of tokens of each row.
+        num_loss_tokens: (all rows,) Number of tokens in the loss of each row.
+        sources: The rows that belong to this split, by source.
+        fingerprint: What determines the tokens, by source.
         names: The sources as the user wrote them.
     """
 
     dataset: ConcatDataset[dict[str, NDArray[np.int64]]]
     lengths: NDArray[np.int64]
-    labelled: NDArray[np.int64]
-    shares: list[WeightedSource]
-    facts: list[dict[str, Any]]
+    num_loss_tokens: NDArray[np.int64]
+    sources: list[WeightedSource]
+    fingerprint: list[dict[str, Any]]
     names: list[str]
 
     @property
-    def rows(self) -> Rows:
-        """The indices of this split's rows."""
-        return np.concatenate([share.rows for share in self.shares])
+    def rows(self) -> RowIndices:
+        """The indices of the rows of this split."""
+        return np.concatenate([source.rows for source in self.sources])
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -48,65 +53,108 @@ class Split:
         return {
             "rows": len(self.rows),
             "tokens": int(self.lengths[self.rows].sum()),
-            "labelled_tokens": int(self.labelled[self.rows].sum()),
+            "loss_tokens": int(self.num_loss_tokens[self.rows].sum()),
         }
 
 
-def open_split(
-    paths: str | list[str] | Mapping[str, float], tokenize: Callable[[Source], TokenizedDataset]
-) -> Split:
-    """Find the sources, tokenise them or open what was, and lay them one behind the other.
+def open_splits(
+    stage: str,
+    paths: Mapping[str, Any],
+    val_fraction: float | None,
+    tokenize: Tokenize,
+    log: Callable[[str], None],
+    opened: Mapping[str, Split],
+) -> dict[str, Split]:
+    """Return the splits that ``stage`` needs; without ``val``, a part of ``train`` is held out.
+
+    Args:
+        stage: fit, validate, test or predict.
+        paths: The path or paths of ``train``, ``val`` and ``test``, or None.
+        val_fraction: As for ``hold_out``.
+        tokenize: Loads or makes the tokens of a source.
+        log: Receives how many rows are held out.
+        opened: The splits that are open already; they are returned too.
+
+    Raises:
+        ValueError: If the rows of a split are not given.
+    """
+    splits = dict(opened)
+    for name in SPLITS_OF_STAGE[stage]:
+        if name in splits:
+            continue
+        if paths[name] is not None:
+            splits[name] = open_split(paths[name], tokenize)
+        elif name != "val" or paths["train"] is None:
+            raise ValueError(f"no data to {_PURPOSE[name]}: give data.{name} a file")
+        if name == "test" or paths["val"] is not None:
+            continue
+        whole = splits.get("train") or open_split(paths["train"], tokenize)
+        splits["train"], val, message = hold_out(whole, val_fraction)
+        if val is not None:
+            splits["val"] = val
+        elif stage == "validate":
+            raise ValueError(f"no data to {_PURPOSE[name]}: {message}")
+        if name == SPLITS_OF_STAGE[stage][0] and val_fraction != 0:
+            log(message)
+    return splits
+
+
+def open_split(paths: str | list[str] | Mapping[str, float], tokenize: Tokenize) -> Split:
+    """Tokenize sources, or load their tokens, and concatenate them.
 
     Args:
         paths: One path, several, or several with weights.
-        tokenize: Makes or opens a source's tokens.
+        tokenize: Loads or makes the tokens of a source.
     """
-    weights = paths if isinstance(paths, Mapping) else dict.fromkeys(listed(paths), 1.0)
+    weights = paths if isinstance(paths, Mapping) else dict.fromkeys(as_list(paths), 1.0)
     if not weights:
         raise ValueError("an empty list of data files")
-    sources = [find_source(path) for path in weights]  # all are there, before the work starts
+    sources = [find_source(path) for path in weights]  # a missing one is found before tokenizing
     parts = [tokenize(source) for source in sources]
     ends = np.cumsum([len(part) for part in parts])
-    shares = [
+    rows = [
         WeightedSource(np.arange(end - len(part), end), weight)
         for part, end, weight in zip(parts, ends, weights.values(), strict=True)
     ]
+    pairs = list(zip(parts, weights.values(), strict=True))
     return Split(
         ConcatDataset(parts),
         np.concatenate([part.lengths for part in parts]),
-        np.concatenate([part.labelled_lengths for part in parts]),
-        shares,
-        [{**p.meta["facts"], "weight": w} for p, w in zip(parts, weights.values(), strict=True)],
+        np.concatenate([part.num_loss_tokens for part in parts]),
+        rows,
+        [{**part.meta["fingerprint"], "weight": weight} for part, weight in pairs],
         list(weights),
     )
 
 
 def hold_out(split: Split, fraction: float | None) -> tuple[Split, Split | None, str]:
-    """Part ``split`` into what is trained on and what is held out for validation.
+    """Split ``split`` into rows to train on and rows held out for validation.
 
-    The held-out rows are the same whatever the training's seed: runs that differ in it stay
-    comparable, and a run that goes on with another has not seen them.
+    The held-out rows do not depend on the seed of the run: runs with different seeds stay
+    comparable, and a run resumed with another seed has not been trained on them.
 
     Args:
         split: The rows.
-        fraction: Share of them to hold out, at least one row. None for ``AUTOMATIC``, but at most
-            ``MOST`` rows, and none of fewer than ``FEWEST``: all are needed for training.
+        fraction: Fraction to hold out, at least one row. None for ``DEFAULT_VAL_FRACTION``, at most
+            ``MAX_DEFAULT_VAL_ROWS``, and none of fewer than ``MIN_ROWS_FOR_DEFAULT_VAL`` rows.
 
     Returns:
-        The rest, the rows held out if there are any, and what the user is told of that.
+        The rows to train on, the held-out rows or None, and a message for the user.
 
     Raises:
-        ValueError: If nothing would be left to train on.
+        ValueError: If no row would be left to train on.
     """
     total, files = len(split.rows), ", ".join(split.names)
     if fraction is None:
-        number = 0 if total < FEWEST else min(MOST, round(AUTOMATIC * total))
-        by = f"{AUTOMATIC:.0%}, at most {MOST:,}"
+        number = min(MAX_DEFAULT_VAL_ROWS, round(DEFAULT_VAL_FRACTION * total))
+        number = 0 if total < MIN_ROWS_FOR_DEFAULT_VAL else number
+        rule = f"{DEFAULT_VAL_FRACTION:.0%}, at most {MAX_DEFAULT_VAL_ROWS:,}"
     else:
         number = max(1, round(fraction * total)) if fraction else 0
-        by = f"data.val_fraction {fraction:g}"
+        rule = f"data.val_fraction {fraction:g}"
     if not number:
-        why = "data.val_fraction is 0" if fraction == 0 else f"fewer than {FEWEST}"
+        few = f"fewer than {MIN_ROWS_FOR_DEFAULT_VAL}"
+        why = "data.val_fraction is 0" if fraction == 0 else few
         return (
             split,
             None,
@@ -115,18 +163,14 @@ def hold_out(split: Split, fraction: float | None) -> tuple[Split, Split | None,
         )
     if number >= total:
         raise ValueError(
-            f"{files}: {total} row(s) cannot be parted into training and validation"
-            f" ({by}); give data.val, or set data.val_fraction to 0"
+            f"{files}: {total} row(s) cannot be split into training and validation"
+            f" ({rule}); give data.val, or set data.val_fraction to 0"
         )
     held_out = np.sort(np.random.default_rng(0).choice(split.rows, number, replace=False))
-    rest = [replace(share, rows=np.setdiff1d(share.rows, held_out)) for share in split.shares]
-    said = (
-        f"no data.val: {number:,} of {total:,} rows of {files} are held out for validation ({by});"
-        " data.val_fraction changes that"
+    rest = [replace(s, rows=np.setdiff1d(s.rows, held_out)) for s in split.sources]
+    message = (
+        f"no data.val: {number:,} of {total:,} rows of {files} are held out for validation"
+        f" ({rule}); data.val_fraction changes that"
     )
-    return replace(split, shares=rest), replace(split, shares=[WeightedSource(held_out)]), said
-
-
-def listed(paths: str | list[str]) -> list[str]:
-    """Return ``paths`` as a list."""
-    return [paths] if isinstance(paths, str) else paths
+    val = replace(split, sources=[WeightedSource(held_out)])
+    return replace(split, sources=rest), val, message

@@ -1,4 +1,4 @@
-"""Chat templates: from messages to text, and where in that text the assistant's turns stand."""
+"""Chat templates: messages rendered to text, and the spans of the assistant's turns in it."""
 
 import re
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from peft_lightning.data.conversations import Conversation, Message
-from peft_lightning.data.sources import LONGEST_LINE, RowError
+from peft_lightning.data.records import MAX_ROW_SIZE, RowError
 
-GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
-_FAULTS = (  # what a template, a program from elsewhere, can raise inside the sandbox
-    jinja2.TemplateError,  # what the sandbox forbids among it
+_TEMPLATE_ERRORS = (  # what a template can raise in jinja2's sandbox
+    jinja2.TemplateError,  # also for what the sandbox forbids
     *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
 )
 
@@ -23,14 +23,14 @@ Span = tuple[int, int]  # characters, end exclusive
 
 
 def load_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:
-    """Return the text of the chat template to use, None for plain text.
+    """Return the source of the chat template, or None for plain text.
 
     Args:
-        tokenizer: Its own template is used when ``chat_template`` is None.
-        chat_template: "none" for plain text, the path of a Jinja file, or a template's text.
+        tokenizer: Provides the template if ``chat_template`` is None.
+        chat_template: "none" for plain text, the path of a Jinja file, or the source of a template.
 
     Raises:
-        ValueError: If the file is not there.
+        ValueError: If the file does not exist.
     """
     if chat_template is None:
         own = tokenizer.chat_template
@@ -49,16 +49,16 @@ def load_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None)
 
 
 class ChatTemplate:
-    """One tokenizer's template, ready to render.
+    """Renders messages with a chat template and finds the assistant's turns in the text.
 
     Args:
-        tokenizer: Gives the special tokens that the template prints.
-        template: The Jinja text.
+        tokenizer: Provides the special tokens that the template prints.
+        template: The Jinja source.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         self.template = template
-        self.marks_turns = bool(GENERATION.search(template))
+        self.has_generation_blocks = bool(GENERATION_BLOCK.search(template))
         self.special_tokens = dict(tokenizer.special_tokens_map)
         added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
         self.end_tokens = tuple({*(t for t in added if added[t]), *tokenizer.all_special_tokens})
@@ -66,43 +66,44 @@ class ChatTemplate:
         self.token_pattern = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
 
     def render(self, messages: Sequence[Message], tools: Any, generation_prompt: bool) -> str:
-        """Return the text of ``messages``, with the head of an answer if asked for.
+        """Return the text of ``messages``, optionally followed by the generation prompt.
 
         Raises:
-            RowError: If the template refuses them.
+            RowError: If the template refuses the messages.
         """
         return self._render(messages, tools, add_generation_prompt=generation_prompt)[0]
 
-    def render_spans(self, row: Conversation, only_last: bool) -> tuple[str, list[Span], bool]:
+    def render_with_spans(self, row: Conversation, only_last: bool) -> tuple[str, list[Span], bool]:
         """Render a conversation and find the assistant's turns in the text.
 
-        A turn starts behind what the template prints to prompt for it and ends with its
-        end-of-turn token; white space behind that is no part of it.
+        A turn starts after its generation prompt and ends with its end-of-turn token; white space
+        after that token is not part of it.
 
         Args:
-            row: Its last message is the assistant's.
-            only_last: Find the last turn only, else every turn that is not ``untrained``.
+            row: A conversation whose last message is the assistant's.
+            only_last: Whether to find only the last turn, else every turn not in ``untrained``.
 
         Returns:
-            The text, the turns' spans in it, and whether the text lacks an end marker and must be
-            closed with the EOS token (it then ends with the last turn).
+            The text, the spans of the turns in it, and whether the EOS token must be added because
+            the template prints no end-of-turn token; the text then ends with the last turn.
 
         Raises:
-            RowError: If the template changes a turn once another follows, so that no span is right.
+            RowError: If the template renders a turn differently when another follows, so that its
+                span is undefined.
         """
-        if self.marks_turns:
-            text, spans = self._marked(row)
+        if self.has_generation_blocks:
+            text, spans = self._spans_from_generation_blocks(row)
         else:
-            text, spans = self._by_prefix(row, only_last)
+            text, spans = self._spans_from_prefixes(row, only_last)
         last = max(spans)
         closed = text[: spans[last][1]].endswith(self.end_tokens)
-        if not closed:  # nothing would teach the model to stop
+        if not closed:  # without an EOS token the model would not learn to stop
             text = text[: spans[last][1]]
         wanted = [last] if only_last else spans
         return text, [spans[i] for i in wanted if i not in row.untrained], not closed
 
-    def _marked(self, row: Conversation) -> tuple[str, dict[int, Span]]:
-        """Take the turns from the template's own ``{% generation %}`` blocks."""
+    def _spans_from_generation_blocks(self, row: Conversation) -> tuple[str, dict[int, Span]]:
+        """Find the turns by the template's ``{% generation %}`` blocks."""
         text, found = self._render(row.messages, row.tools, return_assistant_tokens_mask=True)
         turns = [i for i, m in enumerate(row.messages) if m["role"] == "assistant"]
         if len(found) != len(turns):
@@ -117,12 +118,14 @@ class ChatTemplate:
             body = text[start:end].rstrip()
             if body.endswith(self.end_tokens):
                 end = start + len(body)
-            elif marker and text.startswith(marker, end):  # the block left the end marker out
+            elif marker and text.startswith(marker, end):  # outside the block
                 end += len(marker)
             spans[turn] = (start, end)
         return text, spans
 
-    def _by_prefix(self, row: Conversation, only_last: bool) -> tuple[str, dict[int, Span]]:
+    def _spans_from_prefixes(
+        self, row: Conversation, only_last: bool
+    ) -> tuple[str, dict[int, Span]]:
         """Find the turns by rendering the messages before and up to each of them."""
         messages, tools = row.messages, row.tools
         text = self.render(messages, tools, generation_prompt=False)
@@ -138,20 +141,23 @@ class ChatTemplate:
             if text[:end] != upto[:end]:
                 raise RowError(
                     "the chat template rewrites earlier turns",
-                    f"message {i + 1} renders otherwise once others follow, so its loss mask is"
+                    f"message {i + 1} renders differently when others follow, so its loss mask is"
                     " unknown; train_on: last trains on the last turn only",
                 )
-            spans[i] = (self._start(messages, i, tools, text), end)
+            spans[i] = (self._start_of_turn(messages, i, tools, text), end)
         return text, spans
 
-    def _start(self, messages: Sequence[Message], i: int, tools: Any, text: str) -> int:
-        """Return where message ``i``'s own text starts: behind the prompt for it."""
-        if i == 0:  # templates refuse to render nothing: take the prompt's tail from elsewhere
+    def _start_of_turn(self, messages: Sequence[Message], i: int, tools: Any, text: str) -> int:
+        """Return the index in ``text`` of message ``i``, after its generation prompt."""
+        if i == 0:  # templates cannot render zero messages: use the prompt that follows this one
             alone = self.render(messages[:1], tools, generation_prompt=False)
             prompt = self.render(messages[:1], tools, generation_prompt=True)[len(alone) :]
             at = text.find(prompt)
             if not prompt or at < 0:
-                raise RowError("first message from the assistant", "the template cannot place it")
+                raise RowError(
+                    "first message from the assistant",
+                    "the template has no generation prompt for it",
+                )
             return at + len(prompt)
         prompt = self.render(messages[:i], tools, generation_prompt=True)
         if text.startswith(prompt):
@@ -160,10 +166,10 @@ class ChatTemplate:
         if not text.startswith(before.rstrip()):
             raise RowError(
                 "the chat template rewrites earlier turns",
-                f"the text before message {i + 1} changes once it follows",
+                f"the text before message {i + 1} changes when it follows",
             )
-        # The prompt opens something this turn lacks, such as an empty thinking block: the turn
-        # starts where they part, at the line's start and never inside a special token.
+        # the prompt contains something that this turn lacks, such as an empty thinking block: the
+        # turn starts at the line of the first difference, and never inside a special token
         both = enumerate(zip(prompt, text, strict=False))
         start = next((k for k, (a, b) in both if a != b), min(len(prompt), len(text)))
         start = text.rfind("\n", len(before), start) + 1 or start
@@ -182,9 +188,9 @@ class ChatTemplate:
                 **options,
                 **self.special_tokens,
             )
-        except _FAULTS as error:
+        except _TEMPLATE_ERRORS as error:
             raise RowError("the chat template refuses the messages", str(error)) from error
-        if len(texts[0]) > LONGEST_LINE:
-            detail = f"{len(texts[0]):,} characters; a row has at most {LONGEST_LINE:,}"
+        if len(texts[0]) > MAX_ROW_SIZE:
+            detail = f"{len(texts[0]):,} characters; a row has at most {MAX_ROW_SIZE:,}"
             raise RowError("the chat template prints too much", detail)
         return texts[0], spans[0] if spans else []

@@ -1,18 +1,18 @@
-"""From conversations and plain text to token ids, with which of them are trained on."""
+"""From conversations and plain text to token ids and loss masks."""
 
 import difflib
 import itertools
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from peft_lightning.data.conversations import Conversation, Message, PlainText, Row
-from peft_lightning.data.sources import RowError
-from peft_lightning.data.templates import ChatTemplate, Span, load_template
+from peft_lightning.data.records import DroppedRowError, LongRowError, RowError
+from peft_lightning.data.rendering import RenderedRow, render_row
+from peft_lightning.data.templates import ChatTemplate, load_template
 from peft_lightning.data.tokenizer import continuation_ids, eos_id, special_prefix
 
 TRAIN_ON = ("assistant", "last", "all")
@@ -20,53 +20,38 @@ TRUNCATION = ("truncate", "drop", "error")
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One tokenised row.
+class TokenizedRow:
+    """The token ids of a row, and which of them are in the loss.
 
     Args:
         input_ids: (n,) int32.
-        labelled: (n,) bool, the tokens in the loss; never the first, which nothing predicts.
+        loss_mask: (n,) bool; False for the first token, which no position predicts.
         truncated: Whether tokens were cut off.
     """
 
     input_ids: NDArray[np.int32]
-    labelled: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
     truncated: bool = False
 
 
-@dataclass
-class Counts:
-    """What became of the rows of a source; ``read == kept + sum(reasons)`` always holds."""
+class RowTokenizer:
+    """Tokenizes rows and computes their loss masks.
 
-    read: int = 0
-    kept: int = 0
-    truncated: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-
-    def __str__(self) -> str:
-        assert self.read == self.kept + self.reasons.total(), self
-        cut = f" ({self.truncated} of them truncated)" if self.truncated else ""
-        dropped = "".join(f" + {reason}: {n}" for reason, n in self.reasons.most_common())
-        return f"{self.read} read = {self.kept} kept{cut}{dropped}"
-
-
-class Encoder:
-    """Tokenises rows with one tokenizer, chat template and loss mask.
-
-    A text is tokenised once, as a whole; a token is labelled if it starts inside a trained span.
-    Where a token would straddle the start of a span, the text is cut there, so that the prompt
-    has the very tokens that it has at generation.
+    A text is tokenized once, as a whole. A token is in the loss if it starts inside a span that is
+    in the loss. Where a token would contain characters on both sides of the start of a span, the
+    text is split there, so that the prompt has the same tokens as at generation.
 
     Args:
-        tokenizer: Any tokenizer; fast ones are much faster here.
-        chat_template: As ``load_template`` takes it.
-        train_on: "assistant" for all of the assistant's turns, "last" for the last, "all" tokens.
-        max_length: Most tokens of a row, at least 2.
-        truncation: What becomes of a longer row: "truncate" cuts its right end and puts no end
-            marker there, "drop" leaves it out, "error" raises.
+        tokenizer: Any tokenizer; a fast one avoids tokenizing the spans separately.
+        chat_template: As for ``load_template``.
+        train_on: The turns in the loss: "assistant" for all of the assistant's, "last" for its last
+            one, "all" for every token.
+        max_length: Maximum number of tokens of a row, at least 2.
+        truncation: What to do with a longer row: "truncate" cuts its right end and adds no EOS
+            token, "drop" leaves it out, "error" raises.
 
     Raises:
-        ValueError: For a value that is not among these.
+        ValueError: If an option has another value.
     """
 
     def __init__(
@@ -87,55 +72,29 @@ class Encoder:
         self._chat = ChatTemplate(tokenizer, self.template) if self.template else None
         self._prefix = special_prefix(tokenizer)
 
-    def encode(self, rows: Sequence[Row]) -> list[Encoded | RowError]:
-        """Tokenise ``rows``; a row that cannot be used comes back as what is wrong with it.
+    def tokenize(self, rows: Sequence[Row]) -> list[TokenizedRow | RowError]:
+        """Tokenize ``rows``; a row that cannot be used gives its error instead.
 
         Raises:
-            ValueError: If rows of messages meet a tokenizer without a chat template, or a longer
-                row than ``max_length`` meets ``truncation: error``.
+            ValueError: If a row is a conversation and there is no chat template.
         """
-        texts = [self._text_or_reason(row) for row in rows]
-        good = [text for text in texts if not isinstance(text, RowError)]
-        tokens = iter(self._tokenise(good))
-        return [t if isinstance(t, RowError) else self._finish(t, *next(tokens)) for t in texts]
+        rendered = [self._render(row) for row in rows]
+        tokens = iter(self._tokenize_texts([r for r in rendered if isinstance(r, RenderedRow)]))
+        return [r if isinstance(r, RowError) else self._finish(r, *next(tokens)) for r in rendered]
 
-    def _text_or_reason(self, row: Row) -> "_Text | RowError":
+    def _render(self, row: Row) -> RenderedRow | RowError:
         try:
-            return self._text(row)
-        except RowError as reason:
-            return reason
+            return render_row(row, self._chat, self.train_on)
+        except RowError as error:
+            return error
 
-    def _text(self, row: Row) -> "_Text":
-        if isinstance(row, PlainText):
-            return self._plain(row)
-        if self._chat is None:
-            if row.plain is None:
-                raise ValueError(
-                    "these rows are conversations, but the tokenizer has no chat template (or"
-                    " chat_template is 'none'); give chat_template the path of a Jinja file, take"
-                    " the tokenizer of an instruction-tuned model, or use prompt_completion rows"
-                )
-            return self._plain(row.plain)
-        text, spans, needs_eos = self._chat.render_spans(row, self.train_on != "assistant")
-        if self.train_on == "all":
-            return _Text(text, [(0, len(text))], eos=needs_eos, eos_trains=True)
-        return _Text(text, spans, needs_eos, eos_trains=len(row.messages) - 1 not in row.untrained)
-
-    def _plain(self, row: PlainText) -> "_Text":
-        text, spans = "", []
-        for piece, trained in row.segments:
-            if trained or self.train_on == "all":
-                spans.append((len(text), len(text) + len(piece)))
-            text += piece
-        return _Text(text, spans, eos=True, eos_trains=bool(spans), special_prefix=True)
-
-    def _tokenise(self, texts: "list[_Text]") -> list[tuple[list[int], NDArray[np.bool_]]]:
+    def _tokenize_texts(self, rows: list[RenderedRow]) -> list[tuple[list[int], NDArray[np.bool_]]]:
         if not self.tokenizer.is_fast:  # no offsets
-            return [self._in_pieces(t) for t in texts]
-        if not texts:
+            return [self._tokenize_in_pieces(row) for row in rows]
+        if not rows:
             return []
         encoding = self.tokenizer(
-            [t.text for t in texts],
+            [row.text for row in rows],
             add_special_tokens=False,
             return_offsets_mapping=True,
             return_attention_mask=False,
@@ -143,81 +102,54 @@ class Encoder:
         )
         result = []
         tokens = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
-        for t, (ids, pairs) in zip(texts, tokens, strict=True):
-            starts, ends = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-            if any(_straddled(start, starts, ends) for start, _ in t.spans):
-                result.append(self._in_pieces(t))
+        for row, (ids, offsets) in zip(rows, tokens, strict=True):
+            starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+            if any(_splits_token(start, starts, ends) for start, _ in row.spans):
+                result.append(self._tokenize_in_pieces(row))
                 continue
-            labelled = np.zeros(len(ids), dtype=np.bool_)
-            for start, end in t.spans:
-                labelled |= (starts >= start) & (starts < end)
-            result.append((ids, labelled))
+            in_loss = np.zeros(len(ids), dtype=np.bool_)
+            for start, end in row.spans:
+                in_loss |= (starts >= start) & (starts < end)
+            result.append((ids, in_loss))
         return result
 
-    def _in_pieces(self, t: "_Text") -> tuple[list[int], NDArray[np.bool_]]:
-        """Tokenise what lies in the spans and between them apart."""
-        edges = sorted({0, len(t.text), *(edge for span in t.spans for edge in span)})
+    def _tokenize_in_pieces(self, row: RenderedRow) -> tuple[list[int], NDArray[np.bool_]]:
+        """Tokenize the spans and the text between them separately."""
+        edges = sorted({0, len(row.text), *(edge for span in row.spans for edge in span)})
         ids: list[int] = []
-        labelled: list[bool] = []
+        in_loss: list[bool] = []
         for start, end in itertools.pairwise(edges):
-            piece = continuation_ids(self.tokenizer, t.text[start:end], first=start == 0)
+            piece = continuation_ids(self.tokenizer, row.text[start:end], first=start == 0)
             ids += piece
-            labelled += [any(s <= start < e for s, e in t.spans)] * len(piece)
-        return ids, np.array(labelled, dtype=np.bool_)
+            in_loss += [any(s <= start < e for s, e in row.spans)] * len(piece)
+        return ids, np.array(in_loss, dtype=np.bool_)
 
     def _finish(
-        self, t: "_Text", ids: list[int], labelled: NDArray[np.bool_]
-    ) -> Encoded | RowError:
-        prefix = self._prefix if t.special_prefix else []
+        self, row: RenderedRow, ids: list[int], in_loss: NDArray[np.bool_]
+    ) -> TokenizedRow | RowError:
+        """Add the special tokens and truncate."""
+        prefix = self._prefix if row.add_special_prefix else []
         if ids[: len(prefix)] == prefix:
             prefix = []  # never a second BOS
-        suffix = [eos_id(self.tokenizer)] if t.eos else []
+        suffix = [eos_id(self.tokenizer)] if row.add_eos else []
         input_ids = np.array([*prefix, *ids, *suffix], dtype=np.int32)
         mask = np.zeros(len(input_ids), dtype=np.bool_)
-        mask[len(prefix) : len(prefix) + len(ids)] = labelled
-        mask[len(prefix) + len(ids) :] = t.eos_trains
+        mask[len(prefix) : len(prefix) + len(ids)] = in_loss
+        mask[len(prefix) + len(ids) :] = row.eos_in_loss
         mask[:1] = False
         if not mask.any():
-            return RowError("no labelled token")
+            return RowError("no token in the loss")
         detail = f"{len(input_ids)} tokens, max_length is {self.max_length}"
         if len(input_ids) <= self.max_length:
-            return Encoded(input_ids, mask)
+            return TokenizedRow(input_ids, mask)
         if self.truncation == "error":
             return LongRowError("longer than max_length", detail)
         if self.truncation == "drop":
             return DroppedRowError("longer than max_length", detail)
         input_ids, mask = input_ids[: self.max_length], mask[: self.max_length]
         if not mask.any():
-            return DroppedRowError("no labelled token left", detail)
-        return Encoded(input_ids, mask, truncated=True)
-
-
-class DroppedRowError(RowError):
-    """A row that the truncation policy leaves out: counted, never an error."""
-
-
-class LongRowError(RowError):
-    """A row that is too long where ``truncation`` is "error": always an error."""
-
-
-@dataclass(frozen=True)
-class _Text:
-    """A text to tokenise, its trained spans, and what goes around it.
-
-    Args:
-        text: The text.
-        spans: The trained characters.
-        eos: Whether the EOS token follows it.
-        eos_trains: Whether that EOS is in the loss.
-        special_prefix: Whether it starts with what the tokenizer puts there (BOS); a chat
-            template prints that itself.
-    """
-
-    text: str
-    spans: list[Span]
-    eos: bool
-    eos_trains: bool
-    special_prefix: bool = False
+            return DroppedRowError("no token in the loss after truncation", detail)
+        return TokenizedRow(input_ids, mask, truncated=True)
 
 
 def encode_prompt(
@@ -225,16 +157,16 @@ def encode_prompt(
     prompt: str | Sequence[Message] | Row,
     chat_template: str | None = None,
 ) -> list[int]:
-    """Return the token ids to generate an answer from: those a training row has before it.
+    """Return the token ids of a prompt: those that precede the completion in a training row.
 
     Args:
-        tokenizer: The model's.
-        prompt: Messages, a row without its answer, or one text: a user's message if there is a
-            template, else plain text.
-        chat_template: As ``load_template`` takes it.
+        tokenizer: The model's tokenizer.
+        prompt: Messages, a row without its completion, or a text. A text is a user's message if
+            there is a template, else plain text.
+        chat_template: As for ``load_template``.
 
     Raises:
-        ValueError: If messages meet no template, or the template refuses them.
+        ValueError: If there are messages but no template, or the template refuses them.
     """
     template = load_template(tokenizer, chat_template)
     if isinstance(prompt, str):
@@ -262,10 +194,10 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} {value!r}: {hint}It is one of {', '.join(choices)}")
 
 
-def _straddled(at: int, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
-    """Tell whether the character before ``at`` shares a token with the one at ``at``.
+def _splits_token(at: int, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
+    """Whether a token contains both the character before ``at`` and the one at ``at``.
 
-    Offsets may leave out a token's leading white space: then no token covers that character.
+    The offsets of a token may exclude its leading white space; no token then ends at ``at``.
     """
     if at == 0:
         return False

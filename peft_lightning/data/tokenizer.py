@@ -1,4 +1,4 @@
-"""What we ask of a tokenizer: to load it, to know it again, and the ids around a text."""
+"""Tokenizers: loading, fingerprints, and the special tokens around a text."""
 
 import hashlib
 import json
@@ -7,16 +7,18 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from peft_lightning.data.templates import load_template
+
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that is not the base model's own, from a hub id or a folder.
+    """Load a tokenizer that is not the base model's, from a hub id or a folder.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If it cannot be loaded.
     """
     try:
-        place = Path(name).expanduser()
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        path = Path(name).expanduser()
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         if "trust_remote_code" in str(error):
@@ -24,10 +26,48 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise ValueError(f"data.tokenizer {name} cannot be loaded: {reason}") from error
 
 
+def tokenizer_for(
+    module: Any, tokenizer: str | PreTrainedTokenizerBase | None, chat_template: str | None
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the data: a given one, or that of the base model.
+
+    Args:
+        module: The LightningModule, or None. Its ``load_tokenizer`` provides the base model's
+            tokenizer; its ``extend_tokenizer`` adds the adapter's new tokens to a given one.
+        tokenizer: A hub id, a folder or a tokenizer; None for the base model's.
+        chat_template: As for ``load_template``; also set on the base model's tokenizer, so that
+            the module generates with it.
+
+    Raises:
+        ValueError: If there is no tokenizer, or it cannot be loaded.
+    """
+    if tokenizer is not None:
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            tokenizer = load_tokenizer(tokenizer)
+        if hasattr(module, "extend_tokenizer"):
+            module.extend_tokenizer(tokenizer)
+        return tokenizer
+    if not hasattr(module, "load_tokenizer"):
+        raise ValueError(
+            "no tokenizer: give data.tokenizer a hub id or a folder (without, it is that of"
+            " the base model of the module that is trained)"
+        )
+    base_tokenizer: Any = module.load_tokenizer()
+    if chat_template is not None:
+        base_tokenizer.chat_template = load_template(base_tokenizer, chat_template)
+    return base_tokenizer
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return a token id for padding; masks hide it, so EOS or 0 may replace a missing one."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(i for i in ids if i is not None)
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a hash of all that decides which ids a text becomes."""
+    """Return a hash of everything that determines the token ids of a text."""
     facts: dict[str, Any] = {"special": dict(tokenizer.special_tokens_map)}
-    if tokenizer.is_fast:  # before its added tokens stand padding and truncation of the last call
+    if tokenizer.is_fast:  # without what precedes: padding and truncation of the last call
         backend = tokenizer.backend_tokenizer.to_str()
         facts["backend"] = backend[backend.index('"added_tokens"') :]
     else:
@@ -37,7 +77,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that the tokenizer puts before a text by itself: often BOS, often nothing."""
+    """Return the special token ids that the tokenizer puts before a text: BOS, or none."""
     bare = continuation_ids(tokenizer, "a", first=True)
     full = list(tokenizer("a")["input_ids"])
     at = (k for k in range(len(full)) if full[k : k + len(bare)] == bare)
@@ -45,23 +85,23 @@ def special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, first: bool) -> list[int]:
-    """Tokenise ``text`` without special tokens, as the start of a text or as its continuation."""
+    """Tokenize ``text`` without special tokens, as the start of a text or as its continuation."""
 
     def encode(piece: str) -> list[int]:
         return list(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
 
     if first:
         return encode(text)
-    line = encode("\n")  # SentencePiece puts a space before what stands first: let that be a line
+    line = encode("\n")  # SentencePiece adds a space before the first character: let it be "\n"
     ids = encode("\n" + text)
     return ids[len(line) :] if line and ids[: len(line)] == line else encode(text)
 
 
 def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the EOS token's id; raise ValueError if there is none."""
+    """Return the id of the EOS token; raise ValueError if there is none."""
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            "the tokenizer has no EOS token, and nothing else ends an answer: a model trained so"
+            "the tokenizer has no EOS token, and no other token ends an answer: the trained model"
             " would never stop; set tokenizer.eos_token"
         )
     return int(tokenizer.eos_token_id)

@@ -93,7 +93,7 @@ def cache_of_run(module: Any) -> HiddenStateCache:
             "it needs the whole model in each process"
         )
     data = trainer.datamodule
-    if not hasattr(data, "token_sources"):
+    if not hasattr(data, "tokenized_datasets"):
         raise ValueError(
             "cache_hidden_states: true needs the rows of SFTDataModule, not a bare loader"
         )
@@ -105,7 +105,7 @@ def cache_of_run(module: Any) -> HiddenStateCache:
 
     sources = frozen_states(
         run,
-        data.token_sources,
+        data.tokenized_datasets,
         {
             "base": module.fingerprint,
             "quantization": module.quantization,
@@ -120,7 +120,7 @@ def cache_of_run(module: Any) -> HiddenStateCache:
         announce=rank_zero_info,
     )
     cache = HiddenStateCache(layers, sources)
-    _verify(cache, module, batch_of([data.token_sources[0][0]["input_ids"]], flat))
+    _verify(cache, module, batch_of([data.tokenized_datasets[0][0]["input_ids"]], flat))
     return cache
 
 

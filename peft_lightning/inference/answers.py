@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft_lightning.data.prompts import assign_adapters
+from peft_lightning.data import assign_adapters
 from peft_lightning.inference.generate import decode_answer
 from peft_lightning.inference.load import InferenceModel
 from peft_lightning.inference.partial_file import PartialAnswers, digests, run_hash

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from transformers import TextStreamer
 
-from peft_lightning.data.conversations import Conversation, Message
-from peft_lightning.data.tokenization import encode_prompt
+from peft_lightning.data import Conversation, Message, encode_prompt
 from peft_lightning.inference.generate import decode_answer
 from peft_lightning.inference.load import InferenceModel
 

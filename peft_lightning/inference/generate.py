@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from peft_lightning.data.tokenization import encode_prompt
+from peft_lightning.data import encode_prompt
 from peft_lightning.inference.stop_tokens import stop_token_ids
 
 

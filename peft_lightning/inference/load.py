@@ -14,7 +14,7 @@ from peft_lightning.adapters.folder import read_adapter
 from peft_lightning.adapters.full import Full
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.base_model.load import find_device
-from peft_lightning.data.templates import load_template
+from peft_lightning.data import load_template
 from peft_lightning.hub import adapter_folder
 from peft_lightning.inference.generate import generate_tokens
 from peft_lightning.kernels.float32_compute import compute_as_the_run

@@ -8,10 +8,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from peft_lightning.data.conversations import Conversation, PlainText, Row
-from peft_lightning.data.formats import detect_format, prompt_of
-from peft_lightning.data.sources import RowError, find_source
-from peft_lightning.data.tokenization import encode_prompt
+from peft_lightning.data import (
+    Conversation,
+    PlainText,
+    Row,
+    RowError,
+    detect_format,
+    encode_prompt,
+    find_source,
+    prompt_from_record,
+)
 from peft_lightning.files import read_text
 
 
@@ -89,7 +95,7 @@ def _parsed(
                 raise record
             if format_name == "auto":
                 format_name = detect_format(list(record), file, prompts_only=True)
-            row = prompt_of(record, format_name)
+            row = prompt_from_record(record, format_name)
             yield Prompt(record, row if system is None else _with_system(row, system), where)
         except RowError as error:
             raise ValueError(f"{where}: {error}") from error

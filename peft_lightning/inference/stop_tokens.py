@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from peft_lightning.data.templates import ChatTemplate, load_template
+from peft_lightning.data import ChatTemplate, load_template
 from peft_lightning.data.tokenizer import continuation_ids
 
 ANSWER = "This is the answer"  # no special token contains it

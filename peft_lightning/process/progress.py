@@ -32,7 +32,7 @@ class Progress:
     """A piece of work; a context manager, shown from its beginning to its end.
 
     Args:
-        what: Such as "tokenising train.jsonl".
+        what: Such as "tokenizing train.jsonl".
         total: How much there is to do; None if that is not known.
         unit: Of ``total``, such as "rows".
     """

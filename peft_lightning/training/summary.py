@@ -196,11 +196,11 @@ class Summary(Callback):
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds that each phase of this start of the run took."""
-        tokenising = seconds_spent("tokenising")
+        tokenizing = seconds_spent("tokenizing")
         training = time.perf_counter() - self._began - self._validating
         found = {
-            "start": max(0.0, self._start_up - tokenising),
-            "tokenising": tokenising,
+            "start": max(0.0, self._start_up - tokenizing),
+            "tokenizing": tokenizing,
             "training": training,
             "validation": self._validating,
         }

@@ -96,7 +96,7 @@ def ours(precision: str, options: argparse.Namespace) -> dict[str, Tensor]:
     import numpy as np
 
     from peft_lightning import CausalLMModule, LoRA
-    from peft_lightning.data.batching import flat_collate
+    from peft_lightning.data.collate import flat_collate
 
     torch.manual_seed(0)
     lora = LoRA(r=16, lora_alpha=32, target_modules="all-linear")

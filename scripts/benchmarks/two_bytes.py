@@ -129,7 +129,7 @@ def training(model: Any, outputs: Any, tokens: int) -> float:
     """Return the median tokens per second of forward and backward pass."""
     import torch
 
-    from peft_lightning.data.batching import flat_collate
+    from peft_lightning.data.collate import flat_collate
 
     draw = torch.Generator().manual_seed(0)
     rows = []

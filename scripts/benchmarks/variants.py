@@ -100,7 +100,7 @@ def ours(options: Any, tokenizer: Any, batches: Any, clock: Clock, **module: Any
     from torch.utils.data import DataLoader
 
     from peft_lightning import CausalLMModule, Constant, LoRA
-    from peft_lightning.data.batching import flat_collate
+    from peft_lightning.data.collate import flat_collate
 
     class Timer(Callback):
         def on_train_batch_start(self, *args: Any) -> None:

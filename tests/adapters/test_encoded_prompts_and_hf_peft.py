@@ -22,7 +22,7 @@ from peft_lightning.adapters import (
     load_adapter,
     save_adapter,
 )
-from peft_lightning.data.batching import padded_collate
+from peft_lightning.data.collate import padded_collate
 from peft_lightning.inference.generate import generate_tokens
 from rounding import FORWARD, assert_first_adam_step, assert_near
 from tiny import ARCHITECTURES, tiny_model

@@ -2,15 +2,11 @@ import random
 
 import numpy as np
 import pytest
-import torch
 
 from peft_lightning.data.batching import (
     BatchPlan,
     WeightedSource,
-    flat_collate,
     halve_largest,
-    padded_collate,
-    prompt_collate,
 )
 
 
@@ -18,9 +14,9 @@ def all_rows(lengths):
     return [WeightedSource(np.arange(len(lengths)))]
 
 
-def plan(lengths, shares=None, **options):
+def plan(lengths, sources=None, **options):
     lengths = np.array(lengths)
-    return BatchPlan(lengths, shares or all_rows(lengths), **options)
+    return BatchPlan(lengths, sources or all_rows(lengths), **options)
 
 
 def random_plans(count, **fixed):
@@ -50,7 +46,7 @@ def test_every_epoch_has_as_many_batches_and_the_ranks_have_as_many_each():
     for p in [*random_plans(60), *random_plans(40, tokens_per_batch=None, batch_size=4)]:
         for epoch in range(6):
             assert len(p.batches(epoch)) == len(p)
-            parts = [p.of_rank(epoch, rank) for rank in range(p.world_size)]
+            parts = [p.batches_of_rank(epoch, rank) for rank in range(p.world_size)]
             assert {len(part) for part in parts} == {len(p) // p.world_size}
 
 
@@ -133,12 +129,12 @@ def test_the_largest_batches_are_halved_in_place():
 
 
 def test_a_weight_is_how_often_an_epoch_shows_each_row():
-    shares = [
+    sources = [
         WeightedSource(np.arange(4), 2.0),
         WeightedSource(np.arange(4, 10), 0.5),
         WeightedSource(np.arange(10, 12), 1.5),
     ]
-    p = plan([1] * 12, shares, batch_size=3)
+    p = plan([1] * 12, sources, batch_size=3)
     seen = [np.bincount(np.concatenate(p.batches(epoch)), minlength=12) for epoch in range(2)]
     for counts in seen:
         assert counts[:4].tolist() == [2] * 4
@@ -149,13 +145,13 @@ def test_a_weight_is_how_often_an_epoch_shows_each_row():
 
 
 def test_a_small_weight_shows_at_least_one_row():
-    assert len(WeightedSource(np.arange(3), 0.1).of_epoch(0, 0)) == 1
+    assert len(WeightedSource(np.arange(3), 0.1).rows_of_epoch(0, 0)) == 1
 
 
 def test_weights_keep_the_number_of_batches():
     lengths = np.random.default_rng(0).integers(1, 40, 101)
-    shares = [WeightedSource(np.arange(50), 0.5), WeightedSource(np.arange(50, 101), 1.3)]
-    p = plan(lengths, shares, tokens_per_batch=60, world_size=2)
+    sources = [WeightedSource(np.arange(50), 0.5), WeightedSource(np.arange(50, 101), 1.3)]
+    p = plan(lengths, sources, tokens_per_batch=60, world_size=2)
     assert {len(p.batches(epoch)) for epoch in range(50)} == {len(p)}
 
 
@@ -166,50 +162,3 @@ def test_a_row_longer_than_the_budget_is_an_error_that_names_max_length():
         plan([3, 10], tokens_per_batch=9)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         plan([3], batch_size=0)
-
-
-def rows(*contents):
-    return [{"input_ids": np.array(ids), "labels": np.array(labels)} for ids, labels in contents]
-
-
-TWO = rows(([5, 6, 7], [-100, 6, 7]), ([8, 9], [-100, 9]))
-
-
-def test_flat_rows_lie_end_to_end():
-    batch = flat_collate(TWO)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
-    assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
-    assert batch["cu_seq_lens"].tolist() == [0, 3, 5]
-    assert batch["seq_lens"] == [3, 2]
-    assert {k: v.dtype for k, v in batch.items() if k != "seq_lens"} == {
-        "input_ids": torch.int64,
-        "labels": torch.int64,
-        "position_ids": torch.int64,
-        "cu_seq_lens": torch.int32,
-    }
-    assert all(type(n) is int for n in batch["seq_lens"])
-
-
-def test_padded_rows_are_filled_on_the_right():
-    batch = padded_collate(TWO, pad_id=1)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 1]]
-    assert batch["labels"].tolist() == [[-100, 6, 7], [-100, 9, -100]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-
-
-def test_an_empty_batch_is_one_token_that_is_not_in_the_loss():
-    flat, padded = flat_collate([]), padded_collate([], pad_id=1)
-    for batch in (flat, padded):
-        assert batch["input_ids"].shape == (1, 1)
-        assert batch["labels"].tolist() == [[-100]]
-    assert flat["seq_lens"] == [1]
-    assert padded["attention_mask"].tolist() == [[1]]
-
-
-def test_prompts_are_filled_on_the_left():
-    batch = prompt_collate([(4, [5, 6, 7], "a"), (9, [8], "a")], pad_id=1)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [1, 1, 8]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
-    assert batch["index"] == [4, 9]
-    assert batch["adapter"] == "a"

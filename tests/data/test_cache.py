@@ -9,22 +9,25 @@ import pytest
 from toy_tokenizers import CHATML, byte_tokenizer
 
 from peft_lightning.data import cache
-from peft_lightning.data.cache import TokenizedDataset, default_cache_dir, tokenized
+from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
 from peft_lightning.data.sources import find_source
-from peft_lightning.data.tokenization import Encoder
+from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.tokenized_dataset import TokenizedDataset
 
 ROWS = [{"prompt": "p" * n, "completion": "c" * n} for n in range(1, 8)]
 
 
 @pytest.fixture
 def make(tmp_path):
-    """Return a function that tokenises a file; what it is told is in ``make.said``."""
+    """Return a function that tokenizes a file; what it is told is in ``make.said``."""
 
     def make(path, format_name="auto", on_bad_row="error", tokenizer=None, **options):
-        encoder = Encoder(tokenizer or byte_tokenizer(), **options)
+        row_tokenizer = RowTokenizer(tokenizer or byte_tokenizer(), **options)
         said.clear()
         source = find_source(path)
-        return tokenized(source, encoder, format_name, on_bad_row, tmp_path / "cache", said.append)
+        return load_or_tokenize(
+            source, row_tokenizer, format_name, on_bad_row, tmp_path / "cache", said.append
+        )
 
     said = make.said = []
     return make
@@ -32,15 +35,15 @@ def make(tmp_path):
 
 @pytest.fixture
 def built(monkeypatch):
-    """The number of times that anything was tokenised."""
+    """The number of times that anything was tokenized."""
     calls = []
-    original = cache._make
-    monkeypatch.setattr(cache, "_make", lambda *args: calls.append(1) or original(*args))
+    original = cache._tokenize_into
+    monkeypatch.setattr(cache, "_tokenize_into", lambda *args: calls.append(1) or original(*args))
     return calls
 
 
-def test_rows_come_back_as_they_were_tokenised(make, jsonl, monkeypatch):
-    monkeypatch.setattr(cache, "ROWS_AT_ONCE", 3)  # several writes
+def test_rows_come_back_as_they_were_tokenized(make, jsonl, monkeypatch):
+    monkeypatch.setattr(cache, "ROWS_PER_CHUNK", 3)  # several writes
     dataset = make(jsonl("x.jsonl", ROWS))
     assert len(dataset) == 7
     eos = byte_tokenizer().eos_token_id
@@ -51,7 +54,7 @@ def test_rows_come_back_as_they_were_tokenised(make, jsonl, monkeypatch):
         assert row["labels"].tolist() == [-100] * n + [c] * n + [eos]
         assert row["labels"].dtype == row["input_ids"].dtype == np.int64
     assert dataset.lengths.tolist() == [2 * n + 1 for n in range(1, 8)]
-    assert dataset.labelled_lengths.tolist() == [n + 1 for n in range(1, 8)]
+    assert dataset.num_loss_tokens.tolist() == [n + 1 for n in range(1, 8)]
 
 
 def test_files_are_plain_numpy_files(make, jsonl):
@@ -59,14 +62,14 @@ def test_files_are_plain_numpy_files(make, jsonl):
     shapes = {p.stem: np.load(p).shape for p in folder.glob("*.npy")}
     assert shapes == {
         "input_ids": (63,),
-        "labelled": (63,),
+        "loss_mask": (63,),
         "offsets": (8,),
-        "labelled_lengths": (7,),
+        "num_loss_tokens": (7,),
     }
     assert np.load(folder / "input_ids.npy").dtype == np.int32
 
 
-def test_the_same_rows_are_tokenised_once_and_announced_each_time(make, jsonl, built):
+def test_the_same_rows_are_tokenized_once_and_announced_each_time(make, jsonl, built):
     path = jsonl("x.jsonl", ROWS)
     make(path)
     first = list(make.said)
@@ -151,7 +154,7 @@ def test_what_a_killed_process_left_is_removed(make, jsonl, tmp_path):
 def test_a_bad_row_is_an_error_that_names_file_line_and_reason(make, jsonl):
     path = jsonl("x.jsonl", [*ROWS, {"prompt": "p"}])
     with pytest.raises(
-        ValueError, match=r"x\.jsonl:8: no column 'completion': .*Mend the row, or set on_bad_row"
+        ValueError, match=r"x\.jsonl:8: no column 'completion': .*Fix the row, or set on_bad_row"
     ):
         make(path)
 
@@ -170,7 +173,7 @@ def test_rows_dropped_for_their_length_are_no_error_and_are_counted(make, jsonl)
     path = jsonl("x.jsonl", ROWS)
     make(path, max_length=4)
     assert make.said[1].endswith(
-        "7 read = 3 kept (2 of them truncated) + no labelled token left: 4"
+        "7 read = 3 kept (2 of them truncated) + no token in the loss after truncation: 4"
     )
     make(path, max_length=9, truncation="drop")
     assert make.said[1].endswith("7 read = 4 kept + longer than max_length: 3")
@@ -198,26 +201,28 @@ def test_the_format_is_told_from_the_first_well_formed_row(make, jsonl):
         make(jsonl("y.jsonl", ["{oops"]), on_bad_row="skip")
 
 
-def _tokenise(path, folder, barrier, results):
+def _tokenize(path, folder, barrier, results):
     source, said = find_source(path), []
-    original = cache._make
+    original = cache._tokenize_into
 
     def slowly(*args):
         time.sleep(0.3)
         results.put("made")
         original(*args)
 
-    cache._make = slowly
+    cache._tokenize_into = slowly
     barrier.wait()
-    dataset = tokenized(source, Encoder(byte_tokenizer()), "auto", "error", folder, said.append)
+    dataset = load_or_tokenize(
+        source, RowTokenizer(byte_tokenizer()), "auto", "error", folder, said.append
+    )
     results.put(len(dataset))
 
 
-def test_one_process_tokenises_and_the_others_wait(jsonl, tmp_path):
+def test_one_process_tokenizes_and_the_others_wait(jsonl, tmp_path):
     context = multiprocessing.get_context("fork")
     path, results, barrier = jsonl("x.jsonl", ROWS), context.Queue(), context.Barrier(3)
     processes = [
-        context.Process(target=_tokenise, args=(path, tmp_path / "cache", barrier, results))
+        context.Process(target=_tokenize, args=(path, tmp_path / "cache", barrier, results))
         for _ in range(3)
     ]
     for process in processes:
@@ -237,7 +242,7 @@ def test_a_worker_maps_the_files_itself(make, jsonl):
 
 
 def test_a_folder_that_is_no_cache_says_so(tmp_path):
-    with pytest.raises(ValueError, match="not a whole token cache"):
+    with pytest.raises(ValueError, match="not a complete token cache"):
         TokenizedDataset(tmp_path)
 
 
@@ -253,9 +258,9 @@ def test_reading_every_row_does_not_hold_the_file_in_memory(tmp_path):
     rows, length = 64, 2**17  # 32 MiB of token ids
     arrays = {
         "input_ids": np.arange(rows * length, dtype="<i4"),
-        "labelled": np.ones(rows * length, dtype="u1"),
+        "loss_mask": np.ones(rows * length, dtype="u1"),
         "offsets": np.arange(rows + 1, dtype="<i8") * length,
-        "labelled_lengths": np.full(rows, length, dtype="<i4"),
+        "num_loss_tokens": np.full(rows, length, dtype="<i4"),
     }
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)

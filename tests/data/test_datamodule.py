@@ -163,7 +163,7 @@ def test_a_finished_run_can_be_made_longer(data, tmp_path, first, longer, early)
 @pytest.mark.filterwarnings("ignore")
 def test_an_epoch_that_max_steps_cut_is_over_and_that_is_said(data, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr("peft_lightning.data.datamodule.rank_zero_info", said.append)
+    monkeypatch.setattr("peft_lightning.data.resume.rank_zero_info", said.append)
     path, longer = tmp_path / "cut.ckpt", {"max_epochs": -1, "max_steps": 15}
     with pytest.raises(Killed):
         fit(data(), callbacks=[SaveAt("on_train_end", 1, path)], max_epochs=-1, max_steps=8)
@@ -299,7 +299,7 @@ def test_the_state_is_made_of_plain_values(data, tmp_path):
     next(iter(module.train_dataloader()))
     state = module.state_dict()
     assert json.loads(json.dumps(state)) == state
-    assert (state["epoch"], state["position"], state["batches"]) == (0, 1, 6)
+    assert (state["epoch"], state["finished_batches"], state["batches_per_epoch"]) == (0, 1, 6)
     torch.save(state, tmp_path / "state.pt")
     assert torch.load(tmp_path / "state.pt", weights_only=True) == state
 
@@ -343,7 +343,7 @@ def test_at_least_one_row_of_a_fraction_is_held_out_and_one_stays(data, jsonl):
     module = data(train=jsonl("two.jsonl", ROWS[:2]), val=None, val_fraction=0.01)
     module.setup("fit")
     assert module.sizes["val"]["rows"] == module.sizes["train"]["rows"] == 1
-    with pytest.raises(ValueError, match=r"one\.jsonl: 1 row\(s\) cannot be parted"):
+    with pytest.raises(ValueError, match=r"one\.jsonl: 1 row\(s\) cannot be split"):
         data(train=jsonl("one.jsonl", ROWS[:1]), val=None, val_fraction=0.01).setup("fit")
 
 
@@ -399,7 +399,7 @@ def test_no_validation_is_possible(data, monkeypatch):
 def test_sizes_count_rows_tokens_and_tokens_in_the_loss(data):
     module = data()
     module.setup("fit")
-    assert module.sizes["val"] == {"rows": 3, "tokens": 3 * 4, "labelled_tokens": 3 * 3}
+    assert module.sizes["val"] == {"rows": 3, "tokens": 3 * 4, "loss_tokens": 3 * 3}
 
 
 def test_several_sources_with_weights_are_one_epoch(data, jsonl):

@@ -1,8 +1,10 @@
 import pytest
 
 from peft_lightning.data.conversations import Conversation, PlainText
-from peft_lightning.data.formats import FORMATS, detect_format, find_format, prompt_of
-from peft_lightning.data.sources import RowError
+from peft_lightning.data.format_detection import detect_format
+from peft_lightning.data.formats import FORMATS, find_format
+from peft_lightning.data.prompts import prompt_from_record
+from peft_lightning.data.records import RowError
 
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
 
@@ -214,7 +216,7 @@ def test_a_users_function_may_return_messages_pairs_or_text():
 def test_a_users_function_that_fails_is_named():
     with pytest.raises(RowError, match=r"my_formats\.chat raised KeyError: 'q'"):
         find_format("my_formats.chat")({})
-    with pytest.raises(ValueError, match=r"'my_formats\.number' returned 3; wanted text, a list"):
+    with pytest.raises(ValueError, match=r"'my_formats\.number' returned 3; expected text, a list"):
         find_format("my_formats.number")({})
     with pytest.raises(ValueError, match=r"no function 'chats' in my_formats; did you mean 'chat'"):
         find_format("my_formats.chats")
@@ -235,10 +237,10 @@ def test_a_users_function_that_fails_is_named():
     ],
 )
 def test_a_prompt_is_the_row_without_its_answer(name, record):
-    assert prompt_of(record, name).messages == [USER]
+    assert prompt_from_record(record, name).messages == [USER]
 
 
 def test_a_prompt_of_plain_text_is_what_is_not_trained_on():
-    assert prompt_of({"text": "hi"}, "text") == PlainText([("hi", True)])
-    plain = prompt_of({"prompt": "hi"}, "prompt_completion").plain
+    assert prompt_from_record({"text": "hi"}, "text") == PlainText([("hi", True)])
+    plain = prompt_from_record({"prompt": "hi"}, "prompt_completion").plain
     assert plain == PlainText([("hi", False)])

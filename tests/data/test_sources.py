@@ -6,8 +6,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from peft_lightning.data import sources
-from peft_lightning.data.sources import RowError, find_source
+from peft_lightning.data import readers
+from peft_lightning.data.records import RowError
+from peft_lightning.data.sources import find_source
 
 ROWS = [{"prompt": "안녕", "completion": "a\nb"}, {"prompt": "2", "completion": "c, d"}]
 
@@ -66,7 +67,7 @@ def test_an_object_with_one_array_is_that_array(tmp_path):
     path.write_text(json.dumps({"version": 1, "data": ROWS}))
     assert records(path) == ROWS
     path.write_text(json.dumps({"train": ROWS, "test": ROWS}))
-    with pytest.raises(ValueError, match=r"keys \['train', 'test'\]; wanted an array of rows"):
+    with pytest.raises(ValueError, match=r"keys \['train', 'test'\]; expected an array of rows"):
         records(path)
 
 
@@ -127,7 +128,7 @@ def test_a_malformed_csv_row_is_named_with_its_reason(tmp_path, row, reason):
 def test_a_column_that_occurs_twice_is_an_error(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("a,a\n1,2\n")
-    with pytest.raises(ValueError, match=r"x\.csv:1: a column's name occurs twice: \['a', 'a'\]"):
+    with pytest.raises(ValueError, match=r"x\.csv:1: duplicate column name: \['a', 'a'\]"):
         records(path)
 
 
@@ -140,7 +141,7 @@ def test_a_column_that_occurs_twice_is_an_error(tmp_path):
         ("x.json", "[]", "no rows"),
         ("x.csv", "a,b\n", "no rows"),
         ("x.json", '[{"a": 1},\n oops]', r"x\.json:2: invalid JSON, Expecting value at column 2"),
-        ("x.json", '"text"', "wanted an array of rows, got str"),
+        ("x.json", '"text"', "expected an array of rows, got str"),
         ("x.parquet", "text", "not a Parquet file"),
     ],
 )
@@ -195,7 +196,7 @@ def test_jsonl_is_read_line_by_line(tmp_path, monkeypatch):
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n' * 10)
     parsed = []
-    monkeypatch.setattr(sources, "_parse", lambda line: parsed.append(line) or {"a": 1})
+    monkeypatch.setattr(readers, "_parse_line", lambda line: parsed.append(line) or {"a": 1})
     rows = find_source(str(path)).records()
     next(rows)
     assert len(parsed) == 1

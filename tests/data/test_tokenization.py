@@ -17,14 +17,8 @@ from transformers import PreTrainedTokenizer
 
 from peft_lightning.data.conversations import Conversation, PlainText
 from peft_lightning.data.formats import FORMATS
-from peft_lightning.data.sources import RowError
-from peft_lightning.data.tokenization import (
-    Counts,
-    DroppedRowError,
-    Encoder,
-    LongRowError,
-    encode_prompt,
-)
+from peft_lightning.data.records import DroppedRowError, LongRowError, RowCounts, RowError
+from peft_lightning.data.tokenization import RowTokenizer, encode_prompt
 from peft_lightning.data.tokenizer import tokenizer_fingerprint
 
 
@@ -35,8 +29,8 @@ def chat(*contents, first="user"):
 
 
 def masked(tokenizer, row, **options):
-    """Return the text of ``row`` as tokenised, what is in the loss between ⟦ and ⟧."""
-    (encoded,) = Encoder(tokenizer, **options).encode([row])
+    """Return the text of ``row`` as tokenized, what is in the loss between ⟦ and ⟧."""
+    (encoded,) = RowTokenizer(tokenizer, **options).tokenize([row])
     if isinstance(encoded, RowError):
         raise encoded
     return show(tokenizer, encoded)
@@ -104,8 +98,8 @@ def test_plain_text_gets_bos_where_the_tokenizer_has_it_and_eos_in_the_loss():
 
 
 def test_the_first_token_is_never_in_the_loss():
-    (encoded,) = Encoder(byte_tokenizer()).encode([PlainText([("abc", True)])])
-    assert encoded.labelled.tolist() == [False, True, True, True]
+    (encoded,) = RowTokenizer(byte_tokenizer()).tokenize([PlainText([("abc", True)])])
+    assert encoded.loss_mask.tolist() == [False, True, True, True]
 
 
 def test_without_a_template_a_prompt_and_its_completion_stand_side_by_side():
@@ -116,7 +110,7 @@ def test_without_a_template_a_prompt_and_its_completion_stand_side_by_side():
 
 def test_messages_without_a_template_are_an_error_that_says_what_to_do():
     with pytest.raises(ValueError, match=r"no chat template .* give chat_template the path"):
-        Encoder(byte_tokenizer()).encode([chat("a", "b")])
+        RowTokenizer(byte_tokenizer()).tokenize([chat("a", "b")])
 
 
 def test_a_template_may_come_from_a_file(tmp_path):
@@ -126,7 +120,7 @@ def test_a_template_may_come_from_a_file(tmp_path):
         f"{U}a<|im_end|>\n{A}⟦b<|im_end|>⟧\n"
     )
     with pytest.raises(ValueError, match=r"chat_template 'chat\.jinga': no such file"):
-        Encoder(byte_tokenizer(), "chat.jinga")
+        RowTokenizer(byte_tokenizer(), "chat.jinga")
 
 
 def test_a_template_that_rewrites_history_trains_on_the_last_turn_only():
@@ -178,7 +172,7 @@ def test_untrained_turns_are_not_in_the_loss():
         assert masked(tokenizer, last_only) == (
             f"{U}a<|im_end|>\n{A}b<|im_end|>\n{U}c<|im_end|>\n{A}⟦d<|im_end|>⟧\n"
         )
-        with pytest.raises(RowError, match="no labelled token"):
+        with pytest.raises(RowError, match="no token in the loss"):
             masked(tokenizer, first_only, train_on="last")
 
 
@@ -221,7 +215,7 @@ def test_a_token_over_the_boundary_is_cut_there():
     assert newlines in tokenizer(f"{A}\nho")["input_ids"]  # the template's line end and the row's
     row = chat("hi", "\n\n\nho")
     assert masked(tokenizer, row) == f"{U}hi<|im_end|>\n{A}⟦\n\n\nho<|im_end|>⟧\n"
-    (encoded,) = Encoder(tokenizer).encode([row])
+    (encoded,) = RowTokenizer(tokenizer).tokenize([row])
     prompt = encode_prompt(tokenizer, row.messages[:1])
     assert encoded.input_ids[: len(prompt)].tolist() == prompt
     answer = encoded.input_ids[len(prompt) :].tolist()
@@ -230,15 +224,15 @@ def test_a_token_over_the_boundary_is_cut_there():
 
 def test_characters_of_several_bytes_are_labelled_whole():
     tokenizer = byte_tokenizer(CHATML)
-    (encoded,) = Encoder(tokenizer).encode([chat("é한", "한😀é")])
+    (encoded,) = RowTokenizer(tokenizer).tokenize([chat("é한", "한😀é")])
     assert show(tokenizer, encoded) == f"{U}é한<|im_end|>\n{A}⟦한😀é<|im_end|>⟧\n"
-    assert encoded.labelled.sum() == 3 + 4 + 2 + 1  # their UTF-8 bytes, and the end token
+    assert encoded.loss_mask.sum() == 3 + 4 + 2 + 1  # their UTF-8 bytes, and the end token
 
 
 def test_characters_that_fall_back_to_bytes_are_labelled_whole():
     tokenizer = fallback_tokenizer(INST)
-    (encoded,) = Encoder(tokenizer).encode([chat("한", "한hi")])
-    labelled = tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.labelled])
+    (encoded,) = RowTokenizer(tokenizer).tokenize([chat("한", "한hi")])
+    labelled = tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.loss_mask])
     bytes_of_han = ["<0xED>", "<0x95>", "<0x9C>"]
     assert labelled == ["▁", *bytes_of_han, "h", "i", "▁", "</s>"]
 
@@ -286,11 +280,11 @@ def test_a_rows_tokens_before_the_answer_are_those_to_generate_from(template, ma
         if not answer.strip():
             continue
         row = FORMATS["prompt_completion"]({"prompt": prompt, "completion": answer})
-        (encoded,) = Encoder(tokenizer, template).encode([row])
+        (encoded,) = RowTokenizer(tokenizer, template).tokenize([row])
         ids = encode_prompt(tokenizer, prompt, template)
         assert encoded.input_ids[: len(ids)].tolist() == ids
-        assert encoded.labelled[: len(ids)].sum() == 0
-        assert encoded.labelled[len(ids)]
+        assert encoded.loss_mask[: len(ids)].sum() == 0
+        assert encoded.loss_mask[len(ids)]
 
 
 def test_messages_to_generate_from_need_a_template():
@@ -300,36 +294,36 @@ def test_messages_to_generate_from_need_a_template():
 
 def test_a_longer_row_is_cut_without_a_fake_end_marker():
     row = PlainText([("ab", False), ("cdef", True)])
-    encoder = Encoder(byte_tokenizer(), max_length=7)
-    (whole,) = encoder.encode([row])
+    row_tokenizer = RowTokenizer(byte_tokenizer(), max_length=7)
+    (whole,) = row_tokenizer.tokenize([row])
     assert not whole.truncated
     assert len(whole.input_ids) == 7
-    (cut,) = Encoder(byte_tokenizer(), max_length=5).encode([row])
+    (cut,) = RowTokenizer(byte_tokenizer(), max_length=5).tokenize([row])
     assert cut.truncated
     assert show(byte_tokenizer(), cut) == "ab⟦cde⟧"
 
 
 def test_a_row_whose_labels_are_all_cut_off_is_dropped_with_that_reason():
     row = PlainText([("abcd", False), ("e", True)])
-    (dropped,) = Encoder(byte_tokenizer(), max_length=4).encode([row])
+    (dropped,) = RowTokenizer(byte_tokenizer(), max_length=4).tokenize([row])
     assert isinstance(dropped, DroppedRowError)
-    assert str(dropped) == "no labelled token left: 6 tokens, max_length is 4"
+    assert str(dropped) == "no token in the loss after truncation: 6 tokens, max_length is 4"
 
 
 def test_a_longer_row_is_dropped_or_an_error_where_that_is_asked_for():
     row = PlainText([("abc", True)])
-    (dropped,) = Encoder(byte_tokenizer(), max_length=3, truncation="drop").encode([row])
+    (dropped,) = RowTokenizer(byte_tokenizer(), max_length=3, truncation="drop").tokenize([row])
     assert isinstance(dropped, DroppedRowError)
     assert dropped.reason == "longer than max_length"
-    (error,) = Encoder(byte_tokenizer(), max_length=3, truncation="error").encode([row])
+    (error,) = RowTokenizer(byte_tokenizer(), max_length=3, truncation="error").tokenize([row])
     assert isinstance(error, LongRowError)
 
 
 def test_rows_and_reasons_come_back_in_order():
     rows = [PlainText([("ab", True)]), PlainText([("ab", False)]), PlainText([("cd", True)])]
-    first, second, third = Encoder(byte_tokenizer()).encode(rows)
+    first, second, third = RowTokenizer(byte_tokenizer()).tokenize(rows)
     assert show(byte_tokenizer(), first) == "a⟦b</s>⟧"
-    assert second.reason == "no labelled token"
+    assert second.reason == "no token in the loss"
     assert show(byte_tokenizer(), third) == "c⟦d</s>⟧"
 
 
@@ -343,11 +337,11 @@ def test_rows_and_reasons_come_back_in_order():
 )
 def test_an_option_out_of_range_is_named(options, message):
     with pytest.raises(ValueError, match=message):
-        Encoder(byte_tokenizer(), **options)
+        RowTokenizer(byte_tokenizer(), **options)
 
 
 def test_counts_add_up_and_say_so():
-    counts = Counts(read=10, kept=7, truncated=2)
+    counts = RowCounts(read=10, kept=7, truncated=2)
     counts.reasons.update({"empty completion": 2, "invalid JSON": 1})
     assert str(counts) == (
         "10 read = 7 kept (2 of them truncated) + empty completion: 2 + invalid JSON: 1"
@@ -367,6 +361,6 @@ def test_a_fingerprint_is_the_tokenizers_and_not_the_last_calls():
 
 
 def test_the_dtypes_are_those_the_cache_keeps():
-    (encoded,) = Encoder(byte_tokenizer()).encode([PlainText([("ab", True)])])
+    (encoded,) = RowTokenizer(byte_tokenizer()).tokenize([PlainText([("ab", True)])])
     assert encoded.input_ids.dtype == np.int32
-    assert encoded.labelled.dtype == np.bool_
+    assert encoded.loss_mask.dtype == np.bool_

@@ -1,0 +1,83 @@
+"""From rows to the tensors of a batch: flat or padded for training, left-padded for generation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+Batch = dict[str, Any]
+
+# replaces the rows of an empty batch: a token without loss, so that every rank takes the step
+EMPTY_ROW = {"input_ids": np.zeros(1, dtype=np.int64), "labels": np.full(1, -100)}
+
+
+def flat_collate(rows: Sequence[Batch]) -> Batch:
+    """Concatenate rows into one sequence without padding.
+
+    Args:
+        rows: Each with ``input_ids`` and ``labels``, (n,) int64 arrays.
+
+    Returns:
+        ``input_ids``, ``labels``, ``position_ids``: (1, T) int64; positions restart at each row.
+        ``cu_seq_lens``: (S + 1,) int32, the offsets of the S rows and the end of the last.
+        ``seq_lens``: The lengths of the rows, Python ints.
+    """
+    rows = rows or [EMPTY_ROW]
+    lengths = [len(row["input_ids"]) for row in rows]
+    return {
+        "input_ids": torch.from_numpy(np.concatenate([row["input_ids"] for row in rows]))[None],
+        "labels": torch.from_numpy(np.concatenate([row["labels"] for row in rows]))[None],
+        "position_ids": torch.cat([torch.arange(n) for n in lengths])[None],
+        "cu_seq_lens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
+        "seq_lens": lengths,
+    }
+
+
+def padded_collate(rows: Sequence[Batch], pad_id: int) -> Batch:
+    """Pad rows on the right to the length of the longest.
+
+    Args:
+        rows: Each with ``input_ids`` and ``labels``, (n,) int64 arrays.
+        pad_id: Token id of the padding; the attention mask hides it, and its label is -100.
+
+    Returns:
+        ``input_ids``, ``labels``, ``attention_mask``: (B, T) int64; the mask is 1 at tokens.
+    """
+    rows = rows or [EMPTY_ROW]
+    shape = len(rows), max(len(row["input_ids"]) for row in rows)
+    batch = {
+        "input_ids": torch.full(shape, pad_id),
+        "labels": torch.full(shape, -100),
+        "attention_mask": torch.zeros(shape, dtype=torch.int64),
+    }
+    for i, row in enumerate(rows):
+        n = len(row["input_ids"])
+        batch["input_ids"][i, :n] = torch.from_numpy(row["input_ids"])
+        batch["labels"][i, :n] = torch.from_numpy(row["labels"])
+        batch["attention_mask"][i, :n] = 1
+    return batch
+
+
+def prompt_collate(rows: Sequence[tuple[int, list[int], str | None]], pad_id: int) -> Batch:
+    """Pad prompts on the left, for generation with one adapter.
+
+    Args:
+        rows: The record index, token ids and adapter name of each prompt; the same adapter for all.
+        pad_id: Token id of the padding; the attention mask hides it.
+
+    Returns:
+        ``input_ids``, ``attention_mask``: (B, T) int64. ``index``: The record indices.
+        ``adapter``: The adapter's name.
+    """
+    shape = len(rows), max(len(ids) for _, ids, _ in rows)
+    batch: Batch = {
+        "input_ids": torch.full(shape, pad_id),
+        "attention_mask": torch.zeros(shape, dtype=torch.int64),
+        "index": [index for index, _, _ in rows],
+        "adapter": rows[0][2],
+    }
+    for i, (_, ids, _) in enumerate(rows):
+        batch["input_ids"][i, shape[1] - len(ids) :] = torch.tensor(ids)
+        batch["attention_mask"][i, shape[1] - len(ids) :] = 1
+    return batch
