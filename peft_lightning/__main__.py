@@ -134,11 +134,11 @@ def run(args: list[str]) -> None:
         with nullcontext() if command in TALKING else Progress(f"{command}:"):
             run_function(getattr(module, name), rest, prog=f"{PROG} {command}")
         return
-    from peft_lightning.cli.given import configs_first, read_given
+    from peft_lightning.cli.config_index import configs_first, read_arguments
 
     rest = configs_first(rest)
-    given = read_given(rest)  # a missing file or bad YAML is known without the heavy imports
-    if command == "fit" and not given:
+    index = read_arguments(rest)  # reports a missing file or bad YAML before the heavy imports
+    if command == "fit" and not index.entries:
         from peft_lightning.cli.fit_defaults import TWO_OPTIONS
 
         raise ValueError(TWO_OPTIONS)
@@ -146,7 +146,7 @@ def run(args: list[str]) -> None:
         with no_collecting():
             from peft_lightning.cli.trainer import run_trainer
 
-        run_trainer(command, rest, given)
+        run_trainer(command, rest, index)
 
 
 def stopped(command: str, number: int) -> int:

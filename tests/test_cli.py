@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -310,7 +311,7 @@ def test_help_names_every_command_with_the_first_line_of_its_function():
     from peft_lightning.__main__ import OWN_COMMANDS, TRAINER_COMMANDS, main_help
 
     files = {file.stem for file in (ROOT / "peft_lightning" / "commands").glob("[!_]*.py")}
-    assert set(OWN_COMMANDS) == files
+    assert {name.replace("-", "_") for name in OWN_COMMANDS} == files
     for name in (*TRAINER_COMMANDS, *OWN_COMMANDS):
         assert re.search(rf"^  {name} +\w", main_help(), re.MULTILINE)
 
@@ -319,8 +320,8 @@ def test_the_help_of_fit_is_short_and_tells_the_options_of_the_real_parser():
     import lightning as L
 
     from peft_lightning import CausalLMModule, LoRA, PromptTuning, SFTDataModule
+    from peft_lightning.cli.class_lookup import options_of
     from peft_lightning.cli.help import command_help
-    from peft_lightning.cli.signatures import options_of
 
     text = command_help("fit", "Train.")
     assert len(text.splitlines()) < 130
@@ -337,6 +338,14 @@ def test_the_help_of_fit_is_short_and_tells_the_options_of_the_real_parser():
         assert re.findall(r"\w+", listed[1]) == list(options_of(adapter))
     assert "None" not in text
     assert not re.search(r"^  --\S+ +(\.|\()", text, re.MULTILINE)  # an option without words
+
+
+def test_the_file_of_the_short_help_is_up_to_date():
+    from peft_lightning.cli.help import FILE
+
+    script = runpy.run_path(str(ROOT / "scripts" / "write_help.py"))
+    written = FILE.read_text("utf-8")
+    assert script["short_help"]() == written, f"{FILE} is old: run python scripts/write_help.py"
 
 
 def test_the_full_help_and_the_help_of_an_adapter_come_from_the_parser(user):

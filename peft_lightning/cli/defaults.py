@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
+from peft_lightning.cli.class_lookup import find_class
 from peft_lightning.cli.fit_defaults import CLIP_VAL
-from peft_lightning.cli.signatures import find_class
 from peft_lightning.files import existing_folder, require_undamaged
 from peft_lightning.training.run_identity import is_continued_by_this_job, is_of_another_run
 from peft_lightning.training.warm_start import adapter_to_continue, conflict

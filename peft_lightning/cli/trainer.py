@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
+from peft_lightning.cli.class_lookup import find_class
+from peft_lightning.cli.config_errors import RecordingParser, explain
+from peft_lightning.cli.config_index import ConfigIndex, default_root
 from peft_lightning.cli.defaults import (
     NO_CHECKPOINT,
     TRAINER_DEFAULTS,
@@ -24,18 +28,16 @@ from peft_lightning.cli.defaults import (
     fill_adapter,
     fill_learning_rate,
 )
-from peft_lightning.cli.errors import explain, innermost, one_line
+from peft_lightning.cli.errors import innermost, one_line
 from peft_lightning.cli.fit_defaults import (
     default_base_model,
     fill_epochs,
     what_is_default,
     what_is_missing,
 )
-from peft_lightning.cli.given import Given, default_root, module_class
 from peft_lightning.cli.log_filters import leave_out_chatter
 from peft_lightning.cli.predictions import KeptPredictions
 from peft_lightning.cli.save_config import SaveConfig
-from peft_lightning.cli.signatures import Option, find_class, options_of
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.module import CausalLMModule
 from peft_lightning.training.clipping import require_clip_val
@@ -54,24 +56,24 @@ ADAPTER_HELP = (
 )
 
 
-def run_trainer(command: str, args: list[str], given: list[Given]) -> None:
+def run_trainer(command: str, args: list[str], index: ConfigIndex) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``predict``.
 
     Args:
         command: The name.
         args: What follows it on the command line.
-        given: The same as read by ``read_given``.
+        index: The same, as ``read_arguments`` returns it.
     """
     if command == "predict":
         args = [re.sub(r"^--adapter(=|$)(?!\[)", r"--adapter+\1", a) for a in args]
     set_parsing_settings(subclasses_enabled=[Adapter, Schedule])
     leave_out_chatter()
-    PeftCLI(command, args, given)
+    PeftCLI(command, args, index)
     if torch.distributed.is_initialized():  # left to the interpreter's end, its threads may abort
         torch.distributed.destroy_process_group()  # that: torch issue 190489
 
 
-class Parser(LightningArgumentParser):
+class Parser(RecordingParser, LightningArgumentParser):
     """LightningCLI's parser, except that ``--print_config`` shows the run's epochs and rate."""
 
     cli: PeftCLI | None = None
@@ -92,12 +94,12 @@ class PeftCLI(LightningCLI):
     Args:
         command: fit, validate, test or predict.
         args: What follows it on the command line.
-        given: The same as read by ``read_given``.
+        index: The same, as ``read_arguments`` returns it.
     """
 
-    def __init__(self, command: str, args: list[str], given: list[Given]) -> None:
-        self.command, self.given = command, given
-        named = module_class(given)
+    def __init__(self, command: str, args: list[str], index: ConfigIndex) -> None:
+        self.command, self.index = command, index
+        named = index.module_class()
         self.experiment = None if named is None else str(named.value)
         self.module_class: type = CausalLMModule
         if named is not None:
@@ -107,7 +109,7 @@ class PeftCLI(LightningCLI):
             self.module_class = found
         self.default_base = None
         if command == "fit":
-            self.default_base = default_base_model(given, options_of(self.module_class))
+            self.default_base = default_base_model(index, self.module_class)
         if self.default_base is not None:
             args = [*args, "--model.base_model", self.default_base]
         super().__init__(
@@ -128,7 +130,7 @@ class PeftCLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the one command that runs, with the arguments that are no options of ours."""
-        method = set(options_of(getattr(L.Trainer, self.command)))
+        method = set(inspect.signature(getattr(L.Trainer, self.command)).parameters)
         return {self.command: method - {"ckpt_path", "verbose"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -150,6 +152,7 @@ class PeftCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; an error becomes one line that says where and what is wrong."""
         self.chosen = Namespace({self.command: Namespace()})
+        Parser.recorded.clear()
         try:
             if printing := [a for a in args if a.startswith("--print_config")]:
                 with suppress(ArgumentError):  # what is printed may lack what is required
@@ -159,23 +162,12 @@ class PeftCLI(LightningCLI):
             self.chosen = parser.parse_args(args, defaults=False)  # what was given, and no more
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            fault = explain(self.given, self._options()) or one_line(innermost(error))
+            command = self._parser(self.command)
+            assert isinstance(command, Parser)
+            fault = explain(error, command, self.index) or one_line(innermost(error))
             if self.command == "fit":
-                fault = what_is_missing(self.given, fault)
+                fault = what_is_missing(self.index, fault)
             raise ValueError(fault) from error
-
-    def _options(self) -> dict[str, Option]:
-        """Return the options of the command as its sections and plain options."""
-        method = options_of(getattr(L.Trainer, self.command))
-        several = {"adapter": Option(list[str] | None)} if self.command == "predict" else {}
-        return {
-            **several,
-            "model": Option(section=self.module_class),
-            "data": Option(section=SFTDataModule),
-            "trainer": Option(section=Trainer),
-            "seed_everything": Option(bool | int),
-            **{name: method[name] for name in ("ckpt_path", "verbose") if name in method},
-        }
 
     def _parse_ckpt_path(self) -> None:
         """Do not read options from the checkpoint: YAML and command line always win."""
@@ -217,7 +209,7 @@ class PeftCLI(LightningCLI):
 
     def _list_defaults(self, trainer: Namespace, epochs_filled: bool) -> list[str]:
         """Return a line each on the model and on the trainer's options that nobody has given."""
-        base, said = self.default_base, what_is_default(self.given, trainer, epochs_filled)
+        base, said = self.default_base, what_is_default(self.index, trainer, epochs_filled)
         of_model = f"no --model.base_model: the quick start's model is used, {base}"
         return [line for line in (of_model if base else "", said) if line]
 
