@@ -1,7 +1,7 @@
 """Commands of this package: a function whose signature is its command line.
 
-jsonargparse parses the options. Its positional-only parameters and ``*rest`` are words, which can
-stand between the options; argparse does not allow that. A function with ``*fit`` takes the options
+The options are parsed by jsonargparse. Positional-only parameters and ``*rest`` are words. They can
+stand between the options, which argparse does not allow. A function with ``*fit`` takes the options
 of ``fit`` too, and gets them as they are written.
 """
 

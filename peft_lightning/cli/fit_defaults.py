@@ -1,4 +1,4 @@
-"""What ``fit`` takes where the user says nothing: epochs, clipping and the base model."""
+"""Defaults of ``fit``: epochs, gradient clipping and the base model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from peft_lightning.cli.class_lookup import options_of
 from peft_lightning.cli.config_index import ConfigIndex
 from peft_lightning.files import user_cache
 
-EPOCHS = 3  # Lightning's 1,000 would also stretch the learning rate's schedule over them
+EPOCHS = 3  # Lightning's 1,000 would also stretch the learning rate schedule
 CLIP_VAL = 1.0  # the default of HF's Trainer
 
 TWO_OPTIONS = (
@@ -43,7 +43,7 @@ def default_base_model(index: ConfigIndex, module_class: type) -> str | None:
 
 
 def what_is_missing(index: ConfigIndex, fault: str) -> str:
-    """Return what to say where ``fit`` has no base model and ``fault`` was found."""
+    """Return ``fault``, or a better message if it is that ``fit`` has no base model."""
     if not fault.startswith("model.base_model is required"):
         return fault
     if index.get("data.train") is None:
@@ -58,16 +58,16 @@ def what_is_missing(index: ConfigIndex, fault: str) -> str:
 
 
 def fill_epochs(trainer: Any) -> bool:
-    """Limit a run to ``EPOCHS`` if nothing limits it.
+    """Limit a run to ``EPOCHS`` epochs if it has no other limit.
 
     Args:
         trainer: The trainer's options; changed in place.
 
     Returns:
-        Whether that was done.
+        Whether ``max_epochs`` was set.
 
     Raises:
-        ValueError: If only ``min_steps`` is given, which may be more than that.
+        ValueError: If only ``min_steps`` is given, which can be longer than ``EPOCHS``.
     """
     if trainer.max_epochs is not None or trainer.max_steps != -1 or trainer.max_time is not None:
         return False
@@ -81,7 +81,7 @@ def fill_epochs(trainer: Any) -> bool:
 
 
 def what_is_default(index: ConfigIndex, trainer: Any, epochs_filled: bool) -> str | None:
-    """Return one line on what the user left open in the trainer, None if nothing."""
+    """Return one line about the defaults of the trainer that are used, None if there are none."""
     found = []
     if epochs_filled:
         found.append(f"{trainer.max_epochs} epochs (--trainer.max_epochs)")
