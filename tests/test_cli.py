@@ -176,6 +176,11 @@ ERRORS = {
         None,
         r"adaptr\.yaml.*adapter\.y",
     ),
+    "a_secret_in_a_wrong_value": (
+        [],
+        "model: {adapter: [{api_key: abcdef}]}\n",
+        r"model\.adapter must be Adapter, got \[\{\}\]$",
+    ),
     "missing_base_model": ([], "seed_everything: 1\n", r"fit needs two options: --model\.base_mo"),
     "missing_data": ([], f"{MODEL}}}\n", r"data\.train is required"),
     # experiments

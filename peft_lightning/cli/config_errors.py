@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from peft_lightning.cli.class_lookup import class_bases, find_class, nearest
 from peft_lightning.cli.config_index import CLASS_SECTIONS, ConfigIndex, ConfigValue, is_yaml
-from peft_lightning.messages import is_secret
+from peft_lightning.messages import is_secret, without_secrets
 
 COMMANDS = ("fit", "validate", "test", "predict")
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
@@ -133,9 +133,7 @@ def _unknown(fault: _Fault, key: str) -> str:
         bases = class_bases(_hint(fault.command, fault.path))
         if fault.parser.target in bases and not fault.index.all(f"{section}.class_path"):
             return f"{where}{section} needs a class_path"
-        return f"{where}{fault.parser.target.__name__} has no option {name!r}; " + nearest(
-            name, known
-        )
+        section = fault.parser.target.__name__
     if section:
         return f"{where}{section} has no option {name!r}; {nearest(name, known)}"
     if name in COMMANDS:
@@ -212,7 +210,8 @@ def _wrong_value(fault: _Fault, key: str) -> str | None:
             return loose
     given = next((v for v in reversed(values) if str(v.value) in fault.message), values[-1])
     value = given.value
-    got = "no value" if value is None else "***" if is_secret(key, str(value)) else repr(value)
+    is_hidden = is_secret(key, str(value)) and not isinstance(value, dict | list)
+    got = "no value" if value is None else "***" if is_hidden else repr(without_secrets(value))
     if fixed := choices(hint):
         return f"{_at(given)} is {got}; {nearest(str(value), fixed)}"
     return f"{_at(given)} must be {type_name(hint)}, got {got}"
