@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peft_lightning.process.signals import STOP, StopSignal, own_line
 
-if __name__ == "__main__":  # from here on a signal ends in one line
+if __name__ == "__main__":  # from here on, a signal ends the program with one line
     STOP.own_process()
 
 import gc
@@ -30,8 +30,8 @@ TRAINER_COMMANDS = {
     "predict": "Answer the prompts of a data set.",
 }
 
-# name -> one line of help; the function of that name in commands/<name>.py is the command line,
-# with _ for -
+# name: one line of help; the function of that name in commands/<name>.py is the command line,
+# with _ instead of -
 OWN_COMMANDS = {
     "generate": "Answer prompts with a base model and adapters.",
     "chat": "Talk with a base model and adapters in the terminal.",
@@ -47,7 +47,7 @@ OWN_COMMANDS = {
     "check-serving": "Say whether vLLM, transformers and llama.cpp take an adapter.",
 }
 
-TALKING = {"chat"}  # they show no progress, which would stand where the user writes
+TALKING = {"chat"}  # without a progress line, which would overwrite what the user types
 
 EXAMPLES = """\
 examples:
@@ -73,10 +73,10 @@ def main_help() -> str:
 
 
 def find_command(args: list[str]) -> str:
-    """Return the command that ``args`` begin with.
+    """Return the command, the first of ``args``.
 
     Raises:
-        ValueError: If they do not begin with a known one; says what to write.
+        ValueError: If it is not a known command; the message has the right command line.
     """
     names = [*TRAINER_COMMANDS, *OWN_COMMANDS]
     first = args[0]
@@ -95,7 +95,7 @@ def find_command(args: list[str]) -> str:
 
 @contextmanager
 def no_collecting() -> Iterator[None]:
-    """Import without looking for garbage, a seventh of the time: what is imported stays."""
+    """Import without garbage collection, which takes a seventh of the time and frees nothing."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -134,11 +134,11 @@ def run(args: list[str]) -> None:
         with nullcontext() if command in TALKING else Progress(f"{command}:"):
             run_function(getattr(module, name), rest, prog=f"{PROG} {command}")
         return
-    from peft_lightning.cli.given import configs_first, read_given
+    from peft_lightning.cli.config_index import configs_first, read_arguments
 
     rest = configs_first(rest)
-    given = read_given(rest)  # a missing file or bad YAML is known without the heavy imports
-    if command == "fit" and not given:
+    index = read_arguments(rest)  # reports a missing file or bad YAML before the heavy imports
+    if command == "fit" and not index.entries:
         from peft_lightning.cli.fit_defaults import TWO_OPTIONS
 
         raise ValueError(TWO_OPTIONS)
@@ -146,11 +146,11 @@ def run(args: list[str]) -> None:
         with no_collecting():
             from peft_lightning.cli.trainer import run_trainer
 
-        run_trainer(command, rest, given)
+        run_trainer(command, rest, index)
 
 
 def stopped(command: str, number: int) -> int:
-    """Say in one line that a signal has stopped ``command``, and what is left of its work.
+    """Print one line: which signal has stopped ``command``, and which results are saved.
 
     Returns:
         The exit status.
@@ -163,7 +163,7 @@ def stopped(command: str, number: int) -> int:
     if command == "fit":
         kept = " before the first step, nothing new to save"
     end_children(number)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # others were started by one that says it
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # the other ranks print nothing
         print(f"{own_line()}{Signals(number).name}: stopped{kept}", file=sys.stderr, flush=True)
     if command != "fit":
         return 128 + number
@@ -174,7 +174,7 @@ def stopped(command: str, number: int) -> int:
 
 
 def end_children(number: int) -> None:
-    """Send a signal on to the processes that this one has started: other ranks, data workers."""
+    """Forward a signal to the child processes: other ranks and data workers."""
     for task in Path("/proc/self/task").iterdir():
         with suppress(OSError):  # one that has just ended
             for child in (task / "children").read_text().split():
@@ -189,8 +189,8 @@ def main(args: list[str] | None = None) -> int:
         args: Without the program's name; those of the process if None.
 
     Returns:
-        0 after success, 2 for what the user can correct, 1 for training that failed a guard, 128
-        plus its number after a signal, 130 for Ctrl-C. Unexpected exceptions are not caught.
+        0 after success, 2 for an error that the user can correct, 1 if training failed, 128 plus
+        the number of a signal, 130 for Ctrl-C. Unexpected exceptions are not caught.
     """
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args
@@ -212,7 +212,7 @@ def main(args: list[str] | None = None) -> int:
             return 130
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
-        if STOP.is_pending and not debug and STOP.failure is None:  # what the signal has cut off
+        if STOP.is_pending and not debug and STOP.failure is None:  # a consequence of the signal
             return stopped(command, STOP.received or 0)
         status = None if debug else failed(error)
         if status is None:
@@ -222,10 +222,10 @@ def main(args: list[str] | None = None) -> int:
 
 
 def failed(error: BaseException) -> int | None:
-    """Say in one line what the program ends with.
+    """Print an error as one line.
 
     Returns:
-        The exit status; None for an error that nobody expected, which needs its traceback.
+        The exit status; None for an unexpected error, which needs its traceback.
     """
     from peft_lightning.cli.errors import exit_status, one_line
 
@@ -236,7 +236,7 @@ def failed(error: BaseException) -> int | None:
 
 
 def has_partners() -> bool:
-    """Whether other processes train together with this one, so that it leaves in order."""
+    """Whether this process trains together with others, and must exit in the usual way."""
     torch = sys.modules.get("torch.distributed")
     return torch is not None and torch.is_available() and torch.is_initialized()
 
@@ -246,6 +246,6 @@ if __name__ == "__main__":
     if STOP.is_pending and not has_partners():
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)  # Python's own end takes a second with torch, and waits for threads
+        os._exit(status)  # the usual exit takes a second with torch, and waits for threads
     STOP.ignore()
     sys.exit(status)

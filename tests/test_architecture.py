@@ -34,6 +34,7 @@ LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
     4: {"torch", "transformers", "lightning", "jsonargparse", "yaml"},
 }
 ALSO = {
+    "cli/command.py": {"docstring_parser"},
     "commands/card.py": {"huggingface_hub"},
     "data/sources.py": {"datasets"},
     "data/readers.py": {"pyarrow"},
@@ -56,7 +57,7 @@ BEFORE_THE_COMMAND_IS_KNOWN = [
     "__main__.py",
     "cli/__init__.py",
     "cli/help.py",
-    "cli/given.py",
+    "cli/config_index.py",
     "messages.py",
     "process/__init__.py",
     "process/progress.py",

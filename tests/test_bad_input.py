@@ -170,6 +170,7 @@ def test_a_line_of_200_mb_is_an_error_in_bounded_memory(user):
     (user / "long.jsonl").unlink()
     assert done.returncode == 2, done.stderr
     assert "long.jsonl:1: a line that is too long: 209,7" in done.stderr
-    assert done.stderr.count("\n") < 5
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("starting ")]
+    assert len(lines) < 5  # a busy machine adds lines of progress
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert children.ru_maxrss < 3 * 2**20  # KiB

@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -149,9 +150,46 @@ ERRORS = {
         f"{MODEL}}}\ntrainer: {{callbacks: [{{class_path: EarlyStopping}}]}}\n",
         r"EarlyStopping needs 'monitor'",
     ),
+    "wrong_option_of_the_second_callback": (
+        [],
+        f"{MODEL}}}\ntrainer:\n  callbacks:\n  - class_path: LearningRateMonitor\n"
+        "  - {class_path: EarlyStopping, init_args: {monitor: x, patience: many}}\n",
+        r"line 5: trainer\.callbacks\[1\]\.patience must be int, got 'many'",
+    ),
+    "forgotten_init_args_in_a_list": (
+        [],
+        "trainer:\n  callbacks:\n  - class_path: EarlyStopping\n    monitor: x\n",
+        r"line 4: 'monitor' of trainer\.callbacks\[0\] belongs under init_args",
+    ),
+    "arguments_without_a_class": (
+        [],
+        "model: {optimizer: {init_args: {lr: 1}}}\n",
+        r"model\.optimizer needs a class_path",
+    ),
+    "section_without_options": ([], "model: 3\n", r"line 1: model must be options, got 3"),
+    "wrong_key_in_the_file_of_an_adapter": (
+        ["--model.adapter", "adapter.yaml"],
+        None,
+        r"adapter\.yaml, line 2: LoRA has no option 'rr'.*'r'",
+    ),
+    "no_file_of_an_adapter": (
+        ["--model.adapter", "adaptr.yaml"],
+        None,
+        r"adaptr\.yaml.*adapter\.y",
+    ),
+    "a_secret_in_a_wrong_value": (
+        [],
+        "model: {adapter: [{api_key: abcdef}]}\n",
+        r"model\.adapter must be Adapter, got \[\{\}\]$",
+    ),
     "missing_base_model": ([], "seed_everything: 1\n", r"fit needs two options: --model\.base_mo"),
     "missing_data": ([], f"{MODEL}}}\n", r"data\.train is required"),
     # experiments
+    "wrong_adapter_of_an_experiment": (
+        [],
+        "model: {class_path: my_exp.Smoothed, init_args: {base_model: x, adapter: LoRAA}}\n",
+        r"line 1: model\.adapter: there is no Adapter 'LoRAA'.*'LoRA'",
+    ),
     "wrong_experiment": ([], "model: my_exp.Smothed\n", r"my_exp has no .*'Smothed'.*'Smoothed'"),
     "experiment_is_no_module": ([], "model: {class_path: torch.nn.Linear}\n", r"is no CausalLMM"),
     "unknown_experiment_option": (
@@ -197,6 +235,7 @@ def prepare(folder: Path, base: Path, rows: Path) -> Path:
     )
     (folder / "good.yaml").write_text(good.replace("TRAINER", TRAINER))
     (folder / "my_exp.py").write_text(EXPERIMENT)
+    (folder / "adapter.yaml").write_text("class_path: LoRA\ninit_args: {rr: 3}\n")
     (folder / "rows.jsonl").write_text(rows.read_text())
     return folder
 
@@ -320,8 +359,8 @@ def test_the_help_of_fit_is_short_and_tells_the_options_of_the_real_parser():
     import lightning as L
 
     from peft_lightning import CausalLMModule, LoRA, PromptTuning, SFTDataModule
+    from peft_lightning.cli.class_lookup import options_of
     from peft_lightning.cli.help import command_help
-    from peft_lightning.cli.signatures import options_of
 
     text = command_help("fit", "Train.")
     assert len(text.splitlines()) < 130
@@ -338,6 +377,14 @@ def test_the_help_of_fit_is_short_and_tells_the_options_of_the_real_parser():
         assert re.findall(r"\w+", listed[1]) == list(options_of(adapter))
     assert "None" not in text
     assert not re.search(r"^  --\S+ +(\.|\()", text, re.MULTILINE)  # an option without words
+
+
+def test_the_file_of_the_short_help_is_up_to_date():
+    from peft_lightning.cli.help import FILE
+
+    script = runpy.run_path(str(ROOT / "scripts" / "write_help.py"))
+    written = FILE.read_text("utf-8")
+    assert script["short_help"]() == written, f"{FILE} is old: run python scripts/write_help.py"
 
 
 def test_the_full_help_and_the_help_of_an_adapter_come_from_the_parser(user):

@@ -8,9 +8,8 @@ from lightning.pytorch.callbacks import Callback
 
 from peft_lightning.__main__ import main
 from peft_lightning.adapters.folder import FACTS_FILE
-from peft_lightning.cli import defaults
-from peft_lightning.cli.defaults import checkpoint_path
 from peft_lightning.training.checkpoint import AdapterCheckpoint
+from peft_lightning.training.checkpoint_path import checkpoint_path
 from tiny_run import fit
 
 
@@ -47,7 +46,7 @@ def test_a_run_does_not_go_on_from_what_an_earlier_one_left(base, rows, finished
     with pytest.raises(RuntimeError, match="a crash"):
         fit(base, rows, finished, callbacks=[Crash(), AdapterCheckpoint()], max_steps=4)
     said = []
-    monkeypatch.setattr(defaults, "rank_zero_info", said.append)
+    monkeypatch.setattr("peft_lightning.training.checkpoint_path.rank_zero_info", said.append)
     assert checkpoint_path("fit", "last", finished) is None
     assert re.search(r"from the beginning; \S+last\.ckpt is of an earlier one", said[0])
     with pytest.raises(ValueError, match=r"best\.ckpt is of an earlier run"):

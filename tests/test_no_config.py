@@ -10,9 +10,8 @@ import yaml
 
 from cli_driver import ENVIRONMENT, drive
 from peft_lightning import CausalLMModule
+from peft_lightning.cli.config_index import read_arguments
 from peft_lightning.cli.fit_defaults import default_base_model, quick_start_model
-from peft_lightning.cli.given import read_given
-from peft_lightning.cli.signatures import options_of
 
 TRAIN = ["--data.train", "rows.jsonl"]
 MODEL = ["--model.base_model", "base"]
@@ -174,7 +173,7 @@ def test_a_model_that_is_there_in_another_way_is_not_replaced(tmp_path, monkeypa
     (tmp_path / "a.yaml").write_text("model: {class_path: X, init_args: {base_model: x}}\n")
 
     def found(*more, cls=CausalLMModule):
-        return default_base_model(read_given([*TRAIN, *more]), options_of(cls))
+        return default_base_model(read_arguments([*TRAIN, *more]), cls)
 
     assert found() == str(quick_start_model())
     assert found(*MODEL) is None

@@ -18,7 +18,7 @@ import yaml
 from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
 from peft_lightning import CausalLMModule, LoRA, SFTDataModule
 from peft_lightning.adapters import Adapter
-from peft_lightning.cli.signatures import options_of
+from peft_lightning.cli.class_lookup import options_of
 from peft_lightning.data.formats import FORMATS, REQUIRED_COLUMNS
 from peft_lightning.files import user_cache
 from tiny_run import fit

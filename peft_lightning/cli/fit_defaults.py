@@ -1,15 +1,15 @@
-"""What ``fit`` takes where the user says nothing: epochs, clipping and the base model."""
+"""Defaults of ``fit``: epochs, gradient clipping and the base model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft_lightning.cli.given import Given, option_given
+from peft_lightning.cli.class_lookup import options_of
+from peft_lightning.cli.config_index import ConfigIndex
 from peft_lightning.files import user_cache
 
-EPOCHS = 3  # Lightning's 1,000 would also stretch the learning rate's schedule over them
+EPOCHS = 3  # Lightning's 1,000 would also stretch the learning rate schedule
 CLIP_VAL = 1.0  # the default of HF's Trainer
 
 TWO_OPTIONS = (
@@ -23,33 +23,32 @@ def quick_start_model() -> Path:
     return user_cache("models") / "SmolLM2-135M-Instruct"
 
 
-def default_base_model(given: list[Given], options: Mapping[str, Any]) -> str | None:
+def default_base_model(index: ConfigIndex, module_class: type) -> str | None:
     """Return the base model of a ``fit`` that is given data but no model.
 
     Args:
-        given: What the user gave.
-        options: Those of the module's class.
+        index: What the user gave.
+        module_class: The class of the module.
 
     Returns:
-        The quick start's model if it is there; None if there is a model already, as an adapter's
-        folder, which has its own, or as the default of an experiment's class.
+        The quick start's model if it exists. None if there is a model already: an option, an
+        adapter's folder, which names its base, or the default value of an experiment's class.
     """
-    is_open = options["base_model"].required and not any(
-        option_given(given, "model", name) for name in ("base_model", "init_from")
-    )
     folder = quick_start_model()
-    if is_open and option_given(given, "data", "train") and (folder / "config.json").is_file():
+    if index.all("model.base_model", "model.init_from") or not index.get("data.train"):
+        return None
+    if (folder / "config.json").is_file() and options_of(module_class)["base_model"].required:
         return str(folder)
     return None
 
 
-def what_is_missing(given: list[Given], fault: str) -> str:
-    """Return what to say where ``fit`` has no base model and ``fault`` was found."""
+def what_is_missing(index: ConfigIndex, fault: str) -> str:
+    """Return ``fault``, or a better message if it is that ``fit`` has no base model."""
     if not fault.startswith("model.base_model is required"):
         return fault
-    if option_given(given, "data", "train") is None:
+    if index.get("data.train") is None:
         return TWO_OPTIONS
-    if option_given(given, "model", "init_from") is not None:
+    if index.get("model.init_from") is not None:
         return fault
     return (
         f"model.base_model is required: the quick start's model is not at {quick_start_model()}; "
@@ -59,16 +58,16 @@ def what_is_missing(given: list[Given], fault: str) -> str:
 
 
 def fill_epochs(trainer: Any) -> bool:
-    """Limit a run to ``EPOCHS`` if nothing limits it.
+    """Limit a run to ``EPOCHS`` epochs if it has no other limit.
 
     Args:
         trainer: The trainer's options; changed in place.
 
     Returns:
-        Whether that was done.
+        Whether ``max_epochs`` was set.
 
     Raises:
-        ValueError: If only ``min_steps`` is given, which may be more than that.
+        ValueError: If only ``min_steps`` is given, which can be longer than ``EPOCHS``.
     """
     if trainer.max_epochs is not None or trainer.max_steps != -1 or trainer.max_time is not None:
         return False
@@ -81,12 +80,12 @@ def fill_epochs(trainer: Any) -> bool:
     return True
 
 
-def what_is_default(given: list[Given], trainer: Any, epochs_filled: bool) -> str | None:
-    """Return one line on what the user left open in the trainer, None if nothing."""
+def what_is_default(index: ConfigIndex, trainer: Any, epochs_filled: bool) -> str | None:
+    """Return one line about the defaults of the trainer that are used, None if there are none."""
     found = []
     if epochs_filled:
         found.append(f"{trainer.max_epochs} epochs (--trainer.max_epochs)")
-    if trainer.gradient_clip_val and option_given(given, "trainer", "gradient_clip_val") is None:
+    if trainer.gradient_clip_val and index.get("trainer.gradient_clip_val") is None:
         norm = f"gradient norm clipped at {trainer.gradient_clip_val}"
         found.append(f"{norm} (--trainer.gradient_clip_val)")
     return f"defaults: {', '.join(found)}" if found else None

@@ -1,4 +1,4 @@
-"""The answers of ``predict``: kept while they are made, and written to one file in the end."""
+"""The answers of ``predict``: saved after each batch, and written to one file at the end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from peft_lightning.module import CausalLMModule
 
 
 class KeptPredictions:
-    """Lets ``predict`` go on from the batches that were answered before it was cut off.
+    """Lets an interrupted ``predict`` continue after the batches that it has answered.
 
     Args:
-        module: Its ``predict_step`` is wrapped: a batch that was answered is not answered anew.
-        datamodule: Has the rows, once it is set up.
+        module: Its ``predict_step`` is wrapped, to skip batches that have an answer.
+        datamodule: It has the rows after its ``setup``.
         path: The file to write.
     """
 
@@ -43,7 +43,7 @@ class KeptPredictions:
         return [{"index": index, "text": known[number], **by} for index, number in pairs]
 
     def _open(self) -> PartialAnswers:
-        """Return the answers of before, where they are of the same rows, weights and options."""
+        """Return earlier answers, if they have the same rows, weights and options."""
         module, data = self._module, self._datamodule
         tasks = assign_adapters(data.predict_records, data.predict_adapters)
         self._numbers = {task: number for number, task in enumerate(tasks)}

@@ -1,4 +1,4 @@
-"""The ``config.yaml`` of a run: all that describes the run, and nothing of one start of it."""
+"""The ``config.yaml`` of a run: its whole configuration, without how it was resumed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from peft_lightning.messages import without_secrets
 class SaveConfig(SaveConfigCallback):
     """Writes the whole configuration to ``<default_root_dir>/config.yaml`` when training starts.
 
-    Secrets are left out, and that is said: a run from the file is given them anew. So is how this
-    start of the run continues an earlier one, without a word: the file is for new runs too.
+    Secrets are removed, and their names are logged. The checkpoint that the run continues from is
+    removed too, as new runs can be started from the file.
 
-    Not before: a run that fails while it is set up leaves the file of the last one alone.
+    A run that fails during its setup does not overwrite the file of the previous run.
 
     Args:
-        args: Those of Lightning's callback.
-        init_from: What ``model.init_from`` was given as.
-        kwargs: Those of Lightning's callback.
+        args: Arguments of Lightning's callback.
+        init_from: The value of ``model.init_from`` that the user gave.
+        kwargs: Arguments of Lightning's callback.
     """
 
     def __init__(self, *args: Any, init_from: str | None = None, **kwargs: Any) -> None:
@@ -34,7 +34,7 @@ class SaveConfig(SaveConfigCallback):
         self.init_from = init_from
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Do nothing yet."""
+        """Do nothing; Lightning would write the file here."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file."""
@@ -52,10 +52,10 @@ class SaveConfig(SaveConfigCallback):
 
 
 def without_resume(config: Namespace, init_from: str | None) -> Namespace:
-    """Return the configuration of ``fit`` without what is of a resume and not of the run.
+    """Return the configuration of ``fit`` without the options of a resume.
 
-    That is the checkpoint, the leave to go on with other data, and a checkpoint in the place of
-    an ``init_from`` that has gone since the run began.
+    These are the checkpoint, the permission to continue with other data, and a checkpoint that
+    replaces an ``init_from`` which was removed since the start of the run.
     """
     run = config.clone()
     run.pop("ckpt_path", None)

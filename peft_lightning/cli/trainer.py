@@ -1,7 +1,8 @@
-"""fit, validate, test and predict: LightningCLI with our defaults and errors in one line."""
+"""fit, validate, test and predict: LightningCLI with other defaults, and errors in one line."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,30 +17,30 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
+from peft_lightning.cli.class_lookup import find_class
+from peft_lightning.cli.config_errors import RecordingParser, explain
+from peft_lightning.cli.config_index import ConfigIndex, default_root
 from peft_lightning.cli.defaults import (
-    NO_CHECKPOINT,
     TRAINER_DEFAULTS,
-    checkpoint_path,
     default_loggers,
     fill_adapter,
     fill_learning_rate,
 )
-from peft_lightning.cli.errors import explain, innermost, one_line
+from peft_lightning.cli.errors import innermost, one_line
 from peft_lightning.cli.fit_defaults import (
     default_base_model,
     fill_epochs,
     what_is_default,
     what_is_missing,
 )
-from peft_lightning.cli.given import Given, default_root, module_class
-from peft_lightning.cli.log_filters import leave_out_chatter
 from peft_lightning.cli.predictions import KeptPredictions
 from peft_lightning.cli.save_config import SaveConfig
-from peft_lightning.cli.signatures import Option, find_class, options_of
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.module import CausalLMModule
+from peft_lightning.training.checkpoint_path import NO_CHECKPOINT, checkpoint_path
 from peft_lightning.training.clipping import require_clip_val
 from peft_lightning.training.cluster.strategies import require_supported
+from peft_lightning.training.log_filters import filter_logs
 from peft_lightning.training.precision import check_devices, settle_resources
 from peft_lightning.training.run_end import run_ended
 from peft_lightning.training.schedules import Schedule
@@ -54,30 +55,30 @@ ADAPTER_HELP = (
 )
 
 
-def run_trainer(command: str, args: list[str], given: list[Given]) -> None:
+def run_trainer(command: str, args: list[str], index: ConfigIndex) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``predict``.
 
     Args:
-        command: The name.
-        args: What follows it on the command line.
-        given: The same as read by ``read_given``.
+        command: The name of the command.
+        args: The command line after that name.
+        index: The same, as ``read_arguments`` returns it.
     """
     if command == "predict":
         args = [re.sub(r"^--adapter(=|$)(?!\[)", r"--adapter+\1", a) for a in args]
     set_parsing_settings(subclasses_enabled=[Adapter, Schedule])
-    leave_out_chatter()
-    PeftCLI(command, args, given)
-    if torch.distributed.is_initialized():  # left to the interpreter's end, its threads may abort
-        torch.distributed.destroy_process_group()  # that: torch issue 190489
+    filter_logs()
+    PeftCLI(command, args, index)
+    if torch.distributed.is_initialized():  # its threads can abort the interpreter's exit:
+        torch.distributed.destroy_process_group()  # torch issue 190489
 
 
-class Parser(LightningArgumentParser):
-    """LightningCLI's parser, except that ``--print_config`` shows the run's epochs and rate."""
+class Parser(RecordingParser, LightningArgumentParser):
+    """LightningCLI's parser, with epochs and learning rate of the run in ``--print_config``."""
 
     cli: PeftCLI | None = None
 
     def dump(self, cfg: Namespace, **kwargs: Any) -> str:
-        """Return ``cfg`` as YAML; while options are parsed, only --print_config asks for it."""
+        """Return ``cfg`` as YAML; during the parse, this is only called for --print_config."""
         if self.cli is not None and not hasattr(self.cli, "config"):
             cfg = cfg.clone()
             if self.cli.command == "fit":
@@ -91,13 +92,13 @@ class PeftCLI(LightningCLI):
 
     Args:
         command: fit, validate, test or predict.
-        args: What follows it on the command line.
-        given: The same as read by ``read_given``.
+        args: The command line after the name of the command.
+        index: The same, as ``read_arguments`` returns it.
     """
 
-    def __init__(self, command: str, args: list[str], given: list[Given]) -> None:
-        self.command, self.given = command, given
-        named = module_class(given)
+    def __init__(self, command: str, args: list[str], index: ConfigIndex) -> None:
+        self.command, self.index = command, index
+        named = index.module_class()
         self.experiment = None if named is None else str(named.value)
         self.module_class: type = CausalLMModule
         if named is not None:
@@ -107,7 +108,7 @@ class PeftCLI(LightningCLI):
             self.module_class = found
         self.default_base = None
         if command == "fit":
-            self.default_base = default_base_model(given, options_of(self.module_class))
+            self.default_base = default_base_model(index, self.module_class)
         if self.default_base is not None:
             args = [*args, "--model.base_model", self.default_base]
         super().__init__(
@@ -127,12 +128,12 @@ class PeftCLI(LightningCLI):
     # ---- parsing ------------------------------------------------------------------------------
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Return the one command that runs, with the arguments that are no options of ours."""
-        method = set(options_of(getattr(L.Trainer, self.command)))
+        """Return the command that runs, with the Trainer's arguments that are not options."""
+        method = set(inspect.signature(getattr(L.Trainer, self.command)).parameters)
         return {self.command: method - {"ckpt_path", "verbose"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Return a parser that raises its errors and accepts no abbreviations."""
+        """Return a parser that raises its errors and does not accept abbreviations."""
         kwargs |= {"allow_abbrev": False, "exit_on_error": False}
         kwargs.setdefault("prog", PROG)
         parser = super().init_parser(**kwargs)
@@ -141,49 +142,39 @@ class PeftCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let a plain ``model:`` section give the arguments of an experiment's class."""
+        """Make an experiment's class the default; ``model:`` may hold its arguments alone."""
         if self.experiment is not None:
             parser.set_defaults({"model": {"class_path": self.experiment}})
         if self.command == "predict":
             parser.add_argument("--adapter", type=list[str] | None, help=ADAPTER_HELP)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; an error becomes one line that says where and what is wrong."""
+        """Parse; an error becomes one line with the place and what is wrong."""
         self.chosen = Namespace({self.command: Namespace()})
+        Parser.recorded.clear()
         try:
             if printing := [a for a in args if a.startswith("--print_config")]:
-                with suppress(ArgumentError):  # what is printed may lack what is required
+                with suppress(ArgumentError):  # the printed config may be incomplete
                     rest = [a for a in args if a not in printing]
                     self.chosen = parser.parse_args(rest, defaults=False)
                 parser.parse_args(args)  # prints and exits
-            self.chosen = parser.parse_args(args, defaults=False)  # what was given, and no more
+            self.chosen = parser.parse_args(args, defaults=False)  # without defaults
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            fault = explain(self.given, self._options()) or one_line(innermost(error))
+            command = self._parser(self.command)
+            assert isinstance(command, Parser)
+            fault = explain(error, command, self.index) or one_line(innermost(error))
             if self.command == "fit":
-                fault = what_is_missing(self.given, fault)
+                fault = what_is_missing(self.index, fault)
             raise ValueError(fault) from error
 
-    def _options(self) -> dict[str, Option]:
-        """Return the options of the command as its sections and plain options."""
-        method = options_of(getattr(L.Trainer, self.command))
-        several = {"adapter": Option(list[str] | None)} if self.command == "predict" else {}
-        return {
-            **several,
-            "model": Option(section=self.module_class),
-            "data": Option(section=SFTDataModule),
-            "trainer": Option(section=Trainer),
-            "seed_everything": Option(bool | int),
-            **{name: method[name] for name in ("ckpt_path", "verbose") if name in method},
-        }
-
     def _parse_ckpt_path(self) -> None:
-        """Do not read options from the checkpoint: YAML and command line always win."""
+        """Do not read options from the checkpoint, which would override YAML and command line."""
 
-    # ---- what is left open by the user ---------------------------------------------------------
+    # ---- defaults ------------------------------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
-        """Fill in the run folder, the learning rate and the checkpoint."""
+        """Set the run folder, the epochs, the learning rate and the checkpoint."""
         config = self.config[self.command]
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = default_root(config.get("config") or [])
@@ -216,13 +207,13 @@ class PeftCLI(LightningCLI):
         self.fill_learning_rate(config)
 
     def _list_defaults(self, trainer: Namespace, epochs_filled: bool) -> list[str]:
-        """Return a line each on the model and on the trainer's options that nobody has given."""
-        base, said = self.default_base, what_is_default(self.given, trainer, epochs_filled)
+        """Return one line about the default model, and one about defaults of the Trainer."""
+        base, said = self.default_base, what_is_default(self.index, trainer, epochs_filled)
         of_model = f"no --model.base_model: the quick start's model is used, {base}"
         return [line for line in (of_model if base else "", said) if line]
 
     def fill_learning_rate(self, config: Namespace) -> None:
-        """Give an optimizer that was named without ``lr`` the rate that is meant for it.
+        """Give an optimizer without ``lr`` the learning rate of the module or the adapter.
 
         Args:
             config: The command's configuration; changed in place.
@@ -235,14 +226,14 @@ class PeftCLI(LightningCLI):
     # ---- building ------------------------------------------------------------------------------
 
     def instantiate_classes(self) -> None:
-        """Build data, module and trainer; a value that a constructor refuses is one line."""
+        """Build data, module and trainer; a rejected value is a one-line error."""
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException, ModuleNotFoundError) as error:
             raise ValueError(one_line(innermost(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Build the trainer with our loggers, unless others are given."""
+        """Build the trainer, with CSV and TensorBoard loggers unless others are given."""
         trainer = self.config_init[self.command].trainer
         if trainer.logger in (None, True):
             kwargs["logger"] = default_loggers(trainer.default_root_dir)
@@ -255,20 +246,20 @@ class PeftCLI(LightningCLI):
     # ---- running -------------------------------------------------------------------------------
 
     def before_fit(self) -> None:
-        """Say what nobody has given; an error before this is the only line."""
+        """Print the defaults that are used. Not earlier, so that an error is the only line."""
         for line in self._defaults:
             rank_zero_info(line)
 
     def after_fit(self) -> None:
-        """Say what came out, where it is and what to do with it."""
+        """Print the results, where they are, and what to do with them."""
         rank_zero_print(run_ended(self.trainer))
 
     def validate(self, **kwargs: Any) -> None:
-        """Measure the loss on the validation rows and print it."""
+        """Compute the loss on the validation rows and print it."""
         self._evaluate(self.trainer.validate, kwargs)
 
     def test(self, **kwargs: Any) -> None:
-        """Measure the loss on the test rows and print it."""
+        """Compute the loss on the test rows and print it."""
         self._evaluate(self.trainer.test, kwargs)
 
     def _evaluate(self, run: Callable[..., Any], options: dict[str, Any]) -> None:

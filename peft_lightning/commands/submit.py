@@ -6,14 +6,14 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 
-from peft_lightning.cli.given import (
+from peft_lightning.cli.config_index import (
     CONFIG_OPTIONS,
-    Given,
+    ConfigIndex,
+    ConfigValue,
     configs_first,
     default_root,
-    options,
-    read_given,
-    trainer_option,
+    read_arguments,
+    split_options,
 )
 from peft_lightning.training.cluster.job_script import TASK, array_tasks, render, submit_script
 
@@ -66,7 +66,7 @@ def submit(
     folders = []
     sizes = set()
     for task in array_tasks(array) if array else [""]:
-        given = read_given([arg.replace(TASK, str(task)) for arg in args])
+        given = read_arguments([arg.replace(TASK, str(task)) for arg in args])
         sizes.add(_processes(given, nodes, gpus))
         folders.append(_free_folder(given, root, str(task), resume))
     if len(sizes) > 1:
@@ -100,7 +100,7 @@ def submit(
 
 def _check_options(args: list[str]) -> None:
     """Raise ValueError for an option that fit would refuse, but only when the job runs."""
-    for option, value in options(args):
+    for option, value in split_options(args):
         name = option.removeprefix("--").split(".")[0]
         if option in CONFIG_OPTIONS or (option.startswith("--") and name in FIT_OPTIONS):
             continue
@@ -113,11 +113,11 @@ def _folder(args: list[str], is_array: bool) -> str:
     """Return the run's folder as the script has it: with ``%a`` for an array."""
     common = [
         f"{option}={value}"
-        for option, value in options(args)
+        for option, value in split_options(args)
         if not (option in CONFIG_OPTIONS and TASK in str(value))
     ]
-    given = trainer_option(read_given(common), "default_root_dir")
-    configs = [value for option, value in options(args) if option in CONFIG_OPTIONS]
+    given = read_arguments(common).get("trainer.default_root_dir")
+    configs = [value for option, value in split_options(args) if option in CONFIG_OPTIONS]
     root = default_root(configs) if given is None or not given.value else _expanded(given)
     if is_array and TASK not in root:
         root = f"{root}/{TASK}"
@@ -129,14 +129,14 @@ def _folder(args: list[str], is_array: bool) -> str:
     return root
 
 
-def _expanded(folder: Given) -> str:
+def _expanded(folder: ConfigValue) -> str:
     return str(Path(str(folder.value)).expanduser())
 
 
-def _free_folder(given: list[Given], root: str, task: str, resume: bool) -> Path:
+def _free_folder(given: ConfigIndex, root: str, task: str, resume: bool) -> Path:
     """Return the folder of a task; it must not hold a run unless that is to be resumed."""
     folder = root.replace(TASK, task)
-    own = trainer_option(given, "default_root_dir")
+    own = given.get("trainer.default_root_dir")
     if own is not None and own.value and _expanded(own) not in (folder, str(Path(folder).parent)):
         raise ValueError(
             f"{own.where}: give the folder of an array as --trainer.default_root_dir FOLDER/%a"
@@ -150,9 +150,9 @@ def _free_folder(given: list[Given], root: str, task: str, resume: bool) -> Path
     return Path(folder)
 
 
-def _processes(given: list[Given], nodes: int | None, gpus: int | None) -> tuple[int, int]:
+def _processes(given: ConfigIndex, nodes: int | None, gpus: int | None) -> tuple[int, int]:
     """Return the number of nodes and of processes on each; contradictions are an error."""
-    accelerator = trainer_option(given, "accelerator")
+    accelerator = given.get("trainer.accelerator")
     kind = None if accelerator is None else accelerator.value
     for name, number in (("--nodes", nodes), ("--gpus", gpus)):
         if number is not None and number < 1:
@@ -162,24 +162,24 @@ def _processes(given: list[Given], nodes: int | None, gpus: int | None) -> tuple
     if not gpus and kind in ("gpu", "cuda"):
         raise ValueError(f"trainer.accelerator is {kind}: give --gpus, their number on a node")
     return (
-        _same("--nodes", nodes, "num_nodes", trainer_option(given, "num_nodes")),
-        _same("--gpus", gpus, "devices", trainer_option(given, "devices")),
+        _same("--nodes", nodes, "num_nodes", given.get("trainer.num_nodes")),
+        _same("--gpus", gpus, "devices", given.get("trainer.devices")),
     )
 
 
-def _goes_on_from_last(args: list[str], given: list[Given], resume: bool) -> bool:
+def _goes_on_from_last(args: list[str], given: ConfigIndex, resume: bool) -> bool:
     """Whether to add ``--ckpt_path last``: unless an option or the config of a new run has one.
 
     A job that is queued again continues from its ``last`` checkpoint in any case.
     """
-    in_config = any("ckpt_path" in g.value and g.value["ckpt_path"].value for g in given)
-    on_command_line = "--ckpt_path" in [option for option, _ in options(args)]
+    in_config = any(v.value for v in given.all("ckpt_path"))
+    on_command_line = "--ckpt_path" in [option for option, _ in split_options(args)]
     return not on_command_line and (resume or not in_config)
 
 
-def _same(option: str, asked: int | None, name: str, given: Given | None) -> int:
+def _same(option: str, asked: int | None, name: str, given: ConfigValue | None) -> int:
     """Return the number given by ``option`` or the trainer's ``name``, which must not differ."""
-    value = None if given is None or given.value in ANY_NUMBER else given.plain()
+    value = None if given is None or given.value in ANY_NUMBER else given.value
     try:
         configured = len(value) if isinstance(value, list) else int(value or 0)
     except ValueError:
