@@ -61,6 +61,10 @@ BEFORE_THE_COMMAND_IS_KNOWN = [
     "process/signals.py",
     "process/slurm.py",
 ]
+ONE_PLACE = {  # what is done in one way, and where
+    "get_close_matches": "messages.py",
+    "file_digest": "files.py",
+}
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}
 
 
@@ -133,6 +137,11 @@ def test_a_file_says_its_subject_and_has_a_home(file):
     doc = ast.get_docstring(ast.parse(file.read_text()))
     assert doc
     assert doc.split("\n")[0].endswith((".", ":"))
+
+
+@pytest.mark.parametrize("call", ONE_PLACE)
+def test_what_is_done_in_one_way_is_in_one_file(call):
+    assert [relative(f) for f in FILES if call in f.read_text()] == [ONE_PLACE[call]]
 
 
 def test_every_dependency_is_used_and_every_library_declared():

@@ -213,4 +213,4 @@ def test_without_the_library_the_reason_is_said(environment, reason, tmp_path):
 def test_a_switch_that_is_neither_on_nor_off_is_an_error():
     with pytest.raises(subprocess.CalledProcessError) as error:
         in_a_process(SAYS, Path("/nowhere"), **{library.SWITCH: "0"})
-    assert "PEFT_LIGHTNING_KERNELS is '0': it can be on or off" in error.value.stderr
+    assert "PEFT_LIGHTNING_KERNELS must be on or off, got '0'" in error.value.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_lightning.messages import check_choice
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -54,8 +56,7 @@ def export(
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format must be {' or '.join(FORMATS)}, got {format!r}")
+    check_choice("format", format, FORMATS)
     if not out.endswith(".gguf") or Path(out).is_dir():
         raise ValueError(f"out must be a file's name that ends in .gguf, got {out!r}")
     import torch

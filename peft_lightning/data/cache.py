@@ -26,10 +26,10 @@ from peft_lightning.data.tokenization import (
     Encoded,
     Encoder,
     LongRowError,
-    one_of,
 )
 from peft_lightning.data.tokenizer import tokenizer_fingerprint
 from peft_lightning.files import user_cache
+from peft_lightning.messages import check_choice
 from peft_lightning.process.progress import Progress
 
 VERSION = 1  # raise it when the same rows would become other tokens
@@ -129,7 +129,7 @@ def tokenized(
     Raises:
         ValueError: For a bad row, if they are errors, or if no row is left.
     """
-    one_of("on_bad_row", on_bad_row, ("error", "skip"))
+    check_choice("on_bad_row", on_bad_row, ("error", "skip"))
     with Progress(f"reading {Path(source.name).name}"):
         fingerprint = source.fingerprint()
     facts = {

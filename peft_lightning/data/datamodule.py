@@ -30,8 +30,9 @@ from peft_lightning.data.resume import resume_point
 from peft_lightning.data.sources import Record, Source
 from peft_lightning.data.splits import Split, hold_out, listed, open_split
 from peft_lightning.data.templates import load_template
-from peft_lightning.data.tokenization import Encoder, one_of
+from peft_lightning.data.tokenization import Encoder
 from peft_lightning.data.tokenizer import load_tokenizer
+from peft_lightning.messages import check_choice
 
 VERBS = {"train": "train on", "val": "validate on", "test": "test on"}
 
@@ -104,8 +105,8 @@ class SFTDataModule(L.LightningDataModule):
         allow_changed_data: bool = False,
     ) -> None:
         super().__init__()
-        one_of("layout", layout, ("flat", "padded"))
-        one_of("on_bad_row", on_bad_row, ("error", "skip"))
+        check_choice("layout", layout, ("flat", "padded"))
+        check_choice("on_bad_row", on_bad_row, ("error", "skip"))
         if val_fraction is not None and not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
         weights = train.values() if isinstance(train, dict) else []

@@ -1,6 +1,5 @@
 """Formats: one function each, from a record to a conversation or to plain text."""
 
-import difflib
 import importlib
 import inspect
 import itertools
@@ -18,6 +17,7 @@ from peft_lightning.data.conversations import (
     not_text,
 )
 from peft_lightning.data.sources import Record, RowError
+from peft_lightning.messages import did_you_mean
 
 SHAREGPT_ROLES = {
     "human": "user",
@@ -195,11 +195,9 @@ def find_format(name: str) -> Format:
         return FORMATS[name]
     module_name, _, function_name = name.rpartition(".")
     if not module_name:
-        near = difflib.get_close_matches(name, [*FORMATS, "auto"], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"no format {name!r}{hint} There are auto, {', '.join(FORMATS)}, or the dotted path"
-            " of a function of your own"
+            f"no format {name!r}; there are auto, {', '.join(FORMATS)}, or the dotted path of a "
+            "function of your own" + did_you_mean(name, [*FORMATS, "auto"])
         )
     sys.path.insert(0, str(Path.cwd()))
     try:
@@ -210,9 +208,10 @@ def find_format(name: str) -> Format:
         sys.path.remove(str(Path.cwd()))
     function = getattr(module, function_name, None)
     if not callable(function):
-        near = difflib.get_close_matches(function_name, dir(module), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"format {name!r}: no function {function_name!r} in {module_name}{hint}")
+        raise ValueError(
+            f"format {name!r}: no function {function_name!r} in {module_name}"
+            + did_you_mean(function_name, dir(module))
+        )
     return lambda record: _from_user(function, record, name)
 
 

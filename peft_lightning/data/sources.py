@@ -1,14 +1,15 @@
 """Where records come from: JSONL, JSON, CSV, Parquet, a folder of them, or a hub data set."""
 
 import csv
-import difflib
-import hashlib
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from peft_lightning.files import sha256_of_file
+from peft_lightning.messages import did_you_mean, join_or
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(\[(?P<split>[^\]]+)\])?")
@@ -55,7 +56,7 @@ class Source:
         """Return the sha256 of each file's content (a hub data set: its own fingerprint)."""
         if not self.files:
             return [_hub_dataset(self.name)._fingerprint]
-        return [_sha256(file) for file in self.files]
+        return [sha256_of_file(file) for file in self.files]
 
     def about_rows(self) -> int | None:
         """Return the number of rows to expect, by lines; None where that is not known cheaply."""
@@ -89,11 +90,15 @@ def find_source(path: str) -> Source:
     if local.is_dir():
         files = sorted(f for f in local.iterdir() if f.suffix in SUFFIXES and f.name[0] != ".")
         if not files:
-            raise ValueError(f"{path}: no data file in this folder; they end in {_or(SUFFIXES)}")
+            raise ValueError(
+                f"{path}: no data file in this folder; they end in {join_or(SUFFIXES)}"
+            )
         return Source(path, tuple(files))
     if local.is_file():
         if local.suffix not in SUFFIXES:
-            raise ValueError(f"{path}: unknown kind of file {local.suffix!r}; use {_or(SUFFIXES)}")
+            raise ValueError(
+                f"{path}: unknown kind of file {local.suffix!r}; use {join_or(SUFFIXES)}"
+            )
         return Source(path, (local,))
     missing = f"{path}: no such file or folder{_nearest(local)}"
     if not HUB_NAME.fullmatch(path) or local.suffix in SUFFIXES:
@@ -258,19 +263,10 @@ def _about_rows(file: Path) -> int | None:
         return None
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 def _nearest(path: Path) -> str:
     """Return "; did you mean ..." with names in the nearest folder above ``path`` that exists."""
     folder = path.parent
     while not folder.is_dir():
         path, folder = folder, folder.parent
-    near = difflib.get_close_matches(path.name, [p.name for p in folder.iterdir()], n=3, cutoff=0.5)
-    return f"; did you mean {_or([str(folder / name) for name in near])}?" if near else ""
-
-
-def _or(names: tuple[str, ...] | list[str]) -> str:
-    return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+    names = [p.name for p in folder.iterdir()]
+    return did_you_mean(path.name, names, most=3, show=lambda name: str(folder / name))

@@ -1,6 +1,5 @@
 """From conversations and plain text to token ids, with which of them are trained on."""
 
-import difflib
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from peft_lightning.data.conversations import Conversation, Message, PlainText, 
 from peft_lightning.data.sources import RowError
 from peft_lightning.data.templates import ChatTemplate, Span, load_template
 from peft_lightning.data.tokenizer import continuation_ids, eos_id, special_prefix
+from peft_lightning.messages import check_choice
 
 TRAIN_ON = ("assistant", "last", "all")
 TRUNCATION = ("truncate", "drop", "error")
@@ -77,8 +77,8 @@ class Encoder:
         max_length: int = 1024,
         truncation: str = "truncate",
     ) -> None:
-        one_of("train_on", train_on, TRAIN_ON)
-        one_of("truncation", truncation, TRUNCATION)
+        check_choice("train_on", train_on, TRAIN_ON)
+        check_choice("truncation", truncation, TRUNCATION)
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2, got {max_length}")
         self.tokenizer = tokenizer
@@ -264,14 +264,6 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, chat_template: str | None 
         if text.endswith(chat.end_tokens):
             ids.add(continuation_ids(tokenizer, text, first=True)[-1])
     return ids
-
-
-def one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise a ValueError if ``value`` is not one of ``choices``."""
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"{name} {value!r}: {hint}It is one of {', '.join(choices)}")
 
 
 def _straddled(at: int, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:

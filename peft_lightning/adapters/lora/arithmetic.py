@@ -15,7 +15,7 @@ from torch import Tensor
 from peft_lightning.adapters.base import Adapter
 from peft_lightning.adapters.lora.init import is_decomposition
 from peft_lightning.adapters.lora.method import LoRA
-from peft_lightning.messages import shortened
+from peft_lightning.messages import check_choice, shortened
 
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 METHODS = ("cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune", "hf_linear")
@@ -103,8 +103,7 @@ def combine(
     Raises:
         ValueError: For an unknown method, a value out of range, or layers that differ in shape.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    check_choice("method", method, METHODS)
     if not 0 < density <= 1:
         raise ValueError(f"density must be above 0 and at most 1, got {density}")
     generator = torch.Generator().manual_seed(seed)

@@ -43,7 +43,7 @@ from peft_lightning.adapters.lora.resized_vocab import only_new_rows
 from peft_lightning.adapters.lora.shared_input import group_by_input
 from peft_lightning.adapters.lora.targets import Targets
 from peft_lightning.adapters.new_tokens import add_new_tokens, read_new_tokens
-from peft_lightning.messages import nearest
+from peft_lightning.messages import check_choice, did_you_mean
 
 _INITS = (*RANDOM, *DECOMPOSITIONS)
 _PREFIX = "base_model.model."
@@ -134,12 +134,12 @@ class LoRA(Adapter):
         if not is_known(init):
             raise ValueError(
                 f"init_lora_weights must be true, false, {', '.join(_INITS)}, got {init!r}"
-                + nearest([str(init)], _INITS)
+                + did_you_mean(str(init), _INITS)
             )
         object.__setattr__(self, "modules_to_save", self.modules_to_save or None)
         object.__setattr__(self, "trainable_token_indices", self.trainable_token_indices or None)
         object.__setattr__(self, "new_tokens", read_new_tokens(self.new_tokens))
-        self._require(self.bias in CHOICES, "bias", " or ".join(CHOICES))
+        check_choice("bias", self.bias, CHOICES)
         if self.lora_bias and (self.use_dora or init not in (True, False)):
             raise ValueError(
                 f"lora_bias goes with neither use_dora ({self.use_dora}) nor another "
@@ -267,7 +267,8 @@ class LoRA(Adapter):
                 if not any(match_pattern({key: True}, name) for name in found):
                     leaves = {name.rpartition(".")[2] for name in found}
                     raise ValueError(
-                        f"{option} key {key!r} matches no targeted layer" + nearest([key], leaves)
+                        f"{option} key {key!r} matches no targeted layer"
+                        + did_you_mean(key, leaves)
                     )
         self._require_linear(found)
         outside = {n: base for n, base in found.items() if not is_embedding(base)}

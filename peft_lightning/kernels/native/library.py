@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_lightning.files import user_cache
+from peft_lightning.messages import check_choice
 from peft_lightning.process.progress import Progress
 
 SWITCH = "PEFT_LIGHTNING_KERNELS"
@@ -72,8 +73,7 @@ def kernels_state() -> str:
 def _library() -> tuple[ctypes.CDLL | None, str]:
     """Return the library, or None and why not."""
     switch = os.environ.get(SWITCH, "on")
-    if switch not in ("on", "off"):
-        raise ValueError(f"{SWITCH} is {switch!r}: it can be on or off")
+    check_choice(SWITCH, switch, ("on", "off"))
     if switch == "off":
         return None, f"{SWITCH} is off"
     if not builds_here():
