@@ -162,7 +162,7 @@ def test_other_tensors_are_left_to_torch():
 
 
 def test_the_library_is_built_once_and_leaves_nothing_else(tmp_path):
-    killed = tmp_path / f"peft_lightning/kernels/.build-{platform.node()}-999999999-x"
+    killed = tmp_path / f"peft_lightning/kernels/.build.999999999.{platform.node()}.tmp"
     killed.mkdir(parents=True)
     said, told = in_a_process(SAYS, tmp_path)
     assert said == "compiled kernels"

@@ -3,8 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from peft_lightning.data.tokenization import (
     LongRowError,
 )
 from peft_lightning.data.tokenizer import tokenizer_fingerprint
-from peft_lightning.files import user_cache
+from peft_lightning.files import atomic_folder, user_cache
 from peft_lightning.messages import check_choice
 from peft_lightning.process.progress import Progress
 
@@ -177,12 +175,8 @@ def _make(
     format_name: str,
     on_bad_row: str,
 ) -> None:
-    """Write the cache beside its place and rename it, so that it is there whole or not at all."""
-    for stale in folder.parent.glob(f"{folder.name}.*.tmp"):  # of a process that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
+    """Write the cache, all of it or nothing."""
+    with atomic_folder(folder) as temporary:
         counts = Counts()
         format_name, columns, records = resolve_format(source.records(), format_name, source.name)
         rows = _rows(records, format_name)
@@ -212,10 +206,6 @@ def _make(
             "sizes": {name: writer.close() for name, writer in writers.items()},
         }
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _rows(
