@@ -1,4 +1,4 @@
-"""Parts of messages to the user: suggestions, checks of choices, short lists, no secrets."""
+"""Errors that the user is told in one line, and parts of such messages."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ _NAME = re.compile(
 )
 _VALUE = re.compile(r"\bhf_\w{20,}|(?<=://)[^/\s@]+(?=@)")
 _SHORTEST = 8  # characters of an environment variable that is taken out of texts
+
+
+class UserError(ValueError):
+    """What the user gave is wrong, and the message says how to correct it.
+
+    The command line prints the message in one line and exits with status 2.
+    """
+
+
+class RunError(RuntimeError):
+    """What the user gave is right, and the result is not: a loss is not finite, for example.
+
+    The command line prints the message in one line and exits with status 1.
+    """
 
 
 def shortened(names: Sequence[str], limit: int = 5) -> str:

@@ -473,7 +473,7 @@ def test_the_tokenizer_follows_the_base_model(data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layout": "packed"}, "layout 'packed': .*one of flat, padded"),
+        ({"layout": "packed"}, "layout must be flat or padded, got 'packed'"),
         (
             {"on_bad_row": "skipp"},
             "on_bad_row must be error or skip, got 'skipp'; did you mean skip",
