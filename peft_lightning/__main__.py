@@ -13,11 +13,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from signal import Signals
 
+from peft_lightning.messages import did_you_mean
 from peft_lightning.process.progress import STARTING, Progress
 from peft_lightning.process.resources import limit_threads
 
@@ -88,9 +88,9 @@ def find_command(args: list[str]) -> str:
         raise ValueError(
             f"{first} comes after the command: {PROG} {' '.join([command or 'fit', *rest])}"
         )
-    near = get_close_matches(first, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"there is no command {first!r}; {hint}There are: {', '.join(names)}")
+    raise ValueError(
+        f"there is no command {first!r}; there are: {', '.join(names)}" + did_you_mean(first, names)
+    )
 
 
 @contextmanager

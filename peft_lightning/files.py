@@ -204,9 +204,9 @@ def _temporary(path: Path) -> Path:
         owner = left.name.removeprefix(start).removesuffix(end)
         if left.name == f"{start}{owner}{end}" and owner.isdigit() and not _runs(int(owner)):
             if left.is_dir():
-                shutil.rmtree(left)
+                shutil.rmtree(left, ignore_errors=True)  # another process may remove it too
             else:
-                left.unlink()
+                left.unlink(missing_ok=True)
     return path.with_name(f"{start}{os.getpid()}{end}")
 
 

@@ -1,11 +1,11 @@
-"""What messages to the user have in common: the nearest right name, short lists, no secrets."""
+"""Errors that the user is told in one line, and parts of such messages."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 _NAME = re.compile(
@@ -17,18 +17,86 @@ _VALUE = re.compile(r"\bhf_\w{20,}|(?<=://)[^/\s@]+(?=@)")
 _SHORTEST = 8  # characters of an environment variable that is taken out of texts
 
 
+class UserError(ValueError):
+    """What the user gave is wrong, and the message says how to correct it.
+
+    The command line prints the message in one line and exits with status 2.
+    """
+
+
+class RunError(RuntimeError):
+    """What the user gave is right, and the result is not: a loss is not finite, for example.
+
+    The command line prints the message in one line and exits with status 1.
+    """
+
+
 def shortened(names: Sequence[str], limit: int = 5) -> str:
     """Join names, all of them or the first ``limit`` with the count of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
-def nearest(wrong: Iterable[str], right: Iterable[str]) -> str:
-    """Return "; did you mean ...?" with the nearest right name of each wrong one, or nothing."""
+def join_or(names: Sequence[str]) -> str:
+    """Join names as "a, b or c"; an empty sequence gives an empty string."""
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def near_names(wrong: str, right: Iterable[str], most: int = 1) -> list[str]:
+    """Return the right names that a misspelt one may stand for, the most similar first.
+
+    Case is ignored. A name is similar if its ratio of ``difflib.SequenceMatcher`` is at least
+    0.6. If none is, names that begin or end with the wrong one are returned.
+
+    Args:
+        wrong: The name that was given.
+        right: The names that exist.
+        most: Largest number of names to return.
+    """
+    folded = {name.lower(): name for name in right}
+    wrong = wrong.lower()
+    near = difflib.get_close_matches(wrong, folded, n=most)
+    if not near and wrong:
+        near = [name for name in folded if name.startswith(wrong) or name.endswith(wrong)]
+    return [folded[name] for name in near[:most]]
+
+
+def did_you_mean(
+    wrong: str | Iterable[str],
+    right: Iterable[str],
+    most: int = 1,
+    show: Callable[[str], str] = str,
+) -> str:
+    """Return ``"; did you mean NAME?"`` to end a message with, or an empty string.
+
+    Args:
+        wrong: The name or names that were given and do not exist.
+        right: The names that exist.
+        most: Largest number of suggestions for each wrong name.
+        show: Turns a name into what the user should write, such as the path of a file.
+    """
     right = list(right)
-    found = [difflib.get_close_matches(name, right, n=1, cutoff=0.5) for name in wrong]
-    names = list(dict.fromkeys(match for matches in found for match in matches))
-    return f"; did you mean {', '.join(names)}?" if names else ""
+    found = [
+        near_names(name, right, most) for name in ([wrong] if isinstance(wrong, str) else wrong)
+    ]
+    shown = dict.fromkeys(join_or([show(name) for name in names]) for names in found if names)
+    return f"; did you mean {', '.join(shown)}?" if shown else ""
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Check that the value of an option is one of its choices.
+
+    Args:
+        name: The option's name, as the user writes it.
+        value: The value that was given.
+        choices: All values that the option can have.
+
+    Raises:
+        ValueError: If ``value`` is not one of ``choices``; suggests the most similar one.
+    """
+    if value not in choices:
+        hint = "" if value is None else did_you_mean(str(value), choices)
+        raise ValueError(f"{name} must be {join_or(choices)}, got {value!r}{hint}")
 
 
 def is_secret(name: Any, value: Any) -> bool:

@@ -66,6 +66,12 @@ BEFORE_THE_COMMAND_IS_KNOWN = [
     "process/signals.py",
     "process/slurm.py",
 ]
+ONE_PLACE = {  # what is done in one way, and where
+    "get_close_matches": "messages.py",
+    "file_digest": "files.py",
+    "os.replace": "files.py",
+    ".rename(": "files.py",
+}
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}
 
 

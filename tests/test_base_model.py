@@ -121,7 +121,7 @@ def test_a_gguf_tokenizer_keeps_digits_together_if_the_model_was_trained_so(tmp_
 
 
 def test_an_unknown_dtype_is_named_with_the_nearest():
-    with pytest.raises(ValueError, match=r"float16, got 'bf16', did you mean bfloat16\?"):
+    with pytest.raises(ValueError, match=r"float16, got 'bf16'; did you mean bfloat16\?"):
         load_base_model("any", dtype="bf16")
 
 

@@ -328,7 +328,7 @@ def test_the_users_name_for_the_cutting_is_taken(llama, tmp_path):
     [
         ("x.gguf", {"type": "lora"}, "type must be adapter or model, got 'lora'"),
         ("x.bin", {}, "out must be a file's name that ends in .gguf, got"),
-        ("x.gguf", {"dtype": "q8_0"}, "dtype must be one of auto"),
+        ("x.gguf", {"dtype": "q8_0"}, "dtype must be auto, "),
         ("x.gguf", {"text": "no.txt"}, "there is no file no.txt"),
         ("x.gguf", {"max_logit_difference": 0}, "max_logit_difference must be above 0, got 0"),
         ("x.gguf", {"device": "gpu"}, "device must be auto, cpu or a GPU .*, got 'gpu'"),

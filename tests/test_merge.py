@@ -399,7 +399,7 @@ def test_a_text_of_the_users_is_compared(lora, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "bf16"}, r"float16, got 'bf16', did you mean bfloat16\?"),
+        ({"dtype": "bf16"}, r"float16, got 'bf16'; did you mean bfloat16\?"),
         ({"max_shard_size": "2"}, "max_shard_size must be a size such as 2GB or 500MB, got '2'"),
         ({"max_logit_difference": 0.0}, "max_logit_difference must be above 0, got 0"),
         ({"text": "no.txt"}, "there is no file no.txt"),

@@ -162,7 +162,7 @@ def test_other_tensors_are_left_to_torch():
 
 
 def test_the_library_is_built_once_and_leaves_nothing_else(tmp_path):
-    killed = tmp_path / f"peft_lightning/kernels/.build-{platform.node()}-999999999-x"
+    killed = tmp_path / f"peft_lightning/kernels/.build.999999999.{platform.node()}.tmp"
     killed.mkdir(parents=True)
     said, told = in_a_process(SAYS, tmp_path)
     assert said == "compiled kernels"
@@ -213,4 +213,4 @@ def test_without_the_library_the_reason_is_said(environment, reason, tmp_path):
 def test_a_switch_that_is_neither_on_nor_off_is_an_error():
     with pytest.raises(subprocess.CalledProcessError) as error:
         in_a_process(SAYS, Path("/nowhere"), **{library.SWITCH: "0"})
-    assert "PEFT_LIGHTNING_KERNELS is '0': it can be on or off" in error.value.stderr
+    assert "PEFT_LIGHTNING_KERNELS must be on or off, got '0'" in error.value.stderr

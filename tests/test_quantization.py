@@ -148,7 +148,7 @@ def test_a_folder_that_is_quantised_already_is_loaded_as_it_is(base, quantized):
 
 
 def test_what_cannot_be_quantised_says_why(base, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="must be 4bit or 8bit, got '4', did you mean 4bit"):
+    with pytest.raises(ValueError, match="must be 4bit or 8bit, got '4'; did you mean 4bit"):
         load_base_model(str(base), quantization="4")
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     install = "pip install bitsandbytes"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from peft_lightning.adapters.base import Adapter, attached_adapter
 from peft_lightning.adapters.folder import SavedAdapter, load_adapter, read_adapter
 from peft_lightning.adapters.full import Full
-from peft_lightning.messages import nearest
+from peft_lightning.messages import did_you_mean
 
 BASE = "base"  # the name for no adapter
 
@@ -91,7 +91,7 @@ class AdapterBank:
         if name not in self.names:
             raise ValueError(
                 f"there is no adapter {name!r}; there are {', '.join(self.names)}"
-                + nearest([name], self.names)
+                + did_you_mean(name, self.names)
             )
         if name != self.active:
             if self.active != BASE:

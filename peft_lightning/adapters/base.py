@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters.field_types import check_field_types
 from peft_lightning.adapters.state_dict import check_tensors_fit
-from peft_lightning.messages import nearest
+from peft_lightning.messages import did_you_mean
 
 PEFT_VERSION = "0.21.2"  # the HF PEFT release whose files ours are
 
@@ -231,7 +231,7 @@ def adapter_class(peft_type: Any) -> type[Adapter]:
     if not isinstance(peft_type, str) or peft_type not in known:
         raise ValueError(
             f"peft_type {peft_type!r} is not known here; there are {', '.join(sorted(known))}"
-            + nearest([str(peft_type)], known)
+            + did_you_mean(str(peft_type), known)
         )
     return known[peft_type]
 

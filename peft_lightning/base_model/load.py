@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from peft_lightning.base_model.resolve import INDEX_FILE, locate, model_folder, 
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.kernels.machine import Machine, find_machine
 from peft_lightning.kernels.precision import choose, name_of, remember_choice
+from peft_lightning.messages import check_choice
 from peft_lightning.process.progress import Progress
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -188,10 +188,7 @@ def load_tokenizer(
 
 def require_dtype(dtype: str) -> None:
     """Raise ValueError, with the nearest name, if ``dtype`` is none of ``DTYPES``."""
-    if dtype not in DTYPES:
-        near = get_close_matches(str(dtype), DTYPES, n=1, cutoff=0.5)
-        hint = f", did you mean {near[0]}?" if near else ""
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}{hint}")
+    check_choice("dtype", dtype, DTYPES)
 
 
 def find_device(name: str) -> str:

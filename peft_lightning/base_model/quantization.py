@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import BitsAndBytesConfig
 
 from peft_lightning.kernels.native.buffers import trim_heap
 from peft_lightning.kernels.packed_weights import multiply_packed
+from peft_lightning.messages import check_choice
 
 QUANTIZATIONS = ("4bit", "8bit")
 INSTALL = "pip install bitsandbytes"
@@ -22,12 +22,7 @@ def require_quantization(quantization: str | None) -> None:
     """Raise ValueError if ``quantization`` is none of ``QUANTIZATIONS``, or cannot be had."""
     if quantization is None:
         return
-    if quantization not in QUANTIZATIONS:
-        near = get_close_matches(f"{quantization}bit", QUANTIZATIONS, n=1, cutoff=0.5)
-        hint = f", did you mean {near[0]}?" if near else ""
-        raise ValueError(
-            f"quantization must be {' or '.join(QUANTIZATIONS)}, got {quantization!r}{hint}"
-        )
+    check_choice("quantization", quantization, QUANTIZATIONS)
     if find_spec("bitsandbytes") is None:
         raise ValueError(f"quantization {quantization} needs a library that is not here: {INSTALL}")
 

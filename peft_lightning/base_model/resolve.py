@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from peft_lightning.files import user_cache
+from peft_lightning.messages import did_you_mean
 
 # weights, configs, tokenizers and templates, as names on the hub
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
@@ -114,8 +114,7 @@ def nearest_place(path: Path) -> str:
         return f"; did you mean {cached}?"
     folder = path.parent if path.parent.is_dir() else Path()
     names = [p.name for p in folder.iterdir() if p.is_dir() or p.suffix == ".gguf"]
-    near = get_close_matches(path.name, names, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(str(folder / n) for n in near)}?" if near else ""
+    return did_you_mean(path.name, names, most=3, show=lambda name: str(folder / name))
 
 
 @cache

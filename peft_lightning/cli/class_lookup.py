@@ -8,10 +8,11 @@ import importlib
 import inspect
 import typing
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import Any
 
 from jsonargparse import ArgumentParser
+
+from peft_lightning.messages import near_names
 
 PLAIN_MODULES = ("builtins", "datetime", "pathlib", "inspect", "types", "torch")
 
@@ -90,10 +91,9 @@ def _is_derived(value: Any, bases: tuple[type, ...]) -> bool:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the nearest known name, and all of them if they are few or none is near."""
     names = sorted(known)
-    folded = {n.lower(): n for n in names}
-    near = get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
+    near = near_names(name, names)
     if near and len(names) > 8:
-        return f"did you mean {folded[near[0]]!r}?"
+        return f"did you mean {near[0]!r}?"
     listed = ", ".join(names[:24]) + (", ..." if len(names) > 24 else "")
-    hint = f"did you mean {folded[near[0]]!r}? T" if near else "t"
+    hint = f"did you mean {near[0]!r}? T" if near else "t"
     return f"{hint}here {'is' if len(names) < 2 else 'are'}: {listed or 'none'}"

@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from peft_lightning.messages import did_you_mean
 
 CONFIG_OPTIONS = ("-c", "--config")
 YAML = (".yaml", ".yml")
@@ -219,10 +220,9 @@ def _missing_file(path: Path) -> str:
         inside = sorted(p.name for p in path.glob("*.y*ml"))
         return f"--config {path} is a folder; give one of its files: {', '.join(inside) or 'none'}"
     others = [p for p in _yaml_files(path.parent) if p != path]
-    near = get_close_matches(path.name, [p.name for p in others], n=3, cutoff=0.5)
-    if near:
-        names = " or ".join(str(path.parent / name) for name in near)
-        return f"there is no config file {path}; did you mean {names}?"
+    names = [p.name for p in others]
+    if hint := did_you_mean(path.name, names, most=3, show=lambda n: str(path.parent / n)):
+        return f"there is no config file {path}{hint}"
     listed = ", ".join(map(str, others or _yaml_files(Path("configs"))))
     return f"there is no config file {path}" + (f"; there are: {listed}" if listed else "")
 

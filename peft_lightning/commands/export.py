@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from peft_lightning.messages import check_choice
+
 TYPES = ("adapter", "model")  # the values of general.type in a GGUF file
 
 
@@ -48,8 +50,7 @@ def export(
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
     """
-    if type not in TYPES:
-        raise ValueError(f"type must be {' or '.join(TYPES)}, got {type!r}")
+    check_choice("type", type, TYPES)
     if not out.endswith(".gguf") or Path(out).is_dir():
         raise ValueError(f"out must be a file's name that ends in .gguf, got {out!r}")
     import torch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 
 from peft_lightning.cli.config_index import (
@@ -15,6 +14,7 @@ from peft_lightning.cli.config_index import (
     read_arguments,
     split_options,
 )
+from peft_lightning.messages import did_you_mean
 from peft_lightning.training.cluster.job_script import TASK, array_tasks, render, submit_script
 
 FIT_OPTIONS = ("config", "model", "data", "trainer", "seed_everything", "ckpt_path")
@@ -104,9 +104,11 @@ def _check_options(args: list[str]) -> None:
         name = option.removeprefix("--").split(".")[0]
         if option in CONFIG_OPTIONS or (option.startswith("--") and name in FIT_OPTIONS):
             continue
-        near = get_close_matches(name, [*FIT_OPTIONS, *(submit.__kwdefaults__ or {})], n=1)
-        hint = f"; did you mean --{near[0]}?" if near else ""
-        raise ValueError(f"{option or value}: neither submit nor fit has that option{hint}")
+        known = [*FIT_OPTIONS, *(submit.__kwdefaults__ or {})]
+        raise ValueError(
+            f"{option or value}: neither submit nor fit has that option"
+            + did_you_mean(name, known, show="--{}".format)
+        )
 
 
 def _folder(args: list[str], is_array: bool) -> str:

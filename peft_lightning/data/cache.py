@@ -3,8 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +24,11 @@ from peft_lightning.data.records import (
     RowError,
 )
 from peft_lightning.data.sources import Source
-from peft_lightning.data.tokenization import RowTokenizer, TokenizedRow, one_of
+from peft_lightning.data.tokenization import RowTokenizer, TokenizedRow
 from peft_lightning.data.tokenized_dataset import FILES, TokenizedDataset
 from peft_lightning.data.tokenizer import tokenizer_fingerprint
-from peft_lightning.files import user_cache
+from peft_lightning.files import atomic_folder, user_cache
+from peft_lightning.messages import check_choice
 from peft_lightning.process.progress import Progress
 
 VERSION = 1  # increase it when the same rows would give other tokens
@@ -59,7 +58,7 @@ def load_or_tokenize(
     Raises:
         ValueError: For a malformed row with ``on_bad_row`` "error", or if no row remains.
     """
-    one_of("on_bad_row", on_bad_row, ("error", "skip"))
+    check_choice("on_bad_row", on_bad_row, ("error", "skip"))
     with Progress(f"reading {Path(source.name).name}"):
         files = source.fingerprint()
     fingerprint = {
@@ -107,12 +106,8 @@ def _tokenize_into(
     format_name: str,
     on_bad_row: str,
 ) -> None:
-    """Write the cache to a temporary folder and rename it, so that it is never incomplete."""
-    for stale in folder.parent.glob(f"{folder.name}.*.tmp"):  # of a process that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
+    """Write the cache, all of it or nothing."""
+    with atomic_folder(folder) as temporary:
         counts = RowCounts()
         format_name, columns, records = resolve_format(source.records(), format_name, source.name)
         rows = _parse_rows(records, format_name)
@@ -142,10 +137,6 @@ def _tokenize_into(
             "sizes": {name: writer.close() for name, writer in writers.items()},
         }
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _parse_rows(

@@ -25,9 +25,10 @@ from peft_lightning.data.prompts import Prompt, assign_adapters, prompt_batches,
 from peft_lightning.data.records import Record
 from peft_lightning.data.resume import TrainingPosition
 from peft_lightning.data.splits import Split, open_splits
-from peft_lightning.data.tokenization import RowTokenizer, one_of
+from peft_lightning.data.tokenization import RowTokenizer
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokenizer import padding_id, tokenizer_for
+from peft_lightning.messages import check_choice
 
 
 class SFTDataModule(L.LightningDataModule):
@@ -99,8 +100,8 @@ class SFTDataModule(L.LightningDataModule):
         allow_changed_data: bool = False,
     ) -> None:
         super().__init__()
-        one_of("layout", layout, ("flat", "padded"))
-        one_of("on_bad_row", on_bad_row, ("error", "skip"))
+        check_choice("layout", layout, ("flat", "padded"))
+        check_choice("on_bad_row", on_bad_row, ("error", "skip"))
         if val_fraction is not None and not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
         weights = train.values() if isinstance(train, dict) else []

@@ -1,6 +1,5 @@
 """Data formats: each is one function from a record to a ``Conversation`` or ``PlainText``."""
 
-import difflib
 import importlib
 import inspect
 import sys
@@ -17,6 +16,7 @@ from peft_lightning.data.conversations import (
     require_not_empty,
 )
 from peft_lightning.data.records import Record, RowError
+from peft_lightning.messages import did_you_mean
 
 SHAREGPT_ROLES = {
     "human": "user",
@@ -120,11 +120,9 @@ def find_format(name: str) -> Format:
         return FORMATS[name]
     module_name, _, function_name = name.rpartition(".")
     if not module_name:
-        near = difflib.get_close_matches(name, [*FORMATS, "auto"], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"no format {name!r}{hint} There are auto, {', '.join(FORMATS)}, or the dotted path"
-            " of a function of your own"
+            f"no format {name!r}; there are auto, {', '.join(FORMATS)}, or the dotted path of a "
+            "function of your own" + did_you_mean(name, [*FORMATS, "auto"])
         )
     sys.path.insert(0, str(Path.cwd()))
     try:
@@ -135,9 +133,10 @@ def find_format(name: str) -> Format:
         sys.path.remove(str(Path.cwd()))
     function = getattr(module, function_name, None)
     if not callable(function):
-        near = difflib.get_close_matches(function_name, dir(module), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"format {name!r}: no function {function_name!r} in {module_name}{hint}")
+        raise ValueError(
+            f"format {name!r}: no function {function_name!r} in {module_name}"
+            + did_you_mean(function_name, dir(module))
+        )
     return lambda record: _call_user_format(function, record, name)
 
 

@@ -1,6 +1,5 @@
 """Sources of records: a data file, a folder of data files, or a data set on the hub."""
 
-import difflib
 import hashlib
 import re
 from collections.abc import Iterator
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from peft_lightning.data.readers import READERS, LocatedRecord, estimated_num_rows
+from peft_lightning.files import sha256_of_file
+from peft_lightning.messages import did_you_mean, join_or
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(\[(?P<split>[^\]]+)\])?")
@@ -43,7 +44,7 @@ class Source:
         """Return the SHA-256 of each file, or the fingerprint of the hub data set."""
         if not self.files:
             return [_hub_dataset(self.name)._fingerprint]
-        return [_sha256(file) for file in self.files]
+        return [sha256_of_file(file) for file in self.files]
 
     def estimated_num_rows(self) -> int | None:
         """Return the number of rows, estimated from lines; None where counting would be slow."""
@@ -77,11 +78,15 @@ def find_source(path: str) -> Source:
     if local.is_dir():
         files = sorted(f for f in local.iterdir() if f.suffix in SUFFIXES and f.name[0] != ".")
         if not files:
-            raise ValueError(f"{path}: no data file in this folder; they end in {_or(SUFFIXES)}")
+            raise ValueError(
+                f"{path}: no data file in this folder; they end in {join_or(SUFFIXES)}"
+            )
         return Source(path, tuple(files))
     if local.is_file():
         if local.suffix not in SUFFIXES:
-            raise ValueError(f"{path}: unknown kind of file {local.suffix!r}; use {_or(SUFFIXES)}")
+            raise ValueError(
+                f"{path}: unknown kind of file {local.suffix!r}; use {join_or(SUFFIXES)}"
+            )
         return Source(path, (local,))
     missing = f"{path}: no such file or folder{_nearest(local)}"
     if not HUB_NAME.fullmatch(path) or local.suffix in SUFFIXES:
@@ -120,9 +125,5 @@ def _nearest(path: Path) -> str:
     folder = path.parent
     while not folder.is_dir():
         path, folder = folder, folder.parent
-    near = difflib.get_close_matches(path.name, [p.name for p in folder.iterdir()], n=3, cutoff=0.5)
-    return f"; did you mean {_or([str(folder / name) for name in near])}?" if near else ""
-
-
-def _or(names: tuple[str, ...] | list[str]) -> str:
-    return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+    names = [p.name for p in folder.iterdir()]
+    return did_you_mean(path.name, names, most=3, show=lambda name: str(folder / name))

@@ -1,6 +1,5 @@
 """From conversations and plain text to token ids and loss masks."""
 
-import difflib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from peft_lightning.data.records import DroppedRowError, LongRowError, RowError
 from peft_lightning.data.rendering import RenderedRow, render_row
 from peft_lightning.data.templates import ChatTemplate, load_template
 from peft_lightning.data.tokenizer import continuation_ids, eos_id, special_prefix
+from peft_lightning.messages import check_choice
 
 TRAIN_ON = ("assistant", "last", "all")
 TRUNCATION = ("truncate", "drop", "error")
@@ -62,8 +62,8 @@ class RowTokenizer:
         max_length: int = 1024,
         truncation: str = "truncate",
     ) -> None:
-        one_of("train_on", train_on, TRAIN_ON)
-        one_of("truncation", truncation, TRUNCATION)
+        check_choice("train_on", train_on, TRAIN_ON)
+        check_choice("truncation", truncation, TRUNCATION)
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2, got {max_length}")
         self.tokenizer = tokenizer
@@ -184,14 +184,6 @@ def encode_prompt(
     text = "".join(piece for piece, _ in plain.segments)
     prefix, ids = special_prefix(tokenizer), continuation_ids(tokenizer, text, first=True)
     return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
-
-
-def one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise a ValueError if ``value`` is not one of ``choices``."""
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"{name} {value!r}: {hint}It is one of {', '.join(choices)}")
 
 
 def _splits_token(at: int, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:

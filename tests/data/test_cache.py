@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import pickle
+import socket
 import time
 from pathlib import Path
 
@@ -144,7 +145,8 @@ def test_a_cache_that_failed_half_way_leaves_nothing(make, jsonl, tmp_path):
 def test_what_a_killed_process_left_is_removed(make, jsonl, tmp_path):
     path = jsonl("x.jsonl", ROWS)
     folder = make(path).folder
-    stale = folder.with_name(f"{folder.name}.1.tmp")
+    # a process number that no Linux gives
+    stale = folder.with_name(f".{folder.name}.999999999.{socket.gethostname()}.tmp")
     folder.rename(stale)
     make(path)
     assert folder.exists()

@@ -473,8 +473,11 @@ def test_the_tokenizer_follows_the_base_model(data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layout": "packed"}, "layout 'packed': .*one of flat, padded"),
-        ({"on_bad_row": "skipp"}, "on_bad_row 'skipp': did you mean 'skip'"),
+        ({"layout": "packed"}, "layout must be flat or padded, got 'packed'"),
+        (
+            {"on_bad_row": "skipp"},
+            "on_bad_row must be error or skip, got 'skipp'; did you mean skip",
+        ),
         ({"val_fraction": 1.0}, r"val_fraction must be in \[0, 1\), got 1\.0"),
         ({"train": {"a.jsonl": 0.0}}, "a source's weight must be above 0"),
     ],

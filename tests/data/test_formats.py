@@ -186,7 +186,9 @@ def test_columns_that_fit_no_format_or_several_are_an_error():
 
 
 def test_an_unknown_format_names_the_nearest():
-    with pytest.raises(ValueError, match=r"no format 'alpacca'; did you mean 'alpaca'\?"):
+    with pytest.raises(
+        ValueError, match=r"no format 'alpacca'; there are .*; did you mean alpaca\?"
+    ):
         find_format("alpacca")
 
 
@@ -218,7 +220,7 @@ def test_a_users_function_that_fails_is_named():
         find_format("my_formats.chat")({})
     with pytest.raises(ValueError, match=r"'my_formats\.number' returned 3; expected text, a list"):
         find_format("my_formats.number")({})
-    with pytest.raises(ValueError, match=r"no function 'chats' in my_formats; did you mean 'chat'"):
+    with pytest.raises(ValueError, match=r"no function 'chats' in my_formats; did you mean chat"):
         find_format("my_formats.chats")
     with pytest.raises(ValueError, match="cannot import 'my_format'"):
         find_format("my_format.chat")

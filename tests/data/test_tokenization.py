@@ -330,8 +330,8 @@ def test_rows_and_reasons_come_back_in_order():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train_on": "asistant"}, "train_on 'asistant': did you mean 'assistant'"),
-        ({"truncation": "cut"}, "truncation 'cut': .*one of truncate, drop, error"),
+        ({"train_on": "asistant"}, "got 'asistant'; did you mean assistant"),
+        ({"truncation": "cut"}, "truncation must be truncate, drop or error, got 'cut'"),
         ({"max_length": 1}, "max_length must be at least 2, got 1"),
     ],
 )

@@ -17,7 +17,7 @@ from peft_lightning.adapters.lora.init import is_decomposition
 from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.lora.state_dict_keys import LORA_A, LORA_B, factor_keys
 from peft_lightning.adapters.state_dict import PREFIX
-from peft_lightning.messages import shortened
+from peft_lightning.messages import check_choice, shortened
 
 METHODS = ("cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune", "hf_linear")
 
@@ -102,8 +102,7 @@ def combine(
     Raises:
         ValueError: For an unknown method, a value out of range, or layers that differ in shape.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    check_choice("method", method, METHODS)
     if not 0 < density <= 1:
         raise ValueError(f"density must be above 0 and at most 1, got {density}")
     generator = torch.Generator().manual_seed(seed)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from peft_lightning.messages import nearest
+from peft_lightning.messages import did_you_mean
 
 _QV, _FUSED = ["q_proj", "v_proj"], ["query_key_value"]
 
@@ -34,6 +34,6 @@ def default_targets(model: Any) -> list[str] | str:
     if kind not in BY_MODEL_TYPE:
         raise ValueError(
             f"target_modules is not set, and HF PEFT has no default for model type {kind!r}: name "
-            "the layers to act on, or give all-linear" + nearest([str(kind)], BY_MODEL_TYPE)
+            "the layers to act on, or give all-linear" + did_you_mean(str(kind), BY_MODEL_TYPE)
         )
     return BY_MODEL_TYPE[kind]

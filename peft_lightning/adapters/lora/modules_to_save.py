@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from peft_lightning.adapters.base import adapter_dtype
 from peft_lightning.kernels.native.stored import output_dtype
-from peft_lightning.messages import nearest, shortened
+from peft_lightning.messages import did_you_mean, shortened
 
 
 class ModulesToSaveWrapper(nn.Module):
@@ -107,7 +107,7 @@ def find_modules_to_save(model: nn.Module, wanted: Sequence[str]) -> dict[str, n
         raise ValueError(
             f"modules_to_save {unmatched} match no module; there are "
             f"{shortened([leaf for leaf in leaves if not leaf.isdigit()], limit=16)}"
-            + nearest([name.rpartition(".")[2] for name in unmatched], leaves)
+            + did_you_mean([name.rpartition(".")[2] for name in unmatched], leaves)
         )
     return found
 

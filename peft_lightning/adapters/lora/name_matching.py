@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
-from peft_lightning.messages import nearest
+from peft_lightning.messages import did_you_mean
 
 Value = TypeVar("Value")
 
@@ -29,7 +29,7 @@ def check_patterns_match(option: str, patterns: Mapping[str, Any], names: Collec
         if not any(match_pattern({key: True}, name) for name in names):
             leaves = {name.rpartition(".")[2] for name in names}
             raise ValueError(
-                f"{option} key {key!r} matches no targeted layer" + nearest([key], leaves)
+                f"{option} key {key!r} matches no targeted layer" + did_you_mean(key, leaves)
             )
 
 

@@ -11,7 +11,7 @@ from peft_lightning.adapters.base import PEFT_VERSION
 from peft_lightning.adapters.lora.init import INITS, is_decomposition, is_known
 from peft_lightning.adapters.lora.trainable_biases import BIAS_CHOICES
 from peft_lightning.adapters.new_tokens import read_new_tokens
-from peft_lightning.messages import nearest
+from peft_lightning.messages import check_choice, did_you_mean
 
 HF_DEFAULTS: dict[str, Any] = {
     "alora_invocation_tokens": None,
@@ -87,12 +87,12 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if not is_known(init):
         raise ValueError(
             f"init_lora_weights must be true, false, {', '.join(INITS)}, got {init!r}"
-            + nearest([str(init)], INITS)
+            + did_you_mean(str(init), INITS)
         )
     for name in ("modules_to_save", "trainable_token_indices"):
         options[name] = options[name] or None
     options["new_tokens"] = read_new_tokens(options["new_tokens"])
-    require(options["bias"] in BIAS_CHOICES, "bias", " or ".join(BIAS_CHOICES))
+    check_choice("bias", options["bias"], BIAS_CHOICES)
     if options["lora_bias"] and (options["use_dora"] or init not in (True, False)):
         raise ValueError(
             f"lora_bias goes with neither use_dora ({options['use_dora']}) nor another "

@@ -12,7 +12,7 @@ from peft_lightning.adapters.lora.default_targets import default_targets
 from peft_lightning.adapters.lora.embedding import is_embedding
 from peft_lightning.adapters.lora.layers import is_linear
 from peft_lightning.adapters.lora.name_matching import ends_with, matches, shortest_suffixes
-from peft_lightning.messages import nearest, shortened
+from peft_lightning.messages import did_you_mean, shortened
 
 SHORTHANDS = ("all-linear", "attention", "mlp")
 
@@ -193,7 +193,7 @@ class Targets:
                 f"did you mean the list [{self.target_modules}]?"
             )
         near = [*leaves, *(SHORTHANDS if isinstance(self.target_modules, str) else ())]
-        return message + nearest([name.rpartition(".")[2] for name in unmatched], near)
+        return message + did_you_mean([name.rpartition(".")[2] for name in unmatched], near)
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:

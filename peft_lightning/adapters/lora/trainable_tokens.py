@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters.base import adapter_dtype
 from peft_lightning.adapters.lora.embedding import is_embedding, lookup_scale
-from peft_lightning.messages import nearest
+from peft_lightning.messages import did_you_mean
 
 
 class TokenRows(nn.Module):
@@ -137,7 +137,7 @@ def find_tokens(
         if not names:
             raise ValueError(
                 f"trainable_token_indices names {key!r}, and there is no such embedding; there are "
-                f"{' and '.join(ends)}" + nearest([key], ends)
+                f"{' and '.join(ends)}" + did_you_mean(key, ends)
             )
         found |= {name: list(ids) for name in names}
     shared = is_tied(model)

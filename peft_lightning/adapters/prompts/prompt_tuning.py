@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peft_lightning.adapters.prompts.base import HF_DEFAULTS
 from peft_lightning.adapters.prompts.embedding_prompt import EmbeddingPrompt
-from peft_lightning.messages import nearest
+from peft_lightning.messages import check_choice
 
 _INITS = ("RANDOM", "SAMPLE_VOCAB", "TEXT")
 
@@ -53,11 +53,7 @@ class PromptTuning(EmbeddingPrompt):
     def __post_init__(self) -> None:
         super().__post_init__()
         init = str(self.prompt_tuning_init).upper()
-        if init not in _INITS:
-            raise ValueError(
-                f"prompt_tuning_init must be {', '.join(_INITS[:-1])} or {_INITS[-1]}, got "
-                f"{self.prompt_tuning_init!r}" + nearest([init], _INITS)
-            )
+        check_choice("prompt_tuning_init", init, _INITS)
         object.__setattr__(self, "prompt_tuning_init", init)
         if secrets := sorted({"token", "use_auth_token"} & (self.tokenizer_kwargs or {}).keys()):
             raise ValueError(

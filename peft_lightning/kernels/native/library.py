@@ -12,7 +12,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_lightning.files import user_cache
+from peft_lightning.files import atomic_file, scratch_folder, user_cache
+from peft_lightning.messages import check_choice
 from peft_lightning.process.progress import Progress
 
 SWITCH = "PEFT_LIGHTNING_KERNELS"
@@ -72,8 +72,7 @@ def kernels_state() -> str:
 def _library() -> tuple[ctypes.CDLL | None, str]:
     """Return the library, or None and why not."""
     switch = os.environ.get(SWITCH, "on")
-    if switch not in ("on", "off"):
-        raise ValueError(f"{SWITCH} is {switch!r}: it can be on or off")
+    check_choice(SWITCH, switch, ("on", "off"))
     if switch == "off":
         return None, f"{SWITCH} is off"
     if not builds_here():
@@ -116,12 +115,7 @@ def _build(compiler: str, path: Path) -> None:
     """Compile the library into ``path``; processes that do so at once do not disturb each other."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    here = f".build-{platform.node()}-"
-    for left in path.parent.glob(f"{here}*"):  # by a process that was killed
-        if not Path("/proc", left.name.removeprefix(here).split("-")[0]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    prefix = f"{here}{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
+    with scratch_folder(path.with_name("build")) as folder:
         objects = [Path(folder, source.stem).with_suffix(".o") for source in _sources()]
         each = zip(_sources(), objects, strict=True)
         compiling = [
@@ -140,15 +134,12 @@ def _build(compiler: str, path: Path) -> None:
         finally:
             for process in compiling:
                 process.kill()
-        built = Path(folder, path.name)
         # torch's own OpenMP library, so that there is one pool of threads
         openmp = [str(file) for file in _TORCH.glob("lib/lib*omp*.so*")][:1] or ["-fopenmp"]
         libraries = [f"-L{_TORCH / 'lib'}", "-ltorch_cpu", "-lc10", *openmp]
-        command = [compiler, "-shared", *map(str, objects), "-o", str(built), *libraries]
-        subprocess.run(command, capture_output=True, check=True, timeout=LONGEST_BUILD)
-        with built.open("rb") as file:
-            os.fsync(file.fileno())  # a library that is cut short kills who loads it
-        os.replace(built, path)
+        with atomic_file(path) as built:  # loading a library that is cut short ends the process
+            command = [compiler, "-shared", *map(str, objects), "-o", str(built), *libraries]
+            subprocess.run(command, capture_output=True, check=True, timeout=LONGEST_BUILD)
 
 
 def _reason(error: Exception) -> str:
