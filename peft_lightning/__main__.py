@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from peft_lightning.messages import UserError
 from peft_lightning.process.signals import STOP, StopSignal, own_line
 
 if __name__ == "__main__":  # from here on, a signal ends the program with one line
@@ -76,7 +77,7 @@ def find_command(args: list[str]) -> str:
     """Return the command, the first of ``args``.
 
     Raises:
-        ValueError: If it is not a known command; the message has the right command line.
+        UserError: If it is not a known command; the message has the right command line.
     """
     names = [*TRAINER_COMMANDS, *OWN_COMMANDS]
     first = args[0]
@@ -85,10 +86,10 @@ def find_command(args: list[str]) -> str:
     if first.startswith("-"):
         command = next((a for a in args if a in names), None)
         rest = [a for a in args if a != command]
-        raise ValueError(
+        raise UserError(
             f"{first} comes after the command: {PROG} {' '.join([command or 'fit', *rest])}"
         )
-    raise ValueError(
+    raise UserError(
         f"there is no command {first!r}; there are: {', '.join(names)}" + did_you_mean(first, names)
     )
 
@@ -141,7 +142,7 @@ def run(args: list[str]) -> None:
     if command == "fit" and not index.entries:
         from peft_lightning.cli.fit_defaults import TWO_OPTIONS
 
-        raise ValueError(TWO_OPTIONS)
+        raise UserError(TWO_OPTIONS)
     with STARTING:
         with no_collecting():
             from peft_lightning.cli.trainer import run_trainer

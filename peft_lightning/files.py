@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from peft_lightning.messages import UserError
+
 SUMS_FILE = "SHA256SUMS"  # the format of ``sha256sum --check``
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100  # fcntl.h: paths are relative to the working directory
@@ -124,18 +126,18 @@ def read_text(file: str | Path) -> str:
     """Return the text of a user's file.
 
     Raises:
-        ValueError: If the file does not exist, or is not text in UTF-8.
+        UserError: If the file does not exist, or is not text in UTF-8.
     """
     try:
         return Path(file).expanduser().read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
-        raise ValueError(f"there is no file {file}") from None
+        raise UserError(f"there is no file {file}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8: {error}") from None
+        raise UserError(f"{file} is no text in UTF-8: {error}") from None
 
 
 def require_replaceable(folder: Path, file: str, kind: str) -> None:
-    """Raise ValueError unless ``folder`` may be replaced.
+    """Raise UserError unless ``folder`` may be replaced.
 
     It may if it is empty or holds a ``kind`` with its ``file``, and is no checkpoint from which
     training continues.
@@ -143,11 +145,9 @@ def require_replaceable(folder: Path, file: str, kind: str) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not (folder / file).is_file():
-        raise ValueError(
-            f"{folder} is not empty, and holds no {kind}: give another folder to write"
-        )
+        raise UserError(f"{folder} is not empty, and holds no {kind}: give another folder to write")
     if (folder / "trainer_state.pt").is_file():
-        raise ValueError(
+        raise UserError(
             f"{folder} is a checkpoint, which training continues from: give another folder to write"
         )
 
@@ -260,7 +260,7 @@ def require_undamaged(folder: Path, names: Iterable[str] | None = None) -> None:
         names: The files; all that have a checksum if None.
 
     Raises:
-        ValueError: If one is missing, or has other content; names it.
+        UserError: If one is missing, or has other content; names it.
     """
     sums = folder / SUMS_FILE
     if not sums.is_file():
@@ -268,16 +268,16 @@ def require_undamaged(folder: Path, names: Iterable[str] | None = None) -> None:
     lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
     expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if not expected:
-        raise ValueError(f"{folder} is damaged: {SUMS_FILE} is empty")
+        raise UserError(f"{folder} is damaged: {SUMS_FILE} is empty")
     if outside := [name for name in expected if name in ("", "..") or "/" in name or "\0" in name]:
-        raise ValueError(f"{folder} is damaged: {SUMS_FILE} names {outside[0]!r}, no file in it")
+        raise UserError(f"{folder} is damaged: {SUMS_FILE} names {outside[0]!r}, no file in it")
     for name in expected if names is None else names:
         file = folder / name
         if not file.is_file():
             if name in expected:
-                raise ValueError(f"{folder} is damaged: {name} of its {SUMS_FILE} is not there")
+                raise UserError(f"{folder} is damaged: {name} of its {SUMS_FILE} is not there")
         elif sha256_of_file(file) != expected.get(name):
-            raise ValueError(
+            raise UserError(
                 f"{folder} is damaged: {name} is not what was written. If it was changed on "
                 f"purpose, remove {sums}"
             )

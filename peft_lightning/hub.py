@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from peft_lightning.base_model.resolve import FILES, hub_answers, nearest_place
 from peft_lightning.files import existing_folder
+from peft_lightning.messages import UserError
 
 _REPO = re.compile(
     r"[\w-][\w.-]*/[\w-][\w.-]*(@(?!.*\.\.)[\w./-]+)?"
@@ -27,7 +28,7 @@ def adapter_folder(name: str | Path) -> Path:
     Raises:
         FileNotFoundError: If there is no such folder, and ``name`` is no repository or the hub
             cannot be reached.
-        ValueError: If the hub has no such adapter.
+        UserError: If the hub has no such adapter.
     """
     with suppress(FileNotFoundError):
         return existing_folder(name)
@@ -64,22 +65,22 @@ def push_folder(folder: Path, repo: str, private: bool, revision: str | None, me
         The URL of the commit.
 
     Raises:
-        ValueError: If there is no token, the hub cannot be reached, or it refuses.
+        UserError: If there is no token, the hub cannot be reached, or it refuses.
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo):
-        raise ValueError(f"a repository is OWNER/NAME, got {repo!r}")
+        raise UserError(f"a repository is OWNER/NAME, got {repo!r}")
     if get_token() is None:
-        raise ValueError(
+        raise UserError(
             "there is no token for the hub: make one at https://huggingface.co/settings/tokens "
             "with the right to write, and give it as HF_TOKEN or to 'hf auth login'"
         )
     if not hub_answers():
-        raise ValueError("no model hub can be reached: nothing was uploaded")
+        raise UserError("no model hub can be reached: nothing was uploaded")
     api = HfApi()
     with _explained(f"cannot push to {repo}: the hub"):
         api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.repo_info(repo).private:
-            raise ValueError(f"{repo} is there already and is public: nothing was uploaded")
+            raise UserError(f"{repo} is there already and is public: nothing was uploaded")
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         commit = api.upload_folder(
@@ -97,4 +98,4 @@ def _explained(what: str) -> Iterator[None]:
         raise
     except (HfHubHTTPError, HFValidationError) as error:
         reason = [line for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"{what} says: {' '.join(reason[:2])}") from error
+        raise UserError(f"{what} says: {' '.join(reason[:2])}") from error

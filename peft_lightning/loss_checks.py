@@ -19,6 +19,7 @@ from peft_lightning.kernels.isolation import isolation_error
 from peft_lightning.kernels.native import stored
 from peft_lightning.kernels.shared_prefix import prefix_error
 from peft_lightning.linear_cross_entropy import head_options
+from peft_lightning.messages import UserError
 
 Batch = dict[str, Any]
 
@@ -55,13 +56,13 @@ def has_plain_head(model: Any) -> bool:
 
 
 def require_isolation(model: Any, adapter: Adapter) -> None:
-    """Raise ValueError if the sequences of a flat batch see each other in ``model``."""
+    """Raise UserError if the sequences of a flat batch see each other in ``model``."""
     try:
         problem = flat_batch_error(model, adapter, adapter.prepare_inputs)
     except Exception as error:  # whatever a model makes of inputs it does not know
         problem = f"its forward fails on them: {error}"
     if problem:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} cannot train on flat batches: {problem}. "
             "Set data.layout: padded"
         )

@@ -92,11 +92,11 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         choices: All values that the option can have.
 
     Raises:
-        ValueError: If ``value`` is not one of ``choices``; suggests the most similar one.
+        UserError: If ``value`` is not one of ``choices``; suggests the most similar one.
     """
     if value not in choices:
         hint = "" if value is None else did_you_mean(str(value), choices)
-        raise ValueError(f"{name} must be {join_or(choices)}, got {value!r}{hint}")
+        raise UserError(f"{name} must be {join_or(choices)}, got {value!r}{hint}")
 
 
 def is_secret(name: Any, value: Any) -> bool:

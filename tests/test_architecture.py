@@ -20,10 +20,12 @@ SAME_FLOOR = {  # and of its own floor from these
     "adapters": {"kernels"},  # products with weights that are stored in fewer bytes
     "base_model": {"kernels"},  # the dtype that suits the processor
     "commands": {"cli"},  # submit checks the options of fit
+    "files": {"messages"},  # the types of errors
     "hub": {"adapters", "base_model"},  # what it fetches and uploads
     "linear_cross_entropy": {"kernels"},
     "loss": {"hidden_cache", "loss_checks"},  # rows whose lower layers are not run again
     "module": {"training"},  # its optimizer, checkpoints and callbacks
+    "process": {"messages"},  # the types of errors
 }
 
 LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
@@ -72,6 +74,7 @@ ONE_PLACE = {  # what is done in one way, and where
     "os.replace": "files.py",
     ".rename(": "files.py",
 }
+RAISES_BUGS = {"kernels/native/attention.py"}  # and nothing that a user can cause
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}
 
 
@@ -176,6 +179,18 @@ def test_a_file_says_its_subject_and_has_a_home(file):
 )
 def test_a_name_of_hf_that_everybody_needs_stands_in_one_file(text, place):
     assert [relative(file) for file in FILES if text in file.read_text()] == [place]
+
+
+def test_an_error_of_ours_has_the_type_that_tells_a_users_from_a_bug():
+    plain = {"ValueError", "KeyError", "TypeError", "RuntimeError", "Exception"}
+    found = set()
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            raised = node.exc if isinstance(node, ast.Raise) else None
+            name = raised.func if isinstance(raised, ast.Call) else raised
+            if isinstance(name, ast.Name) and name.id in plain:
+                found.add(relative(file))
+    assert found <= RAISES_BUGS
 
 
 def test_every_dependency_is_used_and_every_library_declared():

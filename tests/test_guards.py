@@ -50,7 +50,7 @@ def test_a_loss_that_is_not_finite_and_the_step_before_is_kept(base, rows, tmp_p
     with pytest.raises(RuntimeError, match=r"loss of step 1 is nan.*learning rate"):
         fit(base, rows, tmp_path / "run", module_class=NotFinite)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["status"] == "stopped: RuntimeError"
+    assert summary["status"] == "stopped: RunError"
 
 
 def test_parameters_that_did_not_move_by_the_end(base, rows, tmp_path):

@@ -245,18 +245,18 @@ def test_the_command_line_refuses_it_before_anything_is_loaded(base, rows, tmp_p
 @pytest.mark.skipif(shutil.which("g++") is None, reason="model.compile needs a C++ compiler")
 def test_layers_cannot_be_compiled_where_they_are_sharded(folder):
     error = outcome(folder, "two/compiled")["error"]
-    assert error.startswith("ValueError: compile: true does not go with strategy fsdp2")
+    assert error.startswith("UserError: compile: true does not go with strategy fsdp2")
 
 
 def test_frozen_layers_cannot_be_skipped_where_they_are_sharded(folder):
     error = outcome(folder, "two/frozen")["error"]
-    assert error.startswith("ValueError: cache_hidden_states: true does not go with strategy fsdp2")
+    assert error.startswith("UserError: cache_hidden_states: true does not go with strategy fsdp2")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_folder_that_another_run_trains_in_is_refused_in_every_process(folder, rank):
     error = outcome(folder, "two/locked", rank)["error"]
-    assert error.startswith("ValueError: another run is training in")
+    assert error.startswith("UserError: another run is training in")
 
 
 def test_sharded_tensors_are_not_written(tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from peft_lightning.adapters.base import Adapter, attached_adapter
 from peft_lightning.adapters.folder import SavedAdapter, load_adapter, read_adapter
 from peft_lightning.adapters.full import Full
-from peft_lightning.messages import did_you_mean
+from peft_lightning.messages import UserError, did_you_mean
 
 BASE = "base"  # the name for no adapter
 
@@ -29,7 +29,7 @@ class AdapterBank:
         allow_base_mismatch: Accept adapters of other bases too, if their tensors fit.
 
     Raises:
-        ValueError: If the model has an adapter already.
+        UserError: If the model has an adapter already.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class AdapterBank:
         allow_base_mismatch: bool = False,
     ) -> None:
         if (other := attached_adapter(model)) is not None:
-            raise ValueError(f"the model has an adapter already, {other}: detach it first")
+            raise UserError(f"the model has an adapter already, {other}: detach it first")
         self.model = model
         self.active = BASE
         self._load = {
@@ -62,13 +62,13 @@ class AdapterBank:
             saved: The content of ``folder`` if it has been read already.
 
         Raises:
-            ValueError: If the name is taken, or the adapter does not fit the base.
+            UserError: If the name is taken, or the adapter does not fit the base.
         """
         if name in self.names:
-            raise ValueError(f"there is an adapter {name!r} already: give {folder} another name")
+            raise UserError(f"there is an adapter {name!r} already: give {folder} another name")
         saved = saved or read_adapter(folder)
         if isinstance(saved.adapter, Full):
-            raise ValueError(f"{folder} is a whole model, not an adapter: load it as the model")
+            raise UserError(f"{folder} is a whole model, not an adapter: load it as the model")
         before = self.active
         self.use(BASE)
         try:
@@ -86,10 +86,10 @@ class AdapterBank:
             The adapter; None for ``base``.
 
         Raises:
-            ValueError: If there is none of that name.
+            UserError: If there is none of that name.
         """
         if name not in self.names:
-            raise ValueError(
+            raise UserError(
                 f"there is no adapter {name!r}; there are {', '.join(self.names)}"
                 + did_you_mean(name, self.names)
             )

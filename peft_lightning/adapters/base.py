@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters.field_types import check_field_types
 from peft_lightning.adapters.state_dict import check_tensors_fit
-from peft_lightning.messages import did_you_mean
+from peft_lightning.messages import UserError, did_you_mean
 
 PEFT_VERSION = "0.21.2"  # the HF PEFT release whose files ours are
 
@@ -74,7 +74,7 @@ class Adapter(ABC):
             The adapter with the ids of its new tokens, to be attached; itself if it has none.
 
         Raises:
-            ValueError: If the tokenizer has them already, or gives them other ids.
+            UserError: If the tokenizer has them already, or gives them other ids.
         """
         return self
 
@@ -90,10 +90,10 @@ class Adapter(ABC):
                 numbers.
 
         Raises:
-            ValueError: If the model has an adapter already, or this one does not fit it.
+            UserError: If the model has an adapter already, or this one does not fit it.
         """
         if (other := attached_adapter(model)) is not None:
-            raise ValueError(
+            raise UserError(
                 f"the model already has an adapter, {other}: detach it first, one model holds "
                 "one adapter"
             )
@@ -151,7 +151,7 @@ class Adapter(ABC):
         """Return the adapter and its file's tensors, resolved for ``model``, the plain base.
 
         Raises:
-            ValueError: If the tensors were saved for another base.
+            UserError: If the tensors were saved for another base.
         """
         return self, tensors
 
@@ -159,7 +159,7 @@ class Adapter(ABC):
         """Copy ``tensors`` into the adapter's, which keep their dtype and device.
 
         Raises:
-            ValueError: If names are missing or unexpected or shapes differ. The message lists
+            UserError: If names are missing or unexpected or shapes differ. The message lists
                 them, and nothing is copied.
         """
         own = self.state_dict(model)
@@ -178,7 +178,7 @@ class Adapter(ABC):
         Missing keys have HF PEFT's defaults, not ours.
 
         Raises:
-            ValueError: If a key that is not implemented here differs from its default, or a value
+            UserError: If a key that is not implemented here differs from its default, or a value
                 has the wrong type.
         """
         own = {f.name for f in fields(cls)}
@@ -192,7 +192,7 @@ class Adapter(ABC):
         }
         if foreign:
             given = ", ".join(f"{key}={value!r}" for key, value in foreign.items())
-            raise ValueError(
+            raise UserError(
                 f"the {cls.peft_type} adapter sets {given}, which {cls.__name__} does not "
                 f"implement; it has {', '.join(sorted(own))}"
             )
@@ -208,12 +208,12 @@ class Adapter(ABC):
         other = attached_adapter(model)
         if other != self:
             there = "it has no adapter" if other is None else f"it has {other}"
-            raise ValueError(f"{self} is not attached to this model: {there}")
+            raise UserError(f"{self} is not attached to this model: {there}")
 
     def _require(self, ok: bool, name: str, rule: str) -> None:
-        """Raise ValueError with the ``rule`` for the field ``name``, unless ``ok``."""
+        """Raise UserError with the ``rule`` for the field ``name``, unless ``ok``."""
         if not ok:
-            raise ValueError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+            raise UserError(f"{name} must be {rule}, got {getattr(self, name)!r}")
 
 
 def attached_adapter(model: nn.Module) -> Adapter | None:
@@ -225,11 +225,11 @@ def adapter_class(peft_type: Any) -> type[Adapter]:
     """Return the class for a ``peft_type`` of an ``adapter_config.json``.
 
     Raises:
-        ValueError: If there is none. The message names the nearest one.
+        UserError: If there is none. The message names the nearest one.
     """
     known = Adapter.by_peft_type
     if not isinstance(peft_type, str) or peft_type not in known:
-        raise ValueError(
+        raise UserError(
             f"peft_type {peft_type!r} is not known here; there are {', '.join(sorted(known))}"
             + did_you_mean(str(peft_type), known)
         )

@@ -6,9 +6,11 @@ import types
 from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from peft_lightning.messages import UserError
+
 
 def check_field_types(cls: type, values: Mapping[str, Any]) -> None:
-    """Raise ValueError if a value has another type than the field of ``cls`` with its name.
+    """Raise UserError if a value has another type than the field of ``cls`` with its name.
 
     A float may be given as an integer. None passes: an option that may not be None rejects it
     itself.
@@ -16,7 +18,7 @@ def check_field_types(cls: type, values: Mapping[str, Any]) -> None:
     hints = get_type_hints(cls)
     for name, value in values.items():
         if value is not None and not _fits(value, hints[name]):
-            raise ValueError(f"{name} must be {_text(hints[name])}, got {value!r:.80}")
+            raise UserError(f"{name} must be {_text(hints[name])}, got {value!r:.80}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

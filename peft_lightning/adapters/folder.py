@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from peft_lightning.adapters.base import Adapter, adapter_class, as_json
 from peft_lightning.adapters.full import Full
 from peft_lightning.files import existing_folder, require_undamaged, sealed_folder
-from peft_lightning.messages import shortened
+from peft_lightning.messages import UserError, shortened
 
 CONFIG_FILE = "adapter_config.json"
 FACTS_FILE = "peft_lightning.json"
@@ -77,21 +77,21 @@ def write_files(
     """Write an adapter's files into ``folder``, which exists.
 
     Raises:
-        ValueError: If there is no tensor, or one is empty, sharded or not finite; nothing is
+        UserError: If there is no tensor, or one is empty, sharded or not finite; nothing is
             written.
         OSError: If the system refuses to write.
     """
     empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
     if parts := [name for name, tensor in tensors.items() if isinstance(tensor, DTensor)]:
-        raise ValueError(
+        raise UserError(
             f"refusing to save: {shortened(parts)} are sharded over processes; gather them first, "
             "as CausalLMModule.state_dict does"
         )
     bad = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
     if not tensors or empty:
-        raise ValueError(f"refusing to save: no values in {shortened(empty) or 'the adapter'}")
+        raise UserError(f"refusing to save: no values in {shortened(empty) or 'the adapter'}")
     if bad:
-        raise ValueError(
+        raise UserError(
             f"refusing to save: {len(bad)} of {len(tensors)} tensors have values that are not "
             f"finite: {shortened(bad)}. Training has diverged: lower the learning rate"
         )
@@ -130,7 +130,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
 
     Raises:
         FileNotFoundError: If the folder or a file of it is not there.
-        ValueError: If a file is damaged, cannot be read, or sets an option that is not
+        UserError: If a file is damaged, cannot be read, or sets an option that is not
             implemented.
     """
     adapter, facts = read_adapter_config(folder)
@@ -145,7 +145,7 @@ def read_adapter_config(folder: str | Path) -> tuple[Adapter, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: As ``read_adapter``.
-        ValueError: As ``read_adapter``.
+        UserError: As ``read_adapter``.
     """
     folder = existing_folder(folder)
     require_undamaged(folder, [CONFIG_FILE, FACTS_FILE])
@@ -158,26 +158,26 @@ def read_adapter_config(folder: str | Path) -> tuple[Adapter, dict[str, Any]]:
         kind = adapter_class(config.get("peft_type"))
         own = {name: facts[name] for name in kind.own_options & facts.keys()}
         if paths := [name for name, value in own.items() if isinstance(value, str)]:
-            raise ValueError(f"{folder / FACTS_FILE}: {paths[0]} must not name a file elsewhere")
+            raise UserError(f"{folder / FACTS_FILE}: {paths[0]} must not name a file elsewhere")
         adapter = kind.from_hf_config({**config, **own})
         facts["base_model"] = facts["base_model"] or config.get("base_model_name_or_path")
         if not isinstance(facts["base_model"], str | None):
             name = f"base_model_name_or_path must be a name, got {facts['base_model']!r:.80}"
-            raise ValueError(f"{folder / CONFIG_FILE}: {name}")
+            raise UserError(f"{folder / CONFIG_FILE}: {name}")
     path = _required(folder, adapter.tensor_file)
     require_undamaged(folder, [adapter.tensor_file])
     try:
         with safe_open(path, "pt"):  # reads and validates the header
             return adapter, facts
     except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read, it may be damaged: {error}") from None
+        raise UserError(f"{path} cannot be read, it may be damaged: {error}") from None
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:
     """Return the content of ``peft_lightning.json`` in a folder; without the file, no base.
 
     Raises:
-        ValueError: If the file cannot be read, or was written by a newer release.
+        UserError: If the file cannot be read, or was written by a newer release.
     """
     facts: dict[str, Any] = {"base_model": None, "base_fingerprint": None}
     path = Path(folder, FACTS_FILE)
@@ -185,13 +185,13 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
         facts |= read_json(path)
         version = facts.get("format_version", FORMAT_VERSION)
         if type(version) is not int or version > FORMAT_VERSION:
-            raise ValueError(
+            raise UserError(
                 f"{path} has format_version {version!r:.80}, and this release reads up to "
                 f"{FORMAT_VERSION}: install a newer one"
             )
         for name, kind in (("base_model", str), ("base_fingerprint", dict)):
             if facts[name] is not None and not isinstance(facts[name], kind):
-                raise ValueError(f"{path}: {name} must be {kind.__name__}, got {facts[name]!r:.80}")
+                raise UserError(f"{path}: {name} must be {kind.__name__}, got {facts[name]!r:.80}")
     return facts
 
 
@@ -214,7 +214,7 @@ def load_adapter(
         saved: The content of ``folder`` if it has been read already.
 
     Raises:
-        ValueError: If the tensors do not fit, or were trained on another base.
+        UserError: If the tensors do not fit, or were trained on another base.
     """
     adapter, tensors, facts = saved or read_adapter(folder)
     if not allow_base_mismatch:
@@ -240,7 +240,7 @@ def require_base(
     base_fingerprint: Mapping[str, Any] | None,
     remedy: str = "Load that one, or pass allow_base_mismatch=True",
 ) -> None:
-    """Raise ValueError if an adapter was trained on another base; the message names both.
+    """Raise UserError if an adapter was trained on another base; the message names both.
 
     Warns if ``facts`` have no fingerprint, as in HF PEFT's folders.
     """
@@ -258,20 +258,20 @@ def require_base(
             for k in keys
             if expected.get(k) != base_fingerprint.get(k)
         )
-        raise ValueError(
+        raise UserError(
             f"{folder} was trained on another base model, {facts['base_model']} ({differences}). "
             + remedy
         )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in the file ``path``; raise ValueError if it holds none."""
+    """Return the JSON object in the file ``path``; raise UserError if it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+        raise UserError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
 
 

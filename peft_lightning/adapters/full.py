@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.base import Adapter, tokenizer_files
+from peft_lightning.messages import UserError
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Full(Adapter):
     plain HF model folder.
 
     Raises:
-        ValueError: From ``attach``, if weights are in half precision or quantised; from
+        UserError: From ``attach``, if weights are in half precision or quantised; from
             ``detach``, always: the base has been overwritten.
     """
 
@@ -37,7 +38,7 @@ class Full(Adapter):
     def detach(self, model: nn.Module) -> None:
         """Raise: there is no base to go back to."""
         self._require_attached(model)
-        raise ValueError(
+        raise UserError(
             "full fine-tuning has overwritten the base model, which cannot be given back: load "
             "the base again"
         )
@@ -70,7 +71,7 @@ class Full(Adapter):
 
     def _insert(self, model: nn.Module, initialise: bool) -> None:
         if any(not p.is_floating_point() for p in model.parameters()):
-            raise ValueError(
+            raise UserError(
                 "full fine-tuning cannot train quantised weights: load the base without "
                 "quantization, or train a LoRA"
             )
@@ -78,7 +79,7 @@ class Full(Adapter):
             n for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)
         ]
         if half:
-            raise ValueError(
+            raise UserError(
                 f"full fine-tuning needs float32 weights, and {len(half)} are in half precision, "
                 f"{half[0]} the first: steps of {self.learning_rate:g} would round away. Load "
                 "the base in float32: --model.dtype float32"

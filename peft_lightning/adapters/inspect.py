@@ -16,6 +16,7 @@ from peft_lightning.adapters.folder import CONFIG_FILE, read_facts, read_json
 from peft_lightning.adapters.lora.arithmetic import check_factor_shapes, updates_of
 from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.lora.state_dict_keys import LORA_A, LORA_B
+from peft_lightning.messages import UserError
 
 BASE_WEIGHTS = (".base_layer.weight", "embed_tokens.weight", "lm_head.weight", "wte.weight")
 
@@ -31,7 +32,7 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If it is no adapter's folder.
-        ValueError: If a file of it cannot be read.
+        UserError: If a file of it cannot be read.
     """
     facts = read_facts(folder)
     whole = facts.get("peft_type") == "FULL"
@@ -44,7 +45,7 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
     defaults = known.hf_defaults if known and not whole else {}
     whole_modules = config.get("modules_to_save") or []
     if not isinstance(whole_modules, list):
-        raise ValueError(f"{folder}: modules_to_save must be a list, got {whole_modules!r:.80}")
+        raise UserError(f"{folder}: modules_to_save must be a list, got {whole_modules!r:.80}")
     saved = [f"{name}.weight" for name in whole_modules]
     if saved and config.get("ensure_weight_tying"):  # which saves both embeddings
         saved += BASE_WEIGHTS[1:]
@@ -70,7 +71,7 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
     elif "prompt_embeddings" in tensors:
         if tensors["prompt_embeddings"].ndim != 2:
             shape = tuple(tensors["prompt_embeddings"].shape)
-            raise ValueError(f"{folder}: prompt_embeddings is {shape}, not (tokens, dimensions)")
+            raise UserError(f"{folder}: prompt_embeddings is {shape}, not (tokens, dimensions)")
         found["virtual_tokens"] = [{"norm": n} for n in _norms(tensors["prompt_embeddings"])]
     return found
 
@@ -139,4 +140,4 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} has no {path.name}") from None
     except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read, it may be damaged: {error}") from None
+        raise UserError(f"{path} cannot be read, it may be damaged: {error}") from None

@@ -14,6 +14,7 @@ from peft_lightning.adapters.full import Full
 from peft_lightning.adapters.lora.layers import LoRALinear, is_conv1d
 from peft_lightning.adapters.lora.merge_extra_modules import merged_extra_modules
 from peft_lightning.adapters.lora.method import LoRA
+from peft_lightning.messages import UserError
 
 
 @torch.no_grad()
@@ -42,12 +43,12 @@ def add_update(
         magnitude: (out,), DoRA's magnitude vector, to which each row of the sum is scaled.
 
     Raises:
-        ValueError: If the weight is no matrix of this shape (it may be quantised), or a sum is
+        UserError: If the weight is no matrix of this shape (it may be quantised), or a sum is
             not finite.
     """
     shape = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
     if not weight.is_floating_point() or tuple(weight.shape) != shape:
-        raise ValueError(
+        raise UserError(
             f"cannot merge into {name}: its weight is {tuple(weight.shape)} {weight.dtype}, and a "
             f"floating-point matrix {shape} is needed; merge into a base that is not quantised"
         )
@@ -61,7 +62,7 @@ def add_update(
     merged = total.to(dtype or weight.dtype).contiguous()
     if not merged.isfinite().all():
         found = "its weight or update is not finite" if not total.isfinite().all() else None
-        raise ValueError(
+        raise UserError(
             f"cannot merge into {name}: {found or f'the sum is too large for {merged.dtype}'}"
         )
     return merged
@@ -90,9 +91,9 @@ def merged_bias(layer: LoRALinear, name: str = "the layer") -> Tensor | None:
 
 
 def require_place_for_bias(layer: LoRALinear, name: str) -> None:
-    """Raise ValueError if the update has a bias and the base has none."""
+    """Raise UserError if the update has a bias and the base has none."""
     if layer.lora_B.bias is not None and layer.bias is None:
-        raise ValueError(
+        raise UserError(
             f"cannot merge into {name}: its update has a bias (lora_bias) and the base has none; "
             "serve the adapter unmerged, or train it without lora_bias"
         )
@@ -102,18 +103,18 @@ def require_mergeable(adapter: Adapter | None, where: object = "the model") -> L
     """Return ``adapter`` if it changes weights of a base.
 
     Raises:
-        ValueError: If it does not; says what to do instead.
+        UserError: If it does not; says what to do instead.
     """
     if isinstance(adapter, LoRA):
         return adapter
     if isinstance(adapter, Full):
-        raise ValueError(
+        raise UserError(
             f"{where} is a whole model already, fully fine-tuned: there is nothing to merge, load "
             "it as any model's folder"
         )
     if adapter is None:
-        raise ValueError(f"{where} has no adapter: there is nothing to merge")
-    raise ValueError(
+        raise UserError(f"{where} has no adapter: there is nothing to merge")
+    raise UserError(
         f"{where} is a {adapter.peft_type} adapter, which changes the inputs and no weight: it "
         "cannot be merged. Serve it as an adapter: generate --ckpt_path, or HF PEFT"
     )
@@ -128,7 +129,7 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
     weights need memory beside the original ones. A tied weight is untied in the block.
 
     Raises:
-        ValueError: If the model has no LoRA, or a merged weight is not finite. The model is
+        UserError: If the model has no LoRA, or a merged weight is not finite. The model is
             unchanged.
     """
     layers = require_mergeable(attached_adapter(model)).layers(model)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peft_lightning.messages import shortened
+from peft_lightning.messages import UserError, shortened
 
 NewTokens = dict[str, dict[str, Any]]  # text -> its "id", and as "pieces" the ids it was before
 
@@ -18,13 +18,13 @@ def read_new_tokens(given: Any) -> list[str] | NewTokens | None:
     """Return ``given`` tokens, or those of the file that it names, one a line.
 
     Raises:
-        ValueError: If the file is not there, or a token is blank, or there twice.
+        UserError: If the file is not there, or a token is blank, or there twice.
     """
     if isinstance(given, str):
         try:
             lines = Path(given).expanduser().read_text(encoding="utf-8-sig").splitlines()
         except (FileNotFoundError, IsADirectoryError):
-            raise ValueError(
+            raise UserError(
                 f"new_tokens {given!r} is no file; one token alone goes in a list: [{given!r}]"
             ) from None
         given = [line for line in lines if line]
@@ -36,7 +36,7 @@ def read_new_tokens(given: Any) -> list[str] | NewTokens | None:
     twice = sorted({str(t) for t in tokens if tokens.count(t) > 1})
     if bad or twice:
         what = f"{twice} are there twice" if twice else f"{bad} are blank"
-        raise ValueError(f"new_tokens must be different texts, and {what}")
+        raise UserError(f"new_tokens must be different texts, and {what}")
     return tokens or None
 
 
@@ -51,7 +51,7 @@ def add_new_tokens(tokenizer: Any, tokens: Sequence[str] | NewTokens) -> NewToke
             may have them, and otherwise has to give them these ids.
 
     Raises:
-        ValueError: If a text is a token already, or the ids come out otherwise.
+        UserError: If a text is a token already, or the ids come out otherwise.
     """
     from tokenizers import AddedToken  # only here: the rest needs torch alone
 
@@ -59,7 +59,7 @@ def add_new_tokens(tokenizer: Any, tokens: Sequence[str] | NewTokens) -> NewToke
     if isinstance(tokens, Mapping):
         missing = [text for text in tokens if text not in known]
     elif there := [f"{text!r} (id {known[text]})" for text in tokens if text in known]:
-        raise ValueError(
+        raise UserError(
             f"new_tokens {shortened(there)} are in the tokenizer already: train them with "
             "trainable_token_indices"
         )
@@ -73,7 +73,7 @@ def add_new_tokens(tokenizer: Any, tokens: Sequence[str] | NewTokens) -> NewToke
         return {text: {"id": ids[text], "pieces": list(pieces)} for text, pieces in pairs}
     wrong = [f"{t!r} {ids[t]} instead of {k['id']}" for t, k in tokens.items() if ids[t] != k["id"]]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"this tokenizer gives the adapter's new tokens other ids: {shortened(wrong)}. It is "
             "not the one that the adapter was trained with, or was extended otherwise"
         )

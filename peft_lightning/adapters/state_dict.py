@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from peft_lightning.messages import shortened
+from peft_lightning.messages import UserError, shortened
 
 PREFIX = "base_model.model."  # HF PEFT's, before each parameter's name in the model
 
@@ -15,7 +15,7 @@ def check_tensors_fit(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -
     """Compare the names and shapes of a model's tensors with those of a file.
 
     Raises:
-        ValueError: If they differ. The message lists missing, unexpected and misshapen tensors,
+        UserError: If they differ. The message lists missing, unexpected and misshapen tensors,
             long lists shortened.
     """
     missing = [name for name in model if name not in file]
@@ -31,7 +31,7 @@ def check_tensors_fit(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -
         "of another shape in the file": misshapen,
     }
     if any(problems.values()):
-        raise ValueError(
+        raise UserError(
             "the tensors do not fit the adapter in this model: "
             + "; ".join(
                 f"{len(names)} {problem}: {shortened(names)}"

@@ -32,7 +32,7 @@ from peft_lightning.base_model.resolve import INDEX_FILE, locate, model_folder, 
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.kernels.machine import Machine, find_machine
 from peft_lightning.kernels.precision import choose, name_of, remember_choice
-from peft_lightning.messages import check_choice
+from peft_lightning.messages import UserError, check_choice
 from peft_lightning.process.progress import Progress
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -75,7 +75,7 @@ def load_base_model(
         machine: Where it is computed, if that is not ``device``.
 
     Raises:
-        ValueError: If there is no such model, it is not a causal LM, it lacks weights, or is
+        UserError: If there is no such model, it is not a causal LM, it lacks weights, or is
             quantised already; or if bitsandbytes is not installed.
     """
     if dtype != AS_SAVED:
@@ -86,7 +86,7 @@ def load_base_model(
     saved: str | None = None
     if "gguf_file" in options:
         if quantization:
-            raise ValueError(
+            raise UserError(
                 f"{name} is a GGUF file, which is dequantised when it is loaded: quantization "
                 "takes a folder of safetensors files or a hub id"
             )
@@ -125,7 +125,7 @@ def load_base_model(
         )
     model, report = loaded
     if lost := sorted(report["missing_keys"]):
-        raise ValueError(
+        raise UserError(
             f"the base model {name} lacks {len(lost)} weights of {type(model).__name__}, "
             f"{lost[0]} the first: is it a {type(model).__name__}, and all of it there?"
         )
@@ -174,7 +174,7 @@ def load_tokenizer(
     """Load the tokenizer of a hub id, local folder or GGUF file.
 
     Raises:
-        ValueError: If there is none.
+        UserError: If there is none.
     """
     source, options = locate(name, revision, weights=False)
     options["trust_remote_code"] = trust_remote_code
@@ -187,7 +187,7 @@ def load_tokenizer(
 
 
 def require_dtype(dtype: str) -> None:
-    """Raise ValueError, with the nearest name, if ``dtype`` is none of ``DTYPES``."""
+    """Raise UserError, with the nearest name, if ``dtype`` is none of ``DTYPES``."""
     check_choice("dtype", dtype, DTYPES)
 
 
@@ -195,7 +195,7 @@ def find_device(name: str) -> str:
     """Return the name of a device: for auto the GPU, if there is one, else the CPU.
 
     Raises:
-        ValueError: If there is none of that name.
+        UserError: If there is none of that name.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -203,7 +203,7 @@ def find_device(name: str) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(
+        raise UserError(
             f"device must be auto, cpu or a GPU that is there, such as cuda:0, got {name!r}: "
             f"{reason}"
         ) from None

@@ -12,12 +12,13 @@ from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from peft_lightning.base_model.resolve import nearest_place
+from peft_lightning.messages import UserError
 
 _LOADING_ERRORS = (OSError, ValueError, SafetensorError, pickle.UnpicklingError)
 
 
 def require_causal(name: str, config: Any) -> None:
-    """Raise ValueError if a model does not predict the next token of its own text."""
+    """Raise UserError if a model does not predict the next token of its own text."""
     custom = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     kind = (config.architectures or [type(config).__name__.removesuffix("Config")])[0]
     if getattr(config, "is_encoder_decoder", False):
@@ -28,7 +29,7 @@ def require_causal(name: str, config: Any) -> None:
         reason = "a masked language model"
     else:
         return
-    raise ValueError(
+    raise UserError(
         f"the base model {name} is {kind}, {reason}: a causal language model is needed, such as "
         "LlamaForCausalLM"
     )
@@ -51,4 +52,4 @@ def explained(what: str, name: str, options: dict[str, Any]) -> Iterator[None]:
             reason = "a .bin file of it holds more than tensors, or is damaged; no code was run"
         elif "backend tokenizer" in reason:
             reason = "there is no tokenizer.json beside it"
-        raise ValueError(f"cannot load the {what} {name}: {reason}") from error
+        raise UserError(f"cannot load the {what} {name}: {reason}") from error

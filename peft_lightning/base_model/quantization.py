@@ -12,19 +12,19 @@ from transformers import BitsAndBytesConfig
 
 from peft_lightning.kernels.native.buffers import trim_heap
 from peft_lightning.kernels.packed_weights import multiply_packed
-from peft_lightning.messages import check_choice
+from peft_lightning.messages import UserError, check_choice
 
 QUANTIZATIONS = ("4bit", "8bit")
 INSTALL = "pip install bitsandbytes"
 
 
 def require_quantization(quantization: str | None) -> None:
-    """Raise ValueError if ``quantization`` is none of ``QUANTIZATIONS``, or cannot be had."""
+    """Raise UserError if ``quantization`` is none of ``QUANTIZATIONS``, or cannot be had."""
     if quantization is None:
         return
     check_choice("quantization", quantization, QUANTIZATIONS)
     if find_spec("bitsandbytes") is None:
-        raise ValueError(f"quantization {quantization} needs a library that is not here: {INSTALL}")
+        raise UserError(f"quantization {quantization} needs a library that is not here: {INSTALL}")
 
 
 def quantization_options(
@@ -47,15 +47,15 @@ def quantization_options(
         Options; none for a base of full precision.
 
     Raises:
-        ValueError: If the base is quantised already, or bitsandbytes is needed and not there.
+        UserError: If the base is quantised already, or bitsandbytes is needed and not there.
     """
     own = quantization_method(config)
     if own and quantization:
-        raise ValueError(
+        raise UserError(
             f"the base model {name} is quantised already, by {own}: leave quantization out"
         )
     if own == "bitsandbytes" and find_spec("bitsandbytes") is None:
-        raise ValueError(f"the base model {name} is quantised by bitsandbytes: {INSTALL}")
+        raise UserError(f"the base model {name} is quantised by bitsandbytes: {INSTALL}")
     if own == "bitsandbytes" or quantization:
         # it says for each product on a CPU that it rounds the inputs, which is what was asked for
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -112,7 +112,7 @@ def ready_to_train(model: Any) -> None:
     from then on: after a validation nothing below a layer would be trained by what is above it.
 
     Raises:
-        ValueError: If rows of 4-bit weights are no whole blocks: release 0.50.2 takes the scales
+        UserError: If rows of 4-bit weights are no whole blocks: release 0.50.2 takes the scales
             of wrong blocks for them on a CPU.
     """
     for name, module in model.named_modules():
@@ -121,7 +121,7 @@ def ready_to_train(model: Any) -> None:
             continue
         module.support_avx512bf16_for_cpu = False
         if module.weight.device.type == "cpu" and module.in_features % state.blocksize:
-            raise ValueError(
+            raise UserError(
                 f"4 bits do not work for {name} on a CPU, as its {module.in_features} inputs are "
                 f"no multiple of {state.blocksize}: use quantization 8bit, or a GPU"
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_lightning.files import user_cache
-from peft_lightning.messages import did_you_mean
+from peft_lightning.messages import UserError, did_you_mean
 
 # weights, configs, tokenizers and templates, as names on the hub
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
@@ -28,7 +28,7 @@ def locate(name: str, revision: str | None, weights: bool = True) -> tuple[str, 
     """Return what ``from_pretrained`` takes for ``name``: a source and options.
 
     Raises:
-        ValueError: If it is a path that is not there, or a folder that holds something else.
+        UserError: If it is a path that is not there, or a folder that holds something else.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -36,16 +36,16 @@ def locate(name: str, revision: str | None, weights: bool = True) -> tuple[str, 
         return str(path), {}
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ValueError(f"{name} is a file: give a model's folder, a .gguf file or a hub id")
+            raise UserError(f"{name} is a file: give a model's folder, a .gguf file or a hub id")
         return str(path.parent), {"gguf_file": path.name}
     if path.suffix == ".gguf" or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
-        raise ValueError(f"there is no {name}{nearest_place(path)}")
+        raise UserError(f"there is no {name}{nearest_place(path)}")
     return name, {"revision": revision or "main", "local_files_only": not hub_answers()}
 
 
 def _require_model_folder(path: Path, weights: bool) -> None:
     if (path / "adapter_config.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"{path} is an adapter's folder: the base model is the one it was trained on, named in "
             "its adapter_config.json"
         )
@@ -60,33 +60,33 @@ def _require_model_folder(path: Path, weights: bool) -> None:
         files = sorted(p.name for p in path.glob("*.gguf"))
         hint = f": give the file, {path / files[0]}" if files else ""
         hint = hint or f": it needs config.json and model.safetensors{nearest_place(path / 'x')}"
-        raise ValueError(f"{path} holds no model, it has {lacks}{hint}")
+        raise UserError(f"{path} holds no model, it has {lacks}{hint}")
 
 
 def shard_files(index: Path) -> list[Path]:
     """Return the files with the parts of a model, as the index beside them names them.
 
     Raises:
-        ValueError: If it is no index, or one is not there or outside of its folder.
+        UserError: If it is no index, or one is not there or outside of its folder.
     """
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{index} is not JSON: {error}") from None
+        raise UserError(f"{index} is not JSON: {error}") from None
     content = content if isinstance(content, dict) else {}
     parts = content.get("weight_map")
     names_of_files = isinstance(parts, dict) and all(isinstance(n, str) for n in parts.values())
     if not parts or not names_of_files or not isinstance(content.get("metadata"), dict):
-        raise ValueError(f"{index} needs a weight_map of tensors' names to files, and metadata")
+        raise UserError(f"{index} needs a weight_map of tensors' names to files, and metadata")
     names = sorted(set(parts.values()))
     if outside := [n for n in names if Path(n).is_absolute() or ".." in Path(n).parts or "\0" in n]:
-        raise ValueError(f"{index} names {outside[0]!r}, which is not in its folder")
+        raise UserError(f"{index} names {outside[0]!r}, which is not in its folder")
     suffix = index.suffixes[-3]  # what transformers takes for something else, it may unpickle
     if strange := [name for name in names if Path(name).suffix != suffix]:
-        raise ValueError(f"{index} names {strange[0]!r:.80}, no {suffix} file")
+        raise UserError(f"{index} names {strange[0]!r:.80}, no {suffix} file")
     files = [index.parent / name for name in names]
     if absent := [file.name for file in files if not file.is_file()]:
-        raise ValueError(f"{index.parent} is not complete: {index.name} names {absent[0]!r:.80}")
+        raise UserError(f"{index.parent} is not complete: {index.name} names {absent[0]!r:.80}")
     return files
 
 

@@ -18,6 +18,7 @@ from peft_lightning.base_model.fingerprint import fingerprint_of
 from peft_lightning.base_model.load_errors import explained, require_causal
 from peft_lightning.base_model.quantization import quantization_method
 from peft_lightning.base_model.resolve import INDEX_FILE, locate, model_folder, shard_files
+from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
 SINGLE_FILE = "model.safetensors"
@@ -104,7 +105,7 @@ def open_weights(
         revision: Branch, tag or commit of a hub id.
 
     Raises:
-        ValueError: If there is no such model, it is not a causal LM, or it is quantised by
+        UserError: If there is no such model, it is not a causal LM, or it is quantised by
             something else than bitsandbytes.
         NotStreamableError: If the model has no safetensors files, these lack weights or hold
             quantised ones, or transformers fuses or splits tensors when it loads them.
@@ -119,7 +120,7 @@ def open_weights(
     if (method := quantization_method(config)) == "bitsandbytes":
         raise NotStreamableError("its weights are quantised, and are dequantised")
     if method:
-        raise ValueError(
+        raise UserError(
             f"the base model {name} is quantised by {method}: give the one it was made from, with "
             "--base_model and --allow_base_mismatch true"
         )
@@ -145,7 +146,7 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
     """Return what a safetensors file holds.
 
     Raises:
-        ValueError: If it cannot be read, or has a dtype that only quantised weights have.
+        UserError: If it cannot be read, or has a dtype that only quantised weights have.
     """
     try:
         with safe_open(file, "pt") as opened:
@@ -153,12 +154,12 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
             for key in opened.keys():  # noqa: SIM118 - it has no other iteration
                 part = opened.get_slice(key)
                 if part.get_dtype() not in _DTYPES:
-                    raise ValueError(f"{file}: {key} has dtype {part.get_dtype()}, quantised?")
+                    raise UserError(f"{file}: {key} has dtype {part.get_dtype()}, quantised?")
                 dtype = _DTYPES[part.get_dtype()]
                 found[key] = StoredTensor(file, key, tuple(part.get_shape()), dtype)
             return found
     except SafetensorError as error:
-        raise ValueError(f"{file} cannot be read, it may be damaged: {error}") from None
+        raise UserError(f"{file} cannot be read, it may be damaged: {error}") from None
 
 
 def _keys(name: str, model: Any, stored: dict[str, StoredTensor]) -> dict[str, str]:
@@ -171,7 +172,7 @@ def _keys(name: str, model: Any, stored: dict[str, StoredTensor]) -> dict[str, s
         if is_fused or target in keys:
             raise NotStreamableError(f"transformers makes {target} of several of its tensors")
         if stored[key].shape != tuple(state[target].shape):
-            raise ValueError(
+            raise UserError(
                 f"the base model {name} has a {target} of shape {stored[key].shape}, and its "
                 f"config asks for {tuple(state[target].shape)}"
             )

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentError
 from peft_lightning.cli.config_errors import RecordingParser, explain
 from peft_lightning.cli.config_index import read_arguments
 from peft_lightning.cli.errors import one_line
+from peft_lightning.messages import UserError
 
 
 def run_function(function: Callable[..., Any], args: list[str], prog: str) -> None:
@@ -29,7 +30,7 @@ def run_function(function: Callable[..., Any], args: list[str], prog: str) -> No
         prog: The name of the command in the help.
 
     Raises:
-        ValueError: If a word is missing or unexpected, or an option is unknown or wrong.
+        UserError: If a word is missing or unexpected, or an option is unknown or wrong.
     """
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
@@ -52,13 +53,13 @@ def run_function(function: Callable[..., Any], args: list[str], prog: str) -> No
     if len(words) < len(names) + bool(more) or (len(words) > len(names) and not more):
         extra = words[len(names) :]
         problem = f"unexpected {extra[0]!r}" if extra else "too few words"
-        raise ValueError(f"{problem}; usage: {usage}")
+        raise UserError(f"{problem}; usage: {usage}")
     index = read_arguments(options)
     parser.recorded.clear()
     try:
         values = parser.instantiate(parser.parse_args(options))
     except ArgumentError as error:
-        raise ValueError(explain(error, parser, index) or one_line(error)) from error
+        raise UserError(explain(error, parser, index) or one_line(error)) from error
     function(*words, **{k: v for k, v in vars(values).items() if k != "config"})
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from peft_lightning.messages import did_you_mean
+from peft_lightning.messages import UserError, did_you_mean
 
 CONFIG_OPTIONS = ("-c", "--config")
 YAML = (".yaml", ".yml")
@@ -80,10 +80,10 @@ class ConfigIndex:
         """Add a YAML file that holds a mapping, as the value of ``place``.
 
         Raises:
-            ValueError: If the file does not exist, is not YAML, or does not hold a mapping.
+            UserError: If the file does not exist, is not YAML, or does not hold a mapping.
         """
         if not path.is_file():
-            raise ValueError(_missing_file(path))
+            raise UserError(_missing_file(path))
         try:
             node = yaml.compose(path.read_text(), Loader=_Loader)
             if isinstance(node, yaml.MappingNode):
@@ -92,14 +92,14 @@ class ConfigIndex:
             mark = getattr(error, "problem_mark", None)
             line = f", line {mark.line + 1}" if mark else ""
             problem = getattr(error, "problem", None) or error
-            raise ValueError(f"{path}{line}: this is not YAML: {problem}") from error
+            raise UserError(f"{path}{line}: this is not YAML: {problem}") from error
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not a YAML file: it is not text") from error
+            raise UserError(f"{path} is not a YAML file: it is not text") from error
         if not isinstance(node, yaml.MappingNode):
             kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
             got = "is empty" if node is None else f"holds {kind}"
             sections = "'model:', 'data:', 'trainer:'"
-            raise ValueError(f"{path} {got}; expected sections such as {sections}")
+            raise UserError(f"{path} {got}; expected sections such as {sections}")
 
     def add_option(self, option: str, value: str | None) -> None:
         """Add an option such as ``--model.adapter.r`` with its value as text."""
@@ -160,20 +160,20 @@ def read_arguments(args: list[str]) -> ConfigIndex:
         args: Options; ``--config`` is followed by the name of a YAML file.
 
     Raises:
-        ValueError: If a config file does not exist, is not YAML, or does not hold a mapping, or if
+        UserError: If a config file does not exist, is not YAML, or does not hold a mapping, or if
             a word is not an option.
     """
     index = ConfigIndex()
     for option, value in split_options(args):
         if option in CONFIG_OPTIONS:
             if value is None:
-                raise ValueError(f"{option} needs the name of a YAML file")
+                raise UserError(f"{option} needs the name of a YAML file")
             index.add_file(Path(value))
         elif option.startswith("--"):
             index.add_option(option, value)
         else:
             write = f"--config {value}" if is_yaml(value) else "--option value"
-            raise ValueError(f"unexpected {option or value!r}; options are written {write}")
+            raise UserError(f"unexpected {option or value!r}; options are written {write}")
     return index
 
 

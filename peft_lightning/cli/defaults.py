@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import find_class
 from peft_lightning.cli.fit_defaults import CLIP_VAL
+from peft_lightning.messages import UserError
 from peft_lightning.training.warm_start import adapter_to_continue, conflict
 
 TRAINER_DEFAULTS = {
@@ -32,14 +33,14 @@ def fill_learning_rate(model: Namespace, given: Namespace) -> None:
         given: Those of them that the user gave.
 
     Raises:
-        ValueError: If both the module and the optimizer are given a learning rate.
+        UserError: If both the module and the optimizer are given a learning rate.
     """
     arguments = model.optimizer.init_args
     if "lr" not in arguments:
         return
     if given.get("optimizer.init_args.lr") is not None:
         if model.learning_rate is not None:
-            raise ValueError(
+            raise UserError(
                 f"two learning rates: model.learning_rate is {model.learning_rate} and "
                 f"model.optimizer.init_args.lr is {arguments.lr}; leave one out"
             )
@@ -61,7 +62,7 @@ def fill_adapter(model: Namespace, given: Namespace | None, checkpoint: str | No
             removed since the start of the run.
 
     Raises:
-        ValueError: If there is no such adapter, or the user gave an adapter of another type.
+        UserError: If there is no such adapter, or the user gave an adapter of another type.
     """
     try:
         _, own = adapter_to_continue(model.init_from)
@@ -76,7 +77,7 @@ def fill_adapter(model: Namespace, given: Namespace | None, checkpoint: str | No
         path = f"{type(own).__module__}.{name}"
         model.adapter = Namespace(class_path=path, init_args=Namespace(own.options()))
     elif (configured := model.adapter.class_path.rpartition(".")[2]) != name:
-        raise ValueError(conflict(configured, model.init_from, own))
+        raise UserError(conflict(configured, model.init_from, own))
 
 
 def default_loggers(root: str) -> list[Logger]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dis
 from pathlib import Path
 from types import TracebackType
 
 import jsonargparse
 
-from peft_lightning.messages import redacted
+from peft_lightning.messages import RunError, UserError, redacted
 
-PACKAGE = str(Path(__file__).parents[1])
 PARSER = str(Path(jsonargparse.__file__).parent)
 
 
@@ -41,30 +39,18 @@ def _last(traceback: TracebackType | None) -> TracebackType | None:
 
 
 def exit_status(error: BaseException) -> int | None:
-    """Return the exit status for an error that was foreseen, None for one that was not.
+    """Return the exit status for an error that is expected, None for a bug.
 
-    Foreseen is what a ``raise`` statement of this package raised, what the system refused (a
-    file, the network, disk space, memory), and what Lightning calls a misconfiguration: 1 if the
-    training itself failed, 2 if the user's input is wrong.
+    2 if the input is wrong: a ``UserError``, an ``OSError`` (a file, the network, the disk), or a
+    misconfiguration that Lightning reports. 1 if the run failed: a ``RunError``, or lack of memory.
     """
-    names = {c.__name__ for c in type(error).__mro__}
-    if "MisconfigurationException" in names or isinstance(error, OSError):
+    misconfigured = "MisconfigurationException" in {c.__name__ for c in type(error).__mro__}
+    if misconfigured or isinstance(error, (UserError, OSError)):
         return 2
+    if isinstance(error, RunError):
+        return 1
     if isinstance(error, (MemoryError, RuntimeError)):
         from peft_lightning.training.out_of_memory import is_out_of_memory
 
-        if is_out_of_memory(error):
-            return 1
-    if not _raised_here(error.__traceback__) or isinstance(error, NotImplementedError):
-        return None
-    return 1 if isinstance(error, RuntimeError) else 2
-
-
-def _raised_here(traceback: TracebackType | None) -> bool:
-    """Whether the error comes from a ``raise`` statement in this package."""
-    last = _last(traceback)
-    if last is None:
-        return False
-    code = last.tb_frame.f_code
-    raises = code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    return raises and code.co_filename.startswith(PACKAGE)
+        return 1 if is_out_of_memory(error) else None
+    return None

@@ -8,6 +8,7 @@ from typing import Any
 from peft_lightning.cli.class_lookup import options_of
 from peft_lightning.cli.config_index import ConfigIndex
 from peft_lightning.files import user_cache
+from peft_lightning.messages import UserError
 
 EPOCHS = 3  # Lightning's 1,000 would also stretch the learning rate schedule
 CLIP_VAL = 1.0  # the default of HF's Trainer
@@ -67,12 +68,12 @@ def fill_epochs(trainer: Any) -> bool:
         Whether ``max_epochs`` was set.
 
     Raises:
-        ValueError: If only ``min_steps`` is given, which can be longer than ``EPOCHS``.
+        UserError: If only ``min_steps`` is given, which can be longer than ``EPOCHS``.
     """
     if trainer.max_epochs is not None or trainer.max_steps != -1 or trainer.max_time is not None:
         return False
     if trainer.min_steps is not None:
-        raise ValueError(
+        raise UserError(
             f"trainer.min_steps is {trainer.min_steps}, and nothing says when training ends: give "
             "trainer.max_steps or trainer.max_epochs"
         )

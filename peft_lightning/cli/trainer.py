@@ -36,6 +36,7 @@ from peft_lightning.cli.fit_defaults import (
 from peft_lightning.cli.predictions import KeptPredictions
 from peft_lightning.cli.save_config import SaveConfig
 from peft_lightning.data.datamodule import SFTDataModule
+from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
 from peft_lightning.training.checkpoint_path import NO_CHECKPOINT, checkpoint_path
 from peft_lightning.training.clipping import require_clip_val
@@ -104,7 +105,7 @@ class PeftCLI(LightningCLI):
         if named is not None:
             found = find_class(str(named.value), (CausalLMModule,))
             if isinstance(found, str):
-                raise ValueError(f"{named.where}: model: {found}")
+                raise UserError(f"{named.where}: model: {found}")
             self.module_class = found
         self.default_base = None
         if command == "fit":
@@ -166,7 +167,7 @@ class PeftCLI(LightningCLI):
             fault = explain(error, command, self.index) or one_line(innermost(error))
             if self.command == "fit":
                 fault = what_is_missing(self.index, fault)
-            raise ValueError(fault) from error
+            raise UserError(fault) from error
 
     def _parse_ckpt_path(self) -> None:
         """Do not read options from the checkpoint, which would override YAML and command line."""
@@ -181,7 +182,7 @@ class PeftCLI(LightningCLI):
         root = Path(config.trainer.default_root_dir).expanduser()
         config.trainer.default_root_dir = str(root)
         if self.command == "fit" and config.data.train is None:
-            raise ValueError(
+            raise UserError(
                 "data.train is required for fit: give it in the config under 'data:' "
                 "or as --data.train"
             )
@@ -194,7 +195,7 @@ class PeftCLI(LightningCLI):
         elif config.ckpt_path in (None, NO_CHECKPOINT):
             config.ckpt_path = None
         else:
-            raise ValueError(
+            raise UserError(
                 "give either --ckpt_path or --adapter, which takes a checkpoint too: "
                 f"--adapter NAME={config.ckpt_path}"
             )
@@ -230,7 +231,7 @@ class PeftCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException, ModuleNotFoundError) as error:
-            raise ValueError(one_line(innermost(error))) from error
+            raise UserError(one_line(innermost(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer, with CSV and TensorBoard loggers unless others are given."""
@@ -272,7 +273,7 @@ class PeftCLI(LightningCLI):
     def predict(self, datamodule: SFTDataModule, **kwargs: Any) -> None:
         """Write each row of ``data.predict`` with its answer to ``predictions.jsonl``."""
         if self.trainer.world_size > 1:
-            raise ValueError(
+            raise UserError(
                 f"predict runs in one process, got {self.trainer.world_size}; "
                 "give --trainer.devices 1"
             )

@@ -64,7 +64,7 @@ def model_card(folder: Path, base_model: str | None, license: str | None, repo: 
         repo: OWNER/NAME on the hub.
 
     Raises:
-        ValueError: If a file cannot be read.
+        UserError: If a file cannot be read.
         FileNotFoundError: If it is no adapter's folder.
     """
     from huggingface_hub import ModelCard, ModelCardData

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from peft_lightning.messages import UserError
+
 
 def combine(
     out: str,
@@ -39,7 +41,7 @@ def combine(
     from peft_lightning.hub import adapter_folder
 
     if rank is not None and rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+        raise UserError(f"rank must be at least 1, got {rank}")
     parts: list[tuple[str, float]] = [_weighted(text) for text in adapters]
     folders = [adapter_folder(folder) for folder, _ in parts]
     read = [read_adapter(folder) for folder in folders]
@@ -61,5 +63,5 @@ def _weighted(text: str) -> tuple[str, float]:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{text} must be FOLDER=WEIGHT, and {weight!r} is no number")
+        raise UserError(f"{text} must be FOLDER=WEIGHT, and {weight!r} is no number")
     return folder, number

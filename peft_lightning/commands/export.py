@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft_lightning.messages import check_choice
+from peft_lightning.messages import UserError, check_choice
 
 TYPES = ("adapter", "model")  # the values of general.type in a GGUF file
 
@@ -52,7 +52,7 @@ def export(
     """
     check_choice("type", type, TYPES)
     if not out.endswith(".gguf") or Path(out).is_dir():
-        raise ValueError(f"out must be a file's name that ends in .gguf, got {out!r}")
+        raise UserError(f"out must be a file's name that ends in .gguf, got {out!r}")
     import torch
     from transformers import AutoConfig
 

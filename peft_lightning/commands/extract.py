@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from peft_lightning.messages import UserError
+
 
 def extract(
     tuned: str,
@@ -43,7 +45,7 @@ def extract(
     require_rank_or_share(rank, retain)
     facts = read_facts(tuned)
     if not (name := base_model or facts["base_model"]):
-        raise ValueError(f"{tuned} does not name its base model: give it with --base_model")
+        raise UserError(f"{tuned} does not name its base model: give it with --base_model")
     base = open_model(name, trust_remote_code, revision)
     other = open_model(tuned, trust_remote_code, None)
     fingerprint = base.fingerprint()
@@ -51,12 +53,12 @@ def extract(
         require_base(tuned, facts, fingerprint)
     layers, rest = find_differences(name, base, tuned, other)
     if rest and not ignore_other_changes:
-        raise ValueError(
+        raise UserError(
             f"a LoRA cannot hold {len(rest)} of the tensors in which {tuned} differs from {name}: "
             f"{_listed(rest)}. --ignore_other_changes extracts the rest without them"
         )
     if not layers:
-        raise ValueError(f"no linear layer of {tuned} differs from {name}: nothing to extract")
+        raise UserError(f"no linear layer of {tuned} differs from {name}: nothing to extract")
     width = max(map(len, layers))
     print(f"{'layer':<{width}} {'rank':>5} {'norm':>9} {'of the base':>12} {'retained':>9}")
     found = []

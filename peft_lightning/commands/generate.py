@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from peft_lightning.messages import UserError
+
 
 def generate(
     prompt: list[str] | str | None = None,
@@ -58,13 +60,13 @@ def generate(
         revision: Branch, tag or commit of a hub id.
     """
     if (prompt is None) == (file is None):
-        raise ValueError("give either --prompt, a text, or --file, a file of prompts")
+        raise UserError("give either --prompt, a text, or --file, a file of prompts")
     from peft_lightning.inference.answers import answer_prompts
     from peft_lightning.inference.load import load_inference_model
     from peft_lightning.inference.prompts import read_prompts
 
     if output is not None and Path(output).is_dir():
-        raise ValueError(f"output {output} is a folder: give the name of a JSONL file")
+        raise UserError(f"output {output} is a folder: give the name of a JSONL file")
     texts = [prompt] if isinstance(prompt, str) else prompt
     prompts = read_prompts(texts, file, format, system)  # before the model, as its errors are quick
     loaded = load_inference_model(

@@ -8,6 +8,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from peft_lightning.messages import RunError, UserError
+
 
 def inspect(
     path: str, /, *, json: bool = False, all: bool = False, base_model: str | None = None
@@ -34,7 +36,7 @@ def inspect(
         _add_nearest(folder, found, base_model)
     print(json_module.dumps(found, indent=2) if json else _text(found, all))
     if held := found["holds_base_weights"]:
-        raise RuntimeError(f"{path} holds weights of its base, which has them already: {held[0]}")
+        raise RunError(f"{path} holds weights of its base, which has them already: {held[0]}")
 
 
 def _checkpoint(file: Path) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def _checkpoint(file: Path) -> dict[str, Any]:
     try:
         state = torch.load(file, weights_only=True, map_location="cpu")
     except (RuntimeError, EOFError, pickle.UnpicklingError):
-        raise ValueError(f"{file} cannot be read: damaged, or it holds code, not run") from None
+        raise UserError(f"{file} cannot be read: damaged, or it holds code, not run") from None
     data: dict[str, Any] = next((v for k, v in state.items() if k.endswith("DataModule")), {})
     plain = {k: v for k, v in data.items() if isinstance(v, int | float | str)}
     return {"step": state.get("global_step"), "epoch": state.get("epoch"), "data": plain}
@@ -63,7 +65,7 @@ def _add_nearest(folder: Path, found: dict[str, Any], base_model: str | None) ->
     embeddings: Any = load_base_model(name).get_input_embeddings()
     prompt = read_adapter(folder)[1]["prompt_embeddings"]
     if prompt.shape[1] != embeddings.weight.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"the virtual tokens have {prompt.shape[1]} dimensions and the embeddings of {name} "
             f"{embeddings.weight.shape[1]}: it is not the adapter's base"
         )

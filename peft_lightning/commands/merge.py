@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_lightning.messages import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -75,7 +77,7 @@ def merge(
     require_mergeable(adapter, ckpt_path)
     base = base_model or facts["base_model"]
     if not base:
-        raise ValueError(f"{ckpt_path} does not name its base model: give it with --base_model")
+        raise UserError(f"{ckpt_path} does not name its base model: give it with --base_model")
     _require_free(Path(out), Path(ckpt_path), Path(base).expanduser())
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     wanted = None if dtype == "auto" else getattr(torch, dtype)
@@ -104,15 +106,13 @@ def merge(
 
 
 def _require_free(out: Path, *sources: Path) -> None:
-    """Raise ValueError if writing ``out`` would remove what is merged, or another folder."""
+    """Raise UserError if writing ``out`` would remove what is merged, or another folder."""
     from peft_lightning.files import require_replaceable
 
     place = out.resolve()
     for source in sources:
         if source.exists() and (source.resolve() == place or place in source.resolve().parents):
-            raise ValueError(
-                f"{out} would take the place of {source}: give another folder to write"
-            )
+            raise UserError(f"{out} would take the place of {source}: give another folder to write")
     require_replaceable(out, "config.json", "model")
 
 

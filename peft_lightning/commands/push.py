@@ -7,6 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
+from peft_lightning.messages import UserError
+
 TOKENIZER = r"tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\..*"
 ADAPTER = r"adapter_config\.json|adapter_model\.safetensors|peft_lightning\.json|README\.md"
 MODEL = r"config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?"
@@ -62,7 +64,7 @@ def push(
     wanted = [p for p in inside if OURS.fullmatch(p.name) or (trainer_state and p.name == STATE)]
     for path in wanted:
         if (target := path.resolve()).parent != folder.resolve():
-            raise ValueError(
+            raise UserError(
                 f"{path} leads out of its folder, to {target}: put the file itself there"
             )
     with tempfile.TemporaryDirectory() as temporary:
@@ -91,7 +93,7 @@ def _name_base(folder: Path, base_model: str | None) -> None:
     """Replace a local base model in the adapter's files by its hub id.
 
     Raises:
-        ValueError: If they name a local folder and no hub id was given.
+        UserError: If they name a local folder and no hub id was given.
     """
     for file, key in (
         ("adapter_config.json", "base_model_name_or_path"),
@@ -104,7 +106,7 @@ def _name_base(folder: Path, base_model: str | None) -> None:
             continue
         is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) and not Path(name).exists()
         if base_model is None and not is_id:
-            raise ValueError(
+            raise UserError(
                 f"the adapter's base is a local path, {name}, which nobody else has: give its hub "
                 "id with --base_model"
             )

@@ -14,7 +14,7 @@ from peft_lightning.cli.config_index import (
     read_arguments,
     split_options,
 )
-from peft_lightning.messages import did_you_mean
+from peft_lightning.messages import UserError, did_you_mean
 from peft_lightning.training.cluster.job_script import TASK, array_tasks, render, submit_script
 
 FIT_OPTIONS = ("config", "model", "data", "trainer", "seed_everything", "ckpt_path")
@@ -59,9 +59,9 @@ def submit(
     args = configs_first(list(fit))
     _check_options(args)
     if time is not None and not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time):
-        raise ValueError(f"--time {time}: write it as HOURS:MINUTES:SECONDS or DAYS-HOURS")
+        raise UserError(f"--time {time}: write it as HOURS:MINUTES:SECONDS or DAYS-HOURS")
     if wrong := [option for option in sbatch or [] if not option.startswith("-")]:
-        raise ValueError(f"--sbatch takes an option, such as --sbatch=--exclusive, got {wrong[0]}")
+        raise UserError(f"--sbatch takes an option, such as --sbatch=--exclusive, got {wrong[0]}")
     root = _folder(args, array is not None)
     folders = []
     sizes = set()
@@ -70,7 +70,7 @@ def submit(
         sizes.add(_processes(given, nodes, gpus))
         folders.append(_free_folder(given, root, str(task), resume))
     if len(sizes) > 1:
-        raise ValueError("the tasks of the array differ in trainer.num_nodes or trainer.devices")
+        raise UserError("the tasks of the array differ in trainer.num_nodes or trainer.devices")
     nodes, processes = sizes.pop()
     flags = {
         "job-name": _checked_name(job_name or Path(root.replace(TASK, "")).name.rstrip("-_.")),
@@ -99,13 +99,13 @@ def submit(
 
 
 def _check_options(args: list[str]) -> None:
-    """Raise ValueError for an option that fit would refuse, but only when the job runs."""
+    """Raise UserError for an option that fit would refuse, but only when the job runs."""
     for option, value in split_options(args):
         name = option.removeprefix("--").split(".")[0]
         if option in CONFIG_OPTIONS or (option.startswith("--") and name in FIT_OPTIONS):
             continue
         known = [*FIT_OPTIONS, *(submit.__kwdefaults__ or {})]
-        raise ValueError(
+        raise UserError(
             f"{option or value}: neither submit nor fit has that option"
             + did_you_mean(name, known, show="--{}".format)
         )
@@ -124,7 +124,7 @@ def _folder(args: list[str], is_array: bool) -> str:
     if is_array and TASK not in root:
         root = f"{root}/{TASK}"
     if re.search(r"[\s$`\"'\\]", root) or "%" in root.replace(TASK, "" if is_array else TASK):
-        raise ValueError(
+        raise UserError(
             f"trainer.default_root_dir {root!r}: write the folder without spaces and variables, so "
             "that it is the same after a requeue; only the tasks of an array have %a, their number"
         )
@@ -140,12 +140,12 @@ def _free_folder(given: ConfigIndex, root: str, task: str, resume: bool) -> Path
     folder = root.replace(TASK, task)
     own = given.get("trainer.default_root_dir")
     if own is not None and own.value and _expanded(own) not in (folder, str(Path(folder).parent)):
-        raise ValueError(
+        raise UserError(
             f"{own.where}: give the folder of an array as --trainer.default_root_dir FOLDER/%a"
         )
     taken = [name for name in ("run.json", "checkpoints") if (Path(folder) / name).exists()]
     if taken and not resume:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds a run already: give --resume to continue it, or another "
             "--trainer.default_root_dir"
         )
@@ -158,11 +158,11 @@ def _processes(given: ConfigIndex, nodes: int | None, gpus: int | None) -> tuple
     kind = None if accelerator is None else accelerator.value
     for name, number in (("--nodes", nodes), ("--gpus", gpus)):
         if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+            raise UserError(f"{name} must be at least 1, got {number}")
     if gpus and kind == "cpu":
-        raise ValueError(f"--gpus {gpus}, but trainer.accelerator is cpu: leave out one of them")
+        raise UserError(f"--gpus {gpus}, but trainer.accelerator is cpu: leave out one of them")
     if not gpus and kind in ("gpu", "cuda"):
-        raise ValueError(f"trainer.accelerator is {kind}: give --gpus, their number on a node")
+        raise UserError(f"trainer.accelerator is {kind}: give --gpus, their number on a node")
     return (
         _same("--nodes", nodes, "num_nodes", given.get("trainer.num_nodes")),
         _same("--gpus", gpus, "devices", given.get("trainer.devices")),
@@ -185,9 +185,9 @@ def _same(option: str, asked: int | None, name: str, given: ConfigValue | None) 
     try:
         configured = len(value) if isinstance(value, list) else int(value or 0)
     except ValueError:
-        raise ValueError(f"trainer.{name} must be a number, got {value!r}") from None
+        raise UserError(f"trainer.{name} must be a number, got {value!r}") from None
     if given is not None and asked and configured not in (0, asked):
-        raise ValueError(
+        raise UserError(
             f"{option} {asked}, but {given.where} says trainer.{name} {configured}: there is one "
             "process on each device, so give the same number or leave one out"
         )
@@ -196,7 +196,7 @@ def _same(option: str, asked: int | None, name: str, given: ConfigValue | None) 
 
 def _checked_name(name: str) -> str:
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII) or name in NOT_SEEN:
-        raise ValueError(
+        raise UserError(
             f"the job would be called {name!r}: give --job_name, of letters, digits, . _ - and not "
             f"{' or '.join(NOT_SEEN)}, for which Lightning does not see SLURM"
         )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from peft_lightning.messages import UserError
+
 RowIndices = NDArray[np.int64]
 
 NO_ROWS: RowIndices = np.empty(0, dtype=np.int64)
@@ -64,7 +66,7 @@ class BatchPlan:
         world_size: Number of ranks.
 
     Raises:
-        ValueError: If ``batch_size`` is below 1, or a row is longer than ``tokens_per_batch``.
+        UserError: If ``batch_size`` is below 1, or a row is longer than ``tokens_per_batch``.
     """
 
     def __init__(
@@ -79,9 +81,9 @@ class BatchPlan:
         world_size: int = 1,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise UserError(f"batch_size must be at least 1, got {batch_size}")
         if tokens_per_batch is not None and lengths.max() > tokens_per_batch:
-            raise ValueError(
+            raise UserError(
                 f"tokens_per_batch is {tokens_per_batch}, but the longest row has {lengths.max()}"
                 f" tokens; raise it, or set max_length to {tokens_per_batch} or less"
             )

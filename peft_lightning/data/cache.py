@@ -28,7 +28,7 @@ from peft_lightning.data.tokenization import RowTokenizer, TokenizedRow
 from peft_lightning.data.tokenized_dataset import FILES, TokenizedDataset
 from peft_lightning.data.tokenizer import tokenizer_fingerprint
 from peft_lightning.files import atomic_folder, user_cache
-from peft_lightning.messages import check_choice
+from peft_lightning.messages import UserError, check_choice
 from peft_lightning.process.progress import Progress
 
 VERSION = 1  # increase it when the same rows would give other tokens
@@ -56,7 +56,7 @@ def load_or_tokenize(
         log: Receives the format and the row counts, also when they come from the cache.
 
     Raises:
-        ValueError: For a malformed row with ``on_bad_row`` "error", or if no row remains.
+        UserError: For a malformed row with ``on_bad_row`` "error", or if no row remains.
     """
     check_choice("on_bad_row", on_bad_row, ("error", "skip"))
     with Progress(f"reading {Path(source.name).name}"):
@@ -125,7 +125,7 @@ def _tokenize_into(
                 writers["num_loss_tokens"].append(np.array([row.loss_mask.sum() for row in chunk]))
                 progress.update(counts.read)
         if not counts.kept:
-            raise ValueError(f"{source.name}: no row is left to train on: {counts}")
+            raise UserError(f"{source.name}: no row is left to train on: {counts}")
         meta = {
             "source": source.name,
             "fingerprint": fingerprint,
@@ -150,7 +150,7 @@ def _parse_rows(
         except RowError as error:
             row = error
         except ValueError as error:
-            raise ValueError(f"{location}: {error}") from error
+            raise UserError(f"{location}: {error}") from error
         yield row, location
 
 
@@ -174,11 +174,11 @@ def _tokenized_chunks(
                 counts.truncated += result.truncated
                 continue
             if isinstance(result, LongRowError):
-                raise ValueError(
+                raise UserError(
                     f"{location}: {result}; raise max_length, or set truncation to truncate or drop"
                 ) from result
             if on_bad_row == "error" and not isinstance(result, DroppedRowError):
-                raise ValueError(
+                raise UserError(
                     f"{location}: {result}. Fix the row, or set on_bad_row to skip, which"
                     " leaves such rows out and counts them"
                 ) from result

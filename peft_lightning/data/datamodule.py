@@ -28,7 +28,7 @@ from peft_lightning.data.splits import Split, open_splits
 from peft_lightning.data.tokenization import RowTokenizer
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokenizer import padding_id, tokenizer_for
-from peft_lightning.messages import check_choice
+from peft_lightning.messages import UserError, check_choice
 
 
 class SFTDataModule(L.LightningDataModule):
@@ -103,10 +103,10 @@ class SFTDataModule(L.LightningDataModule):
         check_choice("layout", layout, ("flat", "padded"))
         check_choice("on_bad_row", on_bad_row, ("error", "skip"))
         if val_fraction is not None and not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
+            raise UserError(f"val_fraction must be in [0, 1), got {val_fraction}")
         weights = train.values() if isinstance(train, dict) else []
         if any(weight <= 0 for weight in weights):
-            raise ValueError(f"a source's weight must be above 0, got {train}")
+            raise UserError(f"a source's weight must be above 0, got {train}")
         self.paths: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}
         self.format = "messages" if format == "chat" else format
         self.tokenizer_name, self.chat_template = tokenizer, chat_template

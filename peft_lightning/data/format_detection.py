@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from peft_lightning.data.formats import COMPLETION_COLUMNS, REQUIRED_COLUMNS
 from peft_lightning.data.records import LocatedRecord, RowError
+from peft_lightning.messages import UserError
 
 
 def detect_format(columns: Sequence[str], source: str, prompts_only: bool = False) -> str:
@@ -16,7 +17,7 @@ def detect_format(columns: Sequence[str], source: str, prompts_only: bool = Fals
         prompts_only: Whether the columns of completions may be missing.
 
     Raises:
-        ValueError: If no format or several match; names the columns and the required ones.
+        UserError: If no format or several match; names the columns and the required ones.
     """
     present = set(columns)
     if prompts_only:
@@ -32,7 +33,7 @@ def detect_format(columns: Sequence[str], source: str, prompts_only: bool = Fals
     needs = "; ".join(
         f"{name} needs {' and '.join(cols)}" for name, cols in REQUIRED_COLUMNS.items()
     )
-    raise ValueError(
+    raise UserError(
         f"{source}: the columns {list(columns)} {problem}. Name one with `format` ({needs}), or"
         " give the dotted path of your own function from a row to messages or text"
     )

@@ -16,7 +16,7 @@ from peft_lightning.data.conversations import (
     require_not_empty,
 )
 from peft_lightning.data.records import Record, RowError
-from peft_lightning.messages import did_you_mean
+from peft_lightning.messages import UserError, did_you_mean
 
 SHAREGPT_ROLES = {
     "human": "user",
@@ -114,13 +114,13 @@ def find_format(name: str) -> Format:
     """Return the format called ``name``, or the user's function at that dotted path.
 
     Raises:
-        ValueError: If there is none; suggests a similar name.
+        UserError: If there is none; suggests a similar name.
     """
     if name in FORMATS:
         return FORMATS[name]
     module_name, _, function_name = name.rpartition(".")
     if not module_name:
-        raise ValueError(
+        raise UserError(
             f"no format {name!r}; there are auto, {', '.join(FORMATS)}, or the dotted path of a "
             "function of your own" + did_you_mean(name, [*FORMATS, "auto"])
         )
@@ -128,12 +128,12 @@ def find_format(name: str) -> Format:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ValueError(f"format {name!r}: cannot import {module_name!r} ({error})") from error
+        raise UserError(f"format {name!r}: cannot import {module_name!r} ({error})") from error
     finally:
         sys.path.remove(str(Path.cwd()))
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise ValueError(
+        raise UserError(
             f"format {name!r}: no function {function_name!r} in {module_name}"
             + did_you_mean(function_name, dir(module))
         )
@@ -188,7 +188,7 @@ def _call_user_format(function: Callable[[Record], Any], record: Record, name: s
             return parse_conversation(list(result))
         if all(_is_segment(item) for item in result):
             return PlainText(list(result))
-    raise ValueError(
+    raise UserError(
         f"format {name!r} returned {result!r:.80}; expected text, a list of messages, a list of"
         " (text, trained) pairs, a Conversation or a PlainText (raise RowError to refuse a row)"
     )

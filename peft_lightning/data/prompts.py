@@ -18,6 +18,7 @@ from peft_lightning.data.formats import (
 from peft_lightning.data.records import Record, RowCounts, RowError
 from peft_lightning.data.sources import as_list, find_source
 from peft_lightning.data.tokenization import RowTokenizer, encode_prompt
+from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
 Prompt = tuple[int, list[int]]  # the index of the record, and the token ids of its prompt
@@ -66,11 +67,11 @@ def read_prompts(
         log: Receives the format and the row counts of each source.
 
     Raises:
-        ValueError: If ``paths`` is None, no row remains, or a row is malformed and ``on_bad_row``
+        UserError: If ``paths`` is None, no row remains, or a row is malformed and ``on_bad_row``
             is "error".
     """
     if paths is None:
-        raise ValueError("no data to predict: give data.predict a file")
+        raise UserError("no data to predict: give data.predict a file")
     records: list[Record] = []
     prompts: list[Prompt] = []
     for source in map(find_source, as_list(paths)):
@@ -88,7 +89,7 @@ def read_prompts(
                     ids = encode_prompt(row_tokenizer.tokenizer, row, template)
                 except RowError as error:
                     if on_bad_row == "error":
-                        raise ValueError(f"{location}: {error}") from error
+                        raise UserError(f"{location}: {error}") from error
                     counts.reasons[error.reason] += 1
                     continue
                 counts.kept += 1
@@ -96,7 +97,7 @@ def read_prompts(
                 records.append(record)
         log(f"{source.name}: format {name}, to generate from: {counts}")
         if not counts.kept:
-            raise ValueError(f"{source.name}: no row is left to generate from: {counts}")
+            raise UserError(f"{source.name}: no row is left to generate from: {counts}")
     return records, prompts
 
 
@@ -113,7 +114,7 @@ def assign_adapters(
             None if there is only the trained adapter, which has no name.
 
     Raises:
-        ValueError: If a row names an adapter that is not loaded, or names none of several.
+        UserError: If a row names an adapter that is not loaded, or names none of several.
     """
     names: Sequence[str | None] = adapters or [None]
     if not any("adapter" in record for record in records):
@@ -123,7 +124,7 @@ def assign_adapters(
     for row, record in enumerate(records):
         name = record.get("adapter", names[0] if len(names) == 1 else None)
         if name not in known:
-            raise ValueError(
+            raise UserError(
                 f"row {row + 1} has adapter {name!r}; with --adapter NAME=FOLDER these were "
                 f"given: {', '.join(known) or 'none'}"
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_lightning.data.records import MAX_ROW_SIZE, LocatedRecord, Record, RowError
+from peft_lightning.messages import UserError
 
 PARQUET_ROWS = 1024  # rows decoded at a time
 
@@ -53,28 +54,28 @@ def read_json(path: Path) -> Iterator[LocatedRecord]:
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig") or "[]")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: invalid UTF-8 at byte {error.start + 1}") from error
+        raise UserError(f"{path}: invalid UTF-8 at byte {error.start + 1}") from error
     except RecursionError:
-        raise ValueError(f"{path}: invalid JSON, nested too deeply") from None
+        raise UserError(f"{path}: invalid JSON, nested too deeply") from None
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and _looks_like_jsonl(path):
             yield from read_jsonl(path)
             return
-        raise ValueError(
+        raise UserError(
             f"{path}:{error.lineno}: invalid JSON, {error.msg} at column {error.colno}"
         ) from error
     except ValueError as error:  # an integer with thousands of digits
-        raise ValueError(f"{path}: invalid JSON, {error}") from None
+        raise UserError(f"{path}: invalid JSON, {error}") from None
     if isinstance(content, dict):
         arrays = [key for key, value in content.items() if isinstance(value, list)]
         if len(arrays) != 1 or not all(isinstance(r, dict) for r in content[arrays[0]]):
-            raise ValueError(
+            raise UserError(
                 f"{path}: an object with the keys {list(content)}; expected an array of rows, or an"
                 " object with exactly one array of rows"
             )
         content = content[arrays[0]]
     if not isinstance(content, list):
-        raise ValueError(f"{path}: expected an array of rows, got {type(content).__name__}")
+        raise UserError(f"{path}: expected an array of rows, got {type(content).__name__}")
     for number, record in enumerate(content, start=1):
         yield _require_object(record), f"{path}: item {number}"
 
@@ -91,9 +92,9 @@ def read_csv(path: Path) -> Iterator[LocatedRecord]:
         try:
             header = next(rows, [])
         except csv.Error as error:
-            raise ValueError(f"{path}:1: no header line: {error}") from None
+            raise UserError(f"{path}:1: no header line: {error}") from None
         if len(set(header)) < len(header):
-            raise ValueError(f"{path}:1: duplicate column name: {header}")
+            raise UserError(f"{path}:1: duplicate column name: {header}")
         while True:
             try:
                 row = next(rows, None)
@@ -129,7 +130,7 @@ def read_parquet(path: Path) -> Iterator[LocatedRecord]:
                 yield record, f"{path}: row {number}"
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         problem = f"damaged after row {number}" if number else "not a Parquet file"
-        raise ValueError(f"{path}: {problem}, {error}") from error
+        raise UserError(f"{path}: {problem}, {error}") from error
 
 
 READERS: dict[str, Callable[[Path], Iterator[LocatedRecord]]] = {

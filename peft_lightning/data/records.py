@@ -4,12 +4,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from peft_lightning.messages import UserError
+
 MAX_ROW_SIZE = 16 * 2**20  # bytes or characters; a longer row is a broken file, not training text
 
 Record = dict[str, Any]
 
 
-class RowError(ValueError):
+class RowError(UserError):
     """A row that cannot be used.
 
     Args:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from peft_lightning.data.conversations import PlainText, Row
 from peft_lightning.data.templates import ChatTemplate, Span
+from peft_lightning.messages import UserError
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ def render_row(row: Row, template: ChatTemplate | None, train_on: str) -> Render
 
     Raises:
         RowError: If the template refuses the messages.
-        ValueError: If there is no template and the conversation has no plain form.
+        UserError: If there is no template and the conversation has no plain form.
     """
     if isinstance(row, PlainText):
         return _render_plain(row, train_on)
     if template is None:
         if row.plain is None:
-            raise ValueError(
+            raise UserError(
                 "these rows are conversations, but the tokenizer has no chat template (or"
                 " chat_template is 'none'); give chat_template the path of a Jinja file, take"
                 " the tokenizer of an instruction-tuned model, or use prompt_completion rows"

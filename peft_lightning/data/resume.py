@@ -13,6 +13,7 @@ from peft_lightning.data.lightning_progress import (
     set_finished_batches,
 )
 from peft_lightning.data.loader import BatchLoader
+from peft_lightning.messages import UserError
 
 # options that change the batches of an epoch but not the order of its rows
 ORDER_PRESERVING = {"batch_size", "number of ranks"}
@@ -80,7 +81,7 @@ class TrainingPosition:
             trainer: The trainer of this run.
 
         Raises:
-            ValueError: As ``resume_point``.
+            UserError: As ``resume_point``.
         """
         limited = saved["epoch_rows"]["limited"] or _is_limited(trainer)
         now = now | {"batching": self._batching()}
@@ -157,12 +158,12 @@ def resume_point(
         same rows in the same order but in other batches.
 
     Raises:
-        ValueError: If the data has changed or, within an epoch, an option that the order of its
+        UserError: If the data has changed or, within an epoch, an option that the order of its
             rows depends on; names the old and the new value.
     """
     data = differences(saved["fingerprint"], now["fingerprint"])
     if data and not allow_changed_data:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint was made with other data: hash {saved['data_hash']:.12} of"
             f" {saved['files']}, now {now['data_hash']:.12} of {now['files']}"
             f" ({'; '.join(data)}). Give the data it was made with, or set"
@@ -175,7 +176,7 @@ def resume_point(
     same_order = changed <= ORDER_PRESERVING and not data and not limited
     if changes and 0 < finished < batches and not same_order:
         why = data + ["limit_train_batches is set"] * limited
-        raise ValueError(
+        raise UserError(
             f"the checkpoint was made within an epoch (batch {finished} of {batches}), where the"
             f" order of the rows cannot change: {'; '.join(changes + why)}. A checkpoint of an"
             " epoch's end allows it"

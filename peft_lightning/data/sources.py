@@ -9,7 +9,7 @@ from typing import Any
 
 from peft_lightning.data.readers import READERS, LocatedRecord, estimated_num_rows
 from peft_lightning.files import sha256_of_file
-from peft_lightning.messages import did_you_mean, join_or
+from peft_lightning.messages import UserError, did_you_mean, join_or
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(\[(?P<split>[^\]]+)\])?")
@@ -31,14 +31,14 @@ class Source:
         """Yield every record, or the error of a malformed one, with its location ("file:line").
 
         Raises:
-            ValueError: If there is no record, or a file cannot be read at all.
+            UserError: If there is no record, or a file cannot be read at all.
         """
         rows = 0
         for record, location in self._rows():
             rows += 1
             yield record, location
         if not rows:
-            raise ValueError(f"{self.name}: no rows; {', '.join(map(str, self.files))} empty")
+            raise UserError(f"{self.name}: no rows; {', '.join(map(str, self.files))} empty")
 
     def fingerprint(self) -> list[str]:
         """Return the SHA-256 of each file, or the fingerprint of the hub data set."""
@@ -72,30 +72,28 @@ def find_source(path: str) -> Source:
             hub; the default split is "train".
 
     Raises:
-        ValueError: If none of them exists; suggests similar file names.
+        UserError: If none of them exists; suggests similar file names.
     """
     local = Path(path).expanduser()
     if local.is_dir():
         files = sorted(f for f in local.iterdir() if f.suffix in SUFFIXES and f.name[0] != ".")
         if not files:
-            raise ValueError(
-                f"{path}: no data file in this folder; they end in {join_or(SUFFIXES)}"
-            )
+            raise UserError(f"{path}: no data file in this folder; they end in {join_or(SUFFIXES)}")
         return Source(path, tuple(files))
     if local.is_file():
         if local.suffix not in SUFFIXES:
-            raise ValueError(
+            raise UserError(
                 f"{path}: unknown kind of file {local.suffix!r}; use {join_or(SUFFIXES)}"
             )
         return Source(path, (local,))
     missing = f"{path}: no such file or folder{_nearest(local)}"
     if not HUB_NAME.fullmatch(path) or local.suffix in SUFFIXES:
-        raise ValueError(missing)
+        raise UserError(missing)
     try:
         _hub_dataset(path)
     except Exception as error:
         first_line = (str(error).splitlines() or [""])[0]
-        raise ValueError(
+        raise UserError(
             f"{missing}; nor could a data set of that name be loaded from the hub"
             f" ({type(error).__name__}: {first_line})"
         ) from error

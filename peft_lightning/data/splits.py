@@ -11,6 +11,7 @@ from torch.utils.data import ConcatDataset
 from peft_lightning.data.batching import RowIndices, WeightedSource
 from peft_lightning.data.sources import Source, as_list, find_source
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
+from peft_lightning.messages import UserError
 
 DEFAULT_VAL_FRACTION = 0.05
 MAX_DEFAULT_VAL_ROWS = 1000  # the standard error of the loss is then a few hundredths of a nat
@@ -76,7 +77,7 @@ def open_splits(
         opened: The splits that are open already; they are returned too.
 
     Raises:
-        ValueError: If the rows of a split are not given.
+        UserError: If the rows of a split are not given.
     """
     splits = dict(opened)
     for name in SPLITS_OF_STAGE[stage]:
@@ -85,7 +86,7 @@ def open_splits(
         if paths[name] is not None:
             splits[name] = open_split(paths[name], tokenize)
         elif name != "val" or paths["train"] is None:
-            raise ValueError(f"no data to {_PURPOSE[name]}: give data.{name} a file")
+            raise UserError(f"no data to {_PURPOSE[name]}: give data.{name} a file")
         if name == "test" or paths["val"] is not None:
             continue
         whole = splits.get("train") or open_split(paths["train"], tokenize)
@@ -93,7 +94,7 @@ def open_splits(
         if val is not None:
             splits["val"] = val
         elif stage == "validate":
-            raise ValueError(f"no data to {_PURPOSE[name]}: {message}")
+            raise UserError(f"no data to {_PURPOSE[name]}: {message}")
         if name == SPLITS_OF_STAGE[stage][0] and val_fraction != 0:
             log(message)
     return splits
@@ -108,7 +109,7 @@ def open_split(paths: str | list[str] | Mapping[str, float], tokenize: Tokenize)
     """
     weights = paths if isinstance(paths, Mapping) else dict.fromkeys(as_list(paths), 1.0)
     if not weights:
-        raise ValueError("an empty list of data files")
+        raise UserError("an empty list of data files")
     sources = [find_source(path) for path in weights]  # a missing one is found before tokenizing
     parts = [tokenize(source) for source in sources]
     ends = np.cumsum([len(part) for part in parts])
@@ -142,7 +143,7 @@ def hold_out(split: Split, fraction: float | None) -> tuple[Split, Split | None,
         The rows to train on, the held-out rows or None, and a message for the user.
 
     Raises:
-        ValueError: If no row would be left to train on.
+        UserError: If no row would be left to train on.
     """
     total, files = len(split.rows), ", ".join(split.names)
     if fraction is None:
@@ -162,7 +163,7 @@ def hold_out(split: Split, fraction: float | None) -> tuple[Split, Split | None,
             " val/loss and no best.ckpt; give data.val, or data.val_fraction 0.1",
         )
     if number >= total:
-        raise ValueError(
+        raise UserError(
             f"{files}: {total} row(s) cannot be split into training and validation"
             f" ({rule}); give data.val, or set data.val_fraction to 0"
         )

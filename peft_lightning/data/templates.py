@@ -11,6 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from peft_lightning.data.conversations import Conversation, Message
 from peft_lightning.data.records import MAX_ROW_SIZE, RowError
+from peft_lightning.messages import UserError
 
 GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -30,7 +31,7 @@ def load_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None)
         chat_template: "none" for plain text, the path of a Jinja file, or the source of a template.
 
     Raises:
-        ValueError: If the file does not exist.
+        UserError: If the file does not exist.
     """
     if chat_template is None:
         own = tokenizer.chat_template
@@ -41,7 +42,7 @@ def load_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None)
         return chat_template
     path = Path(chat_template).expanduser()
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"chat_template {chat_template!r}: no such file; give the path of a Jinja file, 'none'"
             " for plain text, or nothing for the tokenizer's own template"
         )

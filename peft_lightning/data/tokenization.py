@@ -13,7 +13,7 @@ from peft_lightning.data.records import DroppedRowError, LongRowError, RowError
 from peft_lightning.data.rendering import RenderedRow, render_row
 from peft_lightning.data.templates import ChatTemplate, load_template
 from peft_lightning.data.tokenizer import continuation_ids, eos_id, special_prefix
-from peft_lightning.messages import check_choice
+from peft_lightning.messages import UserError, check_choice
 
 TRAIN_ON = ("assistant", "last", "all")
 TRUNCATION = ("truncate", "drop", "error")
@@ -51,7 +51,7 @@ class RowTokenizer:
             token, "drop" leaves it out, "error" raises.
 
     Raises:
-        ValueError: If an option has another value.
+        UserError: If an option has another value.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class RowTokenizer:
         check_choice("train_on", train_on, TRAIN_ON)
         check_choice("truncation", truncation, TRUNCATION)
         if max_length < 2:
-            raise ValueError(f"max_length must be at least 2, got {max_length}")
+            raise UserError(f"max_length must be at least 2, got {max_length}")
         self.tokenizer = tokenizer
         self.template = load_template(tokenizer, chat_template)
         self.train_on, self.max_length, self.truncation = train_on, max_length, truncation
@@ -76,7 +76,7 @@ class RowTokenizer:
         """Tokenize ``rows``; a row that cannot be used gives its error instead.
 
         Raises:
-            ValueError: If a row is a conversation and there is no chat template.
+            UserError: If a row is a conversation and there is no chat template.
         """
         rendered = [self._render(row) for row in rows]
         tokens = iter(self._tokenize_texts([r for r in rendered if isinstance(r, RenderedRow)]))
@@ -166,7 +166,7 @@ def encode_prompt(
         chat_template: As for ``load_template``.
 
     Raises:
-        ValueError: If there are messages but no template, or the template refuses them.
+        UserError: If there are messages but no template, or the template refuses them.
     """
     template = load_template(tokenizer, chat_template)
     if isinstance(prompt, str):
@@ -180,7 +180,7 @@ def encode_prompt(
         return continuation_ids(tokenizer, text, first=True)
     plain = row if isinstance(row, PlainText) else row.plain
     if plain is None:
-        raise ValueError("the prompt is messages, but there is no chat template to render them")
+        raise UserError("the prompt is messages, but there is no chat template to render them")
     text = "".join(piece for piece, _ in plain.segments)
     prefix, ids = special_prefix(tokenizer), continuation_ids(tokenizer, text, first=True)
     return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]

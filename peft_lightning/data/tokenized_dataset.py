@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from peft_lightning.data.npy import NpyReader
+from peft_lightning.messages import UserError
 
 FILES: dict[str, np.dtype[Any]] = {
     "input_ids": np.dtype("<i4"),
@@ -26,7 +27,7 @@ class TokenizedDataset(Dataset[dict[str, NDArray[np.int64]]]):
             ``offsets.npy``, (rows + 1,); ``num_loss_tokens.npy``, (rows,); and ``meta.json``.
 
     Raises:
-        ValueError: If a file is missing, damaged, or inconsistent with ``meta.json``.
+        UserError: If a file is missing, damaged, or inconsistent with ``meta.json``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,15 +36,15 @@ class TokenizedDataset(Dataset[dict[str, NDArray[np.int64]]]):
             self.meta = json.loads((folder / "meta.json").read_text())
             self._open()
         except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{folder}: not a complete token cache ({error})") from error
+            raise UserError(f"{folder}: not a complete token cache ({error})") from error
         tokens = int(self._offsets[-1])
         if not self._input_ids.length == self._loss_mask.length == tokens == self.meta["tokens"]:
-            raise ValueError(f"{folder}: not a complete token cache (its files differ in length)")
+            raise UserError(f"{folder}: not a complete token cache (its files differ in length)")
 
     def _open(self) -> None:
         sizes = {name: (self.folder / f"{name}.npy").stat().st_size for name in FILES}
         if sizes != self.meta["sizes"]:
-            raise ValueError(f"sizes {sizes}, expected {self.meta['sizes']}")
+            raise UserError(f"sizes {sizes}, expected {self.meta['sizes']}")
         self._input_ids, self._loss_mask = (
             NpyReader(self.folder / f"{name}.npy") for name in ("input_ids", "loss_mask")
         )

@@ -8,13 +8,14 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from peft_lightning.data.templates import load_template
+from peft_lightning.messages import UserError
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer that is not the base model's, from a hub id or a folder.
 
     Raises:
-        ValueError: If it cannot be loaded.
+        UserError: If it cannot be loaded.
     """
     try:
         path = Path(name).expanduser()
@@ -23,7 +24,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         reason = str(error).strip().split("\n")[0]
         if "trust_remote_code" in str(error):
             reason = "it brings code of its own, which is not run"
-        raise ValueError(f"data.tokenizer {name} cannot be loaded: {reason}") from error
+        raise UserError(f"data.tokenizer {name} cannot be loaded: {reason}") from error
 
 
 def tokenizer_for(
@@ -39,7 +40,7 @@ def tokenizer_for(
             the module generates with it.
 
     Raises:
-        ValueError: If there is no tokenizer, or it cannot be loaded.
+        UserError: If there is no tokenizer, or it cannot be loaded.
     """
     if tokenizer is not None:
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -48,7 +49,7 @@ def tokenizer_for(
             module.extend_tokenizer(tokenizer)
         return tokenizer
     if not hasattr(module, "load_tokenizer"):
-        raise ValueError(
+        raise UserError(
             "no tokenizer: give data.tokenizer a hub id or a folder (without, it is that of"
             " the base model of the module that is trained)"
         )
@@ -98,9 +99,9 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, first: bool)
 
 
 def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id of the EOS token; raise ValueError if there is none."""
+    """Return the id of the EOS token; raise UserError if there is none."""
     if tokenizer.eos_token_id is None:
-        raise ValueError(
+        raise UserError(
             "the tokenizer has no EOS token, and no other token ends an answer: the trained model"
             " would never stop; set tokenizer.eos_token"
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from peft_lightning.adapters.lora.arithmetic import factorise
 from peft_lightning.adapters.lora.layers import is_conv1d, is_linear
 from peft_lightning.base_model.weights import NotStreamableError, WeightFiles, open_weights
+from peft_lightning.messages import UserError
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ def open_model(name: str, trust_remote_code: bool, revision: str | None) -> Weig
         revision: Branch, tag or commit of a hub id.
 
     Raises:
-        ValueError: If the weights are not in safetensors files.
+        UserError: If the weights are not in safetensors files.
     """
     try:
         return open_weights(name, trust_remote_code=trust_remote_code, revision=revision)
     except NotStreamableError as reason:
-        raise ValueError(
+        raise UserError(
             f"{name} cannot be read tensor by tensor, {reason}: give a folder with the model's "
             "safetensors files"
         ) from None
@@ -72,17 +73,17 @@ def find_differences(
         its difference as a share of its norm in the base.
 
     Raises:
-        ValueError: If the architectures or shapes are not the same.
+        UserError: If the architectures or shapes are not the same.
     """
     if type(base.model) is not type(other.model):
         kinds = type(other.model).__name__, type(base.model).__name__
-        raise ValueError(f"{tuned} is a {kinds[0]} and {name} a {kinds[1]}: not its base")
+        raise UserError(f"{tuned} is a {kinds[0]} and {name} a {kinds[1]}: not its base")
     ours, theirs = (
         {n: tuple(p.shape) for n, p in files.model.named_parameters()} for files in (base, other)
     )
     if wrong := sorted(n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)):
         first = f"{wrong[0]} is {theirs.get(wrong[0])} there and {ours.get(wrong[0])} here"
-        raise ValueError(f"{tuned} is not a tuned {name}: {first}")
+        raise UserError(f"{tuned} is not a tuned {name}: {first}")
     linear = {n for n, module in base.model.named_modules() if is_linear(module)}
     layers: list[str] = []
     rest: dict[str, float] = {}
@@ -116,13 +117,13 @@ def extract_updates(
         retain: Instead of a rank, the share of the squared norm to retain.
 
     Raises:
-        ValueError: If a difference is not finite.
+        UserError: If a difference is not finite.
     """
     for layer in layers:
         weight = base.of(f"{layer}.weight").read().double()
         delta = other.of(f"{layer}.weight").read().double() - weight
         if not delta.isfinite().all():
-            raise ValueError(f"{layer}.weight has values that are not finite")
+            raise UserError(f"{layer}.weight has values that are not finite")
         squared, norm = float(delta.square().sum()), float(weight.norm())
         is_transposed = is_conv1d(base.model.get_submodule(layer))
         (b, a), retained = factorise(delta.T if is_transposed else delta, rank, retain)

@@ -20,6 +20,7 @@ from peft_lightning.adapters.lora.state_dict_keys import factor_keys
 from peft_lightning.adapters.state_dict import check_tensors_fit
 from peft_lightning.export.gguf_layout import Layout
 from peft_lightning.export.merged_weights import MergedTensors, Piece
+from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
 _TYPES = {
@@ -45,7 +46,7 @@ def write_lora(
         dtype: Of both matrices.
 
     Raises:
-        ValueError: If the architecture has no place for a layer, the adapter is more than a sum
+        UserError: If the architecture has no place for a layer, the adapter is more than a sum
             of updates, such as DoRA, or the tensors do not fit.
     """
     layout = Layout(model.config)
@@ -58,7 +59,7 @@ def write_lora(
     check_tensors_fit(adapter.state_dict(model), own)
     head = model.get_output_embeddings()
     if tied and any(layer is head for layer in layers.values()):
-        raise ValueError(
+        raise UserError(
             "the adapter changes the output embedding, which is tied to the input embedding in "
             "this base and no tensor of its own in llama.cpp: export --type model"
         )
@@ -74,7 +75,7 @@ def write_lora(
             for part, values in (("lora_a", a), ("lora_b", b)):
                 cast = values.to(dtype)
                 if not cast.isfinite().all():
-                    raise ValueError(f"{name}.{part} has values that are not finite in {dtype}")
+                    raise UserError(f"{name}.{part} has values that are not finite in {dtype}")
                 data, kind = _raw(cast)
                 writer.add_tensor(f"{place}.{part}", data, raw_dtype=kind)
         writer.write_header_to_file()
@@ -99,7 +100,7 @@ def write_model(
         The layout, and the dtype of most matrices.
 
     Raises:
-        ValueError: If the architecture or the tokenizer is not known here, or a layer cannot be
+        UserError: If the architecture or the tokenizer is not known here, or a layer cannot be
             merged.
     """
     model = merged.weights.model
@@ -108,7 +109,7 @@ def write_model(
     dtypes = [p.dtype for p in places.values() if len(p.source.shape) > 1]
     common = max(set(dtypes), key=dtypes.count)
     if strange := set(dtypes) - _TYPES.keys():
-        raise ValueError(f"no GGUF file holds {strange.pop()}: give a --dtype")
+        raise UserError(f"no GGUF file holds {strange.pop()}: give a --dtype")
     extra = layout.extra_tensors()
     with _open(file, layout) as writer:
         writer.add_type(gguf.GGUFType.MODEL)

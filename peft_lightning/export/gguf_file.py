@@ -22,6 +22,7 @@ from peft_lightning.export.merged_folder import write_merged
 from peft_lightning.export.merged_weights import MergedTensors
 from peft_lightning.files import atomic_file, scratch_folder
 from peft_lightning.hub import adapter_folder
+from peft_lightning.messages import UserError
 
 
 def read_checkpoint(
@@ -34,18 +35,18 @@ def read_checkpoint(
         base_model: The base, if not the one that the adapter names.
 
     Raises:
-        ValueError: If the adapter is not a LoRA or names no base, or a model comes with another.
+        UserError: If the adapter is not a LoRA or names no base, or a model comes with another.
     """
     if Path(ckpt_path, "config.json").is_file() and not Path(ckpt_path, CONFIG_FILE).is_file():
         if base_model is not None:
-            raise ValueError(
+            raise UserError(
                 f"{ckpt_path} is a whole model: give it without --base_model {base_model}"
             )
         return ckpt_path, None, None
     saved = read_adapter(ckpt_path := str(adapter_folder(ckpt_path)))
     require_mergeable(saved.adapter, ckpt_path)
     if not (base := base_model or saved.facts["base_model"]):
-        raise ValueError(f"{ckpt_path} does not name its base model: give it with --base_model")
+        raise UserError(f"{ckpt_path} does not name its base model: give it with --base_model")
     return base, ckpt_path, saved
 
 
@@ -70,10 +71,10 @@ def write_adapter_file(
         options: ``trust_remote_code`` and ``revision`` of the base.
 
     Raises:
-        ValueError: If there is no adapter, or it does not fit the base.
+        UserError: If there is no adapter, or it does not fit the base.
     """
     if folder is None or saved is None:
-        raise ValueError(f"{base} is a whole model and no LoRA: export it with --type model")
+        raise UserError(f"{base} is a whole model and no LoRA: export it with --type model")
     adapter, tensors, facts = saved
     model: Any
     try:
@@ -114,7 +115,7 @@ def write_model_file(
         The layout of the file and the data type of its matrices.
 
     Raises:
-        ValueError: If the architecture or tokenizer is unknown to llama.cpp, or the adapter does
+        UserError: If the architecture or tokenizer is unknown to llama.cpp, or the adapter does
             not fit the base.
     """
     adapter: LoRA | None = None

@@ -9,6 +9,8 @@ import gguf
 import torch
 from torch import Tensor
 
+from peft_lightning.messages import UserError
+
 # model_type of transformers -> llama.cpp's architecture
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -25,18 +27,18 @@ class Layout:
         config: The model's.
 
     Raises:
-        ValueError: If the architecture, or something that its config sets, is not known here.
+        UserError: If the architecture, or something that its config sets, is not known here.
     """
 
     def __init__(self, config: Any) -> None:
         if config.model_type not in ARCHITECTURES:
-            raise ValueError(
+            raise UserError(
                 f"no GGUF file can be written here for a {config.model_type} model, only for "
                 f"{', '.join(ARCHITECTURES)}: merge the adapter, and convert the merged folder "
                 "with llama.cpp's convert_hf_to_gguf.py"
             )
         if config.hidden_act != "silu":
-            raise ValueError(f"llama.cpp has no {config.model_type} with {config.hidden_act}")
+            raise UserError(f"llama.cpp has no {config.model_type} with {config.hidden_act}")
         self.config = config
         self.architecture = ARCHITECTURES[config.model_type]
         self._names = gguf.get_tensor_name_map(self.architecture, config.num_hidden_layers)
@@ -62,11 +64,11 @@ class Layout:
         """Return the name in the file of the parameter ``name``.
 
         Raises:
-            ValueError: If the file has no place for it.
+            UserError: If the file has no place for it.
         """
         found = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
         if found is None:
-            raise ValueError(f"a GGUF file of architecture {self.name} has no tensor for {name}")
+            raise UserError(f"a GGUF file of architecture {self.name} has no tensor for {name}")
         return str(found)
 
     def ordered(self, name: str, tensor: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ class Layout:
         """Add the hyperparameters.
 
         Raises:
-            ValueError: If the rotary embedding is of a kind that is not known here.
+            UserError: If the rotary embedding is of a kind that is not known here.
         """
         config = self.config
         writer.add_vocab_size(config.vocab_size)
@@ -121,7 +123,7 @@ class Layout:
                 original = rope.get("original_max_position_embeddings")
                 writer.add_rope_scaling_orig_ctx_len(original or config.max_position_embeddings)
             case _:
-                raise ValueError(f"no GGUF file can be written here with rope_type {kind}")
+                raise UserError(f"no GGUF file can be written here with rope_type {kind}")
 
     def extra_tensors(self) -> dict[str, Tensor]:
         """Return the tensors that the model computes from its config."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import gguf
 
+from peft_lightning.messages import UserError
+
 # How the text is cut before merging, by the regular expression of tokenizer.json -> llama.cpp's
 # name. Its own converter tells them by hashes of tokenised text, for the same purpose.
 _LLAMA3 = (
@@ -27,15 +29,13 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int, pre: str 
         pre: llama.cpp's name of how the text is cut; found from the tokenizer if None.
 
     Raises:
-        ValueError: If it is no byte-level BPE, or is cut in a way that llama.cpp may not have.
+        UserError: If it is no byte-level BPE, or is cut in a way that llama.cpp may not have.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     pre = pre or find_pre(content)
     vocabulary = tokenizer.get_vocab()
     if max(vocabulary.values()) >= size:
-        raise ValueError(
-            f"the tokenizer has ids up to {max(vocabulary.values())}, the model {size}"
-        )
+        raise UserError(f"the tokenizer has ids up to {max(vocabulary.values())}, the model {size}")
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [gguf.TokenType.UNUSED] * size
     for token, i in vocabulary.items():
@@ -65,12 +65,12 @@ def find_pre(content: dict[str, Any]) -> str:
         content: Of its tokenizer.json.
 
     Raises:
-        ValueError: If it is no byte-level BPE, or none that is known here.
+        UserError: If it is no byte-level BPE, or none that is known here.
     """
     model, steps = content["model"], _steps(content["pre_tokenizer"])
     kinds = [step["type"] for step in steps]
     if model["type"] != "BPE" or kinds[-1:] != ["ByteLevel"] or model.get("byte_fallback"):
-        raise ValueError(
+        raise UserError(
             f"the tokenizer is a {model['type']} after {kinds or 'no cutting'}, and only a "
             "byte-level BPE can be written here: merge the adapter, and convert the merged folder "
             "with llama.cpp's convert_hf_to_gguf.py, or export --type adapter"
@@ -85,7 +85,7 @@ def find_pre(content: dict[str, Any]) -> str:
     elif kinds == ["Split", "ByteLevel"] and steps[0]["behavior"] == "Isolated":
         pre = SPLITS.get(steps[0]["pattern"].get("Regex", ""))
     if pre is None or not plain or model.get("ignore_merges", False) != (pre == "llama-bpe"):
-        raise ValueError(
+        raise UserError(
             "the tokenizer cuts its text in a way that is not known here: give llama.cpp's name of "
             "it with --tokenizer_pre, such as llama-bpe, qwen2, gpt-2 or smollm"
         )

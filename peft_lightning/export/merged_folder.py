@@ -27,6 +27,7 @@ from peft_lightning.base_model.weights import (
     open_weights,
 )
 from peft_lightning.export.merged_weights import MergedTensors, Piece
+from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
 _COPIED = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
@@ -38,12 +39,12 @@ def size_in_bytes(text: str) -> int:
     """Return 2000000000 for "2GB".
 
     Raises:
-        ValueError: If it is no size above 0.
+        UserError: If it is no size above 0.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]i?B)", str(text), re.IGNORECASE)
     size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
     if size < 1:
-        raise ValueError(f"max_shard_size must be a size such as 2GB or 500MB, got {text!r}")
+        raise UserError(f"max_shard_size must be a size such as 2GB or 500MB, got {text!r}")
     return size
 
 
@@ -73,7 +74,7 @@ def write_merged(
         saved: The content of ``ckpt_path`` if it has been read already.
 
     Raises:
-        ValueError: If the two do not belong together, or a layer cannot be merged.
+        UserError: If the two do not belong together, or a layer cannot be merged.
     """
     adapter, tensors, facts = saved = saved or read_adapter(ckpt_path)
     try:
@@ -114,7 +115,7 @@ def write_streamed(folder: Path, merged_tensors: MergedTensors, max_shard_size: 
         max_shard_size: In bytes; a larger tensor is a shard by itself.
 
     Raises:
-        ValueError: If a layer cannot be merged; names it.
+        UserError: If a layer cannot be merged; names it.
     """
     shards = list(_shards(merged_tensors.pieces, max_shard_size))
     names = [SINGLE_FILE]
@@ -157,7 +158,7 @@ def write_whole(
     model is of no use afterwards.
 
     Raises:
-        ValueError: If a value is not finite in ``dtype``; names its tensor.
+        UserError: If a value is not finite in ``dtype``; names its tensor.
     """
     with merged(model):
         if not is_tied(model):
@@ -166,7 +167,7 @@ def write_whole(
         model.to(dtype or model.dtype)
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise ValueError(f"{name} has values that are too large for {tensor.dtype}")
+                raise UserError(f"{name} has values that are too large for {tensor.dtype}")
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
 

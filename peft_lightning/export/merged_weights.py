@@ -21,6 +21,7 @@ from peft_lightning.adapters.lora.state_dict_keys import (
 from peft_lightning.adapters.merge import add_update, require_place_for_bias
 from peft_lightning.adapters.state_dict import PREFIX, check_tensors_fit
 from peft_lightning.base_model.weights import StoredTensor, WeightFiles
+from peft_lightning.messages import UserError
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class MergedTensors:
         dtype: Of the floating-point tensors; as they are stored if None.
 
     Raises:
-        ValueError: If the tensors do not fit the adapter in this model, or a layer shares its
+        UserError: If the tensors do not fit the adapter in this model, or a layer shares its
             weight with one that the adapter leaves alone; names it.
     """
 
@@ -91,13 +92,13 @@ class MergedTensors:
         """Return the values of ``piece``.
 
         Raises:
-            ValueError: If some are not finite, or the adapter was trained on other ones.
+            UserError: If some are not finite, or the adapter was trained on other ones.
         """
         weight = self._bias(piece.name, piece.source.read())
         if piece.layer is None:
             cast = weight.to(piece.dtype)
             if piece.dtype != weight.dtype and not cast.isfinite().all():
-                raise ValueError(f"{piece.key} has values that are too large for {piece.dtype}")
+                raise UserError(f"{piece.key} has values that are too large for {piece.dtype}")
             return cast
         key = base_weight_key(piece.layer)
         check_base_weight(key, self.tensors.get(key), weight)
@@ -148,7 +149,7 @@ class MergedTensors:
                 added.append(piece(weight, weight, stored[key], name))
             else:
                 others = ", ".join(n for n in names[key] if n != weight)
-                raise ValueError(
+                raise UserError(
                     f"cannot merge into {name}: its weight is also that of {others}, which the "
                     "adapter leaves alone; serve the adapter unmerged"
                 )

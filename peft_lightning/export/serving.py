@@ -56,7 +56,7 @@ def judge_folder(
 
     Raises:
         FileNotFoundError: If it is no adapter's folder.
-        ValueError: If a file in it cannot be read.
+        UserError: If a file in it cannot be read.
     """
     if not (folder / CONFIG_FILE).is_file():
         read_adapter(folder)  # raises unless it is a fully fine-tuned model

@@ -6,15 +6,16 @@ from pathlib import Path
 
 from peft_lightning.export.verify import Comparison
 from peft_lightning.files import atomic_text
+from peft_lightning.messages import RunError, UserError
 
 UNVERIFIED = "UNVERIFIED"
 UNFINISHED = "the verification was not finished\n"  # content of the mark until it is
 
 
 def require_max_logit_difference(max_logit_difference: float | None) -> None:
-    """Raise ValueError if the largest allowed difference of a logit is not above 0."""
+    """Raise UserError if the largest allowed difference of a logit is not above 0."""
     if max_logit_difference is not None and not max_logit_difference > 0:
-        raise ValueError(f"max_logit_difference must be above 0, got {max_logit_difference:g}")
+        raise UserError(f"max_logit_difference must be above 0, got {max_logit_difference:g}")
 
 
 def settle(mark: Path, out: str, found: Comparison, max_logit_difference: float) -> None:
@@ -27,11 +28,11 @@ def settle(mark: Path, out: str, found: Comparison, max_logit_difference: float)
         max_logit_difference: Largest allowed difference of a logit, in standard deviations.
 
     Raises:
-        RuntimeError: If the model differs from the base and its adapter; ``mark`` then gives the
+        RunError: If the model differs from the base and its adapter; ``mark`` then gives the
             reason.
     """
     print(f"verified on {found}")
     if problem := found.problem(max_logit_difference):
         atomic_text(mark, f"{problem}\n{found}\n")
-        raise RuntimeError(f"{out} is not what was trained: {problem}")
+        raise RunError(f"{out} is not what was trained: {problem}")
     mark.unlink()

@@ -14,6 +14,7 @@ from peft_lightning.adapters.folder import SavedAdapter, load_adapter
 from peft_lightning.base_model import load_base_model, load_tokenizer
 from peft_lightning.base_model.quantization import dequantized
 from peft_lightning.kernels.float32_compute import compute_in_float32
+from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
 LONGEST_ROW, MOST_TOKENS = 512, 1024
@@ -109,7 +110,7 @@ def compare(
         saved: The content of ``ckpt_path`` if it has been read already.
 
     Raises:
-        ValueError: If the text has less than two tokens.
+        UserError: If the text has less than two tokens.
     """
     stored = quantization is None and device == "cpu"  # two bytes a weight, computed in float32
     dtype = "auto" if stored else "float32"
@@ -121,7 +122,7 @@ def compare(
     rows = [ids[i : i + length] for i in range(0, len(ids), length)]
     rows = [row for row in rows if len(row) > 1]
     if not rows:
-        raise ValueError("the text to verify with has less than two tokens: give a longer one")
+        raise UserError("the text to verify with has less than two tokens: give a longer one")
     plain = _logits(model, rows)
     adapted = plain
     if ckpt_path is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from peft_lightning.adapters import Adapter
 from peft_lightning.hidden_cache.frozen_layers import FrozenLayers, frozen_depth
 from peft_lightning.hidden_cache.store import Batch, HiddenStates, batch_of, frozen_states
+from peft_lightning.messages import UserError
 
 
 class HiddenStateCache:
@@ -70,31 +71,31 @@ def cache_of_run(module: Any) -> HiddenStateCache:
     """Return the cache for a module that is about to be trained, computed where it is not there.
 
     Raises:
-        ValueError: If no layer is below the adapter, one may draw random numbers, or the run is
+        UserError: If no layer is below the adapter, one may draw random numbers, or the run is
             of a kind that this does not work for.
     """
     trainer, outputs = module.trainer, module.outputs
     depth = adapted_depth(module.model, module.adapter)
     if depth == 0:
-        raise ValueError(
+        raise UserError(
             f"cache_hidden_states: true needs lowest layers that nothing trained reaches, and "
             f"{type(module.adapter).__name__} trains the inputs or the first layer: adapt the "
             "upper layers only (layers_to_transform), or set cache_hidden_states to false"
         )
     layers = FrozenLayers(module.model, depth)
     if (name := layers.random_module()) is not None:
-        raise ValueError(
+        raise UserError(
             f"cache_hidden_states: true, but {name}, in or below the frozen layers, is in training "
             "mode, where it may draw random numbers: leave the base in eval mode"
         )
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-        raise ValueError(
+        raise UserError(
             f"cache_hidden_states: true does not go with {type(trainer.strategy).__name__}: "
             "it needs the whole model in each process"
         )
     data = trainer.datamodule
     if not hasattr(data, "tokenized_datasets"):
-        raise ValueError(
+        raise UserError(
             "cache_hidden_states: true needs the rows of SFTDataModule, not a bare loader"
         )
     flat = data.layout == "flat"
@@ -126,7 +127,7 @@ def cache_of_run(module: Any) -> HiddenStateCache:
 
 @torch.no_grad()
 def _verify(cache: HiddenStateCache, module: Any, batch: Batch) -> None:
-    """Raise ValueError if the model's outputs are others when the frozen layers are skipped."""
+    """Raise UserError if the model's outputs are others when the frozen layers are skipped."""
     batch = _on(batch, module.device)
     inputs = module.outputs.model_inputs(batch)
     with module.trainer.precision_plugin.forward_context():
@@ -136,7 +137,7 @@ def _verify(cache: HiddenStateCache, module: Any, batch: Batch) -> None:
     half = plain.dtype in (torch.bfloat16, torch.float16)
     gap, largest = (plain - skipped).abs().max().item(), plain.abs().max().item()
     if not gap <= (0.05 if half else 1e-3) * max(1.0, largest):
-        raise ValueError(
+        raise UserError(
             f"cache_hidden_states: true moves the outputs of {type(module.model).__name__} by "
             f"{gap:.2g}: its frozen layers cannot be skipped, or {cache.sources[0].folder} is not "
             "theirs. Remove that folder, or set cache_hidden_states to false"

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from peft_lightning.files import atomic_folder
+from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
 VERSION = 1  # raise it when the same rows would get other values
@@ -60,7 +61,7 @@ class HiddenStates:
             their tokens, and ``meta.json``.
 
     Raises:
-        ValueError: If a file is missing, torn, or not what ``meta.json`` says.
+        UserError: If a file is missing, torn, or not what ``meta.json`` says.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,17 +72,17 @@ class HiddenStates:
             self._file = (folder / "states.bin").open("rb")
             self._dtype, self._width = getattr(torch, meta["dtype"]), int(meta["width"])
         except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{folder}: no whole cache of states ({error})") from error
+            raise UserError(f"{folder}: no whole cache of states ({error})") from error
         size = os.fstat(self._file.fileno()).st_size
         if (len(self._rows), size) != (meta["rows"], meta["bytes"]) or self._rows.dtype != ROWS:
-            raise ValueError(f"{folder}: no whole cache of states (its files disagree)")
+            raise UserError(f"{folder}: no whole cache of states (its files disagree)")
         os.utime(folder)  # the least recently used ones make room for others
 
     def find(self, ids: NDArray[np.int64]) -> Tensor | None:
         """Return the states of the row with these tokens, (n, d); None if there is none.
 
         Raises:
-            ValueError: If what was written has changed on the disk.
+            UserError: If what was written has changed on the disk.
         """
         digest = _digest(ids)
         place = np.searchsorted(self._rows["digest"], digest)
@@ -93,7 +94,7 @@ class HiddenStates:
             np.memmap(self._file, "u1", "r", int(row["start"]) * size, (len(ids) * size,))
         )
         if row["length"] != len(ids) or zlib.crc32(values.data) != row["crc"]:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} is damaged: remove it, and the states are computed anew"
             )
         return torch.from_numpy(values).view(self._dtype).view(len(ids), self._width)
@@ -120,7 +121,7 @@ def frozen_states(
         announce: Is told what is written, before it is.
 
     Raises:
-        ValueError: If these rows alone need more than ``limit`` or than the disk has left.
+        UserError: If these rows alone need more than ``limit`` or than the disk has left.
     """
     sample = run(batch_of([sources[0][0]["input_ids"]], flat))
     form = {"dtype": str(sample.dtype).removeprefix("torch."), "width": sample.shape[-1]}
@@ -132,7 +133,7 @@ def frozen_states(
     folders = {_name({**facts, "tokens": source.folder.name}): source for source in sources}
     needed = sum(int(source.lengths.sum()) for source in sources) * token_bytes
     if needed > limit:
-        raise ValueError(
+        raise UserError(
             f"cache_hidden_states would write {needed:,} bytes, and hidden_cache_gib allows "
             f"{limit:,}: raise it, or set cache_hidden_states to false"
         )
@@ -173,7 +174,7 @@ def _make_room(root: Path, needed: int, limit: int, keep: set[str]) -> None:
         shutil.rmtree(removable[0])
         del sizes[removable.pop(0)]
     if needed > (free := shutil.disk_usage(root).free):
-        raise ValueError(
+        raise UserError(
             f"cache_hidden_states would write {needed:,} bytes, and {root} has {free:,} left: give "
             "data.cache_dir a larger disk, or set cache_hidden_states to false"
         )

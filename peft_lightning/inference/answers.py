@@ -55,7 +55,7 @@ def answer_prompts(
         The answers in the order of the prompts.
 
     Raises:
-        ValueError: If a row names an unknown adapter, or a prompt cannot be encoded.
+        UserError: If a row names an unknown adapter, or a prompt cannot be encoded.
     """
     encoded = {id(t): encode_prompts(prompts, t) for t in loaded.tokenizers.values()}
     rows = {name: encoded[id(tokenizer)] for name, tokenizer in loaded.tokenizers.items()}

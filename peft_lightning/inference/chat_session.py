@@ -7,6 +7,7 @@ from transformers import TextStreamer
 from peft_lightning.data import Conversation, Message, encode_prompt
 from peft_lightning.inference.generate import decode_answer
 from peft_lightning.inference.load import InferenceModel
+from peft_lightning.messages import UserError
 
 
 class ChatSession:
@@ -21,7 +22,7 @@ class ChatSession:
         seed: Seed of the samples.
 
     Raises:
-        ValueError: If the tokenizer has no chat template.
+        UserError: If the tokenizer has no chat template.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class ChatSession:
         seed: int = 0,
     ) -> None:
         if next(iter(loaded.tokenizers.values())).chat_template is None:
-            raise ValueError(
+            raise UserError(
                 "a chat needs a chat template, and this tokenizer has none: give one with "
                 "--chat_template, or continue plain text with the command generate"
             )
@@ -50,7 +51,7 @@ class ChatSession:
         return self.loaded.bank.active
 
     def use(self, name: str) -> None:
-        """Let the adapter ``name`` answer; raise ValueError if there is none of that name."""
+        """Let the adapter ``name`` answer; raise UserError if there is none of that name."""
         self.loaded.bank.use(name)
 
     def reset(self) -> None:
@@ -61,7 +62,7 @@ class ChatSession:
         """Return the answer to a user message, and add both to the conversation.
 
         Raises:
-            ValueError: If the conversation exceeds the model's positions; nothing is added.
+            UserError: If the conversation exceeds the model's positions; nothing is added.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         tokenizer = self.loaded.tokenizers[self.adapter]

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from peft_lightning.data import encode_prompt
 from peft_lightning.inference.stop_tokens import stop_token_ids
+from peft_lightning.messages import UserError
 
 
 class PreparesInputs(Protocol):
@@ -65,12 +66,12 @@ def generate_tokens(
         The new token ids of each row, without the token that ended them.
 
     Raises:
-        ValueError: If an option is out of its range, a row is empty, or a row and
+        UserError: If an option is out of its range, a row is empty, or a row and
             ``max_new_tokens`` together exceed the model's positions.
     """
     _check(max_new_tokens, batch_size, temperature, top_p)
     if any(len(row) == 0 for row in rows):
-        raise ValueError(f"prompt {[len(row) for row in rows].index(0)} has no tokens")
+        raise UserError(f"prompt {[len(row) for row in rows].index(0)} has no tokens")
     ends = sorted(stop_token_ids(model, tokenizer) if end_ids is None else end_ids)
     candidates = (tokenizer.pad_token_id, *ends, 0)
     pad = next(i for i in candidates if i is not None)  # any will do: padding is masked
@@ -183,17 +184,17 @@ def _plain_evaluation(model: Any) -> Iterator[None]:
 def _check(max_new_tokens: int, batch_size: int, temperature: float, top_p: float) -> None:
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise UserError(f"{name} must be at least 1, got {value}")
     if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be 0 or more, got {temperature}")
+        raise UserError(f"temperature must be 0 or more, got {temperature}")
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+        raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
 
 
 def _check_room(model: Any, length: int, max_new_tokens: int, row: int) -> None:
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and length + max_new_tokens > positions:
-        raise ValueError(
+        raise UserError(
             f"prompt {row} has {length} tokens, virtual ones included, and with max_new_tokens "
             f"{max_new_tokens} it exceeds the model's {positions} positions"
         )

@@ -19,6 +19,7 @@ from peft_lightning.hub import adapter_folder
 from peft_lightning.inference.generate import generate_tokens
 from peft_lightning.kernels.float32_compute import compute_as_the_run
 from peft_lightning.kernels.precision import choice_of, emulation_notice
+from peft_lightning.messages import UserError
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def load_inference_model(
         quantization: 4bit, 8bit, or None for the base as saved.
 
     Raises:
-        ValueError: If there is no base model, an adapter does not fit it, or an option is wrong.
+        UserError: If there is no base model, an adapter does not fit it, or an option is wrong.
     """
     model = base_model
     folders = [*([ckpt_path] if ckpt_path else []), *(adapters or [])]
@@ -101,14 +102,14 @@ def load_inference_model(
         if isinstance(adapter, Full):
             if model is not None or len(named) > 1:
                 other = f"--base_model {model}" if model else "other adapters"
-                raise ValueError(f"{named[name]} is a whole model: give it without {other}")
+                raise UserError(f"{named[name]} is a whole model: give it without {other}")
             has_tokenizer = Path(named[name], "tokenizer_config.json").is_file()
             tokenizer_name = named[name] if has_tokenizer else facts["base_model"]
             model, named = named[name], {}
             break
         model = model or facts["base_model"]
     if model is None:
-        raise ValueError(
+        raise UserError(
             f"{next(iter(named.values()))} does not name its base model: give it with --base_model"
             if named
             else "give --ckpt_path, an adapter's folder, or --base_model, a base model, or both"
@@ -140,7 +141,7 @@ def named_folders(folders: Sequence[str]) -> dict[str, str]:
     A folder may be ``owner/name@revision`` on the hub.
 
     Raises:
-        ValueError: If two adapters have the same name.
+        UserError: If two adapters have the same name.
         FileNotFoundError: If a folder does not exist.
     """
     named = {}
@@ -149,5 +150,5 @@ def named_folders(folders: Sequence[str]) -> dict[str, str]:
         is_named = equals and "/" not in name and not Path(folder).is_dir()
         named.update({name: path} if is_named else {folder: folder})
     if len(named) < len(folders):
-        raise ValueError(f"two adapters have one name: {', '.join(folders)}")
+        raise UserError(f"two adapters have one name: {', '.join(folders)}")
     return {name: str(adapter_folder(folder)) for name, folder in named.items()}

@@ -19,6 +19,7 @@ from peft_lightning.data import (
     prompt_from_record,
 )
 from peft_lightning.files import read_text
+from peft_lightning.messages import UserError
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def read_prompts(
         system: System message for conversations that have none.
 
     Raises:
-        ValueError: If there are no prompts, or a row is malformed; the message names its line.
+        UserError: If there are no prompts, or a row is malformed; the message names its line.
     """
     if file is not None and file.endswith(".txt"):
         texts = [line for line in read_text(file).splitlines() if line.strip()]
@@ -65,7 +66,7 @@ def read_prompts(
         found = find_source(file).records()
     prompts = list(_parsed(found, format_name, str(file), system))
     if not prompts:
-        raise ValueError(f"there is no prompt in {file or '--prompt'}")
+        raise UserError(f"there is no prompt in {file or '--prompt'}")
     return prompts
 
 
@@ -75,14 +76,14 @@ def encode_prompts(
     """Return the token ids of each prompt, in the chat template of ``tokenizer``.
 
     Raises:
-        ValueError: If the chat template refuses a prompt; the message names its line.
+        UserError: If the chat template refuses a prompt; the message names its line.
     """
     rows = []
     for prompt in prompts:
         try:
             rows.append(encode_prompt(tokenizer, prompt.row))
         except RowError as error:
-            raise ValueError(f"{prompt.where}: {error}") from error
+            raise UserError(f"{prompt.where}: {error}") from error
     return rows
 
 
@@ -98,7 +99,7 @@ def _parsed(
             row = prompt_from_record(record, format_name)
             yield Prompt(record, row if system is None else _with_system(row, system), where)
         except RowError as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
 
 
 def _with_system(row: Row, system: str) -> Row:

@@ -23,7 +23,7 @@ def stop_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
         tokenizer: Its tokenizer, with the chat template that the prompts are rendered with.
 
     Raises:
-        ValueError: If the chat template refuses a user message and an answer.
+        UserError: If the chat template refuses a user message and an answer.
     """
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = {*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id}

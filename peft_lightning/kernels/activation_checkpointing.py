@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from peft_lightning.kernels.decoder_layers import decoder_layers
+from peft_lightning.messages import UserError
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -23,11 +24,11 @@ def recompute_activations(model: nn.Module) -> None:
         model: Its decoder layers are changed in place.
 
     Raises:
-        ValueError: If it has no layer that transformers can checkpoint.
+        UserError: If it has no layer that transformers can checkpoint.
     """
     layers = decoder_layers(model)
     if not layers:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has no layers that can recompute their activations: "
             "set activation_checkpointing to false"
         )

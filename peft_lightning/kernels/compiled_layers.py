@@ -13,6 +13,7 @@ from torch import nn
 from transformers import Cache
 
 from peft_lightning.kernels.decoder_layers import decoder_layers
+from peft_lightning.messages import UserError
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
@@ -26,16 +27,16 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
         backend: Of torch.compile.
 
     Raises:
-        ValueError: If there is no such layer, or no C++ compiler on this machine.
+        UserError: If there is no such layer, or no C++ compiler on this machine.
     """
     layers = decoder_layers(model)
     if not layers:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has no layers of the usual kind: set model.compile to false"
         )
     compiler = os.environ.get("CXX", "g++")
     if backend == "inductor" and shutil.which(compiler) is None:
-        raise ValueError(
+        raise UserError(
             f"model.compile needs a C++ compiler, and there is no {compiler}: install it, or set "
             "model.compile to false"
         )

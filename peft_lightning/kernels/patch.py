@@ -73,7 +73,7 @@ def patch_model(
         The report, whose ``undo`` restores the model.
 
     Raises:
-        ValueError: If the model has no layers that can be compiled or recomputed, or there is no
+        UserError: If the model has no layers that can be compiled or recomputed, or there is no
             compiler on this machine.
     """
     device = device or next(model.parameters()).device

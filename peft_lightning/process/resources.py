@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from peft_lightning.messages import UserError
+
 MOST_PROCESSES_PER_CORE = 4  # beyond that, a number of processes is a mistake
 
 _MOUNT, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -112,14 +114,14 @@ def check_processes(processes: int, cores: Cores) -> str:
     """Return what to know of ``processes`` that compute on these cores; "" if they fit.
 
     Raises:
-        ValueError: If they are so many that each would wait for the others most of the time.
+        UserError: If they are so many that each would wait for the others most of the time.
     """
     count = max(1, int(min(cores.allowed, cores.quota or cores.allowed)))
     if processes <= count:
         return ""
     line = f"{processes} processes on {count} core{'s' * (count > 1)}"
     if processes > MOST_PROCESSES_PER_CORE * count:
-        raise ValueError(f"trainer.devices: {line}: --trainer.devices {count} uses all of them")
+        raise UserError(f"trainer.devices: {line}: --trainer.devices {count} uses all of them")
     return f"{line}: they wait for each other; --trainer.devices {count} is faster"
 
 

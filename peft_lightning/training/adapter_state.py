@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from peft_lightning.adapters.folder import adapter_files
+from peft_lightning.messages import UserError
 from peft_lightning.training.cluster.fsdp2 import gather_full, shard_like
 from peft_lightning.training.precision import say_if_changed, types_used
 from peft_lightning.training.run_identity import check_same_run, run_name
@@ -31,7 +32,7 @@ def load_adapter_tensors(module: Any, tensors: Mapping[str, Any]) -> Any:
         What ``nn.Module.load_state_dict`` returns: lists of missing and unexpected names, empty.
 
     Raises:
-        ValueError: If names are missing or unexpected, or shapes differ.
+        UserError: If names are missing or unexpected, or shapes differ.
     """
     own = module.adapter.state_dict(module.model)
     parts = {n: shard_like(t, own[n]) if n in own else t for n, t in tensors.items()}
@@ -58,11 +59,11 @@ def check_checkpoint(module: Any, checkpoint: dict[str, Any]) -> None:
     """Compare a checkpoint with the run that continues from it.
 
     Raises:
-        ValueError: If it was trained with another adapter or on another base model.
+        UserError: If it was trained with another adapter or on another base model.
     """
     check_same_run(checkpoint["adapter"], _adapter_config(module))
     if checkpoint["base_fingerprint"] != module.fingerprint:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint belongs to another base model: {checkpoint['base_fingerprint']} "
             f"there, {module.fingerprint} for {module.base_model_name}"
         )

@@ -15,6 +15,7 @@ from peft_lightning.hidden_cache.cache import leaves_inputs
 from peft_lightning.kernels.attention import FLAT_ATTENTION
 from peft_lightning.kernels.patch import patch_model
 from peft_lightning.loss import CausalLMLoss
+from peft_lightning.messages import UserError
 from peft_lightning.training.precision import precision_of_run, say_if_emulated
 from peft_lightning.training.warm_start import adapter_to_continue, attach_trained
 
@@ -30,7 +31,7 @@ def adapter_to_train(adapter: Adapter, init_from: str | None) -> tuple[Path | No
 
 
 def check_options(adapter: Adapter, learning_rate: float | None, checkpointing: bool) -> None:
-    """Raise ValueError for options of a ``CausalLMModule`` that cannot be.
+    """Raise UserError for options of a ``CausalLMModule`` that cannot be.
 
     Args:
         adapter: What is trained.
@@ -38,9 +39,9 @@ def check_options(adapter: Adapter, learning_rate: float | None, checkpointing: 
         checkpointing: Whether activations are recomputed.
     """
     if learning_rate is not None and learning_rate < 0:
-        raise ValueError(f"learning_rate must not be negative, got {learning_rate}")
+        raise UserError(f"learning_rate must not be negative, got {learning_rate}")
     if checkpointing and adapter.uses_kv_cache:
-        raise ValueError(
+        raise UserError(
             f"activation_checkpointing does not go with {type(adapter).__name__}, whose keys "
             "and values reach the layers through a cache: set it to false"
         )
@@ -54,11 +55,11 @@ def build_model(module: Any) -> None:
             ``bank`` of the adapters that answer, or the ``adapter`` and the loss, ``outputs``.
 
     Raises:
-        ValueError: If the options do not go with the base or the adapter.
+        UserError: If the options do not go with the base or the adapter.
     """
     trainer, answers = module._trainer, bool(module.answer_folders)
     if module.compile_layers and not answers and not leaves_inputs(module.adapter):
-        raise ValueError(
+        raise UserError(
             f"compile: true does not go with {type(module.adapter).__name__}, whose virtual "
             "tokens change what is compiled: set model.compile to false"
         )

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from peft_lightning.adapters.folder import write_files
 from peft_lightning.files import existing_folder, require_undamaged, sealed_folder
+from peft_lightning.messages import UserError
 from peft_lightning.process.signals import STOP
 
 STATE_FILE = "trainer_state.pt"
@@ -73,7 +74,7 @@ class AdapterCheckpointIO(CheckpointIO):
         try:
             state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{folder / STATE_FILE} cannot be read, it may be damaged: {error}"
             ) from None
         state["state_dict"] = {
@@ -115,7 +116,7 @@ class AdapterCheckpoint(ModelCheckpoint):
         self, every_n_steps: int = 50, monitor: str = "val/loss", dirpath: str | None = None
     ) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+            raise UserError(f"every_n_steps must be at least 1, got {every_n_steps}")
         super().__init__(
             dirpath=dirpath, filename="best", monitor=monitor, enable_version_counter=False
         )

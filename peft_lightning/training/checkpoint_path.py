@@ -9,6 +9,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.files import existing_folder, require_undamaged
+from peft_lightning.messages import UserError
 from peft_lightning.training.run_identity import is_continued_by_this_job, is_of_another_run
 
 NO_CHECKPOINT = "none"  # as a value of --ckpt_path
@@ -28,11 +29,11 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
         SLURM job that was requeued continues from last, whatever ``name`` is.
 
     Raises:
-        ValueError: If the checkpoint does not exist, is damaged, or belongs to another run than
+        UserError: If the checkpoint does not exist, is damaged, or belongs to another run than
             the folder; the message lists those that exist.
     """
     if SLURMEnvironment.detect() and (foreign := sorted(root.glob("hpc_ckpt_*"))):
-        raise ValueError(
+        raise UserError(
             f"{foreign[0]} is another program's checkpoint, which Lightning would load in a SLURM "
             "job: remove it, or give another --trainer.default_root_dir"
         )
@@ -61,7 +62,7 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
         if name not in ("last", "best") or not is_of_another_run(found, root):
             return str(found)
         if command != "fit" or name != "last":
-            raise ValueError(
+            raise UserError(
                 f"--ckpt_path {name}: {found} is of an earlier run than the last one in {root}; "
                 f"--ckpt_path {found} takes it all the same"
             )
@@ -70,7 +71,7 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
         rank_zero_info(f"there is no {path} of this run yet: starting from the beginning{earlier}")
         return None
     there = sorted(str(p) for p in folder.glob("*.ckpt"))
-    raise ValueError(
+    raise UserError(
         f"--ckpt_path {name}: there is no {path}; "
         + (f"there are: {', '.join(there)}" if there else f"{folder} holds no checkpoint")
         + ("; none starts from the beginning" if command == "fit" else "")
@@ -89,6 +90,6 @@ def _before(last: Path, damage: ValueError) -> Path:
         previous = existing_folder(last.with_name("previous.ckpt"))
         require_undamaged(previous)
     except (FileNotFoundError, ValueError) as error:
-        raise ValueError(f"{damage}; and the one before cannot be used either: {error}") from None
+        raise UserError(f"{damage}; and the one before cannot be used either: {error}") from None
     rank_zero_info(f"{damage}. The one before it is used: {previous}")
     return previous

@@ -9,18 +9,19 @@ from lightning.fabric.utilities.types import Optimizable
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
+from peft_lightning.messages import UserError
 from peft_lightning.training.cluster.fsdp2 import total_norm
 
 EPSILON = 1e-6  # that of torch.nn.utils.clip_grad_norm_
 
 
 def require_clip_val(value: float | None) -> None:
-    """Raise ValueError if ``trainer.gradient_clip_val`` is negative or no number.
+    """Raise UserError if ``trainer.gradient_clip_val`` is negative or no number.
 
     Lightning takes a negative one for no clipping, without a word.
     """
     if value is not None and not value >= 0:
-        raise ValueError(
+        raise UserError(
             f"trainer.gradient_clip_val must be the largest norm of the gradient, 0 or more, got "
             f"{value}; null or 0 is no clipping"
         )

@@ -51,7 +51,7 @@ def finish_gradients(module: Any, base: type) -> None:
         base: ``CausalLMModule`` itself.
 
     Raises:
-        RuntimeError: If the loss is not finite, or there is nothing to learn from.
+        RunError: If the loss is not finite, or there is nothing to learn from.
     """
     trainer = module.trainer
     nll, tokens = module.step_sums.reduce(trainer, module.device)

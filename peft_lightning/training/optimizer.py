@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.optim import Optimizer
 
+from peft_lightning.messages import UserError
 from peft_lightning.training.clipping import has_own_clipping, require_clip_val
 from peft_lightning.training.schedules import ScheduledLR
 
@@ -44,12 +45,12 @@ def build_optimizer(module: Any, own_clipping: bool = False) -> Optimizer:
             Lightning's ``clip_gradients``, which refuses fused optimizers in mixed precision.
 
     Raises:
-        ValueError: If nothing is trainable, gradient_clip_val is negative, or a fused optimizer
+        UserError: If nothing is trainable, gradient_clip_val is negative, or a fused optimizer
             meets gradient clipping and a loss scaler.
     """
     parameters = module.trainable_parameters()
     if not parameters:
-        raise ValueError(
+        raise UserError(
             f"nothing is trainable: {module.adapter} left no parameter that requires a gradient"
         )
     clip = module.trainer.gradient_clip_val
@@ -64,7 +65,7 @@ def build_optimizer(module: Any, own_clipping: bool = False) -> Optimizer:
     else:
         optimizer = module.optimizer(parameters)
     if clip and scaled and any(group.get("fused") for group in optimizer.param_groups):
-        raise ValueError(
+        raise UserError(
             "a fused optimizer cannot be combined with gradient_clip_val in precision "
             f"{module.trainer.precision}, whose loss scale it takes off after clipping: leave out "
             "fused: true or gradient_clip_val"

@@ -15,6 +15,7 @@ from peft_lightning.kernels.precision import (
     emulation_notice,
     name_of,
 )
+from peft_lightning.messages import UserError
 from peft_lightning.process.resources import (
     check_processes,
     find_cores,
@@ -34,7 +35,7 @@ def resolve_precision(precision: Any, accelerator: Any, dtype: str) -> Any:
         dtype: Of the base's frozen weights, as given.
 
     Raises:
-        ValueError: For 16-mixed on a CPU, in whose place Lightning would take bf16-mixed.
+        UserError: For 16-mixed on a CPU, in whose place Lightning would take bf16-mixed.
     """
     device = device_of(accelerator)
     if precision == AUTO and device not in ("cpu", "cuda", "mps"):
@@ -43,7 +44,7 @@ def resolve_precision(precision: Any, accelerator: Any, dtype: str) -> Any:
         return choose_precision(find_machine(device), dtype)
     if device == "cpu" and str(precision) in ("16", "16-mixed"):
         machine = find_machine(device)
-        raise ValueError(
+        raise UserError(
             f"trainer.precision {precision} needs a GPU, as CPUs hardly multiply float16: auto is "
             f"{choose_precision(machine)} on this one"
         )
@@ -57,14 +58,14 @@ def precision_of_run(trainer: Any) -> dict[str, Any]:
         trainer: Of the module; None if it has none.
 
     Raises:
-        ValueError: If the processes of the run compute in different precisions, as ``auto`` would
+        UserError: If the processes of the run compute in different precisions, as ``auto`` would
             on machines of different kinds.
     """
     if trainer is None:
         return {}
     own = str(trainer.precision)
     if trainer.world_size > 1 and (first := trainer.strategy.broadcast(own)) != own:
-        raise ValueError(
+        raise UserError(
             f"process {trainer.global_rank} computes in {own} and the first one in {first}, as "
             f"their machines differ: name one for all, --trainer.precision 32-true or {first}"
         )
@@ -91,7 +92,7 @@ def check_devices(trainer: Any) -> None:
     """Print a line if a run has more processes than the machine has cores for.
 
     Raises:
-        ValueError: If it has many more.
+        UserError: If it has many more.
     """
     on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
     if on_cpu and (notice := check_processes(trainer.num_devices, find_cores())):

@@ -8,6 +8,7 @@ from peft_lightning.adapters import attached_adapter
 from peft_lightning.adapters.folder import read_adapter_config
 from peft_lightning.inference import generate
 from peft_lightning.inference.load import named_folders
+from peft_lightning.messages import UserError
 
 
 def answer_with(module: Any, folders: list[str]) -> list[str]:
@@ -21,12 +22,12 @@ def answer_with(module: Any, folders: list[str]) -> list[str]:
         The names, one of which is the ``adapter`` of each batch; ``base`` is no adapter.
 
     Raises:
-        ValueError: If one brings new tokens: all rows go through the base's tokenizer.
+        UserError: If one brings new tokens: all rows go through the base's tokenizer.
     """
     named = named_folders(folders)
     for name, folder in named.items():
         if read_adapter_config(folder)[0].metadata().get("new_tokens"):
-            raise ValueError(
+            raise UserError(
                 f"the adapter {name} brings new tokens, and predict reads all rows by the "
                 f"base's tokenizer: use generate --file FILE --adapter {name}={folder}"
             )

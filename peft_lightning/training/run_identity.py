@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from peft_lightning.adapters.folder import FACTS_FILE
 from peft_lightning.files import atomic_text
+from peft_lightning.messages import UserError
 from peft_lightning.process import slurm
 
 RUN_FILE = "run.json"
@@ -83,7 +84,7 @@ def check_same_run(saved: dict[str, Any], configured: dict[str, Any]) -> None:
         configured: That of this run.
 
     Raises:
-        ValueError: If they differ; names every field with both values.
+        UserError: If they differ; names every field with both values.
     """
     names = [
         k
@@ -95,7 +96,7 @@ def check_same_run(saved: dict[str, Any], configured: dict[str, Any]) -> None:
             f"{k}: {saved.get(k)!r} in the checkpoint, {configured.get(k)!r} configured"
             for k in sorted(names)
         )
-        raise ValueError(
+        raise UserError(
             f"the checkpoint was trained with another adapter ({listed}). Configure the same "
             "adapter to continue, or start a new run: --ckpt_path none, in another "
             "--trainer.default_root_dir"

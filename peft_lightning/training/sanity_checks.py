@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from peft_lightning.messages import RunError
 from peft_lightning.training.cluster.fsdp2 import fingerprint
 
 
@@ -28,7 +29,7 @@ class SanityChecks(Callback):
             return
         if all(map(torch.equal, self._sums, self._fingerprints(pl_module))):
             rate = trainer.optimizers[0].param_groups[0]
-            raise RuntimeError(
+            raise RunError(
                 f"no trained parameter moved in {trainer.global_step - self._first_step} steps: "
                 f"look at the learning rate (initial {rate.get('initial_lr', rate['lr'])}, last "
                 f"{rate['lr']}), the precision ({trainer.precision}; bf16-true rounds small "
@@ -50,12 +51,12 @@ class SanityChecks(Callback):
             norm: Norm of all gradients.
 
         Raises:
-            RuntimeError: If the loss is not finite, or the first step has no labelled token or
+            RunError: If the loss is not finite, or the first step has no labelled token or
                 no gradient.
         """
         step = module.trainer.global_step
         if not math.isfinite(nll):
-            raise RuntimeError(
+            raise RunError(
                 f"the loss of step {step} is {nll}: look at the learning rate "
                 f"({module.trainer.optimizers[0].param_groups[0]['lr']:.3g}), the precision "
                 f"({module.trainer.precision}) and the rows of this step; the last checkpoint is "
@@ -64,13 +65,13 @@ class SanityChecks(Callback):
         if step > 0:
             return
         if tokens == 0:
-            raise RuntimeError(
+            raise RunError(
                 "the first step has no labelled token, so there is nothing to learn from: look "
                 "at data.train_on, data.format and data.max_length (a long prompt may leave no "
                 "room for the answer)"
             )
         if norm == 0:
-            raise RuntimeError(
+            raise RunError(
                 f"all gradients of the first step are zero: {module.adapter} is not part of "
                 "what the loss depends on; look at target_modules or, for virtual tokens, at a "
                 "sliding window that they lie outside of"

@@ -10,6 +10,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from peft_lightning.messages import UserError
+
 
 @dataclass(frozen=True)
 class Schedule(ABC):
@@ -21,14 +23,14 @@ class Schedule(ABC):
         warmup: Warm-up, as a share of all optimizer steps if below 1, else as a number of steps.
 
     Raises:
-        ValueError: If ``warmup`` is negative, or a number of steps that is not whole.
+        UserError: If ``warmup`` is negative, or a number of steps that is not whole.
     """
 
     warmup: float = 0.03
 
     def __post_init__(self) -> None:
         if self.warmup < 0 or (self.warmup >= 1 and self.warmup != int(self.warmup)):
-            raise ValueError(
+            raise UserError(
                 f"warmup must be a share of the steps in [0, 1) or a number of steps, "
                 f"got {self.warmup}"
             )
@@ -110,13 +112,13 @@ class ScheduledLR(LRScheduler):
             infinite where only the time is limited.
 
     Raises:
-        ValueError: If it is infinite and the schedule needs it.
+        UserError: If it is infinite and the schedule needs it.
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, total_steps: float) -> None:
         if total_steps == math.inf:
             if schedule.needs_total():
-                raise ValueError(
+                raise UserError(
                     f"{schedule} needs the number of steps, and nothing limits it: give "
                     "trainer.max_epochs or trainer.max_steps too (with trainer.max_time, what "
                     "comes first ends the run), or model.lr_schedule Constant with warmup 0 or a "

@@ -35,7 +35,7 @@ def prepare_trainer(trainer: Any) -> None:
     """Make every checkpoint of ``trainer`` an adapter folder, and share the cores of the machine.
 
     Raises:
-        ValueError: If its strategy does not work with adapters.
+        UserError: If its strategy does not work with adapters.
     """
     require_supported(trainer.strategy)
     settle_resources(trainer)

@@ -11,6 +11,7 @@ from peft_lightning.adapters import Adapter, LoRA, load_adapter, read_adapter
 from peft_lightning.adapters.folder import read_adapter_config, require_base
 from peft_lightning.adapters.full import Full
 from peft_lightning.hub import adapter_folder
+from peft_lightning.messages import UserError
 from peft_lightning.training.run_identity import MAY_CHANGE
 
 _HOW_IT_BEGAN = MAY_CHANGE - {"lora_dropout"}  # says nothing of trained weights
@@ -23,15 +24,15 @@ def adapter_to_continue(init_from: str) -> tuple[Path, Adapter]:
         init_from: A folder, ours or HF PEFT's, or ``owner/name@revision`` on the hub.
 
     Raises:
-        ValueError: If there is no such adapter, or it is a whole model.
+        UserError: If there is no such adapter, or it is a whole model.
     """
     try:
         folder = adapter_folder(init_from)
         adapter, _ = read_adapter_config(folder)
     except FileNotFoundError as error:
-        raise ValueError(f"model.init_from: {error}") from None
+        raise UserError(f"model.init_from: {error}") from None
     if isinstance(adapter, Full):
-        raise ValueError(
+        raise UserError(
             f"model.init_from {init_from} is a whole model: give it as model.base_model"
         )
     return folder, adapter
@@ -53,7 +54,7 @@ def attach_trained(
             embeddings, of which the new rows are kept.
 
     Raises:
-        ValueError: If ``given`` is another adapter, it was trained on another base, or it does
+        UserError: If ``given`` is another adapter, it was trained on another base, or it does
             not fit.
     """
     own, _, facts = saved = read_adapter(folder)
@@ -66,7 +67,7 @@ def attach_trained(
     if given not in (LoRA(), own):
         configured, held = (_in_model(adapter, model) for adapter in (given, own))
         if any(configured.get(key) != held.get(key) for key in {*configured, *held}):
-            raise ValueError(conflict(str(given), folder, own))
+            raise UserError(conflict(str(given), folder, own))
     return load_adapter(model, folder, trainable=True, saved=saved)
 
 

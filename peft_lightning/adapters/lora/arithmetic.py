@@ -17,7 +17,7 @@ from peft_lightning.adapters.lora.init import is_decomposition
 from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.lora.state_dict_keys import LORA_A, LORA_B, factor_keys
 from peft_lightning.adapters.state_dict import PREFIX
-from peft_lightning.messages import check_choice, shortened
+from peft_lightning.messages import UserError, check_choice, shortened
 
 METHODS = ("cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune", "hf_linear")
 
@@ -29,16 +29,16 @@ def updates_of(adapter: Adapter, tensors: Mapping[str, Tensor]) -> Updates:
     """Return the update of each layer as two factors, the root of the scale within each.
 
     Raises:
-        ValueError: If it is no LoRA, or holds more than the updates of linear layers.
+        UserError: If it is no LoRA, or holds more than the updates of linear layers.
     """
     if not isinstance(adapter, LoRA):
-        raise ValueError(f"only LoRA adapters can be combined, and this is {adapter.peft_type}")
+        raise UserError(f"only LoRA adapters can be combined, and this is {adapter.peft_type}")
     require_plain_updates(adapter)
     names = [n.removeprefix(PREFIX).removesuffix(LORA_A) for n in tensors if n.endswith(LORA_A)]
     keys = {name: factor_keys(name) for name in names}
     known = {key for pair in keys.values() for key in pair}
     if other := sorted(set(tensors) ^ known):
-        raise ValueError(f"only updates of linear layers can be combined, not {shortened(other)}")
+        raise UserError(f"only updates of linear layers can be combined, not {shortened(other)}")
     check_factor_shapes(tensors)
     roots = {name: adapter.scaling(name) ** 0.5 for name in names}
     return {
@@ -48,33 +48,33 @@ def updates_of(adapter: Adapter, tensors: Mapping[str, Tensor]) -> Updates:
 
 
 def require_plain_updates(adapter: LoRA) -> None:
-    """Raise ValueError if the adapter is more than a sum of updates; say what to do instead."""
+    """Raise UserError if the adapter is more than a sum of updates; say what to do instead."""
     if adapter.use_dora:
-        raise ValueError(
+        raise UserError(
             "use_dora: what DoRA adds depends on the base, and DoRAs do not add up; merge the "
             "adapter into the base by itself"
         )
     if adapter.lora_bias or adapter.bias != "none":
-        raise ValueError(
+        raise UserError(
             f"bias {adapter.bias!r}, lora_bias {adapter.lora_bias}: trained biases are no update "
             "of a weight, and would be lost; merge the adapter into the base by itself"
         )
     if is_decomposition(adapter.init_lora_weights):
-        raise ValueError(
+        raise UserError(
             f"init_lora_weights {adapter.init_lora_weights!r}: HF PEFT subtracts from the base "
             "what is not in the file; make it plain LoRA: load_adapter onto its base, save_adapter"
         )
 
 
 def check_factor_shapes(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError if factors of an update are no matrices that can be multiplied."""
+    """Raise UserError if factors of an update are no matrices that can be multiplied."""
     for name, a in tensors.items():
         b = tensors.get(name.removesuffix(LORA_A) + LORA_B) if name.endswith(LORA_A) else None
         if b is not None and not (
             a.ndim == b.ndim == 2 and b.shape[1] == a.shape[0] and a.numel() and b.numel()
         ):
             shapes = f"{tuple(b.shape)} and {tuple(a.shape)}, not (out, r) and (r, in)"
-            raise ValueError(f"the factors of {name.removesuffix(LORA_A)} are {shapes}")
+            raise UserError(f"the factors of {name.removesuffix(LORA_A)} are {shapes}")
 
 
 def combine(
@@ -100,11 +100,11 @@ def combine(
         seed: Of what DARE drops.
 
     Raises:
-        ValueError: For an unknown method, a value out of range, or layers that differ in shape.
+        UserError: For an unknown method, a value out of range, or layers that differ in shape.
     """
     check_choice("method", method, METHODS)
     if not 0 < density <= 1:
-        raise ValueError(f"density must be above 0 and at most 1, got {density}")
+        raise UserError(f"density must be above 0 and at most 1, got {density}")
     generator = torch.Generator().manual_seed(seed)
     found: Updates = {}
     retained: dict[str, float] = {}
@@ -112,7 +112,7 @@ def combine(
         parts = [(u[name], w) for u, w in zip(adapters, weights, strict=True) if name in u]
         shapes = {(b.shape[0], a.shape[1]) for (b, a), _ in parts}
         if len(shapes) > 1:
-            raise ValueError(f"{name} has updates of different shapes, {shapes}: other bases?")
+            raise UserError(f"{name} has updates of different shapes, {shapes}: other bases?")
         if method == "hf_linear":
             found[name], retained[name] = _hf_linear(name, parts, len(adapters)), 1.0
             continue
@@ -207,7 +207,7 @@ def as_lora(updates: Updates) -> tuple[LoRA, dict[str, Tensor]]:
 
 def _hf_linear(name: str, parts: Sequence[tuple[Factors, float]], count: int) -> Factors:
     if len(parts) < count or len({a.shape for (_, a), _ in parts}) > 1:
-        raise ValueError(f"hf_linear needs one rank in all adapters, which {name} has not: use cat")
+        raise UserError(f"hf_linear needs one rank in all adapters, which {name} has not: use cat")
     # the root of each scale is in the factors already: sqrt(w s) B and sqrt(w s) A are added
     b_sum, a_sum = (torch.zeros_like(x) for x in parts[0][0])
     for (b, a), weight in parts:

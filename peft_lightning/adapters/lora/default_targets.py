@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from peft_lightning.messages import did_you_mean
+from peft_lightning.messages import UserError, did_you_mean
 
 _QV, _FUSED = ["q_proj", "v_proj"], ["query_key_value"]
 
@@ -28,11 +28,11 @@ def default_targets(model: Any) -> list[str] | str:
     """Return the names of the layers, or an expression for them.
 
     Raises:
-        ValueError: If HF PEFT has none for this architecture.
+        UserError: If HF PEFT has none for this architecture.
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if kind not in BY_MODEL_TYPE:
-        raise ValueError(
+        raise UserError(
             f"target_modules is not set, and HF PEFT has no default for model type {kind!r}: name "
             "the layers to act on, or give all-linear" + did_you_mean(str(kind), BY_MODEL_TYPE)
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.layers import LoRALinear
+from peft_lightning.messages import UserError
 
 
 class DoRALinear(LoRALinear):
@@ -20,7 +21,7 @@ class DoRALinear(LoRALinear):
     Arguments as for ``LoRALinear``; without ``init`` it is zero too, to be loaded.
 
     Raises:
-        ValueError: If the base's weight is no matrix of numbers, such as a quantised one.
+        UserError: If the base's weight is no matrix of numbers, such as a quantised one.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class DoRALinear(LoRALinear):
     ) -> None:
         super().__init__(base_layer, r, scaling, dropout, init)
         if not self.weight.is_floating_point() or self.weight.ndim != 2:
-            raise ValueError(
+            raise UserError(
                 f"DoRA needs the base's weight, and that of {type(base_layer).__name__} is "
                 f"{tuple(self.weight.shape)} {self.weight.dtype}: load the base without "
                 "quantisation, or set use_dora to false"

@@ -19,7 +19,7 @@ from peft_lightning.adapters.lora.trainable_tokens import (
 )
 from peft_lightning.adapters.new_tokens import NewTokens, initial_rows
 from peft_lightning.adapters.state_dict import PREFIX
-from peft_lightning.messages import shortened
+from peft_lightning.messages import UserError, shortened
 
 ExtraModule = LoRAEmbedding | ModulesToSaveWrapper | TrainableTokensLayer
 
@@ -65,7 +65,7 @@ class ExtraModules:
             loading: Whether the tensors come from a file.
 
         Raises:
-            ValueError: If a module or token is not there, or options exclude each other.
+            UserError: If a module or token is not there, or options exclude each other.
         """
         source, head = vocabulary_names(model)
         pair = (source, head) if ensure_weight_tying and head and is_tied(model) else None
@@ -81,11 +81,11 @@ class ExtraModules:
         return with_tied_pair(model, found, self.tied_embeddings)
 
     def check(self, targets: Collection[str]) -> None:
-        """Raise ValueError if two options would train the same module."""
+        """Raise UserError if two options would train the same module."""
         rows = {*self.tokens, *([self.tied_rows] if self.tied_rows else [])}
         for names, other in ((targets, "target_modules"), (self.saved, "modules_to_save")):
             if both := [name for name in names if name in rows]:
-                raise ValueError(
+                raise UserError(
                     f"{shortened(both)} would be trained twice, by {other} and by "
                     "trainable_token_indices or new_tokens: leave one out"
                 )
@@ -162,9 +162,9 @@ def extra_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def require_no_extra_modules(model: nn.Module, what: str) -> None:
-    """Raise ValueError if ``what`` is impossible as more than linear layers are trained."""
+    """Raise UserError if ``what`` is impossible as more than linear layers are trained."""
     if found := extra_modules(model):
-        raise ValueError(
+        raise UserError(
             f"{what} takes updates of linear layers only, and the adapter trains "
             f"{shortened(list(found))} too: merge it, python -m peft_lightning merge CKPT OUT"
         )

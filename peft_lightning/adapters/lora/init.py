@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_lightning.messages import UserError
+
 RANDOM = ("kaiming", "gaussian", "orthogonal")
 DECOMPOSITIONS = ("olora", "pissa", "pissa_niter_4")  # the last with any number of iterations
 INITS = (*RANDOM, *DECOMPOSITIONS)
@@ -38,7 +40,7 @@ def init_lora(layer: Any, init: bool | str) -> None:
             that the model does not start as the base; otherwise an ``init`` of ``decompose``.
 
     Raises:
-        ValueError: If the layer's rank does not fit ``init``.
+        UserError: If the layer's rank does not fit ``init``.
     """
     a, b = layer.lora_A, layer.lora_B
     a.reset_parameters()
@@ -73,15 +75,15 @@ def decompose(weight: Tensor, r: int, scaling: float, init: str) -> tuple[Tensor
             "pissa_niter_4": the same by a randomised decomposition with 4 iterations.
 
     Raises:
-        ValueError: If ``r`` is too large, or the weight is quantised.
+        UserError: If ``r`` is too large, or the weight is quantised.
     """
     if not weight.is_floating_point():
-        raise ValueError(
+        raise UserError(
             f"init_lora_weights {init!r} needs the base's weight, which is quantised: load the "
             "base without quantization, or leave init_lora_weights out"
         )
     if r > min(weight.shape):
-        raise ValueError(
+        raise UserError(
             f"init_lora_weights {init!r} takes at most the smaller side of a weight as its rank, "
             f"got r {r} for a weight of {tuple(weight.shape)}"
         )
@@ -103,7 +105,7 @@ def _orthogonal(a: Tensor, b: Tensor) -> None:
     """Draw ``A`` (r, in) and ``B`` (out, r) over two halves of an orthogonal basis of R^r."""
     r = a.shape[0]
     if r % 2:
-        raise ValueError(f"init_lora_weights 'orthogonal' needs an even rank, got r {r}")
+        raise UserError(f"init_lora_weights 'orthogonal' needs an even rank, got r {r}")
     q, _ = torch.linalg.qr(torch.randn(r, r, dtype=a.dtype))
     a.copy_((torch.randn(a.shape[1], r // 2, dtype=a.dtype) @ q[0::2]).T / 10)
     b.copy_(torch.randn(r // 2, b.shape[0], dtype=b.dtype).T @ q[1::2] / 10)

@@ -15,6 +15,7 @@ from peft_lightning.adapters.lora.state_dict_keys import (
     check_base_weight,
     factor_keys,
 )
+from peft_lightning.messages import UserError
 
 
 def prepare_to_load(
@@ -31,7 +32,7 @@ def prepare_to_load(
         init: The LoRA's ``init_lora_weights``.
 
     Raises:
-        ValueError: If a repeated base weight is not the model's.
+        UserError: If a repeated base weight is not the model's.
     """
     resize_saved_embeddings(model, tensors)
     found = dict(tensors)
@@ -48,7 +49,7 @@ def prepare_to_load(
 
 
 def check_rank(rank: int, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError if a config asks for a larger rank than that of the file's tensors.
+    """Raise UserError if a config asks for a larger rank than that of the file's tensors.
 
     Checked before memory for tensors of that rank is allocated.
 
@@ -59,6 +60,6 @@ def check_rank(rank: int, tensors: Mapping[str, Tensor]) -> None:
     ends = (".lora_A.weight", ".lora_embedding_A")  # shape (rank, in)
     stored = [len(t) for name, t in tensors.items() if name.endswith(ends) and t.ndim]
     if stored and rank > max(stored):
-        raise ValueError(
+        raise UserError(
             f"the config asks for rank {rank}, and the file's tensors have at most {max(stored)}"
         )

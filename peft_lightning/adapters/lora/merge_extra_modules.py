@@ -13,6 +13,7 @@ from peft_lightning.adapters.lora.embedding import LoRAEmbedding
 from peft_lightning.adapters.lora.extra_modules import ExtraModule, extra_modules
 from peft_lightning.adapters.lora.modules_to_save import ModulesToSaveWrapper
 from peft_lightning.adapters.lora.trainable_tokens import vocabulary_names
+from peft_lightning.messages import UserError
 
 
 def has_extra_modules(names: Iterable[str]) -> bool:
@@ -32,7 +33,7 @@ def merged_extra_modules(model: Any) -> Iterator[None]:
     stay tied if their merged values are equal.
 
     Raises:
-        ValueError: If a merged value is not finite. The message names it; the model is unchanged.
+        UserError: If a merged value is not finite. The message names it; the model is unchanged.
     """
     found = extra_modules(model)
     values = {name: _merged(name, module) for name, module in found.items()}
@@ -73,7 +74,7 @@ def _merged(name: str, module: ExtraModule) -> dict[str, Tensor]:
         whole = torch.cat([weight, weight.new_zeros(module.extra, weight.shape[1])])
         merged = {"weight": whole.index_copy(0, ids, rows.to(whole.dtype))}
     if bad := [key for key, value in merged.items() if not value.isfinite().all()]:
-        raise ValueError(f"cannot merge into {name}: its {bad[0]} would not be finite")
+        raise UserError(f"cannot merge into {name}: its {bad[0]} would not be finite")
     return merged
 
 

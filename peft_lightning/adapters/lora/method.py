@@ -47,6 +47,7 @@ from peft_lightning.adapters.lora.trainable_biases import (
 )
 from peft_lightning.adapters.new_tokens import add_new_tokens
 from peft_lightning.adapters.state_dict import PREFIX
+from peft_lightning.messages import UserError
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class LoRA(Adapter):
             ``all``; in the base's dtype, which has to be float32 to start with.
 
     Raises:
-        ValueError: If a value is out of its range.
+        UserError: If a value is out of its range.
     """
 
     peft_type: ClassVar[str] = "LORA"
@@ -143,7 +144,7 @@ class LoRA(Adapter):
 
     def _insert(self, model: nn.Module, initialise: bool) -> None:
         if isinstance(self.new_tokens, list):
-            raise ValueError(
+            raise UserError(
                 "the new_tokens have no ids yet: adapter = adapter.with_tokenizer(tokenizer) adds "
                 "them to the model's tokenizer"
             )

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from peft_lightning.adapters.base import adapter_dtype
 from peft_lightning.kernels.native.stored import output_dtype
-from peft_lightning.messages import did_you_mean, shortened
+from peft_lightning.messages import UserError, did_you_mean, shortened
 
 
 class ModulesToSaveWrapper(nn.Module):
@@ -88,23 +88,23 @@ def find_modules_to_save(model: nn.Module, wanted: Sequence[str]) -> dict[str, n
     Not only whole parts of a name count: ``norm`` meets ``input_layernorm`` too.
 
     Raises:
-        ValueError: If one of ``wanted`` meets none; names the nearest. If weights are quantised.
+        UserError: If one of ``wanted`` meets none; names the nearest. If weights are quantised.
     """
     if "" in wanted:  # the end of every name
-        raise ValueError(f"modules_to_save must name modules, got {list(wanted)!r}")
+        raise UserError(f"modules_to_save must name modules, got {list(wanted)!r}")
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if name and name.endswith(tuple(wanted)) and not is_within(name, found):
             found[name] = module
             if any(not p.is_floating_point() for p in module.parameters()):
-                raise ValueError(
+                raise UserError(
                     f"modules_to_save cannot train {name}, whose weights are quantised: target it "
                     "by LoRA, or load the base without quantization"
                 )
     names = [name for name, _ in model.named_modules() if name]
     if unmatched := [w for w in wanted if not any(name.endswith(w) for name in names)]:
         leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
-        raise ValueError(
+        raise UserError(
             f"modules_to_save {unmatched} match no module; there are "
             f"{shortened([leaf for leaf in leaves if not leaf.isdigit()], limit=16)}"
             + did_you_mean([name.rpartition(".")[2] for name in unmatched], leaves)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
-from peft_lightning.messages import did_you_mean
+from peft_lightning.messages import UserError, did_you_mean
 
 Value = TypeVar("Value")
 
@@ -24,11 +24,11 @@ def match_pattern(patterns: Mapping[str, Value], name: str) -> Value | None:
 
 
 def check_patterns_match(option: str, patterns: Mapping[str, Any], names: Collection[str]) -> None:
-    """Raise ValueError if a key of ``patterns`` matches none of ``names``; suggest the nearest."""
+    """Raise UserError if a key of ``patterns`` matches none of ``names``; suggest the nearest."""
     for key in patterns:
         if not any(match_pattern({key: True}, name) for name in names):
             leaves = {name.rpartition(".")[2] for name in names}
-            raise ValueError(
+            raise UserError(
                 f"{option} key {key!r} matches no targeted layer" + did_you_mean(key, leaves)
             )
 

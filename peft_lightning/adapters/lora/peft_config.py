@@ -11,7 +11,7 @@ from peft_lightning.adapters.base import PEFT_VERSION
 from peft_lightning.adapters.lora.init import INITS, is_decomposition, is_known
 from peft_lightning.adapters.lora.trainable_biases import BIAS_CHOICES
 from peft_lightning.adapters.new_tokens import read_new_tokens
-from peft_lightning.messages import check_choice, did_you_mean
+from peft_lightning.messages import UserError, check_choice, did_you_mean
 
 HF_DEFAULTS: dict[str, Any] = {
     "alora_invocation_tokens": None,
@@ -65,12 +65,12 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of ``LoRA`` with empty lists and dictionaries as its type has them.
 
     Raises:
-        ValueError: If a value is out of its range, or two options exclude each other.
+        UserError: If a value is out of its range, or two options exclude each other.
     """
 
     def require(ok: bool, name: str, rule: str) -> None:
         if not ok:
-            raise ValueError(f"{name} must be {rule}, got {options[name]!r}")
+            raise UserError(f"{name} must be {rule}, got {options[name]!r}")
 
     require(_is_rank(options["r"]), "r", "a whole number of at least 1")
     require(_is_alpha(options["lora_alpha"]), "lora_alpha", "a number above 0")
@@ -85,7 +85,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     require(all(map(_is_alpha, alphas.values())), "alpha_pattern", "names with numbers above 0")
     init = options["init_lora_weights"]
     if not is_known(init):
-        raise ValueError(
+        raise UserError(
             f"init_lora_weights must be true, false, {', '.join(INITS)}, got {init!r}"
             + did_you_mean(str(init), INITS)
         )
@@ -94,7 +94,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     options["new_tokens"] = read_new_tokens(options["new_tokens"])
     check_choice("bias", options["bias"], BIAS_CHOICES)
     if options["lora_bias"] and (options["use_dora"] or init not in (True, False)):
-        raise ValueError(
+        raise UserError(
             f"lora_bias goes with neither use_dora ({options['use_dora']}) nor another "
             f"init_lora_weights than true or false ({init!r}): HF PEFT would not read it"
         )
@@ -102,7 +102,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_embedding_targets(options: Mapping[str, Any], embeddings: Collection[str]) -> None:
-    """Raise ValueError if an option for linear layers only is set and embeddings are targeted.
+    """Raise UserError if an option for linear layers only is set and embeddings are targeted.
 
     Args:
         options: Those of ``LoRA``.
@@ -115,7 +115,7 @@ def check_embedding_targets(options: Mapping[str, Any], embeddings: Collection[s
         f"init_lora_weights {init!r}": is_decomposition(init) or init == "orthogonal",
     }
     if embeddings and (names := [name for name, is_set in given.items() if is_set]):
-        raise ValueError(
+        raise UserError(
             f"{' and '.join(names)} takes linear layers only, and target_modules choose the "
             f"embedding {next(iter(embeddings))}: leave it out, or train it with modules_to_save"
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from peft_lightning.adapters.base import plain_number
 from peft_lightning.adapters.lora.init import decompose, is_decomposition
 from peft_lightning.adapters.lora.layers import LoRALinear, is_conv1d
+from peft_lightning.messages import UserError
 
 
 def with_doubled_rank(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def without_initialization(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config of HF PEFT without the options that only initialize training.
 
     Raises:
-        ValueError: If it was initialized with random numbers that HF PEFT subtracts from the
+        UserError: If it was initialized with random numbers that HF PEFT subtracts from the
             base and does not save.
     """
     init = config.get("init_lora_weights", True)
@@ -47,7 +48,7 @@ def without_initialization(config: Mapping[str, Any]) -> dict[str, Any]:
     if init == "eva":  # data decided on ranks and A: what is saved is plain LoRA
         return {**config, "init_lora_weights": True, "eva_config": None}
     if is_decomposition(init) and "niter" in init:
-        raise ValueError(
+        raise UserError(
             f"init_lora_weights {init!r} has subtracted from the base what HF PEFT drew at random "
             "and did not save: save the adapter by HF PEFT as plain LoRA, with "
             "path_initial_model_for_weight_conversion"
@@ -68,13 +69,13 @@ def append_initial_update(
         init: ``init_lora_weights``; nothing is appended unless it is ``olora`` or ``pissa``.
 
     Raises:
-        ValueError: For OLoRA of HF PEFT over a Conv1D, whose base it damages.
+        UserError: For OLoRA of HF PEFT over a Conv1D, whose base it damages.
     """
     if not is_decomposition(init) or a.shape[0] != layer.r:
         return a, b
     transposed = is_conv1d(layer.base_layer)
     if init == "olora" and transposed:
-        raise ValueError(
+        raise UserError(
             "init_lora_weights 'olora' over a Conv1D: HF PEFT takes its weight for the transposed "
             "one, and subtracts what is not the initial update: train it again, or with pissa"
         )

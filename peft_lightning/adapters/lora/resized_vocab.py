@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.trainable_tokens import is_tied, vocabulary_names
 from peft_lightning.adapters.state_dict import PREFIX
+from peft_lightning.messages import UserError
 
 TokenIndices = list[int] | dict[str, list[int]] | None  # LoRA's option trainable_token_indices
 
@@ -41,7 +42,7 @@ def keep_only_new_rows(
         if the file holds no whole embedding.
 
     Raises:
-        ValueError: If rows that the base has are different in the file.
+        UserError: If rows that the base has are different in the file.
     """
     found = dict(tensors)
     rows: dict[str, tuple[list[int], Tensor]] = {}
@@ -60,7 +61,7 @@ def keep_only_new_rows(
         base, whole = cast(Tensor, model.get_submodule(name).weight), copies[0]
         common = min(len(base), len(whole))
         if not torch.equal(whole[:common].to(base), base[:common]):
-            raise ValueError(
+            raise UserError(
                 f"the rows of {name} in the file are not this model's: load the base that the "
                 "adapter was trained on"
             )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from peft_lightning.adapters.state_dict import PREFIX
+from peft_lightning.messages import UserError
 
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"  # ends of the keys, after the layer's name
 
@@ -29,10 +30,10 @@ def check_base_weight(key: str, repeated: Tensor | None, weight: Tensor) -> None
         weight: The model's, of the same shape.
 
     Raises:
-        ValueError: If they differ.
+        UserError: If they differ.
     """
     if repeated is not None and not torch.equal(repeated.to(weight), weight):
-        raise ValueError(
+        raise UserError(
             f"the file brings its own base weight, {key}, and it is not this model's: load the "
             "base that the adapter was trained on"
         )

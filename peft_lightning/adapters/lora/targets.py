@@ -12,7 +12,7 @@ from peft_lightning.adapters.lora.default_targets import default_targets
 from peft_lightning.adapters.lora.embedding import is_embedding
 from peft_lightning.adapters.lora.layers import is_linear
 from peft_lightning.adapters.lora.name_matching import ends_with, matches, shortest_suffixes
-from peft_lightning.messages import did_you_mean, shortened
+from peft_lightning.messages import UserError, did_you_mean, shortened
 
 SHORTHANDS = ("all-linear", "attention", "mlp")
 
@@ -53,34 +53,34 @@ class Targets:
             value = getattr(self, field)
             is_known = isinstance(value, str | list | None)
             if not is_known or value in ("", []) or (isinstance(value, list) and "" in value):
-                raise ValueError(f"{field} must name layers, got {value!r}")
+                raise UserError(f"{field} must name layers, got {value!r}")
             if isinstance(value, str) and value not in SHORTHANDS:
                 try:
                     re.compile(value)
                 except re.error as error:
-                    raise ValueError(
+                    raise UserError(
                         f"{field} {value!r} is neither one of {', '.join(SHORTHANDS)} nor a "
                         f"regular expression ({error}); names go in a list"
                     ) from None
         if self.exclude_modules in SHORTHANDS:
-            raise ValueError(
+            raise UserError(
                 f"exclude_modules takes names or a regular expression, not the shorthand "
                 f"{self.exclude_modules!r}"
             )
         if self.layers_to_transform is None:
             if self.layers_pattern is not None:
-                raise ValueError(
+                raise UserError(
                     f"layers_pattern {self.layers_pattern!r} needs layers_to_transform, which "
                     "numbers the layers it names"
                 )
             return
         if not self._numbers() or any(type(n) is not int or n < 0 for n in self._numbers()):
-            raise ValueError(
+            raise UserError(
                 "layers_to_transform must be a layer's number, counted from 0, or a list of "
                 f"them, got {self.layers_to_transform!r}"
             )
         if isinstance(self.target_modules, str) and self.target_modules not in SHORTHANDS:
-            raise ValueError(
+            raise UserError(
                 f"layers_to_transform cannot be combined with the regular expression "
                 f"{self.target_modules!r}: put the numbers into the expression, or give "
                 "target_modules as a list"
@@ -90,7 +90,7 @@ class Targets:
         """Return the chosen layers by name, in the model's order.
 
         Raises:
-            ValueError: If a name, an expression or a layer number matches no linear layer or
+            UserError: If a name, an expression or a layer number matches no linear layer or
                 embedding. The message names the nearest ones and those there are.
         """
         shorthand = self.target_modules in SHORTHANDS
@@ -108,16 +108,16 @@ class Targets:
             else [wanted]
         )
         if unmatched or not wanted:
-            raise ValueError(self._unmatched(unmatched or [str(self.target_modules)], layers))
+            raise UserError(self._unmatched(unmatched or [str(self.target_modules)], layers))
         numbers = {self._number(name) for name in layers} - {None}
         if unknown := [n for n in self._numbers() if n not in numbers]:
             there = f"0 to {max(n for n in numbers if n is not None)}" if numbers else "none"
-            raise ValueError(f"layers_to_transform {unknown} are not there; layers: {there}")
+            raise UserError(f"layers_to_transform {unknown} are not there; layers: {there}")
         found = {n: layer for n, layer in layers.items() if self._chooses(wanted, n)}
         if shorthand:  # its names are ours, not the user's
             found = {n: layer for n, layer in found.items() if self._has_number(n)}
         if not found:
-            raise ValueError(
+            raise UserError(
                 f"target_modules {self.target_modules!r} choose no linear layer once "
                 f"exclude_modules {self.exclude_modules!r} and layers_to_transform "
                 f"{self.layers_to_transform!r} are applied"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.modules_to_save import is_within
+from peft_lightning.messages import UserError
 
 BIAS_CHOICES = ("none", "all", "lora_only")
 
@@ -34,12 +35,12 @@ def biases_to_train(
 
 
 def check_biases(model: nn.Module, choice: str, names: Iterable[str]) -> None:
-    """Raise ValueError if there are no biases ``names``, or their dtype is too narrow to train."""
+    """Raise UserError if there are no biases ``names``, or their dtype is too narrow to train."""
     found = {model.get_parameter(name).dtype for name in names}
     if choice != "none" and not found:
-        raise ValueError(f"bias {choice!r} trains nothing: there is no bias to train in this model")
+        raise UserError(f"bias {choice!r} trains nothing: there is no bias to train in this model")
     if half := found & {torch.bfloat16, torch.float16}:
-        raise ValueError(
+        raise UserError(
             f"bias {choice!r} trains biases of the base in its dtype, {half.pop()}, which rounds "
             "small steps away: load the base in float32"
         )

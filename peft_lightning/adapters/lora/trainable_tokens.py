@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters.base import adapter_dtype
 from peft_lightning.adapters.lora.embedding import is_embedding, lookup_scale
-from peft_lightning.messages import did_you_mean
+from peft_lightning.messages import UserError, did_you_mean
 
 
 class TokenRows(nn.Module):
@@ -125,7 +125,7 @@ def find_tokens(
         The ids, and the name of an output embedding that shares the input embedding's rows.
 
     Raises:
-        ValueError: If a name meets no embedding, an id is not there, or a tied output embedding
+        UserError: If a name meets no embedding, an id is not there, or a tied output embedding
             is given other ids than the input embedding and ``tie`` is set.
     """
     source, head = vocabulary_names(model)
@@ -135,7 +135,7 @@ def find_tokens(
     for key, ids in given.items():
         names = [n for n, m in model.named_modules() if n.endswith(key) and _has_rows(m)]
         if not names:
-            raise ValueError(
+            raise UserError(
                 f"trainable_token_indices names {key!r}, and there is no such embedding; there are "
                 f"{' and '.join(ends)}" + did_you_mean(key, ends)
             )
@@ -145,7 +145,7 @@ def find_tokens(
         first = found.get(source, [])
         shared = found.get(str(head), first) == first
         if tie and not shared:
-            raise ValueError(
+            raise UserError(
                 f"ensure_weight_tying needs the same trainable_token_indices of {source} and "
                 f"{head}, got {first} and {found[str(head)]}"
             )
@@ -186,15 +186,15 @@ def _has_rows(module: nn.Module) -> bool:
 
 def _check_ids(name: str, ids: Sequence[int], module: nn.Module, new: Collection[int]) -> None:
     if not ids or any(type(i) is not int or i < 0 for i in ids) or len(set(ids)) < len(ids):
-        raise ValueError(
+        raise UserError(
             f"trainable_token_indices must be tokens' ids, each once, got {list(ids)!r}"
         )
     size = len(cast(Tensor, module.weight))
     beyond = sorted(i for i in ids if i >= size)
     if beyond != list(range(size, size + len(beyond))) or set(beyond) - set(new):
-        raise ValueError(
+        raise UserError(
             f"trainable_token_indices {beyond} are beyond the {size} rows of {name}: tokens that "
             "the base does not have are added by new_tokens"
         )
     if beyond and getattr(module, "bias", None) is not None:
-        raise ValueError(f"{name} has a bias, which has no value for new tokens: {beyond}")
+        raise UserError(f"{name} has a bias, which has no value for new tokens: {beyond}")

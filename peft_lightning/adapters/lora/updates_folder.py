@@ -18,6 +18,7 @@ from peft_lightning.adapters.folder import (
 )
 from peft_lightning.adapters.lora.arithmetic import as_lora
 from peft_lightning.files import require_replaceable, sealed_folder
+from peft_lightning.messages import UserError
 
 Updates = dict[str, tuple[Tensor, Tensor]]
 
@@ -35,7 +36,7 @@ def write_updates(
         fan_in_fan_out: Whether the layers are GPT-2's, whose weights are transposed.
 
     Raises:
-        ValueError: If ``out`` holds something else than an adapter.
+        UserError: If ``out`` holds something else than an adapter.
     """
     require_replaceable(Path(out), CONFIG_FILE, "adapter")
     lora, tensors = as_lora(updates)
@@ -52,18 +53,18 @@ def write_updates(
 
 
 def require_rank_or_share(rank: int | None, retain: float | None) -> None:
-    """Raise ValueError unless exactly one of a rank and a share to retain is given, in its range.
+    """Raise UserError unless exactly one of a rank and a share to retain is given, in its range.
 
     Args:
         rank: At least 1.
         retain: In (0, 1].
     """
     if (rank is None) == (retain is None):
-        raise ValueError("give either --rank or --retain")
+        raise UserError("give either --rank or --retain")
     if rank is not None and rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+        raise UserError(f"rank must be at least 1, got {rank}")
     if retain is not None and not 0 < retain <= 1:
-        raise ValueError(f"retain must be above 0 and at most 1, got {retain}")
+        raise UserError(f"retain must be above 0 and at most 1, got {retain}")
 
 
 def has_transposed_layers(folder: Path) -> bool:
@@ -79,12 +80,12 @@ def common_base(folders: list[str], facts: list[dict[str, Any]]) -> dict[str, An
         facts: The facts of each of them, as ``read_facts`` returns them.
 
     Raises:
-        ValueError: If they were trained on different base models.
+        UserError: If they were trained on different base models.
     """
     known = [(f, x) for f, x in zip(folders, facts, strict=True) if x["base_fingerprint"]]
     for folder, fact in known[1:]:
         if fact["base_fingerprint"] != known[0][1]["base_fingerprint"]:
-            raise ValueError(
+            raise UserError(
                 f"{folder} was trained on another base model than {known[0][0]}: "
                 f"{fact['base_model']} and {known[0][1]['base_model']}"
             )

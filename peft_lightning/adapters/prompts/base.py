@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from peft_lightning.adapters.base import PEFT_VERSION, Adapter, adapter_dtype
+from peft_lightning.messages import UserError
 
 HF_DEFAULTS: dict[str, Any] = {  # HF PEFT's keys that the three share
     "auto_mapping": None,
@@ -34,7 +35,7 @@ class PromptLearning(Adapter):
         num_virtual_tokens: Number of virtual tokens, at least 1.
 
     Raises:
-        ValueError: If ``num_virtual_tokens`` is out of its range.
+        UserError: If ``num_virtual_tokens`` is out of its range.
     """
 
     # facts of the base, which the tensor's shape is checked against anyway
@@ -57,7 +58,7 @@ class PromptLearning(Adapter):
     ) -> tuple[PromptLearning, Mapping[str, Tensor]]:
         shape = tuple(tensors["prompt_embeddings"].shape) if "prompt_embeddings" in tensors else ()
         if shape[:1] != (self.num_virtual_tokens,):  # before as much memory is asked for
-            raise ValueError(
+            raise UserError(
                 f"the config has {self.num_virtual_tokens} virtual tokens, and the file's "
                 f"prompt_embeddings {shape or 'are not there'}"
             )
@@ -95,9 +96,9 @@ class PromptLearning(Adapter):
     def _remove(self, model: nn.Module) -> None:
         del model.prompt_embeddings
 
-    def _no_encoder_error(self) -> ValueError:
+    def _no_encoder_error(self) -> UserError:
         """Return the error of a method whose encoder, which is not in a folder, would be needed."""
-        return ValueError(
+        return UserError(
             f"{type(self).__name__} cannot be trained from nothing: its folder holds what HF "
             "PEFT's encoder made, not the encoder. Train on from such a folder with "
             "model.init_from (in Python: load_adapter with trainable=True), or start a "

@@ -10,6 +10,7 @@ from torch import nn
 
 from peft_lightning.adapters.prompts.base import HF_DEFAULTS, PromptLearning
 from peft_lightning.kernels.native.stored import output_dtype
+from peft_lightning.messages import UserError
 
 _SHAPE = "_prefix_shape"  # attribute of a model: layers, key and value heads, their dimension
 
@@ -100,7 +101,7 @@ def _key_shape(model: Any) -> tuple[int, int, int]:
     Found by a look at the cache that the model fills, as configurations name them in many ways.
 
     Raises:
-        ValueError: If a layer has no keys and values, or others than the next.
+        UserError: If a layer has no keys and values, or others than the next.
     """
     from transformers import DynamicCache
 
@@ -111,7 +112,7 @@ def _key_shape(model: Any) -> tuple[int, int, int]:
     held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
     shapes = {None if x is None else (x.shape[1], x.shape[3]) for x in held}
     if len(cache.layers) != model.config.get_text_config().num_hidden_layers or len(shapes) != 1:
-        raise ValueError(
+        raise UserError(
             f"PrefixTuning needs the same heads of keys and values in every layer, and "
             f"{type(model).__name__} does not have that: use PromptTuning"
         )

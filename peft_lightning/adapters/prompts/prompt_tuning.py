@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peft_lightning.adapters.prompts.base import HF_DEFAULTS
 from peft_lightning.adapters.prompts.embedding_prompt import EmbeddingPrompt
-from peft_lightning.messages import check_choice
+from peft_lightning.messages import UserError, check_choice
 
 _INITS = ("RANDOM", "SAMPLE_VOCAB", "TEXT")
 
@@ -30,7 +30,7 @@ class PromptTuning(EmbeddingPrompt):
         tokenizer_kwargs: Options of that tokenizer, for ``TEXT`` only.
 
     Raises:
-        ValueError: If a value is out of its range, or an option for ``TEXT`` is missing or is
+        UserError: If a value is out of its range, or an option for ``TEXT`` is missing or is
             given without it.
     """
 
@@ -56,15 +56,15 @@ class PromptTuning(EmbeddingPrompt):
         check_choice("prompt_tuning_init", init, _INITS)
         object.__setattr__(self, "prompt_tuning_init", init)
         if secrets := sorted({"token", "use_auth_token"} & (self.tokenizer_kwargs or {}).keys()):
-            raise ValueError(
+            raise UserError(
                 f"tokenizer_kwargs must hold no {secrets[0]}, which the adapter's files would show "
                 "to everybody: give it as HF_TOKEN"
             )
         if init == "TEXT" and not self.prompt_tuning_init_text:
-            raise ValueError("prompt_tuning_init TEXT needs prompt_tuning_init_text, the text")
+            raise UserError("prompt_tuning_init TEXT needs prompt_tuning_init_text, the text")
         for name in ("prompt_tuning_init_text", "tokenizer_kwargs"):
             if init != "TEXT" and getattr(self, name):
-                raise ValueError(
+                raise UserError(
                     f"{name} is used only with prompt_tuning_init TEXT, and it is {init}"
                 )
 
@@ -95,7 +95,7 @@ class PromptTuning(EmbeddingPrompt):
 
         options = dict(self.tokenizer_kwargs or {})
         if options.pop("trust_remote_code", False):
-            raise ValueError("tokenizer_kwargs cannot set trust_remote_code")
+            raise UserError("tokenizer_kwargs cannot set trust_remote_code")
         path = self._tokenizer_path(model)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
@@ -103,13 +103,13 @@ class PromptTuning(EmbeddingPrompt):
             reason = str(error).strip().split("\n")[0]
             if "trust_remote_code" in str(error):
                 reason = "it brings code of its own, and trust_remote_code is never set here"
-            raise ValueError(
+            raise UserError(
                 f"prompt_tuning_init TEXT cannot load the tokenizer {path}: {reason}; give a hub "
                 "id or folder as tokenizer_name_or_path"
             ) from error
         ids = tokenizer(self.prompt_tuning_init_text)["input_ids"]
         if not ids:
-            raise ValueError(
+            raise UserError(
                 f"prompt_tuning_init_text {self.prompt_tuning_init_text!r} has no tokens"
             )
         repeats = -(-self.num_virtual_tokens // len(ids))
@@ -118,7 +118,7 @@ class PromptTuning(EmbeddingPrompt):
     def _tokenizer_path(self, model: Any) -> str:
         path = self.tokenizer_name_or_path or getattr(model.config, "name_or_path", None)
         if not path:
-            raise ValueError(
+            raise UserError(
                 "prompt_tuning_init TEXT needs tokenizer_name_or_path: the base model was not "
                 "loaded from a place that has a tokenizer"
             )

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from peft_lightning.kernels.decoder_layers import decoder_layers
+from peft_lightning.messages import UserError
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, methods: tuple[str, ...]) -> None:
@@ -30,14 +31,14 @@ def shard(module: nn.Module, mesh: DeviceMesh, methods: tuple[str, ...]) -> None
         methods: Names of those of ``module`` that use the model.
 
     Raises:
-        ValueError: If the model has no decoder layers, or quantised ones.
+        UserError: If the model has no decoder layers, or quantised ones.
     """
     layers = decoder_layers(module)
     if not layers:
-        raise ValueError("the model has no decoder layers that can be sharded: use strategy ddp")
+        raise UserError("the model has no decoder layers that can be sharded: use strategy ddp")
     inside = {p for layer in layers for p in layer.parameters()}
     if any(not p.is_floating_point() for p in inside):
-        raise ValueError("quantised weights cannot be sharded: use strategy ddp, or a plain base")
+        raise UserError("quantised weights cannot be sharded: use strategy ddp, or a plain base")
     for layer in reversed(layers):  # those inside others first
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     whole = {p for p in module.parameters() if p not in inside and not p.requires_grad}

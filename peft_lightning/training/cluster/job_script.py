@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from peft_lightning.messages import UserError
+
 TASK = "%a"  # the number of an array's task, as in sbatch's own file names
 WARNING = 120  # seconds before the end of its time at which a run saves and is requeued
 
@@ -46,14 +48,14 @@ def array_tasks(array: str) -> list[int]:
     """Return the numbers of ``0-3``, ``1,5``, ``0-8:2``; behind a ``%`` stands how many at once.
 
     Raises:
-        ValueError: If that is no array.
+        UserError: If that is no array.
     """
     found: list[int] = []
     for part in re.sub(r"%[1-9]\d*$", "", array).split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+)(?::([1-9]\d*))?)?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if match is None or last < first:
-            raise ValueError(f"--array {array}: write the tasks as 0-3, 1,5 or 0-8:2, or 0-99%4")
+            raise UserError(f"--array {array}: write the tasks as 0-3, 1,5 or 0-8:2, or 0-99%4")
         found += range(first, last + 1, int(match[3] or 1))
     return found
 
@@ -66,10 +68,10 @@ def submit_script(script: str, folders: Iterable[Path]) -> str:
         folders: Made before, since SLURM does not make the log's.
 
     Raises:
-        ValueError: If there is no SLURM here, or it refuses the job; says what it says.
+        UserError: If there is no SLURM here, or it refuses the job; says what it says.
     """
     if shutil.which("sbatch") is None:
-        raise ValueError(
+        raise UserError(
             "there is no sbatch here: submit on a login node of the cluster; --dry-run prints "
             "the script"
         )
@@ -79,5 +81,5 @@ def submit_script(script: str, folders: Iterable[Path]) -> str:
         ["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise ValueError(f"sbatch refuses the job: {' '.join(done.stderr.split())}")
+        raise UserError(f"sbatch refuses the job: {' '.join(done.stderr.split())}")
     return done.stdout.strip().partition(";")[0]

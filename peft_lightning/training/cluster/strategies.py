@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from peft_lightning.messages import UserError
 from peft_lightning.training.cluster.fsdp2 import gather_full, shard, shard_like
 
 UNSUPPORTED = {  # start of a strategy's name, in lower case -> what to do
@@ -26,13 +27,13 @@ UNSUPPORTED = {  # start of a strategy's name, in lower case -> what to do
 
 
 def require_supported(strategy: Any) -> None:
-    """Raise ValueError if a run cannot be spread by ``strategy``, a name or an object."""
+    """Raise UserError if a run cannot be spread by ``strategy``, a name or an object."""
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
         name = f"ddp_{strategy._start_method}"
     for start, use in UNSUPPORTED.items():
         if re.match(start, name.rpartition(".")[2].lower()):
-            raise ValueError(f"trainer.strategy {name} does not work with adapters: {use}")
+            raise UserError(f"trainer.strategy {name} does not work with adapters: {use}")
 
 
 class FSDP2Strategy(DDPStrategy):
@@ -58,12 +59,12 @@ class FSDP2Strategy(DDPStrategy):
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
         if module.cache_hidden_states:
-            raise ValueError(
+            raise UserError(
                 "cache_hidden_states: true does not go with strategy fsdp2: it needs the whole "
                 "model in each process; use strategy ddp"
             )
         if module.compile_layers:
-            raise ValueError(
+            raise UserError(
                 "compile: true does not go with strategy fsdp2, which parts the layers that are "
                 "compiled: set model.compile to false, or use strategy ddp"
             )
