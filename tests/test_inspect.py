@@ -41,7 +41,7 @@ def test_a_checkpoint_tells_its_step_its_options_and_every_updates_size(
         assert found["layers"][name]["r"] == 3
     inspect(str(folder))
     text = capsys.readouterr().out
-    batches = found["checkpoint"]["data"]["batches"]
+    batches = found["checkpoint"]["data"]["batches_per_epoch"]
     assert f"step 3, epoch 0: 3 of {batches} batches finished\n" in text
     assert f"{rows}, hash {found['checkpoint']['data']['data_hash'][:12]}\n" in text
     assert "limited" not in text
@@ -55,7 +55,8 @@ def test_a_checkpoint_tells_its_step_its_options_and_every_updates_size(
 
 
 def test_the_place_in_the_data_is_said_in_words():
-    data = {"epoch": 2, "position": 5, "batches": 9, "rows_before": 16, "limited": True}
+    data = {"epoch": 2, "finished_batches": 5, "batches_per_epoch": 9}
+    data |= {"skipped": 16, "limited": True}
     assert _position({"epoch": 2, "data": data}) == (
         "epoch 2: 5 of 9 batches finished, and before them 16 rows in batches of another size; "
         "trainer.limit_train_batches limits the epoch"

@@ -22,7 +22,7 @@ ENVIRONMENT = {
 def script(tmp_path, text):
     """Write a script that imports what it needs; return the command that runs it."""
     file = tmp_path / "script.py"
-    head = "import logging, os, sys, time\nfrom peft_lightning import progress\n"
+    head = "import logging, os, sys, time\nfrom peft_lightning.process import progress\n"
     head += "from peft_lightning.process.progress import Progress\n"
     file.write_text(head + text)
     return [sys.executable, str(file)]

@@ -49,6 +49,7 @@ def _checkpoint(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read: damaged, or it holds code, not run") from None
     data: dict[str, Any] = next((v for k, v in state.items() if k.endswith("DataModule")), {})
     plain = {k: v for k, v in data.items() if isinstance(v, int | float | str)}
+    plain |= data.get("epoch_rows", {})  # skipped and limited
     return {"step": state.get("global_step"), "epoch": state.get("epoch"), "data": plain}
 
 
@@ -110,11 +111,12 @@ def _text(found: dict[str, Any], all_layers: bool) -> str:
 def _position(checkpoint: dict[str, Any]) -> str:
     """Return the place in the training data at which a resumed run continues."""
     data = checkpoint["data"]
-    if "position" not in data:  # a DataModule of somebody else
+    if "finished_batches" not in data:  # a DataModule of somebody else
         return f"epoch {checkpoint['epoch']}"
-    text = f"epoch {data['epoch']}: {data['position']} of {data['batches']} batches finished"
-    if data["rows_before"]:
-        text += f", and before them {data['rows_before']} rows in batches of another size"
+    finished, batches = data["finished_batches"], data["batches_per_epoch"]
+    text = f"epoch {data['epoch']}: {finished} of {batches} batches finished"
+    if skipped := data["skipped"]:
+        text += f", and before them {skipped} rows in batches of another size"
     if data["limited"]:
         text += "; trainer.limit_train_batches limits the epoch"
     return text

@@ -30,7 +30,7 @@ PHASES = {
     "imports": (FIT, "", 0.5),
     "imports of torch": (FIT, "", 1.5),
     "loading": (FIT, "Seed set", 0.5),
-    "tokenising": (FIT, "format prompt_completion", 0.0),
+    "tokenizing": (FIT, "format prompt_completion", 0.0),
     "first step": (FIT, "on the CPU", 0.5),
     "a later step": (FIT, "step 2/", 0.7),
     "validation": ([*FIT, "--trainer.val_check_interval", "1"], "validation", 1.0),

@@ -54,7 +54,7 @@ def test_merge_and_export_read_the_adapter_once(places, reads, tmp_path):
     assert reads.pop("ckpt") == 1
     export(ckpt, str(tmp_path / "lora.gguf"))
     assert reads.pop("ckpt") == 1
-    export(ckpt, str(tmp_path / "model.gguf"), format="gguf", max_logit_difference=0.1)
+    export(ckpt, str(tmp_path / "model.gguf"), type="model", max_logit_difference=0.1)
     assert reads.pop("ckpt") == 1
 
 
@@ -75,7 +75,7 @@ def test_a_run_from_a_folder_a_model_to_answer_and_a_bank_read_the_adapter_once(
     assert reads.pop("ckpt") == 1
     CausalLMModule.load_from_checkpoint(ckpt)
     assert reads.pop("ckpt") == 1
-    load_inference_model(base, [ckpt])
+    load_inference_model(base, ckpt, None)
     assert reads.pop("ckpt") == 1
     AdapterBank(load_base_model(base)).add("name", ckpt)
     assert reads.pop("ckpt") == 1
