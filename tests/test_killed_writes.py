@@ -4,13 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
-
 import killing
+import pytest
 import warm_python
 from cli_driver import ENVIRONMENT
-from peft_lightning import LoRA, load_base_model, save_adapter
 from test_cli import DATA, MODEL, TRAINER
+
+from peft_lightning import LoRA, load_base_model, save_adapter
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(bool(killing.unable()), reason=killing.unable())
@@ -50,8 +50,8 @@ def test_the_number_of_killed_writes_in_the_docs_is_the_least_that_is_seen():
 def drive(case, folder, base):
     """Return the digests of the old result, what each killed run left, and the files at the end."""
     done = warm_python.run(
-        [HERE / "crash_driver.py", case, folder, base],
-        env={**ENVIRONMENT, "PYTHONPATH": f"{HERE}:{HERE.parent}"},
+        [HERE / "drivers" / "crash_driver.py", case, folder, base],
+        env={**ENVIRONMENT, "PYTHONPATH": f"{HERE}:{HERE}/drivers:{HERE.parent}"},
         timeout=500,
     )
     log = folder.parent / f"{case}.log"

@@ -3,14 +3,14 @@
 import os
 import subprocess
 
+import cli_driver
+import processes
 import pytest
+import test_cli
+import test_rms_norm
 import torch
 
-import cli_driver
 import exactness
-import processes
-import test_cli
-import test_norms
 import tiny_run
 from kinds import _of_processor, _reached
 from rounding import assert_first_adam_step, assert_near, rounding_error
@@ -57,7 +57,7 @@ def test_kinds_are_found_through_all_that_is_called(function, found):
 
 
 def test_a_file_depends_on_the_processor_if_it_uses_code_that_does():
-    assert _of_processor(test_norms)
+    assert _of_processor(test_rms_norm)
     assert not _of_processor(test_cli)
 
 

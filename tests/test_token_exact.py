@@ -86,14 +86,21 @@ def test_two_processes_give_the_same_update(batch_size, base, ten_rows, expected
     }
     out = tmp_path / "weights.safetensors"
     subprocess.run(
-        [sys.executable, HERE / "exact_driver.py", base, ten_rows, tmp_path / "run", out],
+        [
+            sys.executable,
+            HERE / "drivers" / "exact_driver.py",
+            base,
+            ten_rows,
+            tmp_path / "run",
+            out,
+        ],
         check=True,
         timeout=300,
         env={
             **os.environ,
             "EXACT_OPTIONS": json.dumps(options),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{HERE}:{HERE.parent}",
+            "PYTHONPATH": f"{HERE}:{HERE}/drivers:{HERE.parent}",
         },
     )
     assert_same(load_file(out), expected)

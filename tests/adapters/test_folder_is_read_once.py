@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from parity import randomise
+from test_gguf import write_base
 
 from peft_lightning import CausalLMModule, LoRA, load_adapter, save_adapter
 from peft_lightning.adapters import folder as folders
@@ -15,7 +16,6 @@ from peft_lightning.commands.export import export
 from peft_lightning.commands.merge import merge
 from peft_lightning.files import require_undamaged
 from peft_lightning.inference.load import load_inference_model
-from test_export import write_base
 from tiny import tiny_model
 
 TENSORS = "adapter_model.safetensors"

@@ -1,0 +1,64 @@
+"""The chat of the command line, driven through its standard input."""
+
+import pytest
+import torch
+import warm_python
+from cli_driver import ENVIRONMENT
+
+from peft_lightning.adapters import LoRA, save_adapter
+from peft_lightning.base_model import base_fingerprint, load_base_model
+from peft_lightning.commands.generate import generate
+
+
+@pytest.fixture(scope="module")
+def lora_folder(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lora") / "best.ckpt"
+    model, adapter = load_base_model(str(base)), LoRA(r=2)
+    facts = {"base_fingerprint": base_fingerprint(model)}
+    adapter.attach(model)
+    torch.manual_seed(2)
+    for tensor in adapter.state_dict(model).values():
+        tensor.normal_()
+    save_adapter(adapter, model, folder, facts)
+    return folder
+
+
+def talk(lines, *options):
+    command = ["-m", "peft_lightning", "chat", *options, "--max_new_tokens", "6"]
+    return warm_python.run(command, env=ENVIRONMENT, input="\n".join(lines) + "\n")
+
+
+def test_answers_are_generates_and_the_conversation_is_remembered(base, lora_folder, capsys):
+    lines = ["hello", "hello", "/reset", "hello", "/adapter a", "/reset", "hello", "/adapter x"]
+    done = talk([*lines, "/what", "/quit", "no"], "--base_model", str(base), "--adapter",
+                f"a={lora_folder}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = [line.strip() for line in done.stdout.split("\n") if line]
+    generate(ckpt_path=str(lora_folder), prompt="hello", max_new_tokens=6)
+    want = capsys.readouterr().out.strip()
+    assert said[0] == said[2] == said[3] == want  # the first adapter answers from the start
+    assert len(said) == 4
+    assert "adapters: base, a; now a" in done.stderr
+    assert "there is no adapter 'x'; there are base, a" in done.stderr
+    assert done.stderr.count("the conversation is forgotten") == 2
+    assert done.stderr.count("/reset ") == 2  # at the start, and for what is no command
+
+
+def test_a_conversation_that_is_too_long_says_so_and_goes_on(base):
+    done = talk(["hello", "long " * 400, "/base", "hello"], "--base_model", str(base))
+    assert done.returncode == 0, done.stderr
+    assert "exceeds the model's" in done.stderr
+    assert "/reset starts anew" in done.stderr
+    assert len([line for line in done.stdout.split("\n") if line]) == 2
+
+
+def test_without_a_chat_template_the_command_generate_is_named(base, tmp_path):
+    import shutil
+
+    plain = tmp_path / "plain"
+    shutil.copytree(base, plain)
+    (plain / "chat_template.jinja").unlink()
+    done = talk(["hello"], "--base_model", str(plain))
+    assert done.returncode == 2
+    assert "a chat needs a chat template" in done.stderr
+    assert "Traceback" not in done.stderr
