@@ -27,7 +27,7 @@ export HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 started=$SECONDS
 run=runs/quickstart
 if [ -z "$model" ]; then
-  model=$($python scripts/get_smollm2.py | tee /dev/stderr | tail -n 1)
+  model=$($python scripts/get_smollm2.py | tee >(cat >&2) | tail -n 1)
 else
   run=runs/quickstart-$(basename "$model")
 fi

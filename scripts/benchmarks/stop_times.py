@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 MODEL = "~/.cache/peft_lightning/models/SmolLM2-135M-Instruct"
@@ -29,8 +30,8 @@ GENERATE = ["generate", "--prompt", LONG, "--max_new_tokens", "2000"]
 PHASES = {
     "imports": (FIT, "", 0.5),
     "imports of torch": (FIT, "", 1.5),
-    "loading": (FIT, "Seed set", 0.5),
     "tokenizing": (FIT, "format prompt_completion", 0.0),
+    "loading": (FIT, "kept", 0.5),
     "first step": (FIT, "on the CPU", 0.5),
     "a later step": (FIT, "step 2/", 0.7),
     "validation": ([*FIT, "--trainer.val_check_interval", "1"], "validation", 1.0),
@@ -76,7 +77,12 @@ def stop_in(phase: str, model: str) -> tuple[float, int, str]:
     return seconds, status, shown.replace("\r", "\n").strip().splitlines()[-1]
 
 
-def read(terminal: int, enough, process: subprocess.Popen[bytes], seconds: float = 600) -> str:
+def read(
+    terminal: int,
+    enough: Callable[[str], bool],
+    process: subprocess.Popen[bytes],
+    seconds: float = 600,
+) -> str:
     """Return what is shown until it is enough, the seconds are over or the process has ended."""
     shown, deadline = "", time.monotonic() + seconds
     while not enough(shown) and (left := deadline - time.monotonic()) > 0:
