@@ -20,6 +20,12 @@ MOST_PROCESSES_PER_CORE = 4  # beyond that, a number of processes is a mistake
 _MOUNT, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _VARIABLE = "OMP_NUM_THREADS"  # read by torch, OpenMP and MKL when they are loaded
 
+# How often an OpenMP thread that waits for the others looks before it sleeps. OpenMP's default,
+# 300,000, is 3 % faster on an idle machine, but two thirds of the speed are lost beside one busy
+# process, and half with 2,000: scripts/benchmarks/busy.py
+_SPIN_COUNT = ("GOMP_SPINCOUNT", "2000")
+_WAITING = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}  # how the user may set it
+
 
 @dataclass(frozen=True)
 class Cores:
@@ -86,12 +92,15 @@ _own: str | None = None  # the variable's value, if it is ours
 def limit_threads(processes: int = 1) -> Threads:
     """Let torch compute with as many threads as ``thread_count`` says, in child processes too.
 
-    Called before torch is loaded it takes effect at once; afterwards torch is told.
+    Called before torch is loaded it takes effect at once; afterwards torch is told. Threads that
+    wait for each other give way to other processes sooner, unless the user has set how they wait.
 
     Args:
         processes: That share this machine's cores.
     """
     global _set, _own
+    if not _WAITING & os.environ.keys():
+        os.environ.setdefault(*_SPIN_COUNT)
     cores = find_cores()
     if cores.given is not None and cores.given == _own:  # set here before, not by the user
         cores = replace(cores, given=None)

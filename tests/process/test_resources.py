@@ -157,6 +157,25 @@ def test_torch_computes_with_the_threads_of_the_limit_and_child_processes_too():
     assert threads_of(code) == ["1", "1"]
 
 
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_waiting_threads_of_openmp_sleep_soon_unless_the_user_says_how_they_wait(given, count):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "OMP_WAIT"))}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{LIMIT}limit_threads()\nimport torch"],
+        env=environment | given | {"OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("torch is not built with GNU's OpenMP")
+    assert f"GOMP_SPINCOUNT = '{count}'" in done.stderr
+
+
 def test_a_limit_that_is_gone_is_taken_back():
     if (os.cpu_count() or 1) < 2:
         pytest.skip("one core is one thread")
