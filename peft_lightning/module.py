@@ -34,7 +34,7 @@ class CausalLMModule(L.LightningModule):
         learning_rate: Peak learning rate; by default the one its adapter recommends.
         optimizer: A torch optimizer by class path; by default AdamW without weight decay.
         lr_schedule: Factor on the learning rate over the run.
-        dtype: Of the frozen weights: auto (that of the products), float32, bfloat16 or float16.
+        dtype: Of the base: auto, float32, bfloat16 or float16. The adapter is always float32.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         activation_checkpointing: Recompute activations in the backward pass; do not keep them.
         compile: Compile the decoder layers with torch.compile; not for virtual tokens.
@@ -43,10 +43,10 @@ class CausalLMModule(L.LightningModule):
         sample_prompts: Prompts whose greedy answers are logged at each validation.
         sample_max_new_tokens: Length limit of those answers.
         predict_max_new_tokens: Length limit of the answers of ``predict``.
-        attn_implementation: auto (one attention per sequence) or one of transformers, as sdpa.
+        attn_implementation: auto (one attention per sequence), or transformers' sdpa, eager, ...
         trust_remote_code: Whether code that comes with the base model may run.
         revision: Branch, tag or commit of a hub id.
-        init_from: Start from an adapter: a folder, ours or HF PEFT's, or ``owner/name@revision``.
+        init_from: Train the adapter of a folder, ours or HF PEFT's, or ``owner/name@revision``.
     """
 
     def __init__(

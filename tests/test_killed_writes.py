@@ -4,13 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
-import killing
 import pytest
+
+import killing
 import warm_python
 from cli_driver import ENVIRONMENT
-from test_cli import DATA, MODEL, TRAINER
-
 from peft_lightning import LoRA, load_base_model, save_adapter
+from test_cli import DATA, MODEL, TRAINER
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(bool(killing.unable()), reason=killing.unable())

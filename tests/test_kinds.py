@@ -3,14 +3,14 @@
 import os
 import subprocess
 
-import cli_driver
-import processes
 import pytest
-import test_cli
-import test_rms_norm
 import torch
 
+import cli_driver
 import exactness
+import processes
+import test_cli
+import test_rms_norm
 import tiny_run
 from kinds import _of_processor, _reached
 from rounding import assert_first_adam_step, assert_near, rounding_error

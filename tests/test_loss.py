@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from test_architectures import flat_batch, loaded, nll_alone, reference
 
 from peft_lightning import LoRA
 from rounding import BACKWARD, assert_near, rounding_error
+from test_architectures import flat_batch, loaded, nll_alone, reference
 
 OPTIONS = {
     "saved head": {"modules_to_save": ["lm_head"]},

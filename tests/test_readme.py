@@ -14,8 +14,8 @@ from typing import Any
 import lightning as L
 import pytest
 import yaml
-from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
 
+from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
 from peft_lightning import CausalLMModule, LoRA, SFTDataModule
 from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import options_of

@@ -5,9 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from parity import randomise
-from test_gguf import write_base
 
+from parity import randomise
 from peft_lightning import CausalLMModule, LoRA, load_adapter, save_adapter
 from peft_lightning.adapters import folder as folders
 from peft_lightning.adapters.bank import AdapterBank
@@ -16,6 +15,7 @@ from peft_lightning.commands.export import export
 from peft_lightning.commands.merge import merge
 from peft_lightning.files import require_undamaged
 from peft_lightning.inference.load import load_inference_model
+from test_gguf import write_base
 from tiny import tiny_model
 
 TENSORS = "adapter_model.safetensors"

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from parity import IDS, hf_folder, randomise
 from peft import LoraConfig
 from torch import nn
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
+from parity import IDS, hf_folder, randomise
 from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter
 from peft_lightning.adapters.lora.layers import LoRALinear
 from peft_lightning.adapters.merge import add_update, merged, merged_weight, require_mergeable

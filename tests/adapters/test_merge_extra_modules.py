@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from parity import IDS, randomise
 from transformers import AutoModelForCausalLM
 
+from parity import IDS, randomise
 from peft_lightning.adapters import LoRA, save_adapter
 from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
 from peft_lightning.adapters.merge import merged

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
-from parity import IDS, hf_folder, randomise
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from parity import IDS, hf_folder, randomise
 from peft_lightning.adapters import AdapterBank, LoRA, load_adapter, read_adapter, save_adapter
 from peft_lightning.base_model import base_fingerprint
 from rounding import assert_near

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from cli_driver import ENVIRONMENT, drive
 from test_cli import DATA, MODEL
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TRAINER = "max_steps: 2, accelerator: cpu, enable_progress_bar: false, logger: false"
 ROW = {"prompt": "a", "completion": "b"}

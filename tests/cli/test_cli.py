@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import warm_python
 import yaml
-from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
 
+import warm_python
+from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
 from peft_lightning.__main__ import no_collecting
 from peft_lightning.adapters import LoRA, load_adapter, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from cli_driver import drive
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cli_driver import ENVIRONMENT, drive
 
+from cli_driver import ENVIRONMENT, drive
 from peft_lightning import CausalLMModule
 from peft_lightning.cli.config_index import read_arguments
 from peft_lightning.cli.fit_defaults import default_base_model, quick_start_model

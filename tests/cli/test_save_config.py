@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+
 from cli_driver import drive
 
 SMALL = "data: {train: rows.jsonl, cache_dir: cache}\ntrainer: {accelerator: cpu, max_epochs: 1}\n"

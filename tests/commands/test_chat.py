@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 import warm_python
 from cli_driver import ENVIRONMENT
-
 from peft_lightning.adapters import LoRA, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.commands.generate import generate

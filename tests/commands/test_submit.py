@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_driver import ENVIRONMENT
 
+from cli_driver import ENVIRONMENT
 from peft_lightning.__main__ import main
 from peft_lightning.training.cluster.job_script import array_tasks
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_tokenizers import CHATML, byte_tokenizer
 
 from peft_lightning.data import cache
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
 from peft_lightning.data.sources import find_source
 from peft_lightning.data.tokenization import RowTokenizer
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
+from toy_tokenizers import CHATML, byte_tokenizer
 
 ROWS = [{"prompt": "p" * n, "completion": "c" * n} for n in range(1, 8)]
 

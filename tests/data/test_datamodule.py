@@ -7,10 +7,10 @@ import pytest
 import torch
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.trainer.states import TrainerFn
-from toy_tokenizers import CHATML, byte_tokenizer
 
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.data.loader import BatchLoader
+from toy_tokenizers import CHATML, byte_tokenizer
 
 ROWS = [{"prompt": "p" * (i % 7), "completion": f"{i:02d}" + "c" * (i * 5 % 11)} for i in range(22)]
 VAL = [{"prompt": "v", "completion": f"{i:02d}"} for i in range(3)]

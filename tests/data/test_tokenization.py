@@ -3,6 +3,13 @@ import random
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizer
+
+from peft_lightning.data.conversations import Conversation, PlainText
+from peft_lightning.data.formats import FORMATS
+from peft_lightning.data.records import DroppedRowError, LongRowError, RowCounts, RowError
+from peft_lightning.data.tokenization import RowTokenizer, encode_prompt
+from peft_lightning.data.tokenizer import tokenizer_fingerprint
 from toy_tokenizers import (
     CHATML,
     INST,
@@ -13,13 +20,6 @@ from toy_tokenizers import (
     fallback_tokenizer,
     show,
 )
-from transformers import PreTrainedTokenizer
-
-from peft_lightning.data.conversations import Conversation, PlainText
-from peft_lightning.data.formats import FORMATS
-from peft_lightning.data.records import DroppedRowError, LongRowError, RowCounts, RowError
-from peft_lightning.data.tokenization import RowTokenizer, encode_prompt
-from peft_lightning.data.tokenizer import tokenizer_fingerprint
 
 
 def chat(*contents, first="user"):

@@ -16,8 +16,8 @@ import warnings
 from pathlib import Path
 
 import torch
-import warm_python
 
+import warm_python
 from peft_lightning.__main__ import main
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from killing import killed_at
 
+from killing import killed_at
 from peft_lightning.__main__ import main
 from peft_lightning.files import SUMS_FILE, require_undamaged
 from tiny_run import fit

@@ -6,13 +6,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
-import warm_python
-from parity import randomise
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
+import warm_python
+from parity import randomise
 from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer, resolve
 from peft_lightning.commands.export import export

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import warm_python
-from parity import IDS, hf_folder, randomise
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import warm_python
+from parity import IDS, hf_folder, randomise
 from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter, save_adapter
 from peft_lightning.adapters.merge import merged
 from peft_lightning.base_model import base_fingerprint, load_base_model, resolve

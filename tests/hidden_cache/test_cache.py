@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import warm_python
 from lightning.pytorch.callbacks import Callback
 from transformers import AutoModelForCausalLM
 
+import warm_python
 from exactness import sgd
 from peft_lightning import CausalLMModule, Constant, Full, LoRA, PromptTuning, SFTDataModule
 from peft_lightning.hidden_cache.cache import adapted_depth

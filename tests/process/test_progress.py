@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from terminal import at_terminal
 
 from peft_lightning.process.progress import Progress
 from peft_lightning.process.progress_format import bar, clock, fitted
+from terminal import at_terminal
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+
 from cluster import Job, wait_until
 
 pytestmark = pytest.mark.slurm

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from cli_driver import saved_step
 from lightning.pytorch.callbacks import Callback
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from cli_driver import saved_step
 from peft_lightning import CausalLMModule, Full, LoRA, PromptTuning
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.schedules import Constant

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+
 from cli_driver import drive, saved_step
 from test_checkpoint import last
 from test_cli import DATA, MODEL, TRAINER

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import warm_python
-from terminal import at_terminal
 
+import warm_python
 from peft_lightning.process.progress import DISPLAY
 from peft_lightning.process.progress_format import fitted
 from peft_lightning.training.progress_bar import TokenProgressBar
 from peft_lightning.training.time_left import TimeLeft
+from terminal import at_terminal
 from tiny_run import fit
 
 ROOT = Path(__file__).parents[2]

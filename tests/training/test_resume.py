@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 import warm_python
 
 HERE = Path(__file__).parents[1]

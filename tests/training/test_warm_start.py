@@ -11,11 +11,11 @@ import peft
 import pytest
 import torch
 import yaml
-from cli_driver import ENVIRONMENT, drive
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from cli_driver import ENVIRONMENT, drive
 from peft_lightning import CausalLMModule, PromptTuning, PTuning
 from rounding import assert_near
 from tiny import tiny_model

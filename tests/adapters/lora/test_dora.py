@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from parity import IDS, hf_folder
 from peft import LoraConfig
 from torch import nn
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
+from parity import IDS, hf_folder
 from peft_lightning.adapters import LoRA, load_adapter
 from peft_lightning.adapters.lora.dora import DoRALinear
 from peft_lightning.adapters.merge import merged_weight

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from peft import LoraConfig
+
 from parity import (
     IDS,
     config_as_hf_reads_it,
@@ -11,8 +13,6 @@ from parity import (
     keys_and_shapes,
     our_folder,
 )
-from peft import LoraConfig
-
 from peft_lightning.adapters import LoRA, load_adapter
 from rounding import BACKWARD, assert_near, rounding_error
 from tiny import tiny_model

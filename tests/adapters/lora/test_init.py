@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from parity import IDS, hf_folder, hf_reads, keys_and_shapes
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.testing import assert_close
 
+from parity import IDS, hf_folder, hf_reads, keys_and_shapes
 from peft_lightning.adapters import LoRA, load_adapter, read_adapter, save_adapter
 from peft_lightning.adapters.lora.init import decompose
 from peft_lightning.adapters.lora.layers import LoRALinear

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from peft import PrefixTuningConfig, PromptEncoderConfig
+from torch.testing import assert_close
+
 from parity import (
     IDS,
     config_as_hf_reads_it,
@@ -12,9 +15,6 @@ from parity import (
     keys_and_shapes,
     metadata,
 )
-from peft import PrefixTuningConfig, PromptEncoderConfig
-from torch.testing import assert_close
-
 from peft_lightning.adapters import (
     PrefixTuning,
     PTuning,

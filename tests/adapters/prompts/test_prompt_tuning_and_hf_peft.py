@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from peft import PromptTuningConfig
+from peft.utils import get_peft_model_state_dict
+
 from parity import (
     IDS,
     config_as_hf_reads_it,
@@ -12,9 +15,6 @@ from parity import (
     metadata,
     our_folder,
 )
-from peft import PromptTuningConfig
-from peft.utils import get_peft_model_state_dict
-
 from peft_lightning.adapters import PromptTuning, load_adapter, save_adapter
 from rounding import assert_first_adam_step, assert_near
 from tiny import tiny_model

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_driver import ENVIRONMENT, saved_step
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
-from test_cli import MODEL
 
+from cli_driver import ENVIRONMENT, saved_step
 from peft_lightning import CausalLMModule, PromptTuning
 from peft_lightning.process.signals import STOP, StopSignal
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.preemption import _see_signals_in_backward
 from peft_lightning.training.cluster.step_boundary import step_boundary
+from test_cli import MODEL
 from tiny_run import fit, flat_batch
 
 CONFIG = """

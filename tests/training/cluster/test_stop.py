@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 import warm_python
 from cli_driver import ENVIRONMENT, saved_step
-from safetensors.torch import load_file
 
 HERE = Path(__file__).parents[2]
 SOON = 60  # seconds, for machines with ten times too much to do; what is stopped would take 600

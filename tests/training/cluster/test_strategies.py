@@ -6,14 +6,14 @@ import shutil
 
 import pytest
 import torch
-import warm_python
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from processes import in_processes, outcome, run
 from safetensors.torch import load_file
 
+import warm_python
 from peft_lightning.adapters.folder import FACTS_FILE, write_files
 from peft_lightning.training.cluster.strategies import FSDP2Strategy, require_supported
 from peft_lightning.training.run_dir import LOCK_FILE
+from processes import in_processes, outcome, run
 from tiny_run import write_base, write_rows
 
 STRATEGIES = ["ddp", "fsdp2"]
