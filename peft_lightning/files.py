@@ -1,7 +1,6 @@
 """Files on disk: replaced as a whole, checked against their checksums, and the user's cache folder.
 
-``atomic_folder`` and ``atomic_file`` write: after a crash the old content or the new one is there.
-``sealed_folder`` adds a ``SHA256SUMS`` file, ``require_undamaged`` checks it.
+After a crash in ``atomic_folder`` or ``atomic_file`` the old content or the new one is there.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ _CLOCK_STEP = 10**8  # ns, more than the resolution of a file's times
 
 def user_cache(name: str) -> Path:
     """Return ``peft_lightning/NAME`` in the user's cache folder, which need not be there."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return caches / "peft_lightning" / name
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(caches, "peft_lightning", name).expanduser()
 
 
 # ---- replacement as a whole ---------------------------------------------------------------------

@@ -301,7 +301,8 @@ def test_two_processes_that_start_at_once_share_one_cache(base, rows, tmp_path):
         "trainer = run(base, rows, root, max_steps=3)\n"
         "print(sum(t.double().sum().item() for t in tensors(trainer).values()).hex())\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    here = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}:{here.parent}/drivers"}
     programs = []
     for name in ("a", "b"):
         with (tmp_path / f"{name}.txt").open("w") as out:
