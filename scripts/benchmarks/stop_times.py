@@ -34,8 +34,8 @@ PHASES = {
     "loading": (FIT, "kept", 0.5),
     "first step": (FIT, "on the CPU", 0.5),
     "a later step": (FIT, "step 2/", 0.7),
-    "validation": ([*FIT, "--trainer.val_check_interval", "1"], "validation", 1.0),
-    "generation": (GENERATE, "generate:", 6.0),
+    "validation": ([*FIT, "--trainer.val_check_interval", "1"], "validating", 1.0),
+    "generation": (GENERATE, "", 9.0),
 }
 
 
