@@ -127,3 +127,22 @@ def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         require_kernels()
     else:
         monkeypatch.setattr(library, "_library", lambda: (None, "a test does without"))
+
+
+@pytest.fixture(scope="module")
+def lora_folder(base, tmp_path_factory):
+    """A LoRA over ``base`` that changes its answers much."""
+    import torch
+
+    from peft_lightning.adapters import LoRA, save_adapter
+    from peft_lightning.base_model import base_fingerprint, load_base_model
+
+    folder = tmp_path_factory.mktemp("lora") / "best.ckpt"
+    model, adapter = load_base_model(str(base)), LoRA(r=2)
+    facts = {"base_fingerprint": base_fingerprint(model)}
+    adapter.attach(model)
+    torch.manual_seed(2)
+    for tensor in adapter.state_dict(model).values():
+        tensor.normal_()
+    save_adapter(adapter, model, folder, facts)
+    return folder

@@ -1,26 +1,8 @@
 """The chat of the command line, driven through its standard input."""
 
-import pytest
-import torch
-
 import warm_python
 from cli_driver import ENVIRONMENT
-from peft_lightning.adapters import LoRA, save_adapter
-from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.commands.generate import generate
-
-
-@pytest.fixture(scope="module")
-def lora_folder(base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lora") / "best.ckpt"
-    model, adapter = load_base_model(str(base)), LoRA(r=2)
-    facts = {"base_fingerprint": base_fingerprint(model)}
-    adapter.attach(model)
-    torch.manual_seed(2)
-    for tensor in adapter.state_dict(model).values():
-        tensor.normal_()
-    save_adapter(adapter, model, folder, facts)
-    return folder
 
 
 def talk(lines, *options):

@@ -167,20 +167,6 @@ def test_virtual_tokens_take_room_too():
 # ---- the command ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def lora_folder(base, tmp_path_factory):
-    """A LoRA over ``base`` that changes its answers much."""
-    folder = tmp_path_factory.mktemp("lora") / "best.ckpt"
-    model, adapter = load_base_model(str(base)), LoRA(r=2)
-    facts = {"base_fingerprint": base_fingerprint(model)}
-    adapter.attach(model)
-    torch.manual_seed(2)
-    for tensor in adapter.state_dict(model).values():
-        tensor.normal_()
-    save_adapter(adapter, model, folder, facts)
-    return folder
-
-
 def answers(file):
     return [json.loads(line)["prediction"] for line in file.read_text().splitlines()]
 
