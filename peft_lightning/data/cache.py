@@ -18,6 +18,7 @@ from peft_lightning.data.formats import find_format, format_cache_key
 from peft_lightning.data.npy import NpyWriter
 from peft_lightning.data.records import (
     DroppedRowError,
+    Findings,
     LocatedRecord,
     LongRowError,
     RowCounts,
@@ -31,7 +32,7 @@ from peft_lightning.files import atomic_folder, user_cache
 from peft_lightning.messages import UserError, check_choice
 from peft_lightning.process.progress import Progress
 
-VERSION = 1  # increase it when the same rows would give other tokens
+VERSION = 2  # increase it when the same rows would give other tokens
 ROWS_PER_CHUNK = 512
 
 
@@ -108,7 +109,7 @@ def _tokenize_into(
 ) -> None:
     """Write the cache, all of it or nothing."""
     with atomic_folder(folder) as temporary:
-        counts = RowCounts()
+        counts, findings = RowCounts(), Findings()
         format_name, columns, records = resolve_format(source.records(), format_name, source.name)
         rows = _parse_rows(records, format_name)
         writers = {n: NpyWriter(temporary / f"{n}.npy", dtype) for n, dtype in FILES.items()}
@@ -116,13 +117,16 @@ def _tokenize_into(
         with Progress(
             f"tokenizing {Path(source.name).name}", source.estimated_num_rows(), "rows"
         ) as progress:
-            for chunk in _tokenized_chunks(rows, row_tokenizer, on_bad_row, counts):
+            for numbers, chunk in _tokenized_chunks(
+                rows, row_tokenizer, on_bad_row, counts, findings
+            ):
                 ids = [row.input_ids for row in chunk]
                 start = writers["input_ids"].length
                 writers["input_ids"].append(np.concatenate(ids))
-                writers["loss_mask"].append(np.concatenate([row.loss_mask for row in chunk]))
+                writers["loss_weights"].append(np.concatenate([row.loss_weights for row in chunk]))
                 writers["offsets"].append(start + np.cumsum([len(i) for i in ids]))
-                writers["num_loss_tokens"].append(np.array([row.loss_mask.sum() for row in chunk]))
+                writers["num_loss_tokens"].append(np.array([np.count_nonzero(row.loss_weights) for row in chunk]))
+                writers["records"].append(np.array(numbers))
                 progress.update(counts.read)
         if not counts.kept:
             raise UserError(f"{source.name}: no row is left to train on: {counts}")
@@ -132,7 +136,8 @@ def _tokenize_into(
             "format": format_name,
             "columns": f"(columns: {', '.join(columns)})",
             "counts": str(counts),
-            "rows": counts.kept,
+            "findings": findings.to_json(),
+            "rows": counts.sequences,
             "tokens": writers["input_ids"].length,
             "sizes": {name: writer.close() for name, writer in writers.items()},
         }
@@ -159,19 +164,24 @@ def _tokenized_chunks(
     row_tokenizer: RowTokenizer,
     on_bad_row: str,
     counts: RowCounts,
-) -> Iterator[list[TokenizedRow]]:
-    """Yield the tokenized rows in chunks, and count those left out by reason."""
+    findings: Findings,
+) -> Iterator[tuple[list[int], list[TokenizedRow]]]:
+    """Yield the tokenized rows in chunks with the numbers of their records, and count them all."""
     while chunk := list(itertools.islice(rows, ROWS_PER_CHUNK)):
         well_formed = [row for row, _ in chunk if not isinstance(row, RowError)]
         tokenized = iter(row_tokenizer.tokenize(well_formed))
-        kept = []
+        numbers: list[int] = []
+        kept: list[TokenizedRow] = []
         for row, location in chunk:
             result = row if isinstance(row, RowError) else next(tokenized)
             counts.read += 1
-            if isinstance(result, TokenizedRow):
-                kept.append(result)
+            if isinstance(result, list):
+                findings.add(itertools.chain(*(part.findings for part in result)), location)
+                kept += result
+                numbers += [counts.read - 1] * len(result)
                 counts.kept += 1
-                counts.truncated += result.truncated
+                counts.sequences += len(result)
+                counts.truncated += any(part.truncated for part in result)
                 continue
             if isinstance(result, LongRowError):
                 raise UserError(
@@ -184,7 +194,7 @@ def _tokenized_chunks(
                 ) from result
             counts.reasons[result.reason] += 1
         if kept:
-            yield kept
+            yield numbers, kept
 
 
 def _sha256(text: str) -> str:

@@ -9,40 +9,57 @@ import torch
 Batch = dict[str, Any]
 
 # replaces the rows of an empty batch: a token without loss, so that every rank takes the step
-EMPTY_ROW = {"input_ids": np.zeros(1, dtype=np.int64), "labels": np.full(1, -100)}
+EMPTY_ROW = {
+    "input_ids": np.zeros(1, dtype=np.int64),
+    "labels": np.full(1, -100),
+    "loss_weights": np.zeros(1, dtype=np.float32),
+}
+
+
+def _has_fractions(rows: Sequence[Batch]) -> bool:
+    """Whether any token has a weight in the loss other than 0 and 1."""
+    return any(((w := row["loss_weights"]) != (w != 0)).any() for row in rows)
 
 
 def flat_collate(rows: Sequence[Batch]) -> Batch:
     """Concatenate rows into one sequence without padding.
 
     Args:
-        rows: Each with ``input_ids`` and ``labels``, (n,) int64 arrays.
+        rows: Each with ``input_ids`` and ``labels``, (n,) int64 arrays, and ``loss_weights``, (n,)
+            float32.
 
     Returns:
         ``input_ids``, ``labels``, ``position_ids``: (1, T) int64; positions restart at each row.
         ``cu_seq_lens``: (S + 1,) int32, the offsets of the S rows and the end of the last.
         ``seq_lens``: The lengths of the rows, Python ints.
+        ``loss_weights``: (1, T) float32, only if a weight is neither 0 nor 1.
     """
     rows = rows or [EMPTY_ROW]
     lengths = [len(row["input_ids"]) for row in rows]
-    return {
+    batch = {
         "input_ids": torch.from_numpy(np.concatenate([row["input_ids"] for row in rows]))[None],
         "labels": torch.from_numpy(np.concatenate([row["labels"] for row in rows]))[None],
         "position_ids": torch.cat([torch.arange(n) for n in lengths])[None],
         "cu_seq_lens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
         "seq_lens": lengths,
     }
+    if _has_fractions(rows):
+        weights = np.concatenate([row["loss_weights"] for row in rows])
+        batch["loss_weights"] = torch.from_numpy(weights)[None]
+    return batch
 
 
 def padded_collate(rows: Sequence[Batch], pad_id: int) -> Batch:
     """Pad rows on the right to the length of the longest.
 
     Args:
-        rows: Each with ``input_ids`` and ``labels``, (n,) int64 arrays.
+        rows: Each with ``input_ids`` and ``labels``, (n,) int64 arrays, and ``loss_weights``, (n,)
+            float32.
         pad_id: Token id of the padding; the attention mask hides it, and its label is -100.
 
     Returns:
         ``input_ids``, ``labels``, ``attention_mask``: (B, T) int64; the mask is 1 at tokens.
+        ``loss_weights``: (B, T) float32, only if a weight is neither 0 nor 1.
     """
     rows = rows or [EMPTY_ROW]
     shape = len(rows), max(len(row["input_ids"]) for row in rows)
@@ -51,8 +68,12 @@ def padded_collate(rows: Sequence[Batch], pad_id: int) -> Batch:
         "labels": torch.full(shape, -100),
         "attention_mask": torch.zeros(shape, dtype=torch.int64),
     }
+    if _has_fractions(rows):
+        batch["loss_weights"] = torch.zeros(shape)
     for i, row in enumerate(rows):
         n = len(row["input_ids"])
+        if "loss_weights" in batch:
+            batch["loss_weights"][i, :n] = torch.from_numpy(row["loss_weights"])
         batch["input_ids"][i, :n] = torch.from_numpy(row["input_ids"])
         batch["labels"][i, :n] = torch.from_numpy(row["labels"])
         batch["attention_mask"][i, :n] = 1

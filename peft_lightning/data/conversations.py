@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from peft_lightning.data.records import RowError
+from peft_lightning.data.records import Finding, RowError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -17,10 +17,13 @@ class PlainText:
     """Text that is tokenized without a chat template.
 
     Args:
-        segments: Pieces of the text in order, each with whether its tokens are in the loss.
+        segments: Pieces of the text in order, each with the weight of its tokens in the loss; 0, or
+            False, for tokens that are not in the loss.
+        findings: What the reader of the data should hear of.
     """
 
-    segments: Sequence[tuple[str, bool]]
+    segments: Sequence[tuple[str, float]]
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,29 @@ class Conversation:
     Args:
         messages: Dicts with "role" and "content", as in OpenAI's API and HF chat templates.
         tools: JSON schemas of the tools that the assistant may call, passed to the template.
-        untrained: Indices of the assistant's messages that are not in the loss.
+        weights: The weight of each message's tokens in the loss, 0 for those that are not in it;
+            None for 1 for all of the assistant's messages.
+        parts: For messages whose content has parts of different weights, by their index: the parts,
+            which are the content when joined, each with its weight.
+        template_kwargs: Variables of the chat template for this row, such as enable_thinking.
         plain: The row as plain text, used without a chat template; None if the format has no such
             form.
+        findings: What the reader of the data should hear of.
     """
 
     messages: Sequence[Message]
     tools: list[Any] | None = None
-    untrained: frozenset[int] = frozenset()
+    weights: Sequence[float] | None = None
+    parts: Mapping[int, Sequence[tuple[str, float]]] = field(default_factory=dict)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     plain: PlainText | None = None
+    findings: tuple[Finding, ...] = ()
+
+    def weight(self, i: int) -> float:
+        """Return the weight in the loss of message ``i``; only the assistant's have one."""
+        if self.messages[i]["role"] != "assistant":
+            return 0.0
+        return 1.0 if self.weights is None else float(self.weights[i])
 
 
 Row = Conversation | PlainText
@@ -69,8 +86,7 @@ def parse_conversation(turns: Any, tools: Any = None) -> Conversation:
     weights = [message.pop("weight", 1) for message in cleaned]
     if any(weight not in (0, 1) for weight in weights):
         raise RowError("a message's weight is neither 0 nor 1", f"weights {weights}")
-    untrained = (i for i, m in enumerate(cleaned) if m["role"] == "assistant" and not weights[i])
-    return Conversation(cleaned, parse_json(tools, "tools") or None, frozenset(untrained))
+    return Conversation(cleaned, parse_json(tools, "tools") or None, [float(w) for w in weights])
 
 
 def _parse_message(turn: Any) -> Message:

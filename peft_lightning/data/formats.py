@@ -4,6 +4,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def prompt_completion(record: Record) -> Row:
         )
         raise not_text_error(column, value)
     row = parse_conversation([*prompt, *completion], record.get("tools"))
-    context = (i for i in range(len(prompt)) if row.messages[i]["role"] == "assistant")
-    return Conversation(row.messages, row.tools, row.untrained | frozenset(context))
+    weights = [0.0 if i < len(prompt) else row.weight(i) for i in range(len(row.messages))]
+    return replace(row, weights=weights)
 
 
 def alpaca(record: Record) -> Row:

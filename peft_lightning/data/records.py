@@ -1,7 +1,8 @@
 """Records, the errors of those that cannot be used, and their counts."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from peft_lightning.messages import UserError
@@ -35,6 +36,48 @@ class LongRowError(RowError):
 LocatedRecord = tuple[Record | RowError, str]  # with its location, "file:line"
 
 
+@dataclass(frozen=True)
+class Finding:
+    """Something about a row that its reader should hear of, although the row is used.
+
+    Args:
+        kind: What it is, such as "unused column"; findings are counted by kind and subject.
+        subject: What it is about, such as the column's name; empty if the kind says all.
+    """
+
+    kind: str
+    subject: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.subject}".rstrip()
+
+
+@dataclass
+class Findings:
+    """Counts of findings, each with the location of its first example.
+
+    Args:
+        counts: Rows with each finding.
+        examples: The location ("file:line") of the first of them.
+    """
+
+    counts: Counter[Finding] = field(default_factory=Counter)
+    examples: dict[Finding, str] = field(default_factory=dict)
+
+    def add(self, findings: Iterable[Finding], location: str) -> None:
+        """Count the findings of one row."""
+        for finding in dict.fromkeys(findings):
+            self.counts[finding] += 1
+            self.examples.setdefault(finding, location)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return kind, subject, count and example of each, the most frequent first."""
+        return [
+            {**asdict(f), "count": n, "example": self.examples[f]}
+            for f, n in self.counts.most_common()
+        ]
+
+
 @dataclass
 class RowCounts:
     """Counts of the rows read, kept and left out; always ``read == kept + reasons.total()``.
@@ -43,16 +86,19 @@ class RowCounts:
         read: Rows read from the source.
         kept: Rows that are used.
         truncated: Kept rows that were truncated.
+        sequences: Sequences of tokens that the kept rows became, at least one each.
         reasons: Rows left out, by reason.
     """
 
     read: int = 0
     kept: int = 0
     truncated: int = 0
+    sequences: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         assert self.read == self.kept + self.reasons.total(), self
         truncated = f" ({self.truncated} of them truncated)" if self.truncated else ""
         left_out = "".join(f" + {reason}: {n}" for reason, n in self.reasons.most_common())
-        return f"{self.read} read = {self.kept} kept{truncated}{left_out}"
+        several = f" as {self.sequences} sequences" if self.sequences > self.kept else ""
+        return f"{self.read} read = {self.kept} kept{several}{truncated}{left_out}"

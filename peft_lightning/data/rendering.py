@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from peft_lightning.data.conversations import PlainText, Row
-from peft_lightning.data.templates import ChatTemplate, Span
+from peft_lightning.data.templates import ChatTemplate, WeightedSpan
 from peft_lightning.messages import UserError
 
 
@@ -13,17 +13,17 @@ class RenderedRow:
 
     Args:
         text: The text.
-        spans: The spans of characters in the loss.
+        spans: The spans of characters in the loss, with the weights of their tokens.
         add_eos: Whether the EOS token follows the text.
-        eos_in_loss: Whether that EOS token is in the loss.
+        eos_weight: The weight of that EOS token in the loss.
         add_special_prefix: Whether the special tokens that the tokenizer puts before a text, such
             as BOS, precede it; a chat template prints them itself.
     """
 
     text: str
-    spans: list[Span]
+    spans: list[WeightedSpan]
     add_eos: bool
-    eos_in_loss: bool
+    eos_weight: float
     add_special_prefix: bool = False
 
 
@@ -51,15 +51,17 @@ def render_row(row: Row, template: ChatTemplate | None, train_on: str) -> Render
         return _render_plain(row.plain, train_on)
     text, spans, add_eos = template.render_with_spans(row, only_last=train_on != "assistant")
     if train_on == "all":
-        return RenderedRow(text, [(0, len(text))], add_eos, eos_in_loss=True)
-    last_in_loss = len(row.messages) - 1 not in row.untrained
-    return RenderedRow(text, spans, add_eos, eos_in_loss=last_in_loss)
+        return RenderedRow(text, [(0, len(text), 1.0)], add_eos, eos_weight=1.0)
+    return RenderedRow(text, spans, add_eos, eos_weight=row.weight(len(row.messages) - 1))
 
 
 def _render_plain(row: PlainText, train_on: str) -> RenderedRow:
     text, spans = "", []
-    for segment, in_loss in row.segments:
-        if in_loss or train_on == "all":
-            spans.append((len(text), len(text) + len(segment)))
+    for segment, weight in row.segments:
+        if train_on == "all":
+            weight = 1.0
+        if weight:
+            spans.append((len(text), len(text) + len(segment), float(weight)))
         text += segment
-    return RenderedRow(text, spans, True, eos_in_loss=bool(spans), add_special_prefix=True)
+    eos_weight = spans[-1][2] if spans else 0.0
+    return RenderedRow(text, spans, True, eos_weight, add_special_prefix=True)

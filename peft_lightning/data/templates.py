@@ -21,6 +21,7 @@ _TEMPLATE_ERRORS = (  # what a template can raise in jinja2's sandbox
 )
 
 Span = tuple[int, int]  # characters, end exclusive
+WeightedSpan = tuple[int, int, float]  # with the weight of its tokens in the loss
 
 
 def load_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:
@@ -74,7 +75,7 @@ class ChatTemplate:
         """
         return self._render(messages, tools, add_generation_prompt=generation_prompt)[0]
 
-    def render_with_spans(self, row: Conversation, only_last: bool) -> tuple[str, list[Span], bool]:
+    def render_with_spans(self, row: Conversation, only_last: bool) -> tuple[str, list[WeightedSpan], bool]:
         """Render a conversation and find the assistant's turns in the text.
 
         A turn starts after its generation prompt and ends with its end-of-turn token; white space
@@ -82,10 +83,10 @@ class ChatTemplate:
 
         Args:
             row: A conversation whose last message is the assistant's.
-            only_last: Whether to find only the last turn, else every turn not in ``untrained``.
+            only_last: Whether to find only the last turn, else every turn with a weight.
 
         Returns:
-            The text, the spans of the turns in it, and whether the EOS token must be added because
+            The text, the spans of the turns in it with their weights, and whether the EOS token must be added because
             the template prints no end-of-turn token; the text then ends with the last turn.
 
         Raises:
@@ -101,7 +102,7 @@ class ChatTemplate:
         if not closed:  # without an EOS token the model would not learn to stop
             text = text[: spans[last][1]]
         wanted = [last] if only_last else spans
-        return text, [spans[i] for i in wanted if i not in row.untrained], not closed
+        return text, [(*spans[i], row.weight(i)) for i in wanted if row.weight(i)], not closed
 
     def _spans_from_generation_blocks(self, row: Conversation) -> tuple[str, dict[int, Span]]:
         """Find the turns by the template's ``{% generation %}`` blocks."""
@@ -133,7 +134,7 @@ class ChatTemplate:
         turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         spans = {}
         for i in turns[-1:] if only_last else turns:
-            if i in row.untrained and i != turns[-1]:
+            if not row.weight(i) and i != turns[-1]:
                 continue
             upto = text
             if i + 1 < len(messages):

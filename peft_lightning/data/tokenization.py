@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from peft_lightning.data.conversations import Conversation, Message, PlainText, Row
-from peft_lightning.data.records import DroppedRowError, LongRowError, RowError
+from peft_lightning.data.records import DroppedRowError, Finding, LongRowError, RowError
 from peft_lightning.data.rendering import RenderedRow, render_row
 from peft_lightning.data.templates import ChatTemplate, load_template
 from peft_lightning.data.tokenizer import continuation_ids, eos_id, special_prefix
@@ -21,17 +21,20 @@ TRUNCATION = ("truncate", "drop", "error")
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """The token ids of a row, and which of them are in the loss.
+    """The token ids of a row, and their weights in the loss.
 
     Args:
         input_ids: (n,) int32.
-        loss_mask: (n,) bool; False for the first token, which no position predicts.
+        loss_weights: (n,) float32, 0 for a token that is not in the loss; 0 for the first token,
+            which no position predicts.
         truncated: Whether tokens were cut off.
+        findings: What the reader of the data should hear of.
     """
 
     input_ids: NDArray[np.int32]
-    loss_mask: NDArray[np.bool_]
+    loss_weights: NDArray[np.float32]
     truncated: bool = False
+    findings: tuple[Finding, ...] = ()
 
 
 class RowTokenizer:
@@ -72,8 +75,8 @@ class RowTokenizer:
         self._chat = ChatTemplate(tokenizer, self.template) if self.template else None
         self._prefix = special_prefix(tokenizer)
 
-    def tokenize(self, rows: Sequence[Row]) -> list[TokenizedRow | RowError]:
-        """Tokenize ``rows``; a row that cannot be used gives its error instead.
+    def tokenize(self, rows: Sequence[Row]) -> list[list[TokenizedRow] | RowError]:
+        """Tokenize ``rows``, each into one or several; one that cannot be used gives its error.
 
         Raises:
             UserError: If a row is a conversation and there is no chat template.
@@ -88,7 +91,7 @@ class RowTokenizer:
         except RowError as error:
             return error
 
-    def _tokenize_texts(self, rows: list[RenderedRow]) -> list[tuple[list[int], NDArray[np.bool_]]]:
+    def _tokenize_texts(self, rows: list[RenderedRow]) -> list[tuple[list[int], NDArray[np.float32]]]:
         if not self.tokenizer.is_fast:  # no offsets
             return [self._tokenize_in_pieces(row) for row in rows]
         if not rows:
@@ -104,52 +107,52 @@ class RowTokenizer:
         tokens = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
         for row, (ids, offsets) in zip(rows, tokens, strict=True):
             starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-            if any(_splits_token(start, starts, ends) for start, _ in row.spans):
+            if any(_splits_token(start, starts, ends) for start, _, _ in row.spans):
                 result.append(self._tokenize_in_pieces(row))
                 continue
-            in_loss = np.zeros(len(ids), dtype=np.bool_)
-            for start, end in row.spans:
-                in_loss |= (starts >= start) & (starts < end)
-            result.append((ids, in_loss))
+            weights = np.zeros(len(ids), dtype=np.float32)
+            for start, end, weight in row.spans:
+                weights[(starts >= start) & (starts < end)] = weight
+            result.append((ids, weights))
         return result
 
-    def _tokenize_in_pieces(self, row: RenderedRow) -> tuple[list[int], NDArray[np.bool_]]:
+    def _tokenize_in_pieces(self, row: RenderedRow) -> tuple[list[int], NDArray[np.float32]]:
         """Tokenize the spans and the text between them separately."""
-        edges = sorted({0, len(row.text), *(edge for span in row.spans for edge in span)})
+        edges = sorted({0, len(row.text), *(edge for span in row.spans for edge in span[:2])})
         ids: list[int] = []
-        in_loss: list[bool] = []
+        weights: list[float] = []
         for start, end in itertools.pairwise(edges):
             piece = continuation_ids(self.tokenizer, row.text[start:end], first=start == 0)
             ids += piece
-            in_loss += [any(s <= start < e for s, e in row.spans)] * len(piece)
-        return ids, np.array(in_loss, dtype=np.bool_)
+            weights += [sum(w for s, e, w in row.spans if s <= start < e)] * len(piece)
+        return ids, np.array(weights, dtype=np.float32)
 
     def _finish(
-        self, row: RenderedRow, ids: list[int], in_loss: NDArray[np.bool_]
-    ) -> TokenizedRow | RowError:
+        self, row: RenderedRow, ids: list[int], weights: NDArray[np.float32]
+    ) -> list[TokenizedRow] | RowError:
         """Add the special tokens and truncate."""
         prefix = self._prefix if row.add_special_prefix else []
         if ids[: len(prefix)] == prefix:
             prefix = []  # never a second BOS
         suffix = [eos_id(self.tokenizer)] if row.add_eos else []
         input_ids = np.array([*prefix, *ids, *suffix], dtype=np.int32)
-        mask = np.zeros(len(input_ids), dtype=np.bool_)
-        mask[len(prefix) : len(prefix) + len(ids)] = in_loss
-        mask[len(prefix) + len(ids) :] = row.eos_in_loss
-        mask[:1] = False
-        if not mask.any():
+        loss_weights = np.zeros(len(input_ids), dtype=np.float32)
+        loss_weights[len(prefix) : len(prefix) + len(ids)] = weights
+        loss_weights[len(prefix) + len(ids) :] = row.eos_weight
+        loss_weights[:1] = 0
+        if not loss_weights.any():
             return RowError("no token in the loss")
         detail = f"{len(input_ids)} tokens, max_length is {self.max_length}"
         if len(input_ids) <= self.max_length:
-            return TokenizedRow(input_ids, mask)
+            return [TokenizedRow(input_ids, loss_weights)]
         if self.truncation == "error":
             return LongRowError("longer than max_length", detail)
         if self.truncation == "drop":
             return DroppedRowError("longer than max_length", detail)
-        input_ids, mask = input_ids[: self.max_length], mask[: self.max_length]
-        if not mask.any():
+        input_ids, loss_weights = input_ids[: self.max_length], loss_weights[: self.max_length]
+        if not loss_weights.any():
             return DroppedRowError("no token in the loss after truncation", detail)
-        return TokenizedRow(input_ids, mask, truncated=True)
+        return [TokenizedRow(input_ids, loss_weights, truncated=True)]
 
 
 def encode_prompt(

@@ -63,9 +63,10 @@ def test_files_are_plain_numpy_files(make, jsonl):
     shapes = {p.stem: np.load(p).shape for p in folder.glob("*.npy")}
     assert shapes == {
         "input_ids": (63,),
-        "loss_mask": (63,),
+        "loss_weights": (63,),
         "offsets": (8,),
         "num_loss_tokens": (7,),
+        "records": (7,),
     }
     assert np.load(folder / "input_ids.npy").dtype == np.int32
 

@@ -163,8 +163,8 @@ def test_a_conversation_may_start_with_the_assistant():
 def test_untrained_turns_are_not_in_the_loss():
     row = chat("a", "b", "c", "d")
     for template in (CHATML, MARKED):
-        first_only = Conversation(row.messages, untrained=frozenset({3}))
-        last_only = Conversation(row.messages, untrained=frozenset({1}))
+        first_only = Conversation(row.messages, weights=[0, 1, 0, 0])
+        last_only = Conversation(row.messages, weights=[0, 0, 0, 1])
         tokenizer = byte_tokenizer(template)
         assert masked(tokenizer, first_only) == (
             f"{U}a<|im_end|>\n{A}⟦b<|im_end|>⟧\n{U}c<|im_end|>\n{A}d<|im_end|>\n"
