@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from peft_lightning.data.conversations import Row
 from peft_lightning.data.format_detection import resolve_format
 from peft_lightning.data.formats import find_format, format_cache_key
 from peft_lightning.data.npy import NpyWriter
+from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import (
     DroppedRowError,
     Findings,
@@ -29,7 +31,7 @@ from peft_lightning.data.tokenization import RowTokenizer, TokenizedRow
 from peft_lightning.data.tokenized_dataset import FILES, TokenizedDataset
 from peft_lightning.data.tokenizer import tokenizer_fingerprint
 from peft_lightning.files import atomic_folder, user_cache
-from peft_lightning.messages import UserError, check_choice
+from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
 VERSION = 2  # increase it when the same rows would give other tokens
@@ -39,8 +41,7 @@ ROWS_PER_CHUNK = 512
 def load_or_tokenize(
     source: Source,
     row_tokenizer: RowTokenizer,
-    format_name: str,
-    on_bad_row: str,
+    options: RowOptions,
     cache_dir: Path,
     log: Callable[[str], None],
 ) -> TokenizedDataset:
@@ -51,27 +52,24 @@ def load_or_tokenize(
     Args:
         source: The records.
         row_tokenizer: Tokenizes the rows.
-        format_name: "auto", the name of a format, or a dotted path.
-        on_bad_row: "error", or "skip" to leave malformed rows out and count them by reason.
+        options: How the records are read.
         cache_dir: The folder of caches; each is a folder named by a hash of its inputs.
         log: Receives the format and the row counts, also when they come from the cache.
 
     Raises:
         UserError: For a malformed row with ``on_bad_row`` "error", or if no row remains.
     """
-    check_choice("on_bad_row", on_bad_row, ("error", "skip"))
     with Progress(f"reading {Path(source.name).name}"):
         files = source.fingerprint()
     fingerprint = {
         "files": files,
-        "format": _sha256(format_cache_key(format_name)) if "." in format_name else format_name,
+        **asdict(options),
         "tokenizer": tokenizer_fingerprint(row_tokenizer.tokenizer),
         "chat_template": row_tokenizer.template and _sha256(row_tokenizer.template),
-        "train_on": row_tokenizer.train_on,
-        "max_length": row_tokenizer.max_length,
-        "truncation": row_tokenizer.truncation,
-        "on_bad_row": on_bad_row,
+        **asdict(row_tokenizer.options),
     }
+    if "." in options.format:
+        fingerprint["format"] = _sha256(format_cache_key(options.format))
     versions = [VERSION, transformers.__version__, tokenizers.__version__]
     folder = cache_dir / _sha256(json.dumps([fingerprint, versions], sort_keys=True))[:32]
     dataset = _load_complete(folder)
@@ -80,7 +78,7 @@ def load_or_tokenize(
         with FileLock(f"{folder}.lock"):
             dataset = _load_complete(folder)  # another process may have written it
             if dataset is None:
-                _tokenize_into(folder, fingerprint, source, row_tokenizer, format_name, on_bad_row)
+                _tokenize_into(folder, fingerprint, source, row_tokenizer, options)
                 dataset = TokenizedDataset(folder)
     log(f"{source.name}: format {dataset.meta['format']} {dataset.meta['columns']}")
     log(f"{source.name}: {dataset.meta['counts']}")
@@ -104,13 +102,14 @@ def _tokenize_into(
     fingerprint: dict[str, Any],
     source: Source,
     row_tokenizer: RowTokenizer,
-    format_name: str,
-    on_bad_row: str,
+    options: RowOptions,
 ) -> None:
     """Write the cache, all of it or nothing."""
     with atomic_folder(folder) as temporary:
         counts, findings = RowCounts(), Findings()
-        format_name, columns, records = resolve_format(source.records(), format_name, source.name)
+        format_name, columns, records = resolve_format(
+            source.records(), options.format, source.name
+        )
         rows = _parse_rows(records, format_name)
         writers = {n: NpyWriter(temporary / f"{n}.npy", dtype) for n, dtype in FILES.items()}
         writers["offsets"].append(np.zeros(1))
@@ -118,14 +117,16 @@ def _tokenize_into(
             f"tokenizing {Path(source.name).name}", source.estimated_num_rows(), "rows"
         ) as progress:
             for numbers, chunk in _tokenized_chunks(
-                rows, row_tokenizer, on_bad_row, counts, findings
+                rows, row_tokenizer, options.on_bad_row, counts, findings
             ):
                 ids = [row.input_ids for row in chunk]
                 start = writers["input_ids"].length
                 writers["input_ids"].append(np.concatenate(ids))
                 writers["loss_weights"].append(np.concatenate([row.loss_weights for row in chunk]))
                 writers["offsets"].append(start + np.cumsum([len(i) for i in ids]))
-                writers["num_loss_tokens"].append(np.array([np.count_nonzero(row.loss_weights) for row in chunk]))
+                writers["num_loss_tokens"].append(
+                    np.array([np.count_nonzero(row.loss_weights) for row in chunk])
+                )
                 writers["records"].append(np.array(numbers))
                 progress.update(counts.read)
         if not counts.kept:

@@ -21,6 +21,7 @@ from peft_lightning.data.batching import BatchPlan
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
 from peft_lightning.data.collate import Batch, flat_collate, padded_collate, prompt_collate
 from peft_lightning.data.loader import BatchLoader
+from peft_lightning.data.options import RowOptions, TokenOptions
 from peft_lightning.data.prompts import Prompt, assign_adapters, prompt_batches, read_prompts
 from peft_lightning.data.records import Record
 from peft_lightning.data.resume import TrainingPosition
@@ -49,8 +50,8 @@ class SFTDataModule(L.LightningDataModule):
         chat_template: Path of a Jinja file, or "none" for plain text; without, the tokenizer's own.
         train_on: Turns in the loss: assistant (all of its turns), last (its last turn), or all.
         max_length: Maximum tokens of a row; prompts for ``predict`` are never truncated.
-        truncation: What to do with longer rows: truncate (the right end, without EOS token), drop
-            or error.
+        truncation: What to do with longer rows: drop (counted), truncate (the right end, without
+            EOS token) or error.
         on_bad_row: What to do with malformed rows: error, or skip (counted by reason).
         val_fraction: Fraction of the training rows held out if ``val`` is not given, at least one
             row, the same for every seed; 0 for no validation; without, 5 % but at most 1,000 rows,
@@ -86,7 +87,7 @@ class SFTDataModule(L.LightningDataModule):
         chat_template: str | None = None,
         train_on: str = "assistant",
         max_length: int = 1024,
-        truncation: str = "truncate",
+        truncation: str = "drop",
         on_bad_row: str = "error",
         val_fraction: float | None = None,
         batch_size: int = 8,
@@ -101,17 +102,16 @@ class SFTDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_choice("layout", layout, ("flat", "padded"))
-        check_choice("on_bad_row", on_bad_row, ("error", "skip"))
         if val_fraction is not None and not 0 <= val_fraction < 1:
             raise UserError(f"val_fraction must be in [0, 1), got {val_fraction}")
         weights = train.values() if isinstance(train, dict) else []
         if any(weight <= 0 for weight in weights):
             raise UserError(f"a source's weight must be above 0, got {train}")
         self.paths: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}
-        self.format = "messages" if format == "chat" else format
+        self.row_options = RowOptions(format, on_bad_row)
+        self.token_options = TokenOptions(train_on, max_length, truncation)
         self.tokenizer_name, self.chat_template = tokenizer, chat_template
-        self.tokenization = (train_on, max_length, truncation)
-        self.on_bad_row, self.val_fraction = on_bad_row, val_fraction
+        self.val_fraction = val_fraction
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
         self.val_batch_size, self.layout = val_batch_size, layout
         self.shuffle, self._seed, self.num_workers = shuffle, seed, num_workers
@@ -131,19 +131,18 @@ class SFTDataModule(L.LightningDataModule):
         if self.tokenizer is None:
             module = self.trainer.lightning_module if self.trainer else None
             self.tokenizer = tokenizer_for(module, self.tokenizer_name, self.chat_template)
-        row_tokenizer = RowTokenizer(self.tokenizer, self.chat_template, *self.tokenization)
-        options: dict[str, Any] = {"format_name": self.format, "on_bad_row": self.on_bad_row}
+        row_tokenizer = RowTokenizer(self.tokenizer, self.chat_template, self.token_options)
         stage = TrainerFn(stage).value
         if stage == "predict":
             self.predict_records, self.predict_prompts = read_prompts(
-                self.paths["predict"], row_tokenizer, log=rank_zero_info, **options
+                self.paths["predict"], row_tokenizer, self.row_options, log=rank_zero_info
             )
         tokenize = functools.partial(
             load_or_tokenize,
             row_tokenizer=row_tokenizer,
             cache_dir=self.cache_dir,
             log=rank_zero_info,
-            **options,
+            options=self.row_options,
         )
         args = (self.paths, self.val_fraction, tokenize, rank_zero_info, self._splits)
         self._splits = open_splits(stage, *args)

@@ -15,6 +15,7 @@ from peft_lightning.data.formats import (
     SHAREGPT_ROLES,
     find_format,
 )
+from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import Record, RowCounts, RowError
 from peft_lightning.data.sources import as_list, find_source
 from peft_lightning.data.tokenization import RowTokenizer, encode_prompt
@@ -53,8 +54,7 @@ def prompt_from_record(record: Record, name: str) -> Row:
 def read_prompts(
     paths: str | list[str] | None,
     row_tokenizer: RowTokenizer,
-    format_name: str,
-    on_bad_row: str,
+    options: RowOptions,
     log: Callable[[str], None],
 ) -> tuple[list[Record], list[Prompt]]:
     """Read the rows of ``paths`` and tokenize what precedes their completions.
@@ -62,8 +62,7 @@ def read_prompts(
     Args:
         paths: One file, folder or hub data set, or several.
         row_tokenizer: Provides the tokenizer and the chat template; its ``max_length`` is ignored.
-        format_name: "auto", the name of a format, or a dotted path.
-        on_bad_row: "error", or "skip" to leave malformed rows out and count them by reason.
+        options: How the records are read.
         log: Receives the format and the row counts of each source.
 
     Raises:
@@ -76,7 +75,7 @@ def read_prompts(
     prompts: list[Prompt] = []
     for source in map(find_source, as_list(paths)):
         counts, rows = RowCounts(), source.records()
-        name, _, rows = resolve_format(rows, format_name, source.name, prompts_only=True)
+        name, _, rows = resolve_format(rows, options.format, source.name, prompts_only=True)
         with Progress(f"tokenizing {source.name}", source.estimated_num_rows(), "rows") as progress:
             for record, location in rows:
                 counts.read += 1
@@ -88,7 +87,7 @@ def read_prompts(
                     template = row_tokenizer.template or "none"
                     ids = encode_prompt(row_tokenizer.tokenizer, row, template)
                 except RowError as error:
-                    if on_bad_row == "error":
+                    if options.on_bad_row == "error":
                         raise UserError(f"{location}: {error}") from error
                     counts.reasons[error.reason] += 1
                     continue

@@ -75,7 +75,9 @@ class ChatTemplate:
         """
         return self._render(messages, tools, add_generation_prompt=generation_prompt)[0]
 
-    def render_with_spans(self, row: Conversation, only_last: bool) -> tuple[str, list[WeightedSpan], bool]:
+    def render_with_spans(
+        self, row: Conversation, only_last: bool
+    ) -> tuple[str, list[WeightedSpan], bool]:
         """Render a conversation and find the assistant's turns in the text.
 
         A turn starts after its generation prompt and ends with its end-of-turn token; white space
@@ -86,8 +88,9 @@ class ChatTemplate:
             only_last: Whether to find only the last turn, else every turn with a weight.
 
         Returns:
-            The text, the spans of the turns in it with their weights, and whether the EOS token must be added because
-            the template prints no end-of-turn token; the text then ends with the last turn.
+            The text, the spans of the turns in it with their weights, and whether the EOS token
+            must be added because the template prints no end-of-turn token; the text then ends with
+            the last turn.
 
         Raises:
             RowError: If the template renders a turn differently when another follows, so that its

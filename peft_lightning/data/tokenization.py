@@ -9,14 +9,12 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from peft_lightning.data.conversations import Conversation, Message, PlainText, Row
+from peft_lightning.data.options import TokenOptions
 from peft_lightning.data.records import DroppedRowError, Finding, LongRowError, RowError
 from peft_lightning.data.rendering import RenderedRow, render_row
 from peft_lightning.data.templates import ChatTemplate, load_template
 from peft_lightning.data.tokenizer import continuation_ids, eos_id, special_prefix
-from peft_lightning.messages import UserError, check_choice
-
-TRAIN_ON = ("assistant", "last", "all")
-TRUNCATION = ("truncate", "drop", "error")
+from peft_lightning.messages import UserError
 
 
 @dataclass(frozen=True)
@@ -47,31 +45,18 @@ class RowTokenizer:
     Args:
         tokenizer: Any tokenizer; a fast one avoids tokenizing the spans separately.
         chat_template: As for ``load_template``.
-        train_on: The turns in the loss: "assistant" for all of the assistant's, "last" for its last
-            one, "all" for every token.
-        max_length: Maximum number of tokens of a row, at least 2.
-        truncation: What to do with a longer row: "truncate" cuts its right end and adds no EOS
-            token, "drop" leaves it out, "error" raises.
-
-    Raises:
-        UserError: If an option has another value.
+        options: How rows become tokens.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         chat_template: str | None = None,
-        train_on: str = "assistant",
-        max_length: int = 1024,
-        truncation: str = "truncate",
+        options: TokenOptions = TokenOptions(),  # noqa: B008  (frozen)
     ) -> None:
-        check_choice("train_on", train_on, TRAIN_ON)
-        check_choice("truncation", truncation, TRUNCATION)
-        if max_length < 2:
-            raise UserError(f"max_length must be at least 2, got {max_length}")
         self.tokenizer = tokenizer
         self.template = load_template(tokenizer, chat_template)
-        self.train_on, self.max_length, self.truncation = train_on, max_length, truncation
+        self.options = options
         self._chat = ChatTemplate(tokenizer, self.template) if self.template else None
         self._prefix = special_prefix(tokenizer)
 
@@ -87,11 +72,13 @@ class RowTokenizer:
 
     def _render(self, row: Row) -> RenderedRow | RowError:
         try:
-            return render_row(row, self._chat, self.train_on)
+            return render_row(row, self._chat, self.options.train_on)
         except RowError as error:
             return error
 
-    def _tokenize_texts(self, rows: list[RenderedRow]) -> list[tuple[list[int], NDArray[np.float32]]]:
+    def _tokenize_texts(
+        self, rows: list[RenderedRow]
+    ) -> list[tuple[list[int], NDArray[np.float32]]]:
         if not self.tokenizer.is_fast:  # no offsets
             return [self._tokenize_in_pieces(row) for row in rows]
         if not rows:
@@ -142,14 +129,17 @@ class RowTokenizer:
         loss_weights[:1] = 0
         if not loss_weights.any():
             return RowError("no token in the loss")
-        detail = f"{len(input_ids)} tokens, max_length is {self.max_length}"
-        if len(input_ids) <= self.max_length:
+        detail = f"{len(input_ids)} tokens, max_length is {self.options.max_length}"
+        if len(input_ids) <= self.options.max_length:
             return [TokenizedRow(input_ids, loss_weights)]
-        if self.truncation == "error":
+        if self.options.truncation == "error":
             return LongRowError("longer than max_length", detail)
-        if self.truncation == "drop":
+        if self.options.truncation == "drop":
             return DroppedRowError("longer than max_length", detail)
-        input_ids, loss_weights = input_ids[: self.max_length], loss_weights[: self.max_length]
+        input_ids, loss_weights = (
+            input_ids[: self.options.max_length],
+            loss_weights[: self.options.max_length],
+        )
         if not loss_weights.any():
             return DroppedRowError("no token in the loss after truncation", detail)
         return [TokenizedRow(input_ids, loss_weights, truncated=True)]

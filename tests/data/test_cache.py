@@ -10,6 +10,7 @@ import pytest
 
 from peft_lightning.data import cache
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
+from peft_lightning.data.options import RowOptions, TokenOptions
 from peft_lightning.data.sources import find_source
 from peft_lightning.data.tokenization import RowTokenizer
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
@@ -22,12 +23,13 @@ ROWS = [{"prompt": "p" * n, "completion": "c" * n} for n in range(1, 8)]
 def make(tmp_path):
     """Return a function that tokenizes a file; what it is told is in ``make.said``."""
 
-    def make(path, format_name="auto", on_bad_row="error", tokenizer=None, **options):
-        row_tokenizer = RowTokenizer(tokenizer or byte_tokenizer(), **options)
+    def make(path, format="auto", on_bad_row="error", tokenizer=None, template=None, **options):
+        options = TokenOptions(**options)
+        row_tokenizer = RowTokenizer(tokenizer or byte_tokenizer(), template, options)
         said.clear()
         source = find_source(path)
         return load_or_tokenize(
-            source, row_tokenizer, format_name, on_bad_row, tmp_path / "cache", said.append
+            source, row_tokenizer, RowOptions(format, on_bad_row), tmp_path / "cache", said.append
         )
 
     said = make.said = []
@@ -90,11 +92,11 @@ def test_whatever_decides_the_tokens_makes_another_cache(make, jsonl, built, tmp
     make(path)
     make(path, train_on="all")
     make(path, max_length=9)
-    make(path, max_length=9, truncation="drop")
+    make(path, max_length=9, truncation="truncate")
     make(path, on_bad_row="skip")
-    make(path, chat_template=CHATML)
+    make(path, template=CHATML)
     make(path, tokenizer=byte_tokenizer(eos_token="<eos>"))
-    make(path, format_name="prompt_completion")
+    make(path, format="prompt_completion")
     make(jsonl("y.jsonl", ROWS[:-1]))
     assert len(built) == 9
     monkeypatch.setattr(cache, "VERSION", 0)
@@ -112,8 +114,8 @@ def test_a_changed_function_of_the_users_makes_another_cache(
         name = f"my_rows{i}"
         module = tmp_path / f"{name}.py"
         module.write_text(f"def row(record):\n    return {code}\n")
-        make(path, format_name=f"{name}.row")
-        make(path, format_name=f"{name}.row")
+        make(path, format=f"{name}.row")
+        make(path, format=f"{name}.row")
         assert len(built) == i + 1
 
 
@@ -178,7 +180,7 @@ def test_rows_dropped_for_their_length_are_no_error_and_are_counted(make, jsonl)
     assert make.said[1].endswith(
         "7 read = 3 kept (2 of them truncated) + no token in the loss after truncation: 4"
     )
-    make(path, max_length=9, truncation="drop")
+    make(path, max_length=9, truncation="truncate")
     assert make.said[1].endswith("7 read = 4 kept + longer than max_length: 3")
 
 
@@ -216,7 +218,7 @@ def _tokenize(path, folder, barrier, results):
     cache._tokenize_into = slowly
     barrier.wait()
     dataset = load_or_tokenize(
-        source, RowTokenizer(byte_tokenizer()), "auto", "error", folder, said.append
+        source, RowTokenizer(byte_tokenizer()), RowOptions(), folder, said.append
     )
     results.put(len(dataset))
 
@@ -261,7 +263,7 @@ def test_reading_every_row_does_not_hold_the_file_in_memory(tmp_path):
     rows, length = 64, 2**17  # 32 MiB of token ids
     arrays = {
         "input_ids": np.arange(rows * length, dtype="<i4"),
-        "loss_mask": np.ones(rows * length, dtype="u1"),
+        "loss_weights": np.ones(rows * length, dtype="<f4"),
         "offsets": np.arange(rows + 1, dtype="<i8") * length,
         "num_loss_tokens": np.full(rows, length, dtype="<i4"),
     }

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizer
 
 from peft_lightning.data.conversations import Conversation, PlainText
 from peft_lightning.data.formats import FORMATS
+from peft_lightning.data.options import TokenOptions
 from peft_lightning.data.records import DroppedRowError, LongRowError, RowCounts, RowError
 from peft_lightning.data.tokenization import RowTokenizer, encode_prompt
 from peft_lightning.data.tokenizer import tokenizer_fingerprint
@@ -28,12 +29,12 @@ def chat(*contents, first="user"):
     return Conversation([{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)])
 
 
-def masked(tokenizer, row, **options):
+def masked(tokenizer, row, template=None, **options):
     """Return the text of ``row`` as tokenized, what is in the loss between ⟦ and ⟧."""
-    (encoded,) = RowTokenizer(tokenizer, **options).tokenize([row])
+    (encoded,) = RowTokenizer(tokenizer, template, TokenOptions(**options)).tokenize([row])
     if isinstance(encoded, RowError):
         raise encoded
-    return show(tokenizer, encoded)
+    return "\n".join(show(tokenizer, part) for part in encoded)
 
 
 U, A = "<|im_start|>user\n", "<|im_start|>assistant\n"
@@ -98,14 +99,14 @@ def test_plain_text_gets_bos_where_the_tokenizer_has_it_and_eos_in_the_loss():
 
 
 def test_the_first_token_is_never_in_the_loss():
-    (encoded,) = RowTokenizer(byte_tokenizer()).tokenize([PlainText([("abc", True)])])
-    assert encoded.loss_mask.tolist() == [False, True, True, True]
+    ((encoded,),) = RowTokenizer(byte_tokenizer()).tokenize([PlainText([("abc", True)])])
+    assert encoded.loss_weights.tolist() == [False, True, True, True]
 
 
 def test_without_a_template_a_prompt_and_its_completion_stand_side_by_side():
     row = FORMATS["prompt_completion"]({"prompt": "Q: x\nA:", "completion": " y"})
     assert masked(byte_tokenizer(), row) == "Q: x\nA:⟦ y</s>⟧"
-    assert masked(byte_tokenizer(CHATML), row, chat_template="none") == "Q: x\nA:⟦ y</s>⟧"
+    assert masked(byte_tokenizer(CHATML), row, template="none") == "Q: x\nA:⟦ y</s>⟧"
 
 
 def test_messages_without_a_template_are_an_error_that_says_what_to_do():
@@ -116,7 +117,7 @@ def test_messages_without_a_template_are_an_error_that_says_what_to_do():
 def test_a_template_may_come_from_a_file(tmp_path):
     path = tmp_path / "chat.jinja"
     path.write_text(CHATML)
-    assert masked(byte_tokenizer(), chat("a", "b"), chat_template=str(path)) == (
+    assert masked(byte_tokenizer(), chat("a", "b"), template=str(path)) == (
         f"{U}a<|im_end|>\n{A}⟦b<|im_end|>⟧\n"
     )
     with pytest.raises(ValueError, match=r"chat_template 'chat\.jinga': no such file"):
@@ -215,7 +216,7 @@ def test_a_token_over_the_boundary_is_cut_there():
     assert newlines in tokenizer(f"{A}\nho")["input_ids"]  # the template's line end and the row's
     row = chat("hi", "\n\n\nho")
     assert masked(tokenizer, row) == f"{U}hi<|im_end|>\n{A}⟦\n\n\nho<|im_end|>⟧\n"
-    (encoded,) = RowTokenizer(tokenizer).tokenize([row])
+    ((encoded,),) = RowTokenizer(tokenizer).tokenize([row])
     prompt = encode_prompt(tokenizer, row.messages[:1])
     assert encoded.input_ids[: len(prompt)].tolist() == prompt
     answer = encoded.input_ids[len(prompt) :].tolist()
@@ -224,15 +225,15 @@ def test_a_token_over_the_boundary_is_cut_there():
 
 def test_characters_of_several_bytes_are_labelled_whole():
     tokenizer = byte_tokenizer(CHATML)
-    (encoded,) = RowTokenizer(tokenizer).tokenize([chat("é한", "한😀é")])
+    ((encoded,),) = RowTokenizer(tokenizer).tokenize([chat("é한", "한😀é")])
     assert show(tokenizer, encoded) == f"{U}é한<|im_end|>\n{A}⟦한😀é<|im_end|>⟧\n"
-    assert encoded.loss_mask.sum() == 3 + 4 + 2 + 1  # their UTF-8 bytes, and the end token
+    assert encoded.loss_weights.sum() == 3 + 4 + 2 + 1  # their UTF-8 bytes, and the end token
 
 
 def test_characters_that_fall_back_to_bytes_are_labelled_whole():
     tokenizer = fallback_tokenizer(INST)
-    (encoded,) = RowTokenizer(tokenizer).tokenize([chat("한", "한hi")])
-    labelled = tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.loss_mask])
+    ((encoded,),) = RowTokenizer(tokenizer).tokenize([chat("한", "한hi")])
+    labelled = tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.loss_weights])
     bytes_of_han = ["<0xED>", "<0x95>", "<0x9C>"]
     assert labelled == ["▁", *bytes_of_han, "h", "i", "▁", "</s>"]
 
@@ -268,7 +269,7 @@ def test_a_tokenizer_without_offsets_gets_the_same_mask():
     row = chat("a", "b", "c", "d")
     expected = masked(byte_tokenizer(template), row)
     assert expected.count("⟦") == 2
-    assert masked(tokenizer, row, chat_template=template).replace(" ", "") == expected
+    assert masked(tokenizer, row, template=template).replace(" ", "") == expected
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED, INST, UNENDED, "none"])
@@ -280,11 +281,11 @@ def test_a_rows_tokens_before_the_answer_are_those_to_generate_from(template, ma
         if not answer.strip():
             continue
         row = FORMATS["prompt_completion"]({"prompt": prompt, "completion": answer})
-        (encoded,) = RowTokenizer(tokenizer, template).tokenize([row])
+        ((encoded,),) = RowTokenizer(tokenizer, template).tokenize([row])
         ids = encode_prompt(tokenizer, prompt, template)
         assert encoded.input_ids[: len(ids)].tolist() == ids
-        assert encoded.loss_mask[: len(ids)].sum() == 0
-        assert encoded.loss_mask[len(ids)]
+        assert encoded.loss_weights[: len(ids)].sum() == 0
+        assert encoded.loss_weights[len(ids)]
 
 
 def test_messages_to_generate_from_need_a_template():
@@ -294,34 +295,44 @@ def test_messages_to_generate_from_need_a_template():
 
 def test_a_longer_row_is_cut_without_a_fake_end_marker():
     row = PlainText([("ab", False), ("cdef", True)])
-    row_tokenizer = RowTokenizer(byte_tokenizer(), max_length=7)
+    row_tokenizer = RowTokenizer(
+        byte_tokenizer(), None, TokenOptions(max_length=7, truncation="truncate")
+    )
     (whole,) = row_tokenizer.tokenize([row])
     assert not whole.truncated
     assert len(whole.input_ids) == 7
-    (cut,) = RowTokenizer(byte_tokenizer(), max_length=5).tokenize([row])
+    ((cut,),) = RowTokenizer(
+        byte_tokenizer(), None, TokenOptions(max_length=5, truncation="truncate")
+    ).tokenize([row])
     assert cut.truncated
     assert show(byte_tokenizer(), cut) == "ab⟦cde⟧"
 
 
 def test_a_row_whose_labels_are_all_cut_off_is_dropped_with_that_reason():
     row = PlainText([("abcd", False), ("e", True)])
-    (dropped,) = RowTokenizer(byte_tokenizer(), max_length=4).tokenize([row])
+    (dropped,) = RowTokenizer(
+        byte_tokenizer(), None, TokenOptions(max_length=4, truncation="truncate")
+    ).tokenize([row])
     assert isinstance(dropped, DroppedRowError)
     assert str(dropped) == "no token in the loss after truncation: 6 tokens, max_length is 4"
 
 
 def test_a_longer_row_is_dropped_or_an_error_where_that_is_asked_for():
     row = PlainText([("abc", True)])
-    (dropped,) = RowTokenizer(byte_tokenizer(), max_length=3, truncation="drop").tokenize([row])
+    (dropped,) = RowTokenizer(
+        byte_tokenizer(), None, TokenOptions(max_length=3, truncation="drop")
+    ).tokenize([row])
     assert isinstance(dropped, DroppedRowError)
     assert dropped.reason == "longer than max_length"
-    (error,) = RowTokenizer(byte_tokenizer(), max_length=3, truncation="error").tokenize([row])
+    (error,) = RowTokenizer(
+        byte_tokenizer(), None, TokenOptions(max_length=3, truncation="error")
+    ).tokenize([row])
     assert isinstance(error, LongRowError)
 
 
 def test_rows_and_reasons_come_back_in_order():
     rows = [PlainText([("ab", True)]), PlainText([("ab", False)]), PlainText([("cd", True)])]
-    first, second, third = RowTokenizer(byte_tokenizer()).tokenize(rows)
+    (first,), second, (third,) = RowTokenizer(byte_tokenizer()).tokenize(rows)
     assert show(byte_tokenizer(), first) == "a⟦b</s>⟧"
     assert second.reason == "no token in the loss"
     assert show(byte_tokenizer(), third) == "c⟦d</s>⟧"
@@ -331,13 +342,13 @@ def test_rows_and_reasons_come_back_in_order():
     ("options", "message"),
     [
         ({"train_on": "asistant"}, "got 'asistant'; did you mean assistant"),
-        ({"truncation": "cut"}, "truncation must be truncate, drop or error, got 'cut'"),
+        ({"truncation": "cut"}, "truncation must be drop, truncate or error, got 'cut'"),
         ({"max_length": 1}, "max_length must be at least 2, got 1"),
     ],
 )
 def test_an_option_out_of_range_is_named(options, message):
     with pytest.raises(ValueError, match=message):
-        RowTokenizer(byte_tokenizer(), **options)
+        TokenOptions(**options)
 
 
 def test_counts_add_up_and_say_so():
@@ -361,6 +372,6 @@ def test_a_fingerprint_is_the_tokenizers_and_not_the_last_calls():
 
 
 def test_the_dtypes_are_those_the_cache_keeps():
-    (encoded,) = RowTokenizer(byte_tokenizer()).tokenize([PlainText([("ab", True)])])
+    ((encoded,),) = RowTokenizer(byte_tokenizer()).tokenize([PlainText([("ab", True)])])
     assert encoded.input_ids.dtype == np.int32
-    assert encoded.loss_mask.dtype == np.bool_
+    assert encoded.loss_weights.dtype == np.float32

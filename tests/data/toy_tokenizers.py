@@ -71,7 +71,7 @@ def fallback_tokenizer(chat_template=None):
 def show(tokenizer, encoded):
     """Return the text of ``encoded`` with the tokens in the loss between ⟦ and ⟧."""
     text, ids = "", [int(i) for i in encoded.input_ids]
-    labelled = [bool(flag) for flag in encoded.loss_mask]
+    labelled = [bool(flag) for flag in encoded.loss_weights]
     edges = [i for i in range(1, len(ids)) if labelled[i] != labelled[i - 1]]
     for start, end in zip([0, *edges], [*edges, len(ids)], strict=True):
         piece = tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)

@@ -1,0 +1,90 @@
+"""What a user may say about the rows: how records are read, and how they become tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft_lightning.messages import UserError, check_choice
+
+ON_BAD_ROW = ("error", "skip")
+TRAIN_ON = ("assistant", "last", "all")
+TRUNCATION = ("drop", "truncate", "error")
+REASONING = ("train", "mask", "drop", "error")
+SPECIAL_TOKENS_IN_TEXT = ("encode", "keep", "error")
+SYSTEM = ("keep", "merge_into_user", "drop")
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """How records are read from files and turned into conversations or text.
+
+    Args:
+        format: "auto", the name of a format, or the dotted path of a user's function.
+        on_bad_row: "error", or "skip" to leave malformed rows out and count them by reason.
+        columns: Columns of the format, each with the column of the file that stands for it, such as
+            ``{"prompt": "question"}``.
+        roles: Names of roles in the files, each with the role that is meant.
+        prompt: A template of the prompt with columns in braces, "Question: {question}".
+        system_prompt: The system message of conversations that have none.
+        encoding: Encoding of text files; None for UTF-8.
+        max_rows: Maximum number of rows read of each source; None for all.
+
+    Raises:
+        UserError: If an option has a value that it cannot have.
+    """
+
+    format: str = "auto"
+    on_bad_row: str = "error"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+    prompt: str | None = None
+    system_prompt: str | None = None
+    encoding: str | None = None
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("on_bad_row", self.on_bad_row, ON_BAD_ROW)
+        if self.max_rows is not None and self.max_rows < 1:
+            raise UserError(f"max_rows must be at least 1, got {self.max_rows}")
+
+
+@dataclass(frozen=True)
+class TokenOptions:
+    """How conversations and text become token ids and weights.
+
+    Args:
+        train_on: The turns in the loss: "assistant" for all of the assistant's, "last" for its last
+            one, "all" for every token.
+        max_length: Maximum number of tokens of a row, at least 2.
+        truncation: What to do with a longer row: "drop" leaves it out, "truncate" cuts its right
+            end and adds no EOS token, "error" raises.
+        reasoning: What to do with the thoughts of the assistant: "train", "mask" (context without
+            loss), "drop" (leave them out), or "error".
+        special_tokens_in_text: What a special token in the text of a row is: "encode" makes it
+            ordinary text, "keep" the token itself, "error" refuses the row.
+        system: What to do with system messages: "keep", "merge_into_user" for templates that take
+            none, or "drop".
+        chat_template_kwargs: Variables of the chat template; those of a row win.
+        template_date: The date, YYYY-MM-DD, that templates print as today's.
+
+    Raises:
+        UserError: If an option has a value that it cannot have.
+    """
+
+    train_on: str = "assistant"
+    max_length: int = 1024
+    truncation: str = "drop"
+    reasoning: str = "train"
+    special_tokens_in_text: str = "encode"
+    system: str = "keep"
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    template_date: str = "2024-07-26"
+
+    def __post_init__(self) -> None:
+        check_choice("train_on", self.train_on, TRAIN_ON)
+        check_choice("truncation", self.truncation, TRUNCATION)
+        check_choice("reasoning", self.reasoning, REASONING)
+        check_choice("special_tokens_in_text", self.special_tokens_in_text, SPECIAL_TOKENS_IN_TEXT)
+        check_choice("system", self.system, SYSTEM)
+        if self.max_length < 2:
+            raise UserError(f"max_length must be at least 2, got {self.max_length}")
