@@ -20,6 +20,7 @@ ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")  # OpenAI's and
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 TRAIN_DETAILS = ("train_detail", "training_detail")  # axolotl's
 PASSED = frozenset(("name", "tool_call_id"))  # what most chat templates read besides
+UNTRAINED_FLAG = "flag on a turn that is not the assistant's"
 
 _finding = cache(Finding)
 
@@ -56,10 +57,9 @@ def parse_turn(value: Any, roles: Mapping[str, str], findings: list[Finding], in
         right = "write {'role': 'user', 'content': ...}"
         raise RowError("a message is not an object", f"got {type(value).__name__}; {right}")
     said = {key: item for key, item in value.items() if item is not None}
-    role = _role(said, roles)
-    raw = _content(said)
+    role, raw = _role(said, roles), _content(said)
     if not said and isinstance(raw, str) and role != CALL and in_loss is None:
-        return Turn({"role": role, "content": raw})
+        return Turn({"role": role, "content": raw})  # as nearly all turns are
     flags = {key: said.pop(key) for key in sorted(said.keys() & TURN_FLAGS)}
     if in_loss is not None:
         flags["loss_mask"] = in_loss
@@ -74,11 +74,16 @@ def parse_turn(value: Any, roles: Mapping[str, str], findings: list[Finding], in
     role = "assistant" if is_call else role
     message: Message = {"role": role, "content": content.text}
     if role != "assistant":
+        if content.thought:
+            raise RowError(f"a thought in a {role} message", "only the assistant's are trained on")
+        findings += [_finding(UNTRAINED_FLAG, key) for key in detail]
         return _turn_of_others(message, calls, flags, content.pieces, said, findings)
     if thought := _take_thought(said, content.thought):
         message["reasoning_content"] = thought
-    if is_call or (calls is not None and calls not in ("", "[]", [], {})):
-        message["tool_calls"] = parse_tool_calls(calls, findings)
+    if parsed := parse_tool_calls(calls, findings) if calls else []:
+        message["tool_calls"] = parsed
+    elif is_call:
+        raise RowError("a turn of tool calls without one", "write {'name': ..., 'arguments': {}}")
     elif content.text is None:
         message["content"] = ""
     pieces = content.pieces
@@ -96,6 +101,8 @@ def parse_turn(value: Any, roles: Mapping[str, str], findings: list[Finding], in
 
 
 def _role(said: dict[str, Any], roles: Mapping[str, str]) -> str:
+    if "from" not in said and "role" in said:
+        return parse_role(said.pop("role"), roles)
     named = [said.pop(key) for key in ROLE_KEYS if key in said]
     if not named:
         raise RowError(
@@ -109,6 +116,8 @@ def _role(said: dict[str, Any], roles: Mapping[str, str]) -> str:
 
 
 def _content(said: dict[str, Any]) -> Any:
+    if "value" not in said:
+        return said.pop("content", None)
     contents = [said.pop(key) for key in CONTENT_KEYS if key in said]
     if len(contents) > 1 and contents[0] != contents[1]:
         raise RowError("a message with both content and value", "and they differ; keep one")
@@ -154,7 +163,7 @@ def _turn_of_others(
     trained = [key for key, value in flags.items() if value != "" and parse_flag(key, value)]
     if any(weight for _, weight in pieces):
         trained.append("content")
-    findings += [_finding("flag on a turn that is not the assistant's", key) for key in trained]
+    findings += [_finding(UNTRAINED_FLAG, key) for key in trained]
     return Turn(message | _passed(said, findings))
 
 
