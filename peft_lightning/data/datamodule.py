@@ -158,6 +158,11 @@ class SFTDataModule(L.LightningDataModule):
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
 
     @property
+    def longest_rows(self) -> dict[str, int]:
+        """The number of tokens of the longest row of each open split."""
+        return {name: int(s.lengths[s.rows].max()) for name, s in self._splits.items()}
+
+    @property
     def tokenized_datasets(self) -> list[TokenizedDataset]:
         """The tokenized sources of the open splits, each once."""
         parts: list[Any] = [part for s in self._splits.values() for part in s.dataset.datasets]

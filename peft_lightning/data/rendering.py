@@ -138,7 +138,7 @@ class RowRenderer:
         )
 
     def _cleaned(self, message: Message, findings: list[Finding]) -> Message:
-        """Return a message whose answer has one end-of-turn token and the thoughts that are used."""
+        """Return a message without what is printed twice, and without thoughts that are dropped."""
         if message["role"] != "assistant":
             return message
         content = message.get("content")
