@@ -37,7 +37,9 @@ def test_no_labelled_token(base, tmp_path):
     rows = tmp_path / "rows.jsonl"
     row = {"prompt": "a long prompt " * 8, "completion": "ok"}
     rows.write_text("".join(json.dumps(row) + "\n" for _ in range(8)))
-    with pytest.raises((RuntimeError, ValueError), match=r"no row is left .*max_length 135 would keep all"):
+    with pytest.raises(
+        (RuntimeError, ValueError), match=r"no row is left .*max_length 135 would keep all"
+    ):
         fit(base, rows, tmp_path / "run", data={"max_length": 40})
 
 
