@@ -26,7 +26,7 @@ class RowError(UserError):
 
 
 class DroppedRowError(RowError):
-    """A row that the options leave out: counted, never an error.
+    """A row that an option or the row itself leaves out: counted, never an error.
 
     Args:
         reason: Why; rows are counted by it.

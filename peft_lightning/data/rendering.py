@@ -6,12 +6,12 @@ from typing import Any
 
 from peft_lightning.data.content_check import ContentCheck
 from peft_lightning.data.conversations import Conversation, Message, PlainText, Row
+from peft_lightning.data.generated_turns import Turn, generated_turn, sequences_of
 from peft_lightning.data.options import TokenOptions
 from peft_lightning.data.reasoning import thought_of, without_thought
 from peft_lightning.data.records import Finding, RowError
 from peft_lightning.data.special_tokens import Span, SpecialTokens, shift, unmark
 from peft_lightning.data.templates import ChatTemplate
-from peft_lightning.data.generated_turns import Turn, generated_turn, sequences_of
 from peft_lightning.messages import UserError
 
 WeightedSpan = tuple[int, int, float]  # characters, end exclusive, and the weight of their tokens
