@@ -15,7 +15,7 @@ from peft_lightning.data.prompts import assign_adapters
 from peft_lightning.data.records import RowError
 from peft_lightning.data.row_parser import RowParser
 from peft_lightning.data.sources import find_source
-from peft_lightning.data.templates import ChatTemplate, load_template
+from peft_lightning.data.templates import ChatTemplate, load_templates, set_template
 from peft_lightning.data.tokenization import encode_prompt
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "assign_adapters",
     "encode_prompt",
     "find_source",
-    "load_template",
+    "load_templates",
     "resolve_format",
+    "set_template",
 ]

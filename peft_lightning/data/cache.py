@@ -66,7 +66,7 @@ def load_or_tokenize(
         "files": files,
         **asdict(options),
         "tokenizer": tokenizer_fingerprint(row_tokenizer.tokenizer),
-        "chat_template": row_tokenizer.template and _sha256(row_tokenizer.template),
+        "chat_templates": {n: _sha256(source) for n, source in row_tokenizer.templates.items()},
         **asdict(row_tokenizer.options),
     }
     if "." in options.format:
@@ -190,7 +190,7 @@ def _tokenized_chunks(
                     f"{location}: {result}. Fix the row, or set on_bad_row to skip, which"
                     " leaves such rows out and counts them"
                 ) from result
-            counts.reasons[result.reason] += 1
+            counts.leave_out(result)
         if kept:
             yield numbers, kept
 
