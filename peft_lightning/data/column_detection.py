@@ -57,7 +57,8 @@ def other_case(present: set[str], mapping: Mapping[str, str]) -> dict[str, str]:
     """Return columns of formats that the source writes in another case or as an alias."""
     folded = {name.lower(): name for name in sorted(present - set(mapping))}
     found = {}
-    for column in itertools.chain(*REQUIRED_COLUMNS.values(), *OPTIONAL_COLUMNS.values()):
+    columns = (*REQUIRED_COLUMNS.values(), *OPTIONAL_COLUMNS.values(), LABELS)
+    for column in itertools.chain(*columns):
         names = [column, *([ALIASES[column]] if column in ALIASES else [])]
         source = next((folded[name] for name in names if name in folded), None)
         if source is not None and column not in present:

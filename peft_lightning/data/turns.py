@@ -12,6 +12,7 @@ from peft_lightning.data.loss_flags import (
     contradiction,
     parse_flag,
 )
+from peft_lightning.data.reasoning import thought_of
 from peft_lightning.data.records import Finding, RowError
 from peft_lightning.data.roles import CALL, parse_role
 from peft_lightning.data.tool_calls import parse_tool_calls
@@ -79,7 +80,10 @@ def parse_turn(value: Any, roles: Mapping[str, str], findings: list[Finding], in
         findings += [_finding(UNTRAINED_FLAG, key) for key in detail]
         return _turn_of_others(message, calls, flags, content.pieces, said, findings)
     if thought := _take_thought(said, content.thought):
-        message["reasoning_content"] = thought
+        inline = thought_of(message).text  # between <think> and </think>
+        if inline and inline != thought.strip():
+            raise RowError("a message with two thoughts", "<think> and another one; keep one")
+        message |= {} if inline else {"reasoning_content": thought}
     if parsed := parse_tool_calls(calls, findings) if calls else []:
         message["tool_calls"] = parsed
     elif is_call:

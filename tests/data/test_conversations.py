@@ -51,6 +51,13 @@ def test_a_column_may_hold_the_thought_of_a_completion():
     assert row.plain is None
 
 
+def test_a_thought_in_the_content_and_beside_it_is_read_once():
+    inline = {"role": "assistant", "content": "<think>\nbecause\n</think>\n\na"}
+    assert parse({"messages": [USER, {**inline, "reasoning": "because"}]}).messages[1] == inline
+    with pytest.raises(RowError, match="two thoughts: <think> and another one; keep one"):
+        parse({"messages": [USER, {**inline, "reasoning": "otherwise"}]})
+
+
 @pytest.mark.parametrize(
     ("turn", "message"),
     [
