@@ -151,3 +151,21 @@ def test_a_record_may_be_anything(seed):
         _, error = refusal(detect_format, record, "x", options)
         assert error is None or str(error).startswith("x: ")
     assert rows > 200  # not all are refused
+
+
+def test_a_value_may_be_nested_so_deeply_that_python_cannot_print_it():
+    deep = value = []
+    for _ in range(5000):
+        value.append(value := [])
+    tried = 0
+    for seed in SEEDS:
+        for i, node in enumerate(nodes(seed)):
+            for key in [*node, "extra"] if isinstance(node, dict) else range(len(node)):
+                record = copy.deepcopy(seed)
+                nodes(record)[i][key] = deep
+                parser = RowParser(detect_format(record, "x"), RowOptions())
+                for parse in (parser.row, parser.prompt):
+                    _, error = refusal(parse, record)
+                    assert error is None or isinstance(error, RowError)
+                    tried += 1
+    assert tried > 100
