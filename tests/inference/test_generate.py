@@ -284,7 +284,7 @@ def test_a_wrong_command_line_is_explained(base, options, message):
 
 def test_a_malformed_row_is_named_with_its_line(base, tmp_path):
     file = tmp_path / "rows.jsonl"
-    file.write_text('{"prompt": "a"}\n{"prompt": 3}\n')
+    file.write_text('{"prompt": "a"}\n{"prompt": null}\n')
     with pytest.raises(ValueError, match=r"rows.jsonl:2: .*prompt"):
         generate(base_model=str(base), file=str(file))
 
