@@ -73,7 +73,10 @@ def read_prompts(
         raise UserError("no data to predict: give data.predict a file")
     records: list[Record] = []
     prompts: list[Prompt] = []
-    for source in map(find_source, as_list(paths)):
+    for path in as_list(paths):
+        source = find_source(path, "predict", options.encoding)
+        if summary := source.summary():
+            log(summary)
         counts, rows = RowCounts(), source.records()
         name, _, rows = resolve_format(rows, options.format, source.name, prompts_only=True)
         with Progress(f"tokenizing {source.name}", source.estimated_num_rows(), "rows") as progress:
