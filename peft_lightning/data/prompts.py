@@ -40,7 +40,10 @@ def read_prompts(
         raise UserError("no data to predict: give data.predict a file")
     records: list[Record] = []
     prompts: list[Prompt] = []
-    for source in map(find_source, as_list(paths)):
+    for path in as_list(paths):
+        source = find_source(path, "predict", options.encoding)
+        if summary := source.summary():
+            log(summary)
         counts, rows = RowCounts(), source.records()
         resolved, rows = resolve_format(rows, options, source.name, prompts_only=True)
         parser = RowParser(resolved, options)

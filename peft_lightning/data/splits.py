@@ -79,6 +79,7 @@ def open_splits(
     tokenize: Tokenize,
     log: Callable[[str], None],
     opened: Mapping[str, Split],
+    encoding: str | None = None,
 ) -> dict[str, Split]:
     """Return the splits that ``stage`` needs; without ``val``, a part of ``train`` is held out.
 
@@ -87,8 +88,9 @@ def open_splits(
         paths: The path or paths of ``train``, ``val`` and ``test``, or None.
         val_fraction: As for ``hold_out``.
         tokenize: Loads or makes the tokens of a source.
-        log: Receives how many rows are held out.
+        log: Receives which files of a folder are read, and how many rows are held out.
         opened: The splits that are open already; they are returned too.
+        encoding: Encoding of text files; None for UTF-8.
 
     Raises:
         UserError: If the rows of a split are not given.
@@ -98,12 +100,12 @@ def open_splits(
         if name in splits:
             continue
         if paths[name] is not None:
-            splits[name] = open_split(paths[name], tokenize)
+            splits[name] = open_split(paths[name], tokenize, name, log, encoding)
         elif name != "val" or paths["train"] is None:
             raise UserError(f"no data to {_PURPOSE[name]}: give data.{name} a file")
         if name == "test" or paths["val"] is not None:
             continue
-        whole = splits.get("train") or open_split(paths["train"], tokenize)
+        whole = splits.get("train") or open_split(paths["train"], tokenize, "train", log, encoding)
         splits["train"], val, message = hold_out(whole, val_fraction)
         if val is not None:
             splits["val"] = val
@@ -114,17 +116,30 @@ def open_splits(
     return splits
 
 
-def open_split(paths: str | list[str] | Mapping[str, float], tokenize: Tokenize) -> Split:
+def open_split(
+    paths: str | list[str] | Mapping[str, float],
+    tokenize: Tokenize,
+    name: str,
+    log: Callable[[str], None],
+    encoding: str | None = None,
+) -> Split:
     """Tokenize sources, or load their tokens, and concatenate them.
 
     Args:
         paths: One path, several, or several with weights.
         tokenize: Loads or makes the tokens of a source.
+        name: What the rows are for: train, val or test.
+        log: Receives which files of a folder are read.
+        encoding: Encoding of text files; None for UTF-8.
     """
     weights = paths if isinstance(paths, Mapping) else dict.fromkeys(as_list(paths), 1.0)
     if not weights:
         raise UserError("an empty list of data files")
-    sources = [find_source(path) for path in weights]  # a missing one is found before tokenizing
+    # a missing one is found before tokenizing
+    sources = [find_source(path, name, encoding) for path in weights]
+    for source in sources:
+        if summary := source.summary():
+            log(summary)
     parts = [tokenize(source) for source in sources]
     ends = np.cumsum([len(part) for part in parts])
     rows = [
