@@ -21,7 +21,9 @@ from peft_lightning.data.batching import BatchPlan
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
 from peft_lightning.data.collate import Batch, flat_collate, padded_collate, prompt_collate
 from peft_lightning.data.loader import BatchLoader
+from peft_lightning.data.mixing import read_mixture
 from peft_lightning.data.options import RowOptions, TokenOptions
+from peft_lightning.data.per_source import batches_of_rank
 from peft_lightning.data.prompts import Prompt, assign_adapters, prompt_batches, read_prompts
 from peft_lightning.data.records import Record
 from peft_lightning.data.resume import TrainingPosition
@@ -39,10 +41,11 @@ class SFTDataModule(L.LightningDataModule):
     ``owner/name``, ``owner/name:config``, ``owner/name[split]``.
 
     Args:
-        train: Path of the training rows, several, or several with weights (how often each row
-            occurs in an epoch: 2 is twice, 0.5 a different half each epoch).
-        val: Path or paths of the validation rows; without, a part of ``train`` is held out.
-        test: Path or paths of the rows for ``test``.
+        train: Path of the training rows, several (one given twice is read twice), or several with
+            numbers: shares of an epoch if they sum to 1, else see ``mix``.
+        val: Path of the validation rows, several, or names with paths, each with its own loss in
+            the logs; without, the same part of each source of ``train`` is held out.
+        test: Path of the rows for ``test``, several, or names with paths.
         predict: Path or paths of the rows to generate from; completions may be missing.
         format: prompt_completion, alpaca, messages, sharegpt, text, the dotted path of your own
             function from a row to messages or text, or auto: detected from the columns.
@@ -53,6 +56,12 @@ class SFTDataModule(L.LightningDataModule):
         truncation: What to do with longer rows: drop (counted), truncate (the right end, without
             EOS token) or error.
         on_bad_row: What to do with malformed rows: error, or skip (counted by reason).
+        max_rows: Maximum rows read of each source, its first ones; without, all.
+        mix: What the numbers of ``train`` are: share (of the rows of an epoch), rows (per epoch),
+            repeat (how often each row occurs in an epoch: 2 is twice, 0.5 a different half each
+            epoch), or auto: share if they sum to 1, else repeat.
+        stopping_strategy: How long an epoch is with shares: all_exhausted (every row at least once;
+            default) or first_exhausted (no row twice).
         val_fraction: Fraction of the training rows held out if ``val`` is not given, at least one
             row, the same for every seed; 0 for no validation; without, 5 % but at most 1,000 rows,
             and none of fewer than 20.
@@ -79,8 +88,8 @@ class SFTDataModule(L.LightningDataModule):
     def __init__(
         self,
         train: str | list[str] | dict[str, float] | None = None,
-        val: str | list[str] | None = None,
-        test: str | list[str] | None = None,
+        val: str | list[str] | dict[str, str] | None = None,
+        test: str | list[str] | dict[str, str] | None = None,
         predict: str | list[str] | None = None,
         format: str = "auto",
         tokenizer: str | None = None,
@@ -89,6 +98,9 @@ class SFTDataModule(L.LightningDataModule):
         max_length: int = 1024,
         truncation: str = "drop",
         on_bad_row: str = "error",
+        max_rows: int | None = None,
+        mix: str = "auto",
+        stopping_strategy: str | None = None,
         val_fraction: float | None = None,
         batch_size: int = 8,
         tokens_per_batch: int | None = None,
@@ -104,11 +116,9 @@ class SFTDataModule(L.LightningDataModule):
         check_choice("layout", layout, ("flat", "padded"))
         if val_fraction is not None and not 0 <= val_fraction < 1:
             raise UserError(f"val_fraction must be in [0, 1), got {val_fraction}")
-        weights = train.values() if isinstance(train, dict) else []
-        if any(weight <= 0 for weight in weights):
-            raise UserError(f"a source's weight must be above 0, got {train}")
         self.paths: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}
-        self.row_options = RowOptions(format, on_bad_row)
+        self.mixture = read_mixture(train, mix, stopping_strategy)
+        self.row_options = RowOptions(format, on_bad_row, max_rows=max_rows)
         self.token_options = TokenOptions(train_on, max_length, truncation)
         self.tokenizer_name, self.chat_template = tokenizer, chat_template
         self.val_fraction = val_fraction
@@ -144,13 +154,15 @@ class SFTDataModule(L.LightningDataModule):
             log=rank_zero_info,
             options=self.row_options,
         )
-        args = (self.paths, self.val_fraction, tokenize, rank_zero_info, self._splits)
-        self._splits = open_splits(stage, *args)
+        args = (tokenize, rank_zero_info, self._splits, self.mixture)
+        self._splits = open_splits(stage, self.paths, self.val_fraction, *args)
         self.sizes = {name: split.sizes for name, split in self._splits.items()}
         fingerprint = json.dumps(self._fingerprint(), sort_keys=True).encode()
         self.data_hash = hashlib.sha256(fingerprint).hexdigest()
         if stage == "fit":
             self._position = TrainingPosition(self._plan("train"))
+            steps = getattr(self.trainer, "accumulate_grad_batches", 1)
+            rank_zero_info(self._position.plan.summary(steps))
 
     @property
     def seed(self) -> int:
@@ -207,13 +219,13 @@ class SFTDataModule(L.LightningDataModule):
         )
 
     def _loader(self, name: str, plan: BatchPlan) -> BatchLoader:
-        rank, world_size = self._rank()
+        rank, split = self._rank()[0], self._splits[name]
         collate: Callable[[Any], Batch] = flat_collate
         if self.layout == "padded":
             collate = functools.partial(padded_collate, pad_id=padding_id(self.tokenizer))
-        batches = functools.partial(plan.batches_of_rank, rank=rank)
-        dataset, length = self._splits[name].dataset, len(plan) // world_size
-        return BatchLoader(dataset, batches, length, collate, self.num_workers)
+        labels = [] if name == "train" else split.labels
+        batches, length, names = batches_of_rank(plan, rank, labels)
+        return BatchLoader(split.dataset, batches, length, collate, self.num_workers, names)
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -74,8 +74,8 @@ def read_prompts(
     records: list[Record] = []
     prompts: list[Prompt] = []
     for source in map(find_source, as_list(paths)):
-        counts, rows = RowCounts(), source.records()
-        name, _, rows = resolve_format(rows, options.format, source.name, prompts_only=True)
+        counts, first_rows = RowCounts(), itertools.islice(source.records(), options.max_rows)
+        name, _, rows = resolve_format(first_rows, options.format, source.name, prompts_only=True)
         with Progress(f"tokenizing {source.name}", source.estimated_num_rows(), "rows") as progress:
             for record, location in rows:
                 counts.read += 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
 from peft_lightning.data.batching import RowIndices, WeightedSource
+from peft_lightning.data.mixing import Mixture, epoch_table
+from peft_lightning.data.per_source import source_names
 from peft_lightning.data.sources import Source, as_list, find_source
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.messages import UserError
@@ -28,12 +31,13 @@ class Split:
     """The rows of one or several sources that are used for one purpose.
 
     Args:
-        dataset: All rows of the sources, concatenated.
+        dataset: All rows of the sources, concatenated; those of a source that is given twice once.
         lengths: (all rows,) Number of tokens of each row.
         num_loss_tokens: (all rows,) Number of tokens in the loss of each row.
         sources: The rows that belong to this split, by source.
         fingerprint: What determines the tokens, by source.
         names: The sources as the user wrote them.
+        labels: The names of the sources in metrics; empty for one path without a name.
     """
 
     dataset: ConcatDataset[dict[str, NDArray[np.int64]]]
@@ -42,11 +46,18 @@ class Split:
     sources: list[WeightedSource]
     fingerprint: list[dict[str, Any]]
     names: list[str]
+    labels: list[str]
 
     @property
     def rows(self) -> RowIndices:
-        """The indices of the rows of this split."""
-        return np.concatenate([source.rows for source in self.sources])
+        """The indices of the rows of this split, each once, in increasing order."""
+        return np.unique(np.concatenate([source.rows for source in self.sources]))
+
+    @property
+    def folders(self) -> set[Path]:
+        """The folders of the tokens of its sources; sources of equal content share one."""
+        parts: list[Any] = self.dataset.datasets
+        return {part.folder for part in parts}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -65,6 +76,7 @@ def open_splits(
     tokenize: Tokenize,
     log: Callable[[str], None],
     opened: Mapping[str, Split],
+    mixture: Mixture = Mixture(),  # noqa: B008  (frozen)
 ) -> dict[str, Split]:
     """Return the splits that ``stage`` needs; without ``val``, a part of ``train`` is held out.
 
@@ -73,8 +85,10 @@ def open_splits(
         paths: The path or paths of ``train``, ``val`` and ``test``, or None.
         val_fraction: As for ``hold_out``.
         tokenize: Loads or makes the tokens of a source.
-        log: Receives how many rows are held out.
+        log: Receives what a user should know of the rows: how many are held out, which sources are
+            given twice, and what an epoch takes from each of several.
         opened: The splits that are open already; they are returned too.
+        mixture: How many rows an epoch takes from each source of ``train``.
 
     Raises:
         UserError: If the rows of a split are not given.
@@ -84,12 +98,12 @@ def open_splits(
         if name in splits:
             continue
         if paths[name] is not None:
-            splits[name] = open_split(paths[name], tokenize)
+            splits[name] = open_split(paths[name], tokenize, f"data.{name}", log)
         elif name != "val" or paths["train"] is None:
             raise UserError(f"no data to {_PURPOSE[name]}: give data.{name} a file")
         if name == "test" or paths["val"] is not None:
             continue
-        whole = splits.get("train") or open_split(paths["train"], tokenize)
+        whole = splits.get("train") or open_split(paths["train"], tokenize, "data.train", log)
         splits["train"], val, message = hold_out(whole, val_fraction)
         if val is not None:
             splits["val"] = val
@@ -97,42 +111,114 @@ def open_splits(
             raise UserError(f"no data to {_PURPOSE[name]}: {message}")
         if name == SPLITS_OF_STAGE[stage][0] and val_fraction != 0:
             log(message)
+    if "train" in splits:
+        splits["train"] = mixed(splits["train"], mixture)
+    if stage == "fit":
+        _log_epoch(splits, paths, log)
     return splits
 
 
-def open_split(paths: str | list[str] | Mapping[str, float], tokenize: Tokenize) -> Split:
+def open_split(
+    paths: str | list[str] | Mapping[str, Any],
+    tokenize: Tokenize,
+    option: str,
+    log: Callable[[str], None],
+) -> Split:
     """Tokenize sources, or load their tokens, and concatenate them.
 
     Args:
-        paths: One path, several, or several with weights.
+        paths: One path, several, a mapping of paths to numbers, or a mapping of names to paths.
         tokenize: Loads or makes the tokens of a source.
+        option: The option that gives the paths, for messages.
+        log: Receives which sources are given several times.
     """
-    weights = paths if isinstance(paths, Mapping) else dict.fromkeys(as_list(paths), 1.0)
-    if not weights:
-        raise UserError("an empty list of data files")
-    sources = [find_source(path) for path in weights]  # a missing one is found before tokenizing
-    parts = [tokenize(source) for source in sources]
-    ends = np.cumsum([len(part) for part in parts])
-    rows = [
-        WeightedSource(np.arange(end - len(part), end), weight)
-        for part, end, weight in zip(parts, ends, weights.values(), strict=True)
-    ]
-    pairs = list(zip(parts, weights.values(), strict=True))
+    names, labels = _names_and_labels(paths, option)
+    sources = {name: find_source(name) for name in names}  # before tokenizing any
+    parts = {name: tokenize(source) for name, source in sources.items()}
+    distinct = {part.folder: part for part in parts.values()}
+    ends = np.cumsum([len(part) for part in distinct.values()])
+    rows = {
+        folder: np.arange(end - len(part), end)
+        for (folder, part), end in zip(distinct.items(), ends, strict=True)
+    }
+    for folder in distinct:
+        same = [name for name in names if parts[name].folder == folder]
+        if len(same) > 1:
+            alike = f"{same[0]} is" if len(set(same)) == 1 else f"{', '.join(same)} are one source"
+            log(f"{option}: {alike} given {len(same)} times, and read as often")
     return Split(
-        ConcatDataset(parts),
-        np.concatenate([part.lengths for part in parts]),
-        np.concatenate([part.num_loss_tokens for part in parts]),
-        rows,
-        [{**part.meta["fingerprint"], "weight": weight} for part, weight in pairs],
-        list(weights),
+        ConcatDataset(distinct.values()),
+        np.concatenate([part.lengths for part in distinct.values()]),
+        np.concatenate([part.num_loss_tokens for part in distinct.values()]),
+        [WeightedSource(rows[parts[name].folder]) for name in names],
+        [parts[name].meta["fingerprint"] for name in names],
+        names,
+        labels,
     )
+
+
+def _names_and_labels(paths: Any, option: str) -> tuple[list[str], list[str]]:
+    """Return the sources as the user wrote them, and their names in metrics.
+
+    Raises:
+        UserError: If there is no source, or the mapping of an evaluation is not of names to paths.
+    """
+    if not paths:
+        raise UserError(f"{option}: an empty list of data files")
+    if not isinstance(paths, Mapping):
+        names = list(as_list(paths))
+        return names, source_names(names) if len(names) > 1 else []
+    if option == "data.train":  # a mapping of paths to numbers
+        return list(paths), source_names(list(paths)) if len(paths) > 1 else []
+    if wrong := {name: path for name, path in paths.items() if not isinstance(path, str)}:
+        raise UserError(
+            f"{option} maps names to paths, {{chat: chat.jsonl}}, got {wrong}; numbers are for"
+            " the sources of data.train"
+        )
+    return list(paths.values()), [str(name) for name in paths]
+
+
+def mixed(split: Split, mixture: Mixture) -> Split:
+    """Return the rows to train on with the weights that ``mixture`` gives their sources.
+
+    Raises:
+        UserError: If all rows of a source are held out.
+    """
+    for name, source in zip(split.names, split.sources, strict=True):
+        if not len(source.rows):
+            raise UserError(
+                f"{name}: all of its rows are held out for validation, so none is left to train on;"
+                " give data.val, or lower data.val_fraction"
+            )
+    weights = mixture.weights([len(source.rows) for source in split.sources])
+    pairs = zip(split.sources, weights, strict=True)
+    return replace(
+        split,
+        sources=[replace(source, weight=weight) for source, weight in pairs],
+        fingerprint=[f | mixture.fingerprint(i) for i, f in enumerate(split.fingerprint)],
+    )
+
+
+def _log_epoch(
+    splits: Mapping[str, Split], paths: Mapping[str, Any], log: Callable[[str], None]
+) -> None:
+    """Say what an epoch takes from each source, and which rows are validated and trained on."""
+    train = splits["train"]
+    if len(train.sources) > 1 or train.sources[0].weight != 1:
+        log(epoch_table(train.names, train.sources, train.num_loss_tokens))
+    if paths["val"] is not None and (both := train.folders & splits["val"].folders):
+        parts: list[Any] = splits["val"].dataset.datasets
+        names = ", ".join(part.meta["source"] for part in parts if part.folder in both)
+        log(f"data.val: {names} is trained on too, so val/loss is not that of unseen rows")
 
 
 def hold_out(split: Split, fraction: float | None) -> tuple[Split, Split | None, str]:
     """Split ``split`` into rows to train on and rows held out for validation.
 
     The held-out rows do not depend on the seed of the run: runs with different seeds stay
-    comparable, and a run resumed with another seed has not been trained on them.
+    comparable, and a run resumed with another seed has not been trained on them. Nor do they depend
+    on the numbers of ``data.train``: the same fraction is held out of each source, so ``val/loss``
+    has the sources in the proportions of their files, whatever an epoch takes from them.
 
     Args:
         split: The rows.
@@ -167,11 +253,35 @@ def hold_out(split: Split, fraction: float | None) -> tuple[Split, Split | None,
             f"{files}: {total} row(s) cannot be split into training and validation"
             f" ({rule}); give data.val, or set data.val_fraction to 0"
         )
-    held_out = np.sort(np.random.default_rng(0).choice(split.rows, number, replace=False))
+    held_out = _choose(split, number)
     rest = [replace(s, rows=np.setdiff1d(s.rows, held_out)) for s in split.sources]
     message = (
         f"no data.val: {number:,} of {total:,} rows of {files} are held out for validation"
         f" ({rule}); data.val_fraction changes that"
     )
-    val = replace(split, sources=[WeightedSource(held_out)])
-    return replace(split, sources=rest), val, message
+    return replace(split, sources=rest), _part(split, held_out), message
+
+
+def _choose(split: Split, number: int) -> RowIndices:
+    """Return ``number`` rows, from each source in proportion to its rows, in increasing order."""
+    groups = list({source.rows[0]: source.rows for source in split.sources}.values())
+    sizes = np.array([len(rows) for rows in groups])
+    wanted = sizes * number / sizes.sum()
+    counts = np.floor(wanted).astype(int)
+    most_missing = np.argsort(counts - wanted, kind="stable")
+    counts[most_missing[: number - counts.sum()]] += 1
+    draw = np.random.default_rng(0)
+    chosen = [draw.choice(r, n, replace=False) for r, n in zip(groups, counts, strict=True)]
+    return np.sort(np.concatenate(chosen))
+
+
+def _part(split: Split, rows: RowIndices) -> Split:
+    """Return the split of ``rows`` alone, those of a source that is given twice once."""
+    found: dict[int, int] = {}  # by the first row, the position of the source
+    for i, source in enumerate(split.sources):
+        if len(np.intersect1d(source.rows, rows)):
+            found.setdefault(int(source.rows[0]), i)
+    kept = list(found.values())
+    sources = [WeightedSource(np.intersect1d(split.sources[i].rows, rows)) for i in kept]
+    labels = [split.labels[i] for i in kept] if len(kept) > 1 else []
+    return replace(split, sources=sources, labels=labels)
