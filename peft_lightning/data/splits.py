@@ -94,16 +94,21 @@ def open_splits(
         UserError: If the rows of a split are not given.
     """
     splits = dict(opened)
+    given = {  # a missing file is found before any is tokenized
+        name: find_sources(paths[name], f"data.{name}")
+        for name in ("train", "val", "test")
+        if paths[name] is not None and stage != "predict"
+    }
     for name in SPLITS_OF_STAGE[stage]:
         if name in splits:
             continue
-        if paths[name] is not None:
-            splits[name] = open_split(paths[name], tokenize, f"data.{name}", log)
+        if name in given:
+            splits[name] = open_split(given[name], tokenize, log)
         elif name != "val" or paths["train"] is None:
             raise UserError(f"no data to {_PURPOSE[name]}: give data.{name} a file")
         if name == "test" or paths["val"] is not None:
             continue
-        whole = splits.get("train") or open_split(paths["train"], tokenize, "data.train", log)
+        whole = splits.get("train") or open_split(given["train"], tokenize, log)
         splits["train"], val, message = hold_out(whole, val_fraction)
         if val is not None:
             splits["val"] = val
@@ -118,23 +123,59 @@ def open_splits(
     return splits
 
 
-def open_split(
-    paths: str | list[str] | Mapping[str, Any],
-    tokenize: Tokenize,
-    option: str,
-    log: Callable[[str], None],
-) -> Split:
+@dataclass(frozen=True)
+class GivenSources:
+    """The sources of an option.
+
+    Args:
+        option: The option, such as ``data.train``.
+        names: The sources as the user wrote them; one that is given twice occurs twice.
+        labels: Their names in metrics; empty for one path without a name.
+        sources: Each of them once, by name.
+    """
+
+    option: str
+    names: list[str]
+    labels: list[str]
+    sources: dict[str, Source]
+
+
+def find_sources(paths: Any, option: str) -> GivenSources:
+    """Return the sources of an option.
+
+    Args:
+        paths: One path, several, a mapping of paths to numbers for ``data.train``, or of names to
+            paths for the others.
+        option: The option that gives the paths.
+
+    Raises:
+        UserError: If a source does not exist, there is none, or ``paths`` is something else.
+    """
+    maps = "paths to numbers, {a.jsonl: 0.7, b.jsonl: 0.3}"
+    if option != "data.train":
+        maps = "names to paths, {chat: chat.jsonl}"
+    if not paths:
+        raise UserError(f"{option}: an empty list of data files")
+    if isinstance(paths, str) and paths.startswith("{"):  # of the command line, not as typed
+        raise UserError(f"{option} maps {maps}, got {paths}")
+    names = list(as_list(paths) if isinstance(paths, str) else paths)
+    labels = source_names(names) if len(names) > 1 else []
+    if isinstance(paths, Mapping) and option != "data.train":
+        names, labels = list(paths.values()), [str(name) for name in names]
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{option} maps {maps}, or is a path or a list of paths, got {paths}")
+    return GivenSources(option, names, labels, {name: find_source(name) for name in names})
+
+
+def open_split(given: GivenSources, tokenize: Tokenize, log: Callable[[str], None]) -> Split:
     """Tokenize sources, or load their tokens, and concatenate them.
 
     Args:
-        paths: One path, several, a mapping of paths to numbers, or a mapping of names to paths.
+        given: The sources.
         tokenize: Loads or makes the tokens of a source.
-        option: The option that gives the paths, for messages.
         log: Receives which sources are given several times.
     """
-    names, labels = _names_and_labels(paths, option)
-    sources = {name: find_source(name) for name in names}  # before tokenizing any
-    parts = {name: tokenize(source) for name, source in sources.items()}
+    parts = {name: tokenize(source) for name, source in given.sources.items()}
     distinct = {part.folder: part for part in parts.values()}
     ends = np.cumsum([len(part) for part in distinct.values()])
     rows = {
@@ -142,40 +183,19 @@ def open_split(
         for (folder, part), end in zip(distinct.items(), ends, strict=True)
     }
     for folder in distinct:
-        same = [name for name in names if parts[name].folder == folder]
+        same = [name for name in given.names if parts[name].folder == folder]
         if len(same) > 1:
             alike = f"{same[0]} is" if len(set(same)) == 1 else f"{', '.join(same)} are one source"
-            log(f"{option}: {alike} given {len(same)} times, and read as often")
+            log(f"{given.option}: {alike} given {len(same)} times, and read as often")
     return Split(
         ConcatDataset(distinct.values()),
         np.concatenate([part.lengths for part in distinct.values()]),
         np.concatenate([part.num_loss_tokens for part in distinct.values()]),
-        [WeightedSource(rows[parts[name].folder]) for name in names],
-        [parts[name].meta["fingerprint"] for name in names],
-        names,
-        labels,
+        [WeightedSource(rows[parts[name].folder]) for name in given.names],
+        [parts[name].meta["fingerprint"] for name in given.names],
+        given.names,
+        given.labels,
     )
-
-
-def _names_and_labels(paths: Any, option: str) -> tuple[list[str], list[str]]:
-    """Return the sources as the user wrote them, and their names in metrics.
-
-    Raises:
-        UserError: If there is no source, or the mapping of an evaluation is not of names to paths.
-    """
-    if not paths:
-        raise UserError(f"{option}: an empty list of data files")
-    if not isinstance(paths, Mapping):
-        names = list(as_list(paths))
-        return names, source_names(names) if len(names) > 1 else []
-    if option == "data.train":  # a mapping of paths to numbers
-        return list(paths), source_names(list(paths)) if len(paths) > 1 else []
-    if wrong := {name: path for name, path in paths.items() if not isinstance(path, str)}:
-        raise UserError(
-            f"{option} maps names to paths, {{chat: chat.jsonl}}, got {wrong}; numbers are for"
-            " the sources of data.train"
-        )
-    return list(paths.values()), [str(name) for name in paths]
 
 
 def mixed(split: Split, mixture: Mixture) -> Split:

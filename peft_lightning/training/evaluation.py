@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,6 +45,10 @@ class TokenMeans(nn.Module):
                 values[f"{stage}/accuracy{end}"] = self.correct.compute()
             for name, value in values.items():
                 module.log(name, value, prog_bar=name == "val/loss")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches."""
         self.nll.reset()
         self.correct.reset()
 
@@ -61,13 +66,17 @@ class Evaluation(nn.Module):
         self.sources: dict[str, TokenMeans] = {}  # not a ModuleDict: a name may contain a dot
 
     def update(
-        self, nll: Tensor, tokens: Tensor, correct: Tensor | None, source: str | None = None
+        self, nll: Tensor, tokens: Tensor, correct: Tensor | None, batch: dict[str, Any]
     ) -> None:
-        """Add a batch, as ``TokenMeans.update``; ``source`` is the name of its source, if any."""
+        """Add a batch, as ``TokenMeans.update``; its ``source`` is the name of its source, if any."""
         self.all.update(nll, tokens, correct)
-        if source is not None:
-            means = self.sources.setdefault(source, TokenMeans().to(nll.device))
-            means.update(nll, tokens, correct)
+        source = batch.get("source")
+        if source is None:
+            return
+        if source not in self.sources:  # of the same device and dtype
+            self.sources[source] = copy.deepcopy(self.all)
+            self.sources[source].reset()
+        self.sources[source].update(nll, tokens, correct)
 
     def log(self, module: Any, stage: str) -> None:
         """Log the means over all batches, and over those of each source."""
