@@ -68,7 +68,7 @@ class Evaluation(nn.Module):
     def update(
         self, nll: Tensor, tokens: Tensor, correct: Tensor | None, batch: dict[str, Any]
     ) -> None:
-        """Add a batch, as ``TokenMeans.update``; its ``source`` is the name of its source, if any."""
+        """Add a batch, as ``TokenMeans.update``; its ``source`` names its source, if any."""
         self.all.update(nll, tokens, correct)
         source = batch.get("source")
         if source is None:
