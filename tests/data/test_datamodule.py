@@ -474,8 +474,8 @@ def test_max_rows_are_read_of_each_source_and_of_the_rows_to_generate_from(data,
 
 def test_prompts_are_padded_on_the_left_and_know_their_records(data, jsonl):
     tokenizer = byte_tokenizer(CHATML)
-    module = data(predict=jsonl("p.jsonl", [{"prompt": "a"}, {"prompt": "bcd"}, {"prompt": "e"}]))
-    module.tokenizer_name, module.batch_size = tokenizer, 2
+    rows = jsonl("p.jsonl", [{"prompt": "a"}, {"prompt": "bcd"}, {"prompt": "e"}])
+    module = data(predict=rows, tokenizer=tokenizer, batch_size=2)
     module.setup("predict")
     first, second = module.predict_dataloader()
     assert first["index"] == [0, 1]
