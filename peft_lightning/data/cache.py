@@ -83,6 +83,8 @@ def load_or_tokenize(
                 dataset = TokenizedDataset(folder)
     log(f"{source.name}: format {dataset.meta['format']}")
     log(f"{source.name}: {dataset.meta['counts']}")
+    if dataset.meta["read"] == options.max_rows:
+        log(f"{source.name}: the first {options.max_rows:,} rows are read, as data.max_rows says")
     return dataset
 
 
@@ -108,13 +110,15 @@ def _tokenize_into(
     """Write the cache, all of it or nothing."""
     with atomic_folder(folder) as temporary:
         counts, findings = RowCounts(), Findings()
-        resolved, records = resolve_format(source.records(), options, source.name)
+        first_records = itertools.islice(source.records(), options.max_rows)
+        resolved, records = resolve_format(first_records, options, source.name)
         rows = _parse_rows(records, RowParser(resolved, options))
         writers = {n: NpyWriter(temporary / f"{n}.npy", dtype) for n, dtype in FILES.items()}
         writers["offsets"].append(np.zeros(1))
-        with Progress(
-            f"tokenizing {Path(source.name).name}", source.estimated_num_rows(), "rows"
-        ) as progress:
+        number = source.estimated_num_rows()
+        if options.max_rows is not None:
+            number = min(options.max_rows, number or options.max_rows)
+        with Progress(f"tokenizing {Path(source.name).name}", number, "rows") as progress:
             for numbers, chunk in _tokenized_chunks(
                 rows, row_tokenizer, options.on_bad_row, counts, findings
             ):
@@ -135,6 +139,7 @@ def _tokenize_into(
             "fingerprint": fingerprint,
             "format": str(resolved),
             "counts": str(counts),
+            "read": counts.read,
             "findings": findings.to_json(),
             "rows": counts.sequences,
             "tokens": writers["input_ids"].length,

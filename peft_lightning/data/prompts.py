@@ -1,5 +1,6 @@
 """Rows to generate from: prompts without their completions, which the rows may lack."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,8 +45,8 @@ def read_prompts(
         source = find_source(path, "predict", options.encoding)
         if summary := source.summary():
             log(summary)
-        counts, rows = RowCounts(), source.records()
-        resolved, rows = resolve_format(rows, options, source.name, prompts_only=True)
+        counts, first_rows = RowCounts(), itertools.islice(source.records(), options.max_rows)
+        resolved, rows = resolve_format(first_rows, options, source.name, prompts_only=True)
         parser = RowParser(resolved, options)
         with Progress(f"tokenizing {source.name}", source.estimated_num_rows(), "rows") as progress:
             for record, location in rows:
