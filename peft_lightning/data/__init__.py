@@ -12,7 +12,7 @@ from peft_lightning.data.format_detection import detect_format
 from peft_lightning.data.prompts import assign_adapters, prompt_from_record
 from peft_lightning.data.records import RowError
 from peft_lightning.data.sources import find_source
-from peft_lightning.data.templates import ChatTemplate, load_template
+from peft_lightning.data.templates import ChatTemplate, load_templates, set_template
 from peft_lightning.data.tokenization import encode_prompt
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "detect_format",
     "encode_prompt",
     "find_source",
-    "load_template",
+    "load_templates",
     "prompt_from_record",
+    "set_template",
 ]

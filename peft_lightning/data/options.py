@@ -65,7 +65,7 @@ class TokenOptions:
         system: What to do with system messages: "keep", "merge_into_user" for templates that take
             none, or "drop".
         chat_template_kwargs: Variables of the chat template; those of a row win.
-        template_date: The date, YYYY-MM-DD, that templates print as today's.
+        template_date: The date, YYYY-MM-DD, that templates print as today's; None for today.
 
     Raises:
         UserError: If an option has a value that it cannot have.
@@ -78,7 +78,7 @@ class TokenOptions:
     special_tokens_in_text: str = "encode"
     system: str = "keep"
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    template_date: str = "2024-07-26"
+    template_date: str | None = "2024-07-26"
 
     def __post_init__(self) -> None:
         check_choice("train_on", self.train_on, TRAIN_ON)

@@ -18,7 +18,7 @@ from peft_lightning.data.formats import (
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import Record, RowCounts, RowError
 from peft_lightning.data.sources import as_list, find_source
-from peft_lightning.data.tokenization import RowTokenizer, encode_prompt
+from peft_lightning.data.tokenization import RowTokenizer
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
@@ -84,8 +84,7 @@ def read_prompts(
                     if isinstance(record, RowError):
                         raise record
                     row = prompt_from_record(record, name)
-                    template = row_tokenizer.template or "none"
-                    ids = encode_prompt(row_tokenizer.tokenizer, row, template)
+                    ids = row_tokenizer.encode_prompt(row)
                 except RowError as error:
                     if options.on_bad_row == "error":
                         raise UserError(f"{location}: {error}") from error

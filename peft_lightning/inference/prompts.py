@@ -14,10 +14,11 @@ from peft_lightning.data import (
     Row,
     RowError,
     detect_format,
-    encode_prompt,
     find_source,
     prompt_from_record,
 )
+from peft_lightning.data.options import TokenOptions
+from peft_lightning.data.tokenization import RowTokenizer
 from peft_lightning.files import read_text
 from peft_lightning.messages import UserError
 
@@ -79,9 +80,10 @@ def encode_prompts(
         UserError: If the chat template refuses a prompt; the message names its line.
     """
     rows = []
+    row_tokenizer = RowTokenizer(tokenizer, options=TokenOptions(template_date=None))
     for prompt in prompts:
         try:
-            rows.append(encode_prompt(tokenizer, prompt.row))
+            rows.append(row_tokenizer.encode_prompt(prompt.row))
         except RowError as error:
             raise UserError(f"{prompt.where}: {error}") from error
     return rows

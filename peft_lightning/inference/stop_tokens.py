@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from peft_lightning.data import ChatTemplate, load_template
+from peft_lightning.data import ChatTemplate, load_templates
+from peft_lightning.data.special_tokens import SpecialTokens
 from peft_lightning.data.tokenizer import continuation_ids
 
 ANSWER = "This is the answer"  # no special token contains it
@@ -36,17 +37,17 @@ def _end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     They are the same token in most templates. The first need not be registered as special, only
     as an added token.
     """
-    template = load_template(tokenizer, None)
-    if template is None:
+    templates = load_templates(tokenizer, None)
+    if not templates:
         return set()
-    chat = ChatTemplate(tokenizer, template)
+    chat = ChatTemplate(tokenizer, templates)
     turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": ANSWER}]
-    text = chat.render(turns, None, generation_prompt=False)
+    text = chat.render(turns)
     closing = text.rpartition(ANSWER)[2].strip()
     tokens = continuation_ids(tokenizer, closing, first=True)
     found = set()
     if tokens and tokens[0] in tokenizer.added_tokens_decoder:
         found.add(tokens[0])
-    if closing.endswith(chat.end_tokens):
+    if closing.endswith(SpecialTokens(tokenizer).special):
         found.add(tokens[-1])
     return found
