@@ -1,8 +1,8 @@
 """Scripts of the text, and characters that hint at a damaged or a manipulated file."""
 
+import functools
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +28,17 @@ ODD = {
 MOJIBAKE = "mojibake"  # UTF-8 that was read as Windows-1252 or Latin-1, such as Ã© for é
 KINDS = (*ODD, MOJIBAKE)
 
-# the names of scripts in the names of characters that are not the script's own
-_SCRIPTS = {"CJK": "Han", "HALFWIDTH": "Katakana", "FULLWIDTH": "Latin"}
+# the first word of a letter's name is its script, but for these
+_SCRIPTS = {
+    "CJK": "Han",
+    "HALFWIDTH": "Katakana",
+    "FULLWIDTH": "Latin",
+    **dict.fromkeys(["FEMININE", "MASCULINE", "KELVIN", "ANGSTROM"], "Latin"),
+    **dict.fromkeys(["MATHEMATICAL", "MODIFIER", "MICRO", "DOUBLE-STRUCK", "SCRIPT"], "Symbols"),
+}
 
 
+@functools.cache
 def _flags() -> NDArray[np.uint8]:
     table = np.zeros(CODE_POINTS, dtype=np.uint8)
     for bit, ranges in enumerate(ODD.values()):
@@ -40,6 +47,7 @@ def _flags() -> NDArray[np.uint8]:
     return table
 
 
+@functools.cache
 def _continuations() -> NDArray[np.bool_]:
     """Return which characters a continuation byte of UTF-8 becomes in Windows-1252 or Latin-1."""
     table = np.zeros(CODE_POINTS, dtype=bool)
@@ -49,59 +57,45 @@ def _continuations() -> NDArray[np.bool_]:
     return table
 
 
-@dataclass
-class CharacterCounter:
-    """Counts the characters of texts.
+def odd_characters(texts: Texts) -> tuple[NDArray[np.uint8], Counter[int]]:
+    """Find odd characters, and count all characters.
 
-    Attributes:
-        counts: Occurrences of each code point.
+    Returns:
+        The odd kinds in each text, (texts,), as bits in the order of ``KINDS``; and the occurrences
+        of each code point.
     """
+    found = np.bincount(texts.codes)
+    present = np.flatnonzero(found)
+    counts = Counter(dict(zip(present.tolist(), found[present].tolist(), strict=True)))
+    odd = np.zeros(len(texts.ends), dtype=np.uint8)
+    flags = _flags()[texts.codes]
+    places = np.flatnonzero(flags)
+    np.bitwise_or.at(odd, np.searchsorted(texts.ends, places, side="right"), flags[places])
+    wrong = np.searchsorted(texts.ends, _mojibake(texts.codes), side="right")
+    odd[wrong] |= 1 << len(ODD)
+    return odd, counts
 
-    counts: Counter[int] = field(default_factory=Counter)
 
-    def __post_init__(self) -> None:
-        self._flags, self._continuations = _flags(), _continuations()
+def _mojibake(codes: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Return where a character of UTF-8 begins that was read in a wrong encoding.
 
-    def add(self, texts: Texts) -> NDArray[np.uint8]:
-        """Count the characters of ``texts``.
-
-        Returns:
-            (texts,) the odd kinds in each text, as bits in the order of ``KINDS``.
-        """
-        found = np.bincount(texts.codes)
-        present = np.flatnonzero(found)
-        self.counts.update(dict(zip(present.tolist(), found[present].tolist(), strict=True)))
-        odd = np.zeros(len(texts.ends), dtype=np.uint8)
-        flags = self._flags[texts.codes]
-        for places, bits in (
-            (np.flatnonzero(flags), None),
-            (self._mojibake(texts.codes), np.uint8(1 << len(ODD))),
-        ):
-            if len(places):
-                index = np.searchsorted(texts.ends, places, side="right")
-                np.bitwise_or.at(odd, index, flags[places] if bits is None else bits)
-        return odd
-
-    def _mojibake(self, codes: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Return where a character of UTF-8 begins that was read in a wrong encoding.
-
-        A sequence alone may be text, such as ``ß“``. It counts if it begins with Ã or Â, as the
-        Latin letters of Europe do, or is ``â€`` and a third, as quotes are, or another follows it.
-        """
-        lead = (codes >= 0xC2) & (codes <= 0xF4)
-        if not lead.any():
-            return np.empty(0, dtype=np.int64)
-        padded = np.concatenate([codes, np.zeros(3, dtype=np.uint32)])
-        at = np.flatnonzero(lead)
-        length = 2 + (codes[at] >= 0xE0).astype(np.int64) + (codes[at] >= 0xF0)
-        follows = np.stack([self._continuations[padded[at + k]] for k in (1, 2, 3)], axis=1)
-        whole = (follows | (np.arange(2, 5) > length[:, None])).all(axis=1)
-        at, length = at[whole], length[whole]
-        latin = (codes[at] <= 0xC3) & (padded[at + 1] != 0xBB)  # Â» ends a quotation
-        quote = (codes[at] == 0xE2) & (padded[at + 1] == 0x20AC)
-        followed = np.isin(at + length, at)
-        preceded = np.isin(at, at + length)
-        return at[latin | quote | followed | preceded]
+    A sequence alone may be text, such as ``ß“``. It counts if it begins with Ã or Â, as the Latin
+    letters of Europe do, or is ``â€`` and a third, as quotes are, or another follows it.
+    """
+    lead = (codes >= 0xC2) & (codes <= 0xF4)
+    if not lead.any():
+        return np.empty(0, dtype=np.int64)
+    padded = np.concatenate([codes, np.zeros(3, dtype=np.uint32)])
+    at = np.flatnonzero(lead)
+    length = 2 + (codes[at] >= 0xE0).astype(np.int64) + (codes[at] >= 0xF0)
+    follows = np.stack([_continuations()[padded[at + k]] for k in (1, 2, 3)], axis=1)
+    whole = (follows | (np.arange(2, 5) > length[:, None])).all(axis=1)
+    at, length = at[whole], length[whole]
+    latin = (codes[at] <= 0xC3) & (padded[at + 1] != 0xBB)  # Â» ends a quotation
+    quote = (codes[at] == 0xE2) & (padded[at + 1] == 0x20AC)
+    followed = np.isin(at + length, at)
+    preceded = np.isin(at, at + length)
+    return at[latin | quote | followed | preceded]
 
 
 def scripts(counts: Counter[int]) -> dict[str, float]:
@@ -114,7 +108,7 @@ def scripts(counts: Counter[int]) -> dict[str, float]:
     for code, number in counts.items():
         character = chr(code)
         if character.isalpha():
-            word = unicodedata.name(character, "UNKNOWN").split()[0].partition("-")[0]
+            word = unicodedata.name(character, "UNKNOWN").split()[0]
             letters[_SCRIPTS.get(word, word.capitalize())] += number
     total = letters.total()
     return {name: number / total for name, number in letters.most_common()}

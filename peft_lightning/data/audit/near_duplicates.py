@@ -8,6 +8,8 @@ signatures agree in each bin with a probability that is the similarity. Texts th
 bins of one of 16 bands are compared by all 64 bins.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,10 +57,11 @@ def _fill_empty_bins(table: NDArray[np.uint32]) -> NDArray[np.uint32]:
     return filled
 
 
-def similarity(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:
+def similarity(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[Any]:
     """Estimate the similarity of texts by their signatures, (..., BINS) each."""
     agreed = (one == other).mean(axis=-1)
-    return np.maximum(0, (agreed - 1 / 255) / (1 - 1 / 255))  # of equal bytes one in 255 is chance
+    chance = 1 / 255
+    return np.maximum(0, (agreed - chance) / (1 - chance))  # of equal bytes one in 255 is chance
 
 
 def near_duplicates(signature: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -89,14 +89,17 @@ def common_shingles(texts: Sequence[str]) -> NDArray[np.bool_]:
     """
     table = np.zeros(2**TABLE_BITS, dtype=bool)
     hashes, index = shingles(Texts.of(texts))
-    pairs = np.unique(hashes.astype(np.uint64) << np.uint64(32) | index.astype(np.uint64))
-    distinct, counts = np.unique((pairs >> np.uint64(32)).astype(np.uint32), return_counts=True)
+    pairs = hashes.astype(np.uint64) << np.uint64(32) | index.astype(np.uint64)
+    pairs.sort()  # np.unique, which hashes, takes five times as long
+    pairs = pairs[np.flatnonzero(np.diff(pairs, prepend=~pairs[:1]))] >> np.uint64(32)
+    starts = np.flatnonzero(np.diff(pairs, prepend=~pairs[:1]))
+    distinct, counts = pairs[starts], np.diff(starts, append=len(pairs))
     least = (
         max(COMMON_ROWS, COMMON_SHARE * len(texts))
         if len(texts) >= COMMON_ROWS / COMMON_SHARE
         else max(3, len(texts) / 2)
     )
-    table[distinct[counts > least] >> np.uint32(32 - TABLE_BITS)] = True
+    table[distinct[counts > least] >> np.uint64(32 - TABLE_BITS)] = True
     return table
 
 

@@ -1,0 +1,150 @@
+"""The text of single tokens, and a row as text in which the tokens in the loss are marked."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+OPEN, CLOSE = "⟦", "⟧"
+GREEN, FAINT, RESET = "\x1b[32;1m", "\x1b[2m", "\x1b[0m"
+ELLIPSIS = " … "
+
+
+@dataclass(frozen=True)
+class MarkedToken:
+    """A token of a row.
+
+    Args:
+        text: Its part of the row's text; empty for the first tokens of a character that is several.
+        id: Its id.
+        weight: Its weight in the loss, 0 if it is not in it.
+        is_special: Whether it is a special token.
+    """
+
+    text: str
+    id: int
+    weight: float
+    is_special: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return text, id, in_loss and weight."""
+        in_loss = self.weight != 0
+        return {"text": self.text, "id": self.id, "in_loss": in_loss, "weight": self.weight}
+
+
+def marked_tokens(
+    tokenizer: PreTrainedTokenizerBase, input_ids: NDArray[Any], loss_weights: NDArray[Any]
+) -> list[MarkedToken]:
+    """Return the tokens of a row, whose texts are, joined, that of the row.
+
+    Args:
+        tokenizer: The tokenizer.
+        input_ids: (n,) The token ids.
+        loss_weights: (n,) The weights of the tokens in the loss.
+    """
+    ids = [int(i) for i in input_ids]
+    special = set(tokenizer.all_special_ids)
+    texts = token_texts(tokenizer, ids)
+    return [
+        MarkedToken(text, i, round(float(weight), 6), i in special)
+        for text, i, weight in zip(texts, ids, loss_weights, strict=True)
+    ]
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """Return the text of each token; joined, they are the text of all.
+
+    The text of a token depends on those before it: SentencePiece drops the first space of a text,
+    and a character can be several tokens.
+    """
+
+    def decode(some: Sequence[int]) -> str:
+        return str(tokenizer.decode(some, clean_up_tokenization_spaces=False))
+
+    texts = []
+    start = done = 0  # of the tokens before, those from start to done give the context
+    for end in range(1, len(ids) + 1):
+        before, text = decode(ids[start:done]), decode(ids[start:end])
+        is_whole = not text.endswith("\ufffd") or end == len(ids)
+        if not is_whole and end - done < 8:
+            texts.append("")
+            continue
+        texts.append(text[len(before) :])
+        start, done = done, end
+    return texts
+
+
+def marked_text(
+    tokens: Sequence[MarkedToken], color: bool = False, limit: int | None = None
+) -> str:
+    """Return the text of a row with its tokens in the loss between ⟦ and ⟧, or in green.
+
+    A weight other than 1 follows ⟦. Control characters are escaped: rows come from anywhere.
+
+    Args:
+        tokens: The tokens.
+        color: Whether to use the colours of a terminal.
+        limit: Number of tokens to show of each stretch; the middle of a longer one is left out.
+    """
+    text = ""
+    for stretch in _stretches(tokens):
+        weight = stretch[0].weight
+        shown = _shortened(stretch, limit)
+        number = "" if weight in (0, 1) else f"{weight:g}:"
+        if color:
+            inner = "".join(_painted(token, weight) for token in shown)
+            text += f"{GREEN}{number}{RESET}{inner}" if number else inner
+            continue
+        inner = "".join(_printable(token.text) for token in shown)
+        text += f"{OPEN}{number}{inner}{CLOSE}" if weight else inner
+    return text
+
+
+def _stretches(tokens: Sequence[MarkedToken]) -> list[list[MarkedToken]]:
+    """Return the tokens in stretches of equal weight."""
+    stretches: list[list[MarkedToken]] = []
+    for token in tokens:
+        if not stretches or stretches[-1][0].weight != token.weight:
+            stretches.append([])
+        stretches[-1].append(token)
+    return stretches
+
+
+def _shortened(stretch: list[MarkedToken], limit: int | None) -> list[MarkedToken]:
+    if limit is None or len(stretch) <= limit:
+        return stretch
+    half = limit // 2
+    return [*stretch[:half], MarkedToken(ELLIPSIS, -1, 0.0), *stretch[-half:]]
+
+
+def _painted(token: MarkedToken, weight: float) -> str:
+    """Return the text in the colours of a terminal; each line has its own."""
+    codes = (GREEN if weight else "") + (FAINT if token.is_special else "")
+    text = _printable(token.text)
+    if not codes or not text:
+        return text
+    return "\n".join(f"{codes}{line}{RESET}" if line else "" for line in text.split("\n"))
+
+
+def _printable(text: str) -> str:
+    """Escape what would act on a terminal, or could be taken for a mark."""
+    return "".join(c if _is_harmless(c) else _escaped(c) for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    if character in "\n\t":
+        return True
+    if character in (OPEN, CLOSE):
+        return False
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") or (
+        character in "\u200c\u200d"  # joiners of emoji, Persian and Hindi
+    )
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
