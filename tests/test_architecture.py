@@ -64,6 +64,7 @@ BEFORE_THE_COMMAND_IS_KNOWN = [
     "process/__init__.py",
     "process/progress.py",
     "process/progress_format.py",
+    "process/progress_line.py",
     "process/resources.py",
     "process/signals.py",
     "process/slurm.py",

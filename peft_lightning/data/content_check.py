@@ -8,7 +8,7 @@ from peft_lightning.data.conversations import Conversation, Message
 from peft_lightning.data.reasoning import opened_thought, thought_of
 from peft_lightning.data.records import RowError
 from peft_lightning.data.templates import ChatTemplate
-from peft_lightning.data.turns import Turn
+from peft_lightning.data.generated_turns import Turn
 
 MAX_SHAPES = 4096  # conversations of other shapes are checked each time
 

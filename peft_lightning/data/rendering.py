@@ -11,7 +11,7 @@ from peft_lightning.data.reasoning import thought_of, without_thought
 from peft_lightning.data.records import Finding, RowError
 from peft_lightning.data.special_tokens import Span, SpecialTokens, shift, unmark
 from peft_lightning.data.templates import ChatTemplate
-from peft_lightning.data.turns import Turn, generated_turn, sequences_of
+from peft_lightning.data.generated_turns import Turn, generated_turn, sequences_of
 from peft_lightning.messages import UserError
 
 WeightedSpan = tuple[int, int, float]  # characters, end exclusive, and the weight of their tokens
@@ -138,7 +138,7 @@ class RowRenderer:
         )
 
     def _cleaned(self, message: Message, findings: list[Finding]) -> Message:
-        """Return a message whose answer has one end-of-turn token and the thoughts that are used."""
+        """Return a message without what is printed twice, and without thoughts that are dropped."""
         if message["role"] != "assistant":
             return message
         content = message.get("content")

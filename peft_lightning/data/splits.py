@@ -58,6 +58,20 @@ class Split:
         }
 
 
+def check_paths(paths: Mapping[str, Any], val_fraction: float | None) -> None:
+    """Check what can be checked of the sources and their weights before a file is read.
+
+    Raises:
+        UserError: If a weight or ``val_fraction`` is out of its range.
+    """
+    if val_fraction is not None and not 0 <= val_fraction < 1:
+        raise UserError(f"val_fraction must be in [0, 1), got {val_fraction}")
+    train = paths["train"]
+    weights = train.values() if isinstance(train, dict) else []
+    if any(weight <= 0 for weight in weights):
+        raise UserError(f"a source's weight must be above 0, got {train}")
+
+
 def open_splits(
     stage: str,
     paths: Mapping[str, Any],

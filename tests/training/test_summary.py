@@ -12,7 +12,8 @@ from peft_lightning import LoRA
 from peft_lightning.data.tokenization import encode_prompt
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.kernels.native.library import kernels_state
-from peft_lightning.training.summary import trained_table, useful_tokens
+from peft_lightning.training.summary import trained_table
+from peft_lightning.training.throughput import useful_tokens
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, fit, write_base
 
