@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from peft_lightning.data.options import BatchOptions, RowOptions, TokenOptions
 from peft_lightning.data.prompts import Prompt, assign_adapters, read_prompts
 from peft_lightning.data.records import Record
 from peft_lightning.data.resume import TrainingPosition
-from peft_lightning.data.splits import Split, check_paths, open_splits
+from peft_lightning.data.splits import Split, Tokenize, check_paths, open_splits
 from peft_lightning.data.tokenization import RowTokenizer
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokenizer import padding_id, tokenizer_for
@@ -153,10 +154,7 @@ class SFTDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Tokenize the rows that ``stage`` needs, or load their tokens from the cache."""
-        if self.tokenizer is None:
-            module = self.trainer.lightning_module if self.trainer else None
-            self.tokenizer = tokenizer_for(module, self.tokenizer_name, self.chat_template)
-        row_tokenizer = RowTokenizer(self.tokenizer, self.chat_template, self.token_options)
+        row_tokenizer = self.row_tokenizer(self.trainer.lightning_module if self.trainer else None)
         stage = TrainerFn(stage).value
         if stage == "predict":
             self.predict_records, self.predict_prompts = read_prompts(
@@ -169,13 +167,24 @@ class SFTDataModule(L.LightningDataModule):
             cache_dir=self.cache_dir,
             log=rank_zero_info,
         )
-        args = (self.paths, self.val_fraction, tokenize, rank_zero_info, self._splits)
-        self._splits = open_splits(stage, *args)
+        self._splits = self.open_splits(stage, tokenize, rank_zero_info)
         self.sizes = {name: split.sizes for name, split in self._splits.items()}
         fingerprint = json.dumps(self._fingerprint(), sort_keys=True).encode()
         self.data_hash = hashlib.sha256(fingerprint).hexdigest()
         if stage == "fit":
             self._position = TrainingPosition(self._loaders().plan(self._splits["train"], True))
+
+    def row_tokenizer(self, module: Any) -> RowTokenizer:
+        """Return what tokenizes the rows, with the tokenizer of ``module`` if no other is given."""
+        if self.tokenizer is None:
+            self.tokenizer = tokenizer_for(module, self.tokenizer_name, self.chat_template)
+        return RowTokenizer(self.tokenizer, self.chat_template, self.token_options)
+
+    def open_splits(
+        self, stage: str, tokenize: Tokenize, log: Callable[[str], None]
+    ) -> dict[str, Split]:
+        """Return the splits that ``stage`` needs, and those that are open already."""
+        return open_splits(stage, self.paths, self.val_fraction, tokenize, log, self._splits)
 
     @property
     def seed(self) -> int:

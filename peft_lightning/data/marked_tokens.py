@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -55,14 +54,14 @@ def marked_tokens(
     ]
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     """Return the text of each token; joined, they are the text of all.
 
     The text of a token depends on those before it: SentencePiece drops the first space of a text,
     and a character can be several tokens.
     """
 
-    def decode(some: Sequence[int]) -> str:
+    def decode(some: list[int]) -> str:
         return str(tokenizer.decode(some, clean_up_tokenization_spaces=False))
 
     texts = []
@@ -99,7 +98,7 @@ def marked_text(
             inner = "".join(_painted(token, weight) for token in shown)
             text += f"{GREEN}{number}{RESET}{inner}" if number else inner
             continue
-        inner = "".join(_printable(token.text) for token in shown)
+        inner = "".join(printable(token.text) for token in shown)
         text += f"{OPEN}{number}{inner}{CLOSE}" if weight else inner
     return text
 
@@ -124,13 +123,13 @@ def _shortened(stretch: list[MarkedToken], limit: int | None) -> list[MarkedToke
 def _painted(token: MarkedToken, weight: float) -> str:
     """Return the text in the colours of a terminal; each line has its own."""
     codes = (GREEN if weight else "") + (FAINT if token.is_special else "")
-    text = _printable(token.text)
+    text = printable(token.text)
     if not codes or not text:
         return text
     return "\n".join(f"{codes}{line}{RESET}" if line else "" for line in text.split("\n"))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Escape what would act on a terminal, or could be taken for a mark."""
     return "".join(c if _is_harmless(c) else _escaped(c) for c in text)
 

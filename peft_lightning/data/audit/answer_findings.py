@@ -28,7 +28,8 @@ def answer_findings(corpus: Corpus) -> list[AuditFinding]:
     ]
     if labels and counts[0] >= IMBALANCE * counts[-1]:
         rare = used & (hashes == values[-1])
-        detail = f"{_text(corpus, values[0])}: {counts[0]} rows, {_text(corpus, values[-1])}: {counts[-1]}"
+        most, least = (f"{_text(corpus, values[i])}: {counts[i]} rows" for i in (0, -1))
+        detail = f"{most}, {least}"
         found.append(_finding(corpus, "unbalanced labels", rare, detail, is_note=True))
     if not labels:
         short = used & (lengths > 0) & (lengths <= SHORT)
@@ -42,7 +43,7 @@ def answer_findings(corpus: Corpus) -> list[AuditFinding]:
 
 
 def answer_counts(corpus: Corpus) -> dict[str, Any]:
-    """Return the lengths of answers in tokens, how many are distinct, and labels with their rows."""
+    """Return the lengths of answers in tokens, how many are distinct, and labels if they are."""
     used = corpus.is_used
     lengths = np.sort(corpus.array("answer_lengths")[used])
     if not len(lengths):

@@ -37,14 +37,16 @@ def length_counts(lengths: NDArray[np.int64], max_length: int) -> dict[str, Any]
 
 
 def histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
-    """Return at most ``BARS`` bars of a round width: from, to (inclusive) and count."""
-    width = max(1, math.ceil(int(lengths.max()) / BARS))
+    """Return about ``BARS`` bars or fewer of a round width: from, to (inclusive) and count."""
+    spread = int(lengths.max() - lengths.min()) + 1
+    width = max(1, math.ceil(spread / BARS))
     step = 10 ** max(0, len(str(width)) - 1)
     width = math.ceil(width / step) * step
-    counts = np.bincount((np.maximum(lengths, 1) - 1) // width)
+    bars = (np.maximum(lengths, 1) - 1) // width
+    first = int(bars.min())
     return [
         {"from": i * width + 1, "to": (i + 1) * width, "count": int(count)}
-        for i, count in enumerate(counts)
+        for i, count in enumerate(np.bincount(bars - first), start=first)
     ]
 
 

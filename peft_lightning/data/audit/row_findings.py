@@ -34,7 +34,7 @@ def row_findings(
 def _left_out(corpus: Corpus) -> list[AuditFinding]:
     found = []
     for reason, tally in _merged(corpus, "errors").items():
-        is_choice = tally.kind is DroppedRowError and "max_length" not in reason
+        is_choice = tally.kind is DroppedRowError and "max_length" not in str(reason)
         (place, detail), *_ = tally.examples
         found.append(
             AuditFinding(
