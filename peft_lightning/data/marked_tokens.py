@@ -1,5 +1,6 @@
 """The text of single tokens, and a row as text in which the tokens in the loss are marked."""
 
+import itertools
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 OPEN, CLOSE = "⟦", "⟧"
 GREEN, FAINT, RESET = "\x1b[32;1m", "\x1b[2m", "\x1b[0m"
 ELLIPSIS = " … "
+MOST_STRETCHES = 12
 
 
 @dataclass(frozen=True)
@@ -77,60 +79,73 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]
     return texts
 
 
-def marked_text(
-    tokens: Sequence[MarkedToken], color: bool = False, limit: int | None = None
-) -> str:
+def marked_text(tokens: Sequence[MarkedToken], color: bool = False) -> str:
     """Return the text of a row with its tokens in the loss between ⟦ and ⟧, or in green.
 
-    A weight other than 1 follows ⟦. Control characters are escaped: rows come from anywhere.
+    A weight other than 1 stands before them. Control characters are escaped: rows come from
+    anywhere.
 
     Args:
         tokens: The tokens.
         color: Whether to use the colours of a terminal.
-        limit: Number of tokens to show of each stretch; the middle of a longer one is left out.
     """
-    text = ""
-    for stretch in _stretches(tokens):
-        weight = stretch[0].weight
-        shown = _shortened(stretch, limit)
-        number = "" if weight in (0, 1) else f"{weight:g}:"
-        if color:
-            inner = "".join(_painted(token, weight) for token in shown)
-            text += f"{GREEN}{number}{RESET}{inner}" if number else inner
-            continue
-        inner = "".join(printable(token.text) for token in shown)
-        text += f"{OPEN}{number}{inner}{CLOSE}" if weight else inner
-    return text
+    return "".join(_marked(stretch, color) for stretch in _stretches(tokens))
 
 
-def _stretches(tokens: Sequence[MarkedToken]) -> list[list[MarkedToken]]:
+def short_marked_text(tokens: Sequence[MarkedToken], limit: int = 160) -> str:
+    """Return ``marked_text`` in one line, with about ``limit`` tokens of a long row.
+
+    Args:
+        tokens: The tokens.
+        limit: Number of tokens to show, more if they are in many stretches.
+    """
+    stretches = _stretches(tokens)
+    if len(tokens) > limit:
+        if len(stretches) > MOST_STRETCHES:
+            gap = [MarkedToken(ELLIPSIS, -1, 0.0)]
+            stretches = [*stretches[: MOST_STRETCHES - 2], gap, *stretches[-2:]]
+        each = max(8, limit // len(stretches))
+        stretches = [_shortened(stretch, each) for stretch in stretches]
+    return "".join(_marked(stretch, color=False) for stretch in stretches).replace("\n", "↵")
+
+
+def _marked(stretch: Sequence[MarkedToken], color: bool) -> str:
+    """Return the text of tokens of equal weight."""
+    weight = stretch[0].weight
+    number = "" if weight in (0, 1) else f"{weight:g}:"
+    if not color:
+        inner = "".join(printable(token.text) for token in stretch)
+        return f"{OPEN}{number}{inner}{CLOSE}" if weight else inner
+    runs = itertools.groupby(stretch, key=lambda token: token.is_special)
+    painted = (
+        _painted("".join(printable(token.text) for token in run), bool(weight), special)
+        for special, run in runs
+    )
+    return _painted(number, True, False) + "".join(painted)
+
+
+def _stretches(tokens: Sequence[MarkedToken]) -> list[Sequence[MarkedToken]]:
     """Return the tokens in stretches of equal weight."""
-    stretches: list[list[MarkedToken]] = []
-    for token in tokens:
-        if not stretches or stretches[-1][0].weight != token.weight:
-            stretches.append([])
-        stretches[-1].append(token)
-    return stretches
+    return [list(run) for _, run in itertools.groupby(tokens, key=lambda token: token.weight)]
 
 
-def _shortened(stretch: list[MarkedToken], limit: int | None) -> list[MarkedToken]:
-    if limit is None or len(stretch) <= limit:
+def _shortened(stretch: Sequence[MarkedToken], limit: int) -> Sequence[MarkedToken]:
+    if len(stretch) <= limit:
         return stretch
     half = limit // 2
-    return [*stretch[:half], MarkedToken(ELLIPSIS, -1, 0.0), *stretch[-half:]]
+    return [*stretch[:half], MarkedToken(ELLIPSIS, -1, stretch[0].weight), *stretch[-half:]]
 
 
-def _painted(token: MarkedToken, weight: float) -> str:
+def _painted(text: str, in_loss: bool, is_special: bool) -> str:
     """Return the text in the colours of a terminal; each line has its own."""
-    codes = (GREEN if weight else "") + (FAINT if token.is_special else "")
-    text = printable(token.text)
-    if not codes or not text:
+    codes = (GREEN if in_loss else "") + (FAINT if is_special else "")
+    if not codes:
         return text
     return "\n".join(f"{codes}{line}{RESET}" if line else "" for line in text.split("\n"))
 
 
 def printable(text: str) -> str:
-    """Escape what would act on a terminal, or could be taken for a mark."""
+    """Return ``text``, but escape what would act on a terminal or could be taken for a mark."""
     return "".join(c if _is_harmless(c) else _escaped(c) for c in text)
 
 

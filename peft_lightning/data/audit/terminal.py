@@ -1,5 +1,7 @@
 """A report as text for a terminal or a file."""
 
+import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +37,7 @@ def percent(share: float) -> str:
 
 
 def _counts(counts: dict[str, Any]) -> Iterator[str]:
-    left_out = "".join(f" + {n:,} {reason}" for reason, n in counts["left_out"].items())
+    left_out = "".join(f" + {reason}: {n:,}" for reason, n in counts["left_out"].items())
     yield f"rows      {counts['read']:,} read = {counts['kept']:,} kept{printable(left_out)}"
     for source in counts["sources"]:
         columns = ", ".join(source["columns"])
@@ -82,10 +84,16 @@ def _lengths(lengths: dict[str, Any]) -> Iterator[str]:
         f" {keeps}"
     )
     most = max(bar["count"] for bar in lengths["histogram"])
-    for bar in lengths["histogram"]:
-        filled = "#" * round(WIDTH * bar["count"] / most)
-        beyond = " > max_length" if bar["from"] > lengths["max_length"] else ""
-        yield f"  {bar['to']:>9,} {filled:<{WIDTH}} {bar['count']:,}{beyond}"
+    groups = itertools.groupby(lengths["histogram"], key=lambda bar: bar["count"] > 0)
+    for has_rows, group in groups:
+        bars = list(group)
+        if not has_rows and len(bars) > 2:
+            yield "        ..."
+            continue
+        for bar in bars:
+            filled = "#" * math.ceil(WIDTH * bar["count"] / most)
+            beyond = " > max_length" if bar["from"] > lengths["max_length"] else ""
+            yield f"  {bar['to']:>9,} {filled:<{WIDTH}} {bar['count']:,}{beyond}"
 
 
 def _findings(findings: list[AuditFinding]) -> Iterator[str]:
