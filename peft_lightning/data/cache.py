@@ -15,7 +15,6 @@ from filelock import FileLock
 
 from peft_lightning.data.conversations import Row
 from peft_lightning.data.format_detection import resolve_format
-from peft_lightning.data.formats import find_format, format_cache_key
 from peft_lightning.data.npy import NpyWriter
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import (
@@ -26,10 +25,12 @@ from peft_lightning.data.records import (
     RowCounts,
     RowError,
 )
+from peft_lightning.data.row_parser import RowParser
 from peft_lightning.data.sources import Source
 from peft_lightning.data.tokenization import RowTokenizer, TokenizedRow
 from peft_lightning.data.tokenized_dataset import FILES, TokenizedDataset
 from peft_lightning.data.tokenizer import tokenizer_fingerprint
+from peft_lightning.data.user_formats import format_cache_key
 from peft_lightning.files import atomic_folder, user_cache
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
@@ -80,7 +81,7 @@ def load_or_tokenize(
             if dataset is None:
                 _tokenize_into(folder, fingerprint, source, row_tokenizer, options)
                 dataset = TokenizedDataset(folder)
-    log(f"{source.name}: format {dataset.meta['format']} {dataset.meta['columns']}")
+    log(f"{source.name}: format {dataset.meta['format']}")
     log(f"{source.name}: {dataset.meta['counts']}")
     return dataset
 
@@ -107,10 +108,8 @@ def _tokenize_into(
     """Write the cache, all of it or nothing."""
     with atomic_folder(folder) as temporary:
         counts, findings = RowCounts(), Findings()
-        format_name, columns, records = resolve_format(
-            source.records(), options.format, source.name
-        )
-        rows = _parse_rows(records, format_name)
+        resolved, records = resolve_format(source.records(), options, source.name)
+        rows = _parse_rows(records, RowParser(resolved, options))
         writers = {n: NpyWriter(temporary / f"{n}.npy", dtype) for n, dtype in FILES.items()}
         writers["offsets"].append(np.zeros(1))
         with Progress(
@@ -134,8 +133,7 @@ def _tokenize_into(
         meta = {
             "source": source.name,
             "fingerprint": fingerprint,
-            "format": format_name,
-            "columns": f"(columns: {', '.join(columns)})",
+            "format": str(resolved),
             "counts": str(counts),
             "findings": findings.to_json(),
             "rows": counts.sequences,
@@ -146,13 +144,12 @@ def _tokenize_into(
 
 
 def _parse_rows(
-    records: Iterator[LocatedRecord], format_name: str
+    records: Iterator[LocatedRecord], parser: RowParser
 ) -> Iterator[tuple[Row | RowError, str]]:
-    to_row = find_format(format_name)
     for record, location in records:
         row: Row | RowError
         try:
-            row = record if isinstance(record, RowError) else to_row(record)
+            row = record if isinstance(record, RowError) else parser.row(record)
         except RowError as error:
             row = error
         except ValueError as error:

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from peft_lightning.data.conversations import Conversation, Message
+from peft_lightning.data.generated_turns import Turn
 from peft_lightning.data.reasoning import opened_thought, thought_of
 from peft_lightning.data.records import RowError
 from peft_lightning.data.templates import ChatTemplate
-from peft_lightning.data.generated_turns import Turn
 
+TOOL_WORD = "toolwordq"
 MAX_SHAPES = 4096  # conversations of other shapes are checked each time
 
 REMEDIES = {
@@ -67,19 +68,19 @@ class ContentCheck:
         messages = [
             {**m, "content": words[i]} if i in words else m for i, m in enumerate(row.messages)
         ]
+        tools = [_renamed(tool, TOOL_WORD) for tool in row.tools or []]
         try:
-            text = self.template.render(messages, row.tools, variables=row.template_kwargs)
+            text = self.template.render(messages, tools, variables=row.template_kwargs)
         except RowError:  # it wants contents of a certain form; the answers are still checked
             return None
         for i, word in words.items():
             if word not in text:
                 return _error(i, row.messages[i]["role"], row.messages[i]["content"])
-        for tool in row.tools or []:
-            name = _name_of(tool)
-            if name and name not in text:
-                return RowError(
-                    "the chat template leaves out the tools", f"{name}; {REMEDIES['tools']}"
-                )
+        if tools and TOOL_WORD not in text:
+            names = ", ".join(map(_name_of, row.tools or []))
+            return RowError(
+                "the chat template leaves out the tools", f"{names}; {REMEDIES['tools']}"
+            )
         return None
 
 
@@ -113,6 +114,13 @@ def _is_in(text: str, rendered: str) -> bool:
     if text in rendered:
         return True
     return any(json.dumps(text, ensure_ascii=ascii)[1:-1] in rendered for ascii in (False, True))
+
+
+def _renamed(tool: Any, name: str) -> Any:
+    """Return the schema of a tool with another name."""
+    if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping):
+        return {**tool, "function": {**tool["function"], "name": name}}
+    return {**tool, "name": name} if isinstance(tool, Mapping) else tool
 
 
 def _name_of(tool: Any) -> str:

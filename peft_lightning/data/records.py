@@ -28,7 +28,7 @@ class RowError(UserError):
 
 
 class DroppedRowError(RowError):
-    """A row that the options leave out: counted, never an error."""
+    """A row that an option or the row itself leaves out: counted, never an error."""
 
 
 class LongRowError(RowError):

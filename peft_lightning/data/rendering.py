@@ -1,17 +1,18 @@
 """From a row to its texts, with the spans of characters that are in the loss."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from peft_lightning.data.content_check import ContentCheck
 from peft_lightning.data.conversations import Conversation, Message, PlainText, Row
+from peft_lightning.data.generated_turns import Turn, generated_turn, sequences_of
 from peft_lightning.data.options import TokenOptions
 from peft_lightning.data.reasoning import thought_of, without_thought
 from peft_lightning.data.records import Finding, RowError
 from peft_lightning.data.special_tokens import Span, SpecialTokens, shift, unmark
 from peft_lightning.data.templates import ChatTemplate
-from peft_lightning.data.generated_turns import Turn, generated_turn, sequences_of
 from peft_lightning.messages import UserError
 
 WeightedSpan = tuple[int, int, float]  # characters, end exclusive, and the weight of their tokens
@@ -187,14 +188,17 @@ class RowRenderer:
         spans: list[WeightedSpan] = [(start, end, row.weight(turn.index))]
         text, at = turn.text, start
         for part, weight in row.parts.get(turn.index, ()):
-            found = text.find(part.strip(), at, end)
+            found = text.find(part, at, end)
+            if found < 0:  # the template strips the message
+                part = part.strip()
+                found = text.find(part, at, end)
             if found < 0:
                 raise RowError(
                     "a part of a message is not printed as it is",
                     f"message {turn.index + 1}: {part[:40]!r}; give the message one weight",
                 )
-            spans.append((at if at == start else found, end, weight))
-            at = found + len(part.strip())
+            at = found + len(part)
+            spans.append((found, at, weight))
         if self.options.reasoning == "mask":
             thought = thought_of(row.messages[turn.index]).text
             found = text.find(thought, start, end) if thought else -1
@@ -258,13 +262,18 @@ class RowRenderer:
     def _plain(self, row: PlainText, rendered: bool) -> RenderedRow:
         findings = [*row.findings]
         segments = [(text, float(weight)) for text, weight in row.segments]
-        if segments and segments[-1][0].rstrip().endswith(self.tokens.special):
-            segments[-1] = (self._without_end(segments[-1][0], findings), segments[-1][1])
         if segments:
             segments[0] = (segments[0][0].removeprefix(self.tokens.bos), segments[0][1])
+        is_ended = bool(segments) and segments[-1][0].rstrip().endswith(self.tokens.special)
         if rendered:
             findings.append(Finding("text that is rendered in the chat template already"))
+            if segments and not is_ended:
+                answer, weight = segments[-1]
+                segments[-1] = (answer + self._end_of_turn, weight)
+                is_ended = bool(self._end_of_turn)
         else:
+            if is_ended:
+                segments[-1] = (self._without_end(segments[-1][0], findings), segments[-1][1])
             findings += self.tokens.findings([text for text, _ in segments])
             segments = [(self.tokens.mark(text), weight) for text, weight in segments]
         text = "".join(text for text, _ in segments)
@@ -276,9 +285,24 @@ class RowRenderer:
                 boundaries += [at] if not spans or spans[-1][1] < at else []
                 spans.append((at, at + len(segment), weight))
             at += len(segment)
-        eos_weight = spans[-1][2] if spans else 0.0
+        eos_weight: float | None = spans[-1][2] if spans else 0.0
+        if rendered and is_ended:
+            eos_weight = None
         row_of_text = self._unmarked(text, spans, boundaries, eos_weight, findings)
         return replace(row_of_text, add_special_prefix=True)
+
+    @functools.cached_property
+    def _end_of_turn(self) -> str:
+        """The special token with which the template ends an answer; "" if there is none."""
+        assert self.template is not None
+        answer = "The answer"
+        turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": answer}]
+        try:
+            text = self.template.render(turns).rpartition(answer)[2]
+        except RowError:
+            return ""
+        end, ended = self.tokens.end_of_answer(text)
+        return text[:end] if ended else ""
 
     def _without_end(self, text: str, findings: list[Finding]) -> str:
         stripped = text.rstrip()

@@ -1,13 +1,13 @@
 """From the records of a source to tokenized rows, each with its location or its error."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from peft_lightning.data.conversations import Row
-from peft_lightning.data.format_detection import resolve_format
-from peft_lightning.data.formats import find_format
+from peft_lightning.data.format_detection import ResolvedFormat, resolve_format
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import LocatedRecord, Record, RowError
+from peft_lightning.data.row_parser import RowParser
 from peft_lightning.data.sources import Source
 from peft_lightning.data.tokenization import RowTokenizer, TokenizedRow
 from peft_lightning.messages import UserError
@@ -20,15 +20,13 @@ class RowReader:
     """The records of a source, and what turns each of them into a row.
 
     Args:
-        format_name: The name of the format.
-        columns: The columns of the first well-formed record.
-        to_row: Turns a record into a row.
+        format: The format.
+        parser: Turns a record into a row.
         records: All records, once.
     """
 
-    format_name: str
-    columns: Sequence[str]
-    to_row: Callable[[Record], Row]
+    format: ResolvedFormat
+    parser: RowParser
     records: Iterator[LocatedRecord]
 
 
@@ -57,24 +55,24 @@ def open_rows(source: Source, options: RowOptions) -> RowReader:
     Raises:
         UserError: If the format is not known, or there is no record.
     """
-    name, columns, records = resolve_format(source.records(), options.format, source.name)
-    return RowReader(name, columns, find_format(name), records)
+    resolved, records = resolve_format(source.records(), options, source.name)
+    return RowReader(resolved, RowParser(resolved, options), records)
 
 
 def row_results(
-    records: Iterable[LocatedRecord], to_row: Callable[[Record], Row], row_tokenizer: RowTokenizer
+    records: Iterable[LocatedRecord], parser: RowParser, row_tokenizer: RowTokenizer
 ) -> list[RowResult]:
     """Parse and tokenize ``records``; one that cannot be used gives its error.
 
     Args:
         records: Records with their locations.
-        to_row: Turns a record into a row.
+        parser: Turns a record into a row.
         row_tokenizer: Tokenizes the rows.
 
     Raises:
         UserError: If no record can be used in this way, such as conversations without a template.
     """
-    parsed = [(_parse(record, to_row, location), location) for record, location in records]
+    parsed = [(_parse(record, parser, location), location) for record, location in records]
     rows = [row for row, _ in parsed if not isinstance(row, RowError)]
     tokens = iter(row_tokenizer.tokenize(rows))
     return [
@@ -85,11 +83,9 @@ def row_results(
     ]
 
 
-def _parse(
-    record: Record | RowError, to_row: Callable[[Record], Row], location: str
-) -> Row | RowError:
+def _parse(record: Record | RowError, parser: RowParser, location: str) -> Row | RowError:
     try:
-        return record if isinstance(record, RowError) else to_row(record)
+        return record if isinstance(record, RowError) else parser.row(record)
     except RowError as error:
         return error
     except ValueError as error:

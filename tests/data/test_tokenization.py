@@ -200,7 +200,7 @@ def test_tools_and_tool_calls_reach_the_template():
         }
     )
     assert masked(byte_tokenizer(template), row) == (
-        f'[{{"name": "f"}}]{U}a<|im_end|>\n'
+        f'[{{"type": "function", "function": {{"name": "f"}}}}]{U}a<|im_end|>\n'
         f'{A}⟦{{"name": "f", "arguments": {{"x": 1}}}}<|im_end|>⟧\n'
         f"<|im_start|>tool\n1<|im_end|>\n{A}⟦b<|im_end|>⟧\n"
     )

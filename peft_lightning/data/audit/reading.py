@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_lightning.data.audit.locations import Locations
-from peft_lightning.data.audit.row_notes import NoteTaker, RowNotes, merged_notes, row_texts
+from peft_lightning.data.audit.note_taker import NoteTaker, row_texts
+from peft_lightning.data.audit.row_notes import RowNotes, merged_notes
 from peft_lightning.data.audit.shingles import TABLE_BITS, common_shingles
+from peft_lightning.data.format_detection import ResolvedFormat
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import LocatedRecord, RowError
+from peft_lightning.data.row_parser import RowParser
 from peft_lightning.data.row_results import ROWS_PER_CHUNK, open_rows
 from peft_lightning.data.sources import Source
 from peft_lightning.data.tokenization import RowTokenizer
@@ -40,8 +43,7 @@ class AuditedSource:
 
     Args:
         source: The source.
-        format_name: The name of its format.
-        columns: The columns of its first record.
+        format: Its format.
         notes: The notes on all of its records.
         locations: Their locations.
     """
@@ -49,12 +51,11 @@ class AuditedSource:
     def __init__(
         self,
         source: Source,
-        format_name: str,
-        columns: Sequence[str],
+        format: ResolvedFormat,
         notes: RowNotes,
         locations: Locations,
     ) -> None:
-        self.source, self.format_name, self.columns = source, format_name, columns
+        self.source, self.format = source, format
         self.notes, self.locations = notes, locations
         self.folder = Path(source.name)
         self.records = np.repeat(np.arange(len(notes.sequences)), notes.sequences)
@@ -109,9 +110,9 @@ class SourceAuditor:
         """
         reader = open_rows(source, self.options)
         first = list(itertools.islice(reader.records, FIRST_ROWS))
-        self.common |= common_shingles(list(_own_texts(first, reader.to_row)))
+        self.common |= common_shingles(list(_own_texts(first, reader.parser)))
         take_notes = NoteTaker(
-            reader.to_row, self.row_tokenizer, self.common, self.num_samples, self.seed
+            reader.parser, self.row_tokenizer, self.common, self.num_samples, self.seed
         )
         number = source.estimated_num_rows()
         records = itertools.chain(first, reader.records)
@@ -126,15 +127,15 @@ class SourceAuditor:
                 if len(parts) > MOST_PARTS:
                     parts = [merged_notes(parts, self.num_samples)]
         notes = merged_notes(parts, self.num_samples)
-        return AuditedSource(source, reader.format_name, reader.columns, notes, locations)
+        return AuditedSource(source, reader.format, notes, locations)
 
 
-def _own_texts(records: Sequence[LocatedRecord], to_row: Callable[..., Any]) -> Iterator[str]:
+def _own_texts(records: Sequence[LocatedRecord], parser: RowParser) -> Iterator[str]:
     for record, _ in records:
         if isinstance(record, RowError):
             continue
         try:
-            yield row_texts(to_row(record))[1]
+            yield row_texts(parser.row(record))[1]
         except ValueError:  # counted when it is read
             continue
 

@@ -132,8 +132,7 @@ def _source_counts(source: AuditedSource) -> dict[str, Any]:
     return {
         "source": source.source.name,
         "files": [str(file) for file in source.source.files],
-        "format": source.format_name,
-        "columns": list(source.columns),
+        "format": str(source.format),
         "read": len(source.notes.sequences),
         "kept": int((source.notes.sequences > 0).sum()),
     }

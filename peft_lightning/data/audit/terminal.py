@@ -40,8 +40,7 @@ def _counts(counts: dict[str, Any]) -> Iterator[str]:
     left_out = "".join(f" + {reason}: {n:,}" for reason, n in counts["left_out"].items())
     yield f"rows      {counts['read']:,} read = {counts['kept']:,} kept{printable(left_out)}"
     for source in counts["sources"]:
-        columns = ", ".join(source["columns"])
-        yield f"          {printable(source['source'])}: {source['format']} ({printable(columns)})"
+        yield printable(f"          {source['source']}: {source['format']}")
     if counts["sequences"] != counts["kept"]:
         spread = ", ".join(f"{n} of {k}" for k, n in counts["sequences_per_row"].items())
         yield f"sequences {counts['sequences']:,}; rows by number of sequences: {spread}"
