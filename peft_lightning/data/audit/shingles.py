@@ -97,7 +97,7 @@ def common_shingles(texts: Sequence[str]) -> NDArray[np.bool_]:
     least = (
         max(COMMON_ROWS, COMMON_SHARE * len(texts))
         if len(texts) >= COMMON_ROWS / COMMON_SHARE
-        else max(3, len(texts) / 2)
+        else max(2, len(texts) / 2)
     )
     table[distinct[counts > least] >> np.uint64(32 - TABLE_BITS)] = True
     return table
