@@ -6,6 +6,7 @@ from typing import Any
 from peft_lightning.data.audit.reading import AuditedSource, SourceAuditor
 from peft_lightning.data.audit.report import Report, make_report
 from peft_lightning.data.options import RowOptions
+from peft_lightning.data.records import DroppedRowError, LongRowError
 from peft_lightning.data.sources import Source
 from peft_lightning.data.tokenization import RowTokenizer
 from peft_lightning.process.progress import Progress
@@ -44,5 +45,10 @@ def audit_rows(
 
     lines: list[str] = []
     splits = open_splits(tokenize, lines.append)
+    kinds = {t.kind for source in read.values() for t in source.notes.errors.values() if t.kind}
+    if LongRowError in kinds:
+        lines.append("fit stops at the first row that is too long: data.truncation is error")
+    if options.on_bad_row == "error" and kinds - {LongRowError, DroppedRowError}:
+        lines.append("fit stops at the first malformed row: data.on_bad_row is error")
     with Progress("comparing rows"):
         return make_report(list(read.values()), splits, row_tokenizer, num_rows, lines)
