@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from peft_lightning.data.options import BatchOptions, RowOptions, TokenOptions
 from peft_lightning.data.prompts import Prompt, assign_adapters, read_prompts
 from peft_lightning.data.records import Record
 from peft_lightning.data.resume import TrainingPosition
-from peft_lightning.data.split import Split
+from peft_lightning.data.split import Split, Tokenize
 from peft_lightning.data.splits import check_val_fraction, open_splits
 from peft_lightning.data.tokenization import RowTokenizer
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
@@ -164,10 +165,7 @@ class SFTDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Tokenize the rows that ``stage`` needs, or load their tokens from the cache."""
-        if self.tokenizer is None:
-            module = self.trainer.lightning_module if self.trainer else None
-            self.tokenizer = tokenizer_for(module, self.tokenizer_name, self.chat_template)
-        row_tokenizer = RowTokenizer(self.tokenizer, self.chat_template, self.token_options)
+        row_tokenizer = self.row_tokenizer(self.trainer.lightning_module if self.trainer else None)
         stage = TrainerFn(stage).value
         if stage == "predict":
             self.predict_records, self.predict_prompts = read_prompts(
@@ -180,8 +178,7 @@ class SFTDataModule(L.LightningDataModule):
             cache_dir=self.cache_dir,
             log=rank_zero_info,
         )
-        args = (tokenize, rank_zero_info, self._splits, self.mixture, self.row_options.encoding)
-        self._splits = open_splits(stage, self.paths, self.val_fraction, *args)
+        self._splits = self.open_splits(stage, tokenize, rank_zero_info)
         self.sizes = {name: split.sizes for name, split in self._splits.items()}
         fingerprint = json.dumps(self._fingerprint(), sort_keys=True).encode()
         self.data_hash = hashlib.sha256(fingerprint).hexdigest()
@@ -189,6 +186,19 @@ class SFTDataModule(L.LightningDataModule):
             self._position = TrainingPosition(self._loaders().plan(self._splits["train"], True))
             steps = getattr(self.trainer, "accumulate_grad_batches", 1)
             rank_zero_info(self._position.plan.summary(steps))
+
+    def row_tokenizer(self, module: Any) -> RowTokenizer:
+        """Return what tokenizes the rows, with the tokenizer of ``module`` if no other is given."""
+        if self.tokenizer is None:
+            self.tokenizer = tokenizer_for(module, self.tokenizer_name, self.chat_template)
+        return RowTokenizer(self.tokenizer, self.chat_template, self.token_options)
+
+    def open_splits(
+        self, stage: str, tokenize: Tokenize, log: Callable[[str], None]
+    ) -> dict[str, Split]:
+        """Return the splits that ``stage`` needs, and those that are open already."""
+        args = (tokenize, log, self._splits, self.mixture, self.row_options.encoding)
+        return open_splits(stage, self.paths, self.val_fraction, *args)
 
     @property
     def seed(self) -> int:

@@ -18,25 +18,17 @@ class RowError(UserError):
     Args:
         reason: What is wrong; rows are counted by it.
         detail: More about this row, for the message.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-
-
-class DroppedRowError(RowError):
-    """A row that an option or the row itself leaves out: counted, never an error.
-
-    Args:
-        reason: Why; rows are counted by it.
-        detail: More about this row, for the message.
         length: Its number of tokens, if that is the reason.
     """
 
     def __init__(self, reason: str, detail: str = "", length: int | None = None) -> None:
-        super().__init__(reason, detail)
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
         self.length = length
+
+
+class DroppedRowError(RowError):
+    """A row that an option or the row itself leaves out: counted, never an error."""
 
 
 class LongRowError(RowError):
@@ -111,7 +103,7 @@ class RowCounts:
     def leave_out(self, error: RowError) -> None:
         """Count a row that is not used."""
         self.reasons[error.reason] += 1
-        if isinstance(error, DroppedRowError) and error.length is not None:
+        if error.length is not None:
             self.too_long.append(error.length)
 
     def __str__(self) -> str:

@@ -26,14 +26,19 @@ class TokenizedRow:
         input_ids: (n,) int32.
         loss_weights: (n,) float32, 0 for a token that is not in the loss; 0 for the first token,
             which no position predicts.
-        truncated: Whether tokens were cut off.
+        num_cut: Number of tokens that were cut off the end.
         findings: What the reader of the data should hear of.
     """
 
     input_ids: NDArray[np.int32]
     loss_weights: NDArray[np.float32]
-    truncated: bool = False
+    num_cut: int = 0
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def truncated(self) -> bool:
+        """Whether tokens were cut off."""
+        return self.num_cut > 0
 
 
 class RowTokenizer:
@@ -144,14 +149,14 @@ class RowTokenizer:
             return TokenizedRow(input_ids, weights, findings=row.findings)
         detail = f"{length} tokens"
         if self.options.truncation == "error":
-            return LongRowError(f"longer than max_length {max_length}", detail)
+            return LongRowError(f"longer than max_length {max_length}", detail, length)
         if self.options.truncation == "drop":
             return DroppedRowError(f"longer than max_length {max_length}", detail, length)
         input_ids, weights = input_ids[:max_length], weights[:max_length]
         if not weights.any():
             reason = f"no token in the loss within max_length {max_length}"
             return DroppedRowError(reason, detail, length)
-        return TokenizedRow(input_ids, weights, truncated=True, findings=row.findings)
+        return TokenizedRow(input_ids, weights, length - max_length, row.findings)
 
 
 def encode_prompt(
