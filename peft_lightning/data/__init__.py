@@ -12,7 +12,8 @@ from peft_lightning.data.format_detection import detect_format
 from peft_lightning.data.prompts import assign_adapters, prompt_from_record
 from peft_lightning.data.records import RowError
 from peft_lightning.data.sources import find_source
-from peft_lightning.data.templates import ChatTemplate, load_templates, set_template
+from peft_lightning.data.template_sources import load_templates, set_template
+from peft_lightning.data.templates import ChatTemplate
 from peft_lightning.data.tokenization import encode_prompt
 
 __all__ = [
