@@ -37,6 +37,7 @@ def named_columns(
     Raises:
         UserError: If a column of no format or no column of the source is named.
     """
+    required = {column for columns in REQUIRED_COLUMNS.values() for column in columns}
     for column, name in options.columns.items():
         if column not in _COLUMNS:
             raise UserError(
@@ -47,6 +48,8 @@ def named_columns(
             raise UserError(
                 f"{source}: data.columns says that {column} is {name!r}, but the columns are"
                 f" {list(found)}{did_you_mean(str(name), found)}"
+                + ", or write null where a row has none"
+                * (column not in required)
             )
     if options.prompt and not {"prompt"}.isdisjoint(options.columns):
         raise UserError("data.prompt and data.columns both give the prompt: leave one of them out")
@@ -57,7 +60,8 @@ def other_case(present: set[str], mapping: Mapping[str, str]) -> dict[str, str]:
     """Return columns of formats that the source writes in another case or as an alias."""
     folded = {name.lower(): name for name in sorted(present - set(mapping))}
     found = {}
-    for column in itertools.chain(*REQUIRED_COLUMNS.values(), *OPTIONAL_COLUMNS.values()):
+    columns = (*REQUIRED_COLUMNS.values(), *OPTIONAL_COLUMNS.values(), LABELS)
+    for column in itertools.chain(*columns):
         names = [column, *([ALIASES[column]] if column in ALIASES else [])]
         source = next((folded[name] for name in names if name in folded), None)
         if source is not None and column not in present:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 
 from peft_lightning.data.columns import PromptTemplate, renamed
 from peft_lightning.data.conversations import (
@@ -26,7 +26,7 @@ from peft_lightning.messages import UserError
 
 _ROW_COLUMNS = frozenset((*ROW_FLAGS, *LABELS, *TEMPLATE_KWARGS))
 
-_unused_column = cache(lambda name: Finding("unused column", name))
+_unused_column = lru_cache(lambda name: Finding("unused column", name))
 
 
 class RowParser:
@@ -70,7 +70,10 @@ class RowParser:
                 be trained on.
             UserError: If a user's function returns what is no row.
         """
-        return self._parse(record, prompts_only=False)
+        try:
+            return self._parse(record, prompts_only=False)
+        except RecursionError:
+            raise RowError("nested too deeply", "write it with fewer lists in lists") from None
 
     def prompt(self, record: Record) -> Row:
         """Return the row of ``record`` without its completion, which may be missing.
@@ -82,7 +85,10 @@ class RowParser:
             RowError: If the rest of the record is malformed.
             UserError: If a user's function returns what is no row.
         """
-        return without_completion(self._parse(record, prompts_only=True))
+        try:
+            return without_completion(self._parse(record, prompts_only=True))
+        except RecursionError:
+            raise RowError("nested too deeply", "write it with fewer lists in lists") from None
 
     def _parse(self, record: Record, prompts_only: bool) -> Row:
         if self.user_format is None:
@@ -137,7 +143,7 @@ def _columns_of(name: str) -> tuple[frozenset[str], frozenset[str]]:
     return flags, flags | {*REQUIRED_COLUMNS[name], *OPTIONAL_COLUMNS[name]}
 
 
-@cache
+@lru_cache
 def _detected(columns: tuple[str, ...], function: str, prompts_only: bool) -> ResolvedFormat:
     """Return the format of the dicts with these columns that a user's function returns."""
     name = f"the result of {function}"

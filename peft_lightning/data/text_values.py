@@ -2,7 +2,7 @@
 
 import json
 import math
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from peft_lightning.data.records import Finding, Record, RowError
@@ -82,4 +82,4 @@ def require_not_empty(value: str, column: str) -> str:
     return value
 
 
-_finding = cache(Finding)  # one object for each kind and name
+_finding = lru_cache(Finding)  # one object for each kind and name

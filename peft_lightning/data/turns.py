@@ -1,7 +1,7 @@
 """A turn of a row, in any of its known forms, to a message and its weight in the loss."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from peft_lightning.data.content import Pieces, parse_content, split_by_train_detail
@@ -12,6 +12,7 @@ from peft_lightning.data.loss_flags import (
     contradiction,
     parse_flag,
 )
+from peft_lightning.data.reasoning import thought_of
 from peft_lightning.data.records import Finding, RowError
 from peft_lightning.data.roles import CALL, parse_role
 from peft_lightning.data.tool_calls import parse_tool_calls
@@ -22,7 +23,7 @@ TRAIN_DETAILS = ("train_detail", "training_detail")  # axolotl's
 PASSED = frozenset(("name", "tool_call_id"))  # what most chat templates read besides
 UNTRAINED_FLAG = "flag on a turn that is not the assistant's"
 
-_finding = cache(Finding)
+_finding = lru_cache(Finding)  # one object for each kind and key
 
 
 class Turn(NamedTuple):
@@ -79,9 +80,14 @@ def parse_turn(value: Any, roles: Mapping[str, str], findings: list[Finding], in
         findings += [_finding(UNTRAINED_FLAG, key) for key in detail]
         return _turn_of_others(message, calls, flags, content.pieces, said, findings)
     if thought := _take_thought(said, content.thought):
-        message["reasoning_content"] = thought
+        inline = thought_of(message).text  # between <think> and </think>
+        if inline and inline != thought.strip():
+            raise RowError("a message with two thoughts", "<think> and another one; keep one")
+        message |= {} if inline else {"reasoning_content": thought}
     if parsed := parse_tool_calls(calls, findings) if calls else []:
         message["tool_calls"] = parsed
+    elif content.text is None and not thought and value.keys().isdisjoint(CONTENT_KEYS) and said:
+        raise _no_content(value)
     elif is_call:
         raise RowError("a turn of tool calls without one", "write {'name': ..., 'arguments': {}}")
     elif content.text is None:
@@ -124,6 +130,12 @@ def _content(said: dict[str, Any]) -> Any:
     return contents[0] if contents else None
 
 
+def _no_content(turn: Mapping[str, Any]) -> RowError:
+    return RowError(
+        "a message without content", f"it has {list(turn)}; write its text as 'content'"
+    )
+
+
 def _take_calls(said: dict[str, Any]) -> Any:
     """Take the tool calls, or OpenAI's older ``function_call``, out of what a turn says."""
     calls, older = said.pop("tool_calls", None), said.pop("function_call", None)
@@ -159,7 +171,7 @@ def _turn_of_others(
     if calls:
         raise RowError(f"tool calls on a {role} message", "only the assistant calls tools")
     if message["content"] is None:
-        raise RowError("a message without content", f"role {role}; write its text, perhaps ''")
+        raise _no_content({"role": role, **said})
     trained = [key for key, value in flags.items() if value != "" and parse_flag(key, value)]
     if any(weight for _, weight in pieces):
         trained.append("content")

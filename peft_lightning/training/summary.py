@@ -21,17 +21,18 @@ from peft_lightning import __version__
 from peft_lightning.base_model.quantization import count_numbers
 from peft_lightning.files import atomic_text
 from peft_lightning.process.progress import STARTING, seconds_since_start, seconds_spent
-from peft_lightning.training.compute_report import as_table, compute_report, path_of
+from peft_lightning.training.compute_report import as_table, compute_report, path_of, unexpected
 from peft_lightning.training.throughput import Throughput, peak_memory
 
 PACKAGES = ("torch", "lightning", "transformers")
 
 
-def trained_table(model: nn.Module) -> str:
-    """Return a table of the trainable parameters by module pattern: share, bytes and path.
+def trained_table(model: nn.Module, verbose: bool = False) -> str:
+    """Return a table of the trainable parameters by module pattern: tensors, share and bytes.
 
     Args:
         model: With the adapter attached; layer numbers are folded into ``*``.
+        verbose: Whether to say how each layer is computed.
     """
     groups: dict[str, list[int]] = {}
     paths: dict[str, dict[str, None]] = {}
@@ -48,10 +49,12 @@ def trained_table(model: nn.Module) -> str:
     trained = sum(group[1] for group in groups.values())
     stored = sum(group[2] for group in groups.values())
     width = max(map(len, [*groups, "trained"]))
-    rows = [f"{'trained':<{width}}  tensors   parameters        share        bytes  path"]
+    rows = [
+        f"{'trained':<{width}}  tensors   parameters        share        bytes" + "  path" * verbose
+    ]
     rows += [
         f"{pattern:<{width}}  {n:>7}  {size:>11,}  {size / total:>10.4%}  {b:>11,}  "
-        f"{', '.join(paths[pattern])}".rstrip()
+        f"{', '.join(paths[pattern]) if verbose else ''}".rstrip()
         for pattern, (n, size, b) in groups.items()
     ]
     tensors = sum(group[0] for group in groups.values())
@@ -100,9 +103,14 @@ class Summary(Callback):
     """Prints what is trained and how it is computed, and writes ``summary.json``.
 
     The file is beside the checkpoints.
+
+    Args:
+        verbose: Whether to print how every part is computed; else only what is not computed in the
+            fastest way, and what the user may choose.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, verbose: bool = False) -> None:
+        self.verbose = verbose
         self._paths: dict[str, str] = {}
         self._start_up = self._validating = 0.0
         self._began = self._validation_began = 0.0
@@ -140,9 +148,9 @@ class Summary(Callback):
         return {name: round(seconds, 2) for name, seconds in found.items()}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rank_zero_print(trained_table(pl_module.model))  # type: ignore[arg-type]
+        rank_zero_print(trained_table(pl_module.model, self.verbose))  # type: ignore[arg-type]
         self._paths = compute_report(pl_module)  # in every process: sharded layers answer together
-        rank_zero_print(as_table(self._paths))
+        rank_zero_print(as_table(self._paths if self.verbose else unexpected(self._paths)))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer, pl_module, "finished")

@@ -44,22 +44,50 @@ def test_a_format_is_told_from_the_columns(columns, name):
 @pytest.mark.parametrize(
     ("columns", "name", "mapping"),
     [
-        (["question", "answer"], "prompt_completion", {"prompt": "question", "completion": "answer"}),
+        (
+            ["question", "answer"],
+            "prompt_completion",
+            {"prompt": "question", "completion": "answer"},
+        ),
         (["query", "response"], "prompt_completion", {"prompt": "query", "completion": "response"}),
         (["input", "output"], "prompt_completion", {"prompt": "input", "completion": "output"}),
-        (["Question", "Answer"], "prompt_completion", {"prompt": "Question", "completion": "Answer"}),
+        (
+            ["Question", "Answer"],
+            "prompt_completion",
+            {"prompt": "Question", "completion": "Answer"},
+        ),
         (["prompt", "response"], "prompt_completion", {"completion": "response"}),
-        (["Prompt", "Completion"], "prompt_completion", {"prompt": "Prompt", "completion": "Completion"}),
+        (
+            ["Prompt", "Completion"],
+            "prompt_completion",
+            {"prompt": "Prompt", "completion": "Completion"},
+        ),
         (["instruction", "response"], "alpaca", {"output": "response"}),
-        (["INSTRUCTION", "RESPONSE"], "alpaca", {"instruction": "INSTRUCTION", "output": "RESPONSE"}),
-        (["instruction", "context", "response"], "alpaca", {"output": "response", "input": "context"}),
-        (["Instruction", "Input", "Output"], "alpaca", {"instruction": "Instruction", "output": "Output", "input": "Input"}),
+        (
+            ["INSTRUCTION", "RESPONSE"],
+            "alpaca",
+            {"instruction": "INSTRUCTION", "output": "RESPONSE"},
+        ),
+        (
+            ["instruction", "context", "response"],
+            "alpaca",
+            {"output": "response", "input": "context"},
+        ),
+        (
+            ["Instruction", "Input", "Output"],
+            "alpaca",
+            {"instruction": "Instruction", "output": "Output", "input": "Input"},
+        ),
         (["Messages"], "messages", {"messages": "Messages"}),
         (["conversation"], "sharegpt", {"conversations": "conversation"}),
         (["Text"], "text", {"text": "Text"}),
-        (["system_prompt", "question", "response"], "prompt_completion", {"system": "system_prompt", "prompt": "question", "completion": "response"}),
+        (
+            ["system_prompt", "question", "response"],
+            "prompt_completion",
+            {"system": "system_prompt", "prompt": "question", "completion": "response"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_obvious_columns_are_taken_and_told(columns, name, mapping):
     resolved = detect([*columns, "id"])
     assert (resolved.name, resolved.columns) == (name, mapping)
@@ -72,24 +100,39 @@ def test_obvious_columns_are_taken_and_told(columns, name, mapping):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (["q", "a"], r"the columns \['q', 'a'\] fit no format.*`data.columns: \{prompt: NAME, compl"),
+        (
+            ["q", "a"],
+            r"the columns \['q', 'a'\] fit no format.*`data.columns: \{prompt: NAME, compl",
+        ),
         (["text", "messages"], r"fit several formats \(messages, text\).*`data.format`"),
         (["instruction", "output", "text"], r"fit several formats \(alpaca, text\)"),
-        (["text", "label"], r"`data.columns: \{prompt: text, completion: label\}`.*`data.format: text`"),
+        (
+            ["text", "label"],
+            r"`data.columns: \{prompt: text, completion: label\}`.*`data.format: text`",
+        ),
         (["Text", "Sentiment", "Label"], r"`data.columns: \{prompt: Text, completion: Label\}`"),
         (["text", "summary"], r"`data.columns: \{prompt: text, completion: summary\}`"),
-        (["question", "answer", "response"], r"which of the columns .* are the prompt.*`data.columns"),
+        (
+            ["question", "answer", "response"],
+            r"which of the columns .* are the prompt.*`data.columns",
+        ),
         (["question", "input", "answer"], r"which of the columns .*`data.prompt: "),
         (["context", "question", "answer"], r'`data.prompt: "\{context\} \{question\}"`'),
         (["question", "choices", "answer"], r'`data.prompt: "\{choices\} \{question\}"`'),
-        (["prompt", "chosen", "rejected"], r"`data.columns: \{prompt: prompt, completion: chosen\}`"),
+        (
+            ["prompt", "chosen", "rejected"],
+            r"`data.columns: \{prompt: prompt, completion: chosen\}`",
+        ),
         (["chosen", "rejected"], r"`data.columns: \{messages: chosen\}`"),
-        (["instruction", "input", "chosen", "rejected"], r"\{instruction: instruction, output: chosen\}"),
+        (
+            ["instruction", "input", "chosen", "rejected"],
+            r"\{instruction: instruction, output: chosen\}",
+        ),
         (["messages", "chosen", "rejected"], r"for preference tuning.*`data.format`"),
         (["query", "response", "rejected_response"], r"for preference tuning"),
         (["input_ids", "labels"], r"rows of token ids are not read"),
     ],
-)  # fmt: skip
+)
 def test_columns_that_are_not_clear_are_an_error_that_says_what_to_write(columns, message):
     with pytest.raises(UserError, match=rf"^x\.jsonl: .*{message}"):
         detect(columns)
@@ -111,11 +154,15 @@ def test_chosen_conversations_are_named_as_messages():
         ({"q": "1+1", "a": "2"}, {"prompt": "q", "completion": "a"}, ["1+1", "2"]),
         ({"text": "good", "label": 1}, {"prompt": "text", "completion": "label"}, ["good", "1"]),
         ({"q": "x", "prompt": "y", "completion": "z"}, {"prompt": "q"}, ["x", "z"]),
-        ({"prompt": "a", "completion": "b"}, {"prompt": "completion", "completion": "prompt"}, ["b", "a"]),
+        (
+            {"prompt": "a", "completion": "b"},
+            {"prompt": "completion", "completion": "prompt"},
+            ["b", "a"],
+        ),
         ({"sys": "S", "question": "q", "answer": "a"}, {"system": "sys"}, ["S", "q", "a"]),
         ({"text": "t", "q": "x", "a": "y"}, {"prompt": "q", "completion": "a"}, ["x", "y"]),
     ],
-)  # fmt: skip
+)
 def test_a_user_may_name_the_columns(record, options, expected):
     assert texts(parse(record, columns=options)) == expected
 
@@ -256,12 +303,22 @@ def test_without_a_well_formed_row_any_format_will_do():
         (["prompt"], {}, "prompt_completion", {}),
         (["instruction"], {}, "alpaca", {}),
         (["question"], {}, "prompt_completion", {"prompt": "question"}),
-        (["question", "answer"], {}, "prompt_completion", {"prompt": "question", "completion": "answer"}),
-        (["q"], {"columns": {"prompt": "q", "completion": "a"}}, "prompt_completion", {"prompt": "q", "completion": "a"}),
+        (
+            ["question", "answer"],
+            {},
+            "prompt_completion",
+            {"prompt": "question", "completion": "answer"},
+        ),
+        (
+            ["q"],
+            {"columns": {"prompt": "q", "completion": "a"}},
+            "prompt_completion",
+            {"prompt": "q", "completion": "a"},
+        ),
         (["q"], {"prompt": "{q}?"}, "prompt_completion", {}),
         (["messages"], {}, "messages", {}),
     ],
-)  # fmt: skip
+)
 def test_rows_to_generate_from_may_lack_their_completions(columns, options, name, mapping):
     resolved = detect(columns, prompts_only=True, **options)
     assert (resolved.name, resolved.columns) == (name, mapping)

@@ -51,6 +51,13 @@ def test_a_column_may_hold_the_thought_of_a_completion():
     assert row.plain is None
 
 
+def test_a_thought_in_the_content_and_beside_it_is_read_once():
+    inline = {"role": "assistant", "content": "<think>\nbecause\n</think>\n\na"}
+    assert parse({"messages": [USER, {**inline, "reasoning": "because"}]}).messages[1] == inline
+    with pytest.raises(RowError, match="two thoughts: <think> and another one; keep one"):
+        parse({"messages": [USER, {**inline, "reasoning": "otherwise"}]})
+
+
 @pytest.mark.parametrize(
     ("turn", "message"),
     [
@@ -194,7 +201,7 @@ def test_a_system_message_may_be_a_column_or_an_option(record):
 def test_a_system_column_beside_a_system_turn_is_read_once_or_an_error():
     record = {"conversations": [SYSTEM, USER, ASSISTANT]}
     assert parse({**record, "system": "S"}).messages == [SYSTEM, USER, ASSISTANT]
-    with pytest.raises(RowError, match="two system messages: the column 'system' and .* keep one"):
+    with pytest.raises(RowError, match=r"two system messages: the column 'system' and .* keep one"):
         parse({**record, "system": "T"})
     assert parse({"messages": [SYSTEM, USER, SYSTEM, USER, ASSISTANT]}).messages[2] == SYSTEM
 
@@ -244,9 +251,12 @@ def test_an_empty_history_is_none_and_a_malformed_one_an_error():
         ({"chat_template_kwargs": {"enable_thinking": None, "a": 1}}, {"a": 1}),
         ({"chat_template_kwargs": None}, {}),
         ({"enable_thinking": True}, {"enable_thinking": True}),
-        ({"reasoning_effort": "low", "chat_template_kwargs": {"a": 1}}, {"a": 1, "reasoning_effort": "low"}),
+        (
+            {"reasoning_effort": "low", "chat_template_kwargs": {"a": 1}},
+            {"a": 1, "reasoning_effort": "low"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_row_may_give_variables_of_the_chat_template(columns, kwargs):
     record = {"messages": [USER, ASSISTANT], **columns}
     assert parse(record).template_kwargs == kwargs

@@ -237,6 +237,8 @@ def test_a_kto_row_is_trained_on_only_if_its_answer_is_good(form, column):
     for bad in (False, 0, "false", "0"):
         with pytest.raises(DroppedRowError, match=f"{column} is false"):
             parse({**form, column: bad})
+    with pytest.raises(DroppedRowError, match=f"{column} is false"):
+        parse({**form, column.title(): False})
     assert parse({**form, column: "sports"}).findings == (Finding("unused column", column),)
 
 

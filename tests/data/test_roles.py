@@ -106,7 +106,11 @@ def test_an_unknown_role_is_an_error_that_says_how_to_name_it():
         ({"role": None, "content": "x"}, "a message without a role"),
         ({"role": "user", "from": "gpt", "content": "x"}, "a message with two roles"),
         ({"role": "user", "content": "x", "value": "y"}, "both content and value.*keep one"),
-        ({"role": "user"}, "a message without content: role user; write its text"),
+        (
+            {"role": "user"},
+            r"a message without content: it has \['role'\]; write its text as 'cont",
+        ),
+        ({"role": "gpt", "text": "a"}, r"without content: it has \['role', 'text'\]; write its"),
         ("hi", "a message is not an object: got str; write"),
         ({"role": "user", "content": "q", "tool_calls": CALLED}, "only the assistant calls tools"),
         ({"role": "tool_call", "content": "[]"}, "a turn of tool calls without one"),
