@@ -155,7 +155,7 @@ class CausalLMModule(L.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.correct = None
         nll, tokens = self.nll(batch)
-        self.evaluation.update(nll, tokens, self.correct)
+        self.evaluation.update(nll, tokens, self.correct, batch)
 
     test_step = validation_step
 

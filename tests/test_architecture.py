@@ -38,8 +38,9 @@ LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
 ALSO = {
     "cli/command.py": {"docstring_parser"},
     "commands/card.py": {"huggingface_hub"},
-    "data/sources.py": {"datasets"},
-    "data/readers.py": {"pyarrow"},
+    "data/arrow_files.py": {"pyarrow"},
+    "data/compressed.py": {"pyarrow"},
+    "data/hub_datasets.py": {"datasets", "huggingface_hub"},
     "data/cache.py": {"filelock"},
     "hidden_cache/store.py": {"filelock"},
     "data/templates.py": {"jinja2"},

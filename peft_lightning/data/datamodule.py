@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
+from peft_lightning.data.description import describe_rows
 from peft_lightning.data.loader import BatchLoader
 from peft_lightning.data.loaders import Loaders
+from peft_lightning.data.mixing import read_mixture
 from peft_lightning.data.options import BatchOptions, RowOptions, TokenOptions
 from peft_lightning.data.prompts import Prompt, assign_adapters, read_prompts
 from peft_lightning.data.records import Record
 from peft_lightning.data.resume import TrainingPosition
-from peft_lightning.data.splits import Split, check_paths, open_splits
+from peft_lightning.data.split import Split, Tokenize
+from peft_lightning.data.splits import check_val_fraction, open_splits
 from peft_lightning.data.tokenization import RowTokenizer
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokenizer import padding_id, tokenizer_for
@@ -35,10 +39,11 @@ class SFTDataModule(L.LightningDataModule):
     docs/data-rows.md and docs/data-files.md say which rows and files are read.
 
     Args:
-        train: Path of the training rows, several, or several with weights (how often each row
-            occurs in an epoch: 2 is twice, 0.5 a different half each epoch).
-        val: Path or paths of the validation rows; without, a part of ``train`` is held out.
-        test: Path or paths of the rows for ``test``.
+        train: Path of the training rows, several (one given twice is read twice), or several with
+            numbers: shares of an epoch if they sum to 1, else see ``mix``.
+        val: Path of the validation rows, several, or names with paths, each with its own loss in
+            the logs; without, the same part of each source of ``train`` is held out.
+        test: Path of the rows for ``test``, several, or names with paths.
         predict: Path or paths of the rows to generate from; completions may be missing.
         format: prompt_completion, alpaca, messages, sharegpt, text, the dotted path of your own
             function from a row to messages or text, or auto: detected from the columns.
@@ -60,6 +65,11 @@ class SFTDataModule(L.LightningDataModule):
         truncation: What to do with longer rows: drop (counted), truncate (the right end, without
             EOS token) or error.
         on_bad_row: What to do with malformed rows: error, or skip (counted by reason).
+        mix: What the numbers of ``train`` are: share (of the rows of an epoch), rows (per epoch),
+            repeat (how often each row occurs in an epoch: 2 is twice, 0.5 a different half each
+            epoch), or auto: share if they sum to 1, else repeat.
+        stopping_strategy: How long an epoch is with shares: all_exhausted (every row at least once;
+            default) or first_exhausted (no row twice).
         val_fraction: Fraction of the training rows held out if ``val`` is not given, at least one
             row, the same for every seed; 0 for no validation; without, 5 % but at most 1,000 rows,
             and none of fewer than 20.
@@ -86,8 +96,8 @@ class SFTDataModule(L.LightningDataModule):
     def __init__(
         self,
         train: str | list[str] | dict[str, float] | None = None,
-        val: str | list[str] | None = None,
-        test: str | list[str] | None = None,
+        val: str | list[str] | dict[str, str] | None = None,
+        test: str | list[str] | dict[str, str] | None = None,
         predict: str | list[str] | None = None,
         format: str = "auto",
         columns: dict[str, str] | None = None,
@@ -107,6 +117,8 @@ class SFTDataModule(L.LightningDataModule):
         max_length: int = 1024,
         truncation: str = "drop",
         on_bad_row: str = "error",
+        mix: str = "auto",
+        stopping_strategy: str | None = None,
         val_fraction: float | None = None,
         batch_size: int = 8,
         tokens_per_batch: int | None = None,
@@ -120,7 +132,8 @@ class SFTDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.paths: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}
-        check_paths(self.paths, val_fraction)
+        check_val_fraction(val_fraction)
+        self.mixture = read_mixture(train, mix, stopping_strategy)
         self.row_options = RowOptions(
             format,
             on_bad_row,
@@ -153,10 +166,7 @@ class SFTDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Tokenize the rows that ``stage`` needs, or load their tokens from the cache."""
-        if self.tokenizer is None:
-            module = self.trainer.lightning_module if self.trainer else None
-            self.tokenizer = tokenizer_for(module, self.tokenizer_name, self.chat_template)
-        row_tokenizer = RowTokenizer(self.tokenizer, self.chat_template, self.token_options)
+        row_tokenizer = self.row_tokenizer(self.trainer.lightning_module if self.trainer else None)
         stage = TrainerFn(stage).value
         if stage == "predict":
             self.predict_records, self.predict_prompts = read_prompts(
@@ -169,13 +179,29 @@ class SFTDataModule(L.LightningDataModule):
             cache_dir=self.cache_dir,
             log=rank_zero_info,
         )
-        args = (self.paths, self.val_fraction, tokenize, rank_zero_info, self._splits)
-        self._splits = open_splits(stage, *args)
+        self._splits = self.open_splits(stage, tokenize, rank_zero_info)
         self.sizes = {name: split.sizes for name, split in self._splits.items()}
         fingerprint = json.dumps(self._fingerprint(), sort_keys=True).encode()
         self.data_hash = hashlib.sha256(fingerprint).hexdigest()
         if stage == "fit":
             self._position = TrainingPosition(self._loaders().plan(self._splits["train"], True))
+            for line in describe_rows(self._splits, self.tokenizer, self.token_options.max_length):
+                rank_zero_info(line)
+            steps = getattr(self.trainer, "accumulate_grad_batches", 1)
+            rank_zero_info(self._position.plan.summary(steps))
+
+    def row_tokenizer(self, module: Any) -> RowTokenizer:
+        """Return what tokenizes the rows, with the tokenizer of ``module`` if no other is given."""
+        if self.tokenizer is None:
+            self.tokenizer = tokenizer_for(module, self.tokenizer_name, self.chat_template)
+        return RowTokenizer(self.tokenizer, self.chat_template, self.token_options)
+
+    def open_splits(
+        self, stage: str, tokenize: Tokenize, log: Callable[[str], None]
+    ) -> dict[str, Split]:
+        """Return the splits that ``stage`` needs, and those that are open already."""
+        args = (tokenize, log, self._splits, self.mixture, self.row_options.encoding)
+        return open_splits(stage, self.paths, self.val_fraction, *args)
 
     @property
     def seed(self) -> int:
@@ -217,7 +243,7 @@ class SFTDataModule(L.LightningDataModule):
 
     def _evaluation(self, name: str) -> BatchLoader:
         split, loaders = self._splits[name], self._loaders()
-        return loaders.rows(split, loaders.plan(split, False))
+        return loaders.rows(split, loaders.plan(split, False), split.labels)
 
     def _loaders(self) -> Loaders:
         return Loaders(self.batch_options, self.seed, padding_id(self.tokenizer), self.trainer)

@@ -10,8 +10,9 @@ from peft_lightning.data.batching import BatchPlan
 from peft_lightning.data.collate import Batch, flat_collate, padded_collate, prompt_collate
 from peft_lightning.data.loader import BatchLoader
 from peft_lightning.data.options import BatchOptions
+from peft_lightning.data.per_source import batches_of_rank
 from peft_lightning.data.prompts import Prompt, prompt_batches
-from peft_lightning.data.splits import Split
+from peft_lightning.data.split import Split
 
 
 class Loaders:
@@ -48,14 +49,20 @@ class Loaders:
             world_size=self.world_size,
         )
 
-    def rows(self, split: Split, plan: BatchPlan) -> BatchLoader:
-        """Return the batches of this rank in ``plan``."""
+    def rows(self, split: Split, plan: BatchPlan, names: Sequence[str] = ()) -> BatchLoader:
+        """Return the batches of this rank.
+
+        Args:
+            split: The rows.
+            plan: Which of them form which batch.
+            names: Names of the sources, for batches of one source each, with its name as
+                ``source``; empty for batches that mix sources.
+        """
         collate: Callable[[Any], Batch] = flat_collate
         if self.options.layout == "padded":
             collate = functools.partial(padded_collate, pad_id=self.pad_id)
-        batches = functools.partial(plan.batches_of_rank, rank=self.rank)
-        length = len(plan) // self.world_size
-        return BatchLoader(split.dataset, batches, length, collate, self.options.num_workers)
+        batches, length, names = batches_of_rank(plan, self.rank, names)
+        return BatchLoader(split.dataset, batches, length, collate, self.options.num_workers, names)
 
     def prompts(self, prompts: Sequence[Prompt], tasks: Sequence[tuple[int, Any]]) -> BatchLoader:
         """Return prompts padded on the left, with the ``index`` of their records.

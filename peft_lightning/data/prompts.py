@@ -1,5 +1,6 @@
 """Rows to generate from: prompts without their completions, which the rows may lack."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -40,9 +41,12 @@ def read_prompts(
         raise UserError("no data to predict: give data.predict a file")
     records: list[Record] = []
     prompts: list[Prompt] = []
-    for source in map(find_source, as_list(paths)):
-        counts, rows = RowCounts(), source.records()
-        resolved, rows = resolve_format(rows, options, source.name, prompts_only=True)
+    for path in as_list(paths):
+        source = find_source(path, "predict", options.encoding)
+        if summary := source.summary():
+            log(summary)
+        counts, first_rows = RowCounts(), itertools.islice(source.records(), options.max_rows)
+        resolved, rows = resolve_format(first_rows, options, source.name, prompts_only=True)
         parser = RowParser(resolved, options)
         with Progress(f"tokenizing {source.name}", source.estimated_num_rows(), "rows") as progress:
             for record, location in rows:

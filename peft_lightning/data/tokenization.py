@@ -11,9 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from peft_lightning.data.conversations import Conversation, Message, PlainText, Row
 from peft_lightning.data.options import TokenOptions
 from peft_lightning.data.records import DroppedRowError, Finding, LongRowError, RowError
-from peft_lightning.data.rendering import RenderedRow, RowRenderer
+from peft_lightning.data.rendered_row import RenderedRow
+from peft_lightning.data.rendering import RowRenderer
 from peft_lightning.data.special_tokens import SpecialTokens
-from peft_lightning.data.templates import ChatTemplate, load_templates
+from peft_lightning.data.template_sources import load_templates
+from peft_lightning.data.templates import ChatTemplate
 from peft_lightning.data.text_tokenizer import TextTokenizer, Tokens
 from peft_lightning.data.tokenizer import eos_id, special_prefix
 
@@ -26,14 +28,24 @@ class TokenizedRow:
         input_ids: (n,) int32.
         loss_weights: (n,) float32, 0 for a token that is not in the loss; 0 for the first token,
             which no position predicts.
-        truncated: Whether tokens were cut off.
+        num_cut: Number of tokens that were cut off the end.
         findings: What the reader of the data should hear of.
     """
 
     input_ids: NDArray[np.int32]
     loss_weights: NDArray[np.float32]
-    truncated: bool = False
+    num_cut: int = 0
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def full_length(self) -> int:
+        """Number of tokens before truncation."""
+        return len(self.input_ids) + self.num_cut
+
+    @property
+    def truncated(self) -> bool:
+        """Whether tokens were cut off."""
+        return self.num_cut > 0
 
 
 class RowTokenizer:
@@ -113,10 +125,10 @@ class RowTokenizer:
         if len(row.text) <= 2 * size:
             return row
         spans = [(s, min(e, size + 1), w) for s, e, w in row.spans if s < size]
-        boundaries = [b for b in row.boundaries if b <= size]
+        answers = [(s, min(e, size + 1)) for s, e in row.answers if s <= size]
         literals = [(s, e) for s, e in row.literals if e <= size]
         return replace(
-            row, text=row.text[: size + 1], spans=spans, boundaries=boundaries, literals=literals
+            row, text=row.text[: size + 1], spans=spans, answers=answers, literals=literals
         )
 
     def _prefix_of(self, row: RenderedRow, ids: list[int]) -> list[int]:
@@ -133,8 +145,7 @@ class RowTokenizer:
         weights = np.zeros(len(input_ids), dtype=np.float32)
         of_text = weights[len(prefix) : len(prefix) + len(tokens.ids)]
         for start, end, weight in row.spans:
-            first, last = np.searchsorted(tokens.starts, (start, end))
-            of_text[first:last] = weight
+            of_text[tokens.first_from(start) : tokens.first_from(end)] = weight
         weights[len(prefix) + len(tokens.ids) :] = row.eos_weight or 0
         weights[:1] = 0
         if not weights.any():
@@ -144,14 +155,14 @@ class RowTokenizer:
             return TokenizedRow(input_ids, weights, findings=row.findings)
         detail = f"{length} tokens"
         if self.options.truncation == "error":
-            return LongRowError(f"longer than max_length {max_length}", detail)
+            return LongRowError(f"longer than max_length {max_length}", detail, length)
         if self.options.truncation == "drop":
             return DroppedRowError(f"longer than max_length {max_length}", detail, length)
         input_ids, weights = input_ids[:max_length], weights[:max_length]
         if not weights.any():
             reason = f"no token in the loss within max_length {max_length}"
             return DroppedRowError(reason, detail, length)
-        return TokenizedRow(input_ids, weights, truncated=True, findings=row.findings)
+        return TokenizedRow(input_ids, weights, length - max_length, row.findings)
 
 
 def encode_prompt(
