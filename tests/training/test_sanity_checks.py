@@ -38,7 +38,7 @@ def test_no_labelled_token(base, tmp_path):
     row = {"prompt": "a long prompt " * 8, "completion": "ok"}
     rows.write_text("".join(json.dumps(row) + "\n" for _ in range(8)))
     with pytest.raises((RuntimeError, ValueError), match=r"no labelled token|in the loss"):
-        fit(base, rows, tmp_path / "run", data={"max_length": 40})
+        fit(base, rows, tmp_path / "run", data={"max_length": 40, "truncation": "truncate"})
 
 
 def test_all_gradients_zero_in_the_first_step(base, rows, tmp_path):
