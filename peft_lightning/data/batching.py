@@ -28,15 +28,17 @@ class WeightedSource:
     rows: RowIndices
     weight: float = 1.0
 
+    @property
+    def rows_per_epoch(self) -> int:
+        """Number of rows in each epoch, at least one."""
+        return max(1, round(self.weight * len(self.rows)))
+
     def rows_of_epoch(self, seed: int, epoch: int) -> RowIndices:
         """Return the rows of an epoch: as many in each, fractions taken in turn from a shuffle."""
-        repeats, fraction = divmod(self.weight, 1)
-        extra = round(fraction * len(self.rows))
-        if not repeats:
-            extra = max(1, extra)
+        repeats, extra = divmod(self.rows_per_epoch, len(self.rows))
         shuffled = np.random.default_rng((seed, len(self.rows))).permutation(self.rows)
         turn = np.take(shuffled, np.arange(epoch * extra, (epoch + 1) * extra), mode="wrap")
-        return np.concatenate([np.tile(self.rows, int(repeats)), np.sort(turn)])
+        return np.concatenate([np.tile(self.rows, repeats), np.sort(turn)])
 
 
 class BatchPlan:
@@ -96,13 +98,34 @@ class BatchPlan:
             self._max_filled = steps * world_size
         else:
             self._max_filled = len(self._fill(self._rows(0)))
-            if shuffle or any(source.weight % 1 for source in sources):
+            if shuffle or any(s.rows_per_epoch % len(s.rows) for s in sources):
                 self._max_filled = math.ceil(1.02 * self._max_filled) + 1
         self._length = math.ceil(self._max_filled / world_size) * world_size
 
     def __len__(self) -> int:
         """Return the number of batches per epoch, over all ranks."""
         return self._length
+
+    def summary(self, batches_per_step: int = 1) -> str:
+        """Return the size of an epoch and of an optimizer step, and how full batches are.
+
+        Args:
+            batches_per_step: Batches of each rank in an optimizer step, as in
+                ``accumulate_grad_batches``.
+        """
+        rows, step = self._rows(0), batches_per_step * self.world_size
+        tokens = int(self.lengths[rows].sum())
+        mean = tokens / len(self)
+        parts = f" ({step} batches of {mean:,.0f})" if step > 1 else ""
+        filled = f"data.batch_size is {self.batch_size} rows; data.tokens_per_batch fills instead"
+        if self.tokens_per_batch is not None:
+            share = mean / self.tokens_per_batch
+            filled = f"data.tokens_per_batch {self.tokens_per_batch:,} is filled to {share:.0%}"
+        padding = ", padding not counted" if self.padded else ""
+        return (
+            f"an epoch: {len(rows):,} rows, {tokens:,} tokens, {math.ceil(len(self) / step):,}"
+            f" steps of {step * mean:,.0f} tokens on average{parts}{padding}; {filled}"
+        )
 
     def batches(self, epoch: int) -> list[RowIndices]:
         """Return the row indices of each batch of an epoch; ``resume_at`` makes the first empty."""
@@ -140,6 +163,11 @@ class BatchPlan:
         """Return a plan over the same rows in the same order with other batches."""
         options = (self.tokens_per_batch, self.padded, self.shuffle, self.seed, world_size)
         return BatchPlan(self.lengths, self.sources, batch_size, *options)
+
+    def with_sources(self, sources: Sequence[WeightedSource]) -> "BatchPlan":
+        """Return a plan over the rows of other sources with the same options."""
+        options = (self.padded, self.shuffle, self.seed, self.world_size)
+        return BatchPlan(self.lengths, sources, self.batch_size, self.tokens_per_batch, *options)
 
     def _skipped_rows(self, epoch: int) -> int:
         return self.resumed[1] if epoch == self.resumed[0] else 0

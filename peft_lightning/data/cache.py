@@ -15,7 +15,6 @@ from filelock import FileLock
 
 from peft_lightning.data.conversations import Row
 from peft_lightning.data.format_detection import resolve_format
-from peft_lightning.data.formats import find_format, format_cache_key
 from peft_lightning.data.npy import NpyWriter
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import (
@@ -26,10 +25,12 @@ from peft_lightning.data.records import (
     RowCounts,
     RowError,
 )
+from peft_lightning.data.row_parser import RowParser
 from peft_lightning.data.sources import Source
 from peft_lightning.data.tokenization import RowTokenizer, TokenizedRow
 from peft_lightning.data.tokenized_dataset import FILES, TokenizedDataset
 from peft_lightning.data.tokenizer import tokenizer_fingerprint
+from peft_lightning.data.user_formats import format_cache_key
 from peft_lightning.files import atomic_folder, user_cache
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
@@ -65,7 +66,7 @@ def load_or_tokenize(
         "files": files,
         **asdict(options),
         "tokenizer": tokenizer_fingerprint(row_tokenizer.tokenizer),
-        "chat_template": row_tokenizer.template and _sha256(row_tokenizer.template),
+        "chat_templates": {n: _sha256(source) for n, source in row_tokenizer.templates.items()},
         **asdict(row_tokenizer.options),
     }
     if "." in options.format:
@@ -80,8 +81,10 @@ def load_or_tokenize(
             if dataset is None:
                 _tokenize_into(folder, fingerprint, source, row_tokenizer, options)
                 dataset = TokenizedDataset(folder)
-    log(f"{source.name}: format {dataset.meta['format']} {dataset.meta['columns']}")
+    log(f"{source.name}: format {dataset.meta['format']}")
     log(f"{source.name}: {dataset.meta['counts']}")
+    if dataset.meta["read"] == options.max_rows:
+        log(f"{source.name}: the first {options.max_rows:,} rows are read, as data.max_rows says")
     return dataset
 
 
@@ -107,15 +110,15 @@ def _tokenize_into(
     """Write the cache, all of it or nothing."""
     with atomic_folder(folder) as temporary:
         counts, findings = RowCounts(), Findings()
-        format_name, columns, records = resolve_format(
-            source.records(), options.format, source.name
-        )
-        rows = _parse_rows(records, format_name)
+        first_records = itertools.islice(source.records(), options.max_rows)
+        resolved, records = resolve_format(first_records, options, source.name)
+        rows = _parse_rows(records, RowParser(resolved, options))
         writers = {n: NpyWriter(temporary / f"{n}.npy", dtype) for n, dtype in FILES.items()}
         writers["offsets"].append(np.zeros(1))
-        with Progress(
-            f"tokenizing {Path(source.name).name}", source.estimated_num_rows(), "rows"
-        ) as progress:
+        number = source.estimated_num_rows()
+        if options.max_rows is not None:
+            number = min(options.max_rows, number or options.max_rows)
+        with Progress(f"tokenizing {Path(source.name).name}", number, "rows") as progress:
             for numbers, chunk in _tokenized_chunks(
                 rows, row_tokenizer, options.on_bad_row, counts, findings
             ):
@@ -134,9 +137,9 @@ def _tokenize_into(
         meta = {
             "source": source.name,
             "fingerprint": fingerprint,
-            "format": format_name,
-            "columns": f"(columns: {', '.join(columns)})",
+            "format": str(resolved),
             "counts": str(counts),
+            "read": counts.read,
             "findings": findings.to_json(),
             "rows": counts.sequences,
             "tokens": writers["input_ids"].length,
@@ -146,13 +149,12 @@ def _tokenize_into(
 
 
 def _parse_rows(
-    records: Iterator[LocatedRecord], format_name: str
+    records: Iterator[LocatedRecord], parser: RowParser
 ) -> Iterator[tuple[Row | RowError, str]]:
-    to_row = find_format(format_name)
     for record, location in records:
         row: Row | RowError
         try:
-            row = record if isinstance(record, RowError) else to_row(record)
+            row = record if isinstance(record, RowError) else parser.row(record)
         except RowError as error:
             row = error
         except ValueError as error:
@@ -193,7 +195,7 @@ def _tokenized_chunks(
                     f"{location}: {result}. Fix the row, or set on_bad_row to skip, which"
                     " leaves such rows out and counts them"
                 ) from result
-            counts.reasons[result.reason] += 1
+            counts.leave_out(result)
         if kept:
             yield numbers, kept
 

@@ -1,199 +1,214 @@
 """Data formats: each is one function from a record to a ``Conversation`` or ``PlainText``."""
 
-import importlib
-import inspect
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from peft_lightning.data.conversations import (
-    Conversation,
-    PlainText,
-    Row,
-    not_text_error,
-    parse_conversation,
+from peft_lightning.data.content import parse_content
+from peft_lightning.data.conversations import Conversation, PlainText, Row, has_system, with_system
+from peft_lightning.data.json_text import parse_json
+from peft_lightning.data.loss_flags import TURN_FLAGS, combined_weight
+from peft_lightning.data.records import Finding, Record, RowError
+from peft_lightning.data.roles import ROLES
+from peft_lightning.data.text_values import (
+    as_text,
+    require_column,
     require_not_empty,
+    require_text,
 )
-from peft_lightning.data.records import Record, RowError
-from peft_lightning.messages import UserError, did_you_mean
+from peft_lightning.data.tool_calls import parse_tools
+from peft_lightning.data.turn_lists import parse_turns
+from peft_lightning.data.turns import ROLE_KEYS
 
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-}
 # the prompt template of the Alpaca data (Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca)
 ALPACA_TEMPLATE = (
     "Below is an instruction that describes a task{}. Write a response that appropriately"
     " completes the request.\n\n### Instruction:\n{}\n\n{}### Response:\n"
 )
 
-Format = Callable[[Record], Row]
+Format = Callable[..., Row]  # of a record, and of names of roles as ``roles_with`` returns them
 
 
-def prompt_completion(record: Record) -> Row:
+def prompt_completion(record: Record, roles: Mapping[str, str] = ROLES) -> Row:
     """Columns ``prompt`` and ``completion``, text or messages; the loss is on the completion."""
-    prompt, completion = _require_column(record, "prompt"), _require_column(record, "completion")
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return _single_turn(prompt, completion, "completion", plain_prompt=prompt)
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
-    if not isinstance(prompt, list) or not isinstance(completion, list):
-        column, value = (
-            ("completion", completion) if isinstance(prompt, list) else ("prompt", prompt)
-        )
-        raise not_text_error(column, value)
-    row = parse_conversation([*prompt, *completion], record.get("tools"))
-    weights = [0.0 if i < len(prompt) else row.weight(i) for i in range(len(row.messages))]
-    return replace(row, weights=weights)
+    prompt, completion = require_column(record, "prompt"), require_column(record, "completion")
+    findings: list[Finding] = []
+    before, answer = _as_turns(prompt), _as_turns(completion)
+    if before is None:
+        prompt = as_text(prompt, "prompt", findings)
+    if answer is None:
+        completion = require_not_empty(as_text(completion, "completion", findings), "completion")
+    if before is None and answer is None:
+        return _single_turn(record, prompt, completion, prompt, findings)
+    if before and record.get("history"):
+        raise RowError("history beside a list of messages", "put its turns into the prompt")
+    before = before or [*_history(record), {"role": "user", "content": prompt}]
+    answer = answer or [{"role": "assistant", "content": completion}]
+    row = parse_turns([*before, *answer], roles, record.get("loss_mask"), len(before))
+    return _with_context(replace(row, findings=(*findings, *row.findings)), record)
 
 
-def alpaca(record: Record) -> Row:
-    """Columns ``instruction``, ``output``, optionally ``input``; the loss is on the output."""
-    instruction, output = _require_text(record, "instruction"), _require_text(record, "output")
-    input_text = _require_text(record, "input") if record.get("input") is not None else ""
-    if input_text.strip():
-        context = ", paired with an input that provides further context"
-        plain = ALPACA_TEMPLATE.format(context, instruction, f"### Input:\n{input_text}\n\n")
-        return _single_turn(f"{instruction}\n\n{input_text}", output, "output", plain)
-    return _single_turn(instruction, output, "output", ALPACA_TEMPLATE.format("", instruction, ""))
+def alpaca(record: Record, roles: Mapping[str, str] = ROLES) -> Row:
+    """Columns ``instruction``, ``output``, perhaps ``input``; the loss is on the output."""
+    findings: list[Finding] = []
+    instruction = require_text(record, "instruction", findings)
+    output = require_not_empty(require_text(record, "output", findings), "output")
+    input_text = record.get("input")
+    input_text = "" if input_text is None else as_text(input_text, "input", findings)
+    if not input_text or input_text.isspace():
+        plain = ALPACA_TEMPLATE.format("", instruction, "")
+        return _single_turn(record, instruction, output, plain, findings)
+    context = ", paired with an input that provides further context"
+    plain = ALPACA_TEMPLATE.format(context, instruction, f"### Input:\n{input_text}\n\n")
+    prompt = f"{instruction}\n\n{input_text}" if instruction.strip() else input_text
+    return _single_turn(record, prompt, output, plain, findings)
 
 
-def messages(record: Record) -> Row:
-    """Column ``messages`` (OpenAI), optionally ``tools``; the loss is on the assistant's turns."""
-    return parse_conversation(_require_column(record, "messages"), record.get("tools"))
+def messages(record: Record, roles: Mapping[str, str] = ROLES) -> Row:
+    """Column ``messages``, of ``{role, content}``; the loss is on the assistant's turns."""
+    return _turns_of(record, "messages", roles)
 
 
-def sharegpt(record: Record) -> Row:
-    """Column ``conversations`` of ``{from, value}``, optionally ``system`` and ``tools``."""
-    turns = _require_column(record, "conversations")
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise RowError("column 'conversations' is not a list of objects")
-    converted = [{"role": "system", "content": record["system"]}] if record.get("system") else []
-    for turn in turns:
-        if "from" not in turn or "value" not in turn:
-            raise RowError("a turn without 'from' and 'value'", f"it has {sorted(turn)}")
-        role = SHAREGPT_ROLES.get(str(turn["from"]))
-        if role is None:
-            known = ", ".join(SHAREGPT_ROLES)
-            raise RowError("unknown role", f"{turn['from']!r}; 'from' is one of {known}")
-        converted.append({"role": role, "content": turn["value"]})
-    return parse_conversation(converted, record.get("tools"))
+def sharegpt(record: Record, roles: Mapping[str, str] = ROLES) -> Row:
+    """Column ``conversations``, of ``{from, value}``; the loss is on the assistant's turns."""
+    return _turns_of(record, "conversations", roles)
 
 
-def text(record: Record) -> Row:
+def segments(record: Record, roles: Mapping[str, str] = ROLES) -> Row:
+    """Column ``segments``, of ``{text, label}``; the loss is on those whose label is true."""
+    pieces = parse_json(require_column(record, "segments"), "segments")
+    if not isinstance(pieces, list) or not pieces:
+        right = "write [{'text': ..., 'label': false}, {'text': ..., 'label': true}]"
+        raise RowError("segments are not a list of segments", f"got {pieces!r:.40}; {right}")
+    weighted: list[tuple[str, float]] = []
+    findings: list[Finding] = []
+    for piece in pieces:
+        if not isinstance(piece, dict) or piece.get("text") is None:
+            raise RowError(
+                "a segment without text", f"{piece!r:.60}; write {{'text': ..., 'label': true}}"
+            )
+        flags = {key: value for key, value in piece.items() if key in TURN_FLAGS or key == "label"}
+        weight = combined_weight(flags)
+        if weight is None:
+            raise RowError("a segment without a label", "write 'label': true for what is trained")
+        weighted.append((as_text(piece["text"], "text", findings), weight))
+        findings += [Finding("unused key", k) for k in piece if k != "text" and k not in flags]
+    if not any(text and weight for text, weight in weighted):
+        raise RowError("no segment in the loss", "write 'label': true for what is trained")
+    return PlainText(weighted, tuple(findings))
+
+
+def text(record: Record, roles: Mapping[str, str] = ROLES) -> Row:
     """Column ``text``; the loss is on all of it."""
-    return PlainText([(require_not_empty(_require_text(record, "text"), "text"), True)])
+    findings: list[Finding] = []
+    whole = require_not_empty(require_text(record, "text", findings), "text")
+    return PlainText([(whole, 1.0)], tuple(findings))
 
 
-REQUIRED_COLUMNS = {  # a format is detected by these
-    "prompt_completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "output"),
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "text": ("text",),
-}
-COMPLETION_COLUMNS = {"prompt_completion": "completion", "alpaca": "output"}
 FORMATS: dict[str, Format] = {
     "prompt_completion": prompt_completion,
     "alpaca": alpaca,
     "messages": messages,
     "sharegpt": sharegpt,
+    "segments": segments,
     "text": text,
 }
+REQUIRED_COLUMNS = {  # a format is detected by these
+    "prompt_completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "segments": ("segments",),
+    "text": ("text",),
+}
+_CONTEXT = ("system", "tools", "functions")
+_BESIDE = (*_CONTEXT, "history", "reasoning_content", "loss_mask")
+OPTIONAL_COLUMNS = {
+    "prompt_completion": _BESIDE,
+    "alpaca": ("input", *_BESIDE),
+    "messages": (*_CONTEXT, "loss_mask"),
+    "sharegpt": (*_CONTEXT, "loss_mask"),
+    "segments": (),
+    "text": (),
+}
+COMPLETION_COLUMNS = {"prompt_completion": "completion", "alpaca": "output"}
+TURN_COLUMNS = {"messages": "messages", "sharegpt": "conversations"}
 
 
-def find_format(name: str) -> Format:
-    """Return the format called ``name``, or the user's function at that dotted path.
-
-    Raises:
-        UserError: If there is none; suggests a similar name.
-    """
-    if name in FORMATS:
-        return FORMATS[name]
-    module_name, _, function_name = name.rpartition(".")
-    if not module_name:
-        raise UserError(
-            f"no format {name!r}; there are auto, {', '.join(FORMATS)}, or the dotted path of a "
-            "function of your own" + did_you_mean(name, [*FORMATS, "auto"])
-        )
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"format {name!r}: cannot import {module_name!r} ({error})") from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UserError(
-            f"format {name!r}: no function {function_name!r} in {module_name}"
-            + did_you_mean(function_name, dir(module))
-        )
-    return lambda record: _call_user_format(function, record, name)
+def _turns_of(record: Record, column: str, roles: Mapping[str, str]) -> Conversation:
+    turns = require_column(record, column)
+    mask = record.get("loss_mask")
+    return _with_context(parse_turns(turns, roles, mask), record)
 
 
-def format_cache_key(name: str) -> str:
-    """Return the part of the cache key for a format: its name, and a user module's source code."""
-    if name in FORMATS:
-        return name
-    find_format(name)  # raises if it does not exist
-    return name + "\n" + inspect.getsource(sys.modules[name.rpartition(".")[0]])
+def _single_turn(
+    record: Record, prompt: str, answer: str, plain_prompt: str, findings: list[Finding]
+) -> Conversation:
+    """Return a question and its answer, after the row's history."""
+    user = {"role": "user", "content": prompt}
+    assistant = {"role": "assistant", "content": answer}
+    plain = PlainText([(plain_prompt, 0.0), (answer, 1.0)])
+    if record.keys().isdisjoint(_BESIDE):
+        return Conversation([user, assistant], plain=plain, findings=tuple(findings))
+    if (thought := record.get("reasoning_content")) not in (None, ""):
+        assistant["reasoning_content"] = as_text(thought, "reasoning_content", findings)
+    history = _history(record)
+    row = parse_turns([*history, user, assistant], loss_mask=record.get("loss_mask"))
+    row = replace(row, findings=(*findings, *row.findings))
+    if not history and row.weights is None and "reasoning_content" not in assistant:
+        row = replace(row, plain=plain)
+    return _with_context(row, record)
 
 
-def _single_turn(prompt: str, answer: str, column: str, plain_prompt: str) -> Conversation:
-    turns = [
-        {"role": "user", "content": prompt},
-        {"role": "assistant", "content": require_not_empty(answer, column)},
-    ]
-    return Conversation(turns, plain=PlainText([(plain_prompt, False), (answer, True)]))
+def _as_turns(value: Any) -> list[Any] | None:
+    """Return the turns of a prompt or completion; None if it is text."""
+    if isinstance(value, dict) and not value.keys().isdisjoint(ROLE_KEYS):
+        return [value]
+    if isinstance(value, list) and any(isinstance(turn, dict) for turn in value):
+        return value
+    return None
 
 
-def _require_column(record: Record, column: str) -> Any:
-    if column not in record:
-        raise RowError(f"no column {column!r}", f"there are {list(record)}")
-    if record[column] is None:
-        raise RowError(f"column {column!r} is null")
-    return record[column]
+def _history(record: Record) -> list[dict[str, Any]]:
+    """Return the turns of LLaMA-Factory's column ``history``: pairs of a prompt and its answer."""
+    pairs = parse_json(record.get("history"), "history")
+    if pairs in (None, []):
+        return []
+    if not isinstance(pairs, list):
+        pairs = [pairs]
+    turns = []
+    for pair in pairs:
+        if not isinstance(pair, list) or [type(item) for item in pair] != [str, str]:
+            raise RowError(
+                "history is not a list of pairs", f"{pair!r:.60}; write [[prompt, answer], ...]"
+            )
+        turns += [
+            {"role": "user", "content": pair[0]},
+            {"role": "assistant", "content": pair[1]},
+        ]
+    return turns
 
 
-def _require_text(record: Record, column: str) -> str:
-    value = _require_column(record, column)
-    if not isinstance(value, str):
-        raise not_text_error(column, value)
-    return value
-
-
-def _call_user_format(function: Callable[[Record], Any], record: Record, name: str) -> Row:
-    """Call a user's function and convert its result to a row."""
-    try:
-        result = function(record)
-    except RowError:
-        raise
-    except Exception as error:
-        raise RowError(f"{name} raised {type(error).__name__}", str(error)) from error
-    if isinstance(result, (Conversation, PlainText)):
-        return result
-    if isinstance(result, str):
-        return PlainText([(require_not_empty(result, "text"), True)])
-    if isinstance(result, (list, tuple)) and result:
-        if all(isinstance(item, dict) for item in result):
-            return parse_conversation(list(result))
-        if all(_is_segment(item) for item in result):
-            return PlainText(list(result))
-    raise UserError(
-        f"format {name!r} returned {result!r:.80}; expected text, a list of messages, a list of"
-        " (text, trained) pairs, a Conversation or a PlainText (raise RowError to refuse a row)"
-    )
-
-
-def _is_segment(item: Any) -> bool:
-    return isinstance(item, tuple) and [type(part) for part in item] == [str, bool]
+def _with_context(row: Conversation, record: Record) -> Conversation:
+    """Add what columns beside the turns say: the tools, and the system message."""
+    if record.keys().isdisjoint(_CONTEXT):
+        return row
+    if tools := parse_tools(record.get("tools"), record.get("functions")):
+        row = replace(row, tools=tools, plain=None)
+    system = record.get("system")
+    if system in (None, "", []):
+        return row
+    findings: list[Finding] = []
+    if isinstance(system, list):
+        system = parse_content(system, findings).text
+    content = as_text(system, "system", findings)
+    if not content.strip():
+        return row
+    if has_system(row):
+        first = next(message for message in row.messages if message["role"] == "system")
+        if first["content"] != content:
+            raise RowError(
+                "two system messages", "the column 'system' and the system turn differ; keep one"
+            )
+        return row
+    return replace(with_system(row, content), findings=(*row.findings, *findings))

@@ -1,18 +1,26 @@
-"""Sources of records: a data file, a folder of data files, or a data set on the hub."""
+"""Sources of records: data files, a folder or pattern of them, or a data set of the hub."""
 
-import hashlib
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_lightning.data.readers import READERS, LocatedRecord, estimated_num_rows
+from peft_lightning.data.compressed import DAMAGE
+from peft_lightning.data.csv_files import SEPARATORS, separator_of
+from peft_lightning.data.data_files import DataFile, kind_of
+from peft_lightning.data.encodings import check_encoding
+from peft_lightning.data.folders import WILDCARDS, find_files
+from peft_lightning.data.hub_datasets import FORMS, HubName, hub_rows
+from peft_lightning.data.readers import estimated_num_rows, read_file
+from peft_lightning.data.records import LocatedRecord
+from peft_lightning.data.split_names import MEANT
 from peft_lightning.files import sha256_of_file
-from peft_lightning.messages import UserError, did_you_mean, join_or
+from peft_lightning.messages import UserError, check_choice, did_you_mean, shortened
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(\[(?P<split>[^\]]+)\])?")
+_WITH_SPLIT = re.compile(r"(?P<path>.+)\[(?P<split>[^\[\]]+)\]")
+MAX_FILES_PEEKED = 20  # for their separators
 
 
 @dataclass(frozen=True)
@@ -22,82 +30,127 @@ class Source:
     Args:
         name: The path or hub id as the user wrote it, for messages.
         files: The local files in reading order; empty for a hub data set.
+        hub: The hub data set; None for local files.
+        purpose: The option of the data that the source is for: train, val, test or predict.
+        encoding: Encoding of text files; None for UTF-8.
+        left_out: Names of the files of the folder that are not read.
     """
 
     name: str
-    files: tuple[Path, ...] = ()
+    files: tuple[DataFile, ...] = ()
+    hub: HubName | None = None
+    purpose: str | None = None
+    encoding: str | None = None
+    left_out: tuple[str, ...] = ()
 
     def records(self) -> Iterator[LocatedRecord]:
         """Yield every record, or the error of a malformed one, with its location ("file:line").
 
         Raises:
-            UserError: If there is no record, or a file cannot be read at all.
+            UserError: If there is no record, or a file cannot be read at all or to its end.
         """
-        rows = 0
-        for record, location in self._rows():
-            rows += 1
-            yield record, location
-        if not rows:
-            raise UserError(f"{self.name}: no rows; {', '.join(map(str, self.files))} empty")
+        is_empty = True
+        for dataset in self.datasets:
+            for row in hub_rows(dataset, self._named(dataset)):
+                is_empty = False
+                yield row
+        for file in self.files:
+            for row in read_file(file, self.encoding):
+                is_empty = False
+                yield row
+        if is_empty:
+            files = ", ".join(str(file.path) for file in self.files)
+            raise UserError(f"{self.name}: no rows; {files or 'the data set'} empty")
 
     def fingerprint(self) -> list[str]:
-        """Return the SHA-256 of each file, or the fingerprint of the hub data set."""
-        if not self.files:
-            return [_hub_dataset(self.name)._fingerprint]
-        return [sha256_of_file(file) for file in self.files]
+        """Return a hash of each file and what is read of it, or of the hub data set's splits."""
+        if self.hub is not None:
+            return [str(dataset._fingerprint) for dataset in self.datasets]
+        return [
+            ":".join([sha256_of_file(file.path), file.kind, *file.keys, *(file.columns or ())])
+            for file in self.files
+        ]
 
     def estimated_num_rows(self) -> int | None:
         """Return the number of rows, estimated from lines; None where counting would be slow."""
-        if not self.files:
-            return len(_hub_dataset(self.name))
+        if self.hub is not None:
+            return sum(map(len, self.datasets))
         counts = [estimated_num_rows(file) for file in self.files]
         return None if None in counts else sum(n for n in counts if n is not None)
 
-    def _rows(self) -> Iterator[LocatedRecord]:
-        if not self.files:
-            for number, row in enumerate(_hub_dataset(self.name), start=1):
-                yield row, f"{self.name}: row {number}"
-        for file in self.files:
-            yield from READERS[file.suffix](file)
+    def summary(self) -> str:
+        """Return which files, splits and separators are read, in one line.
+
+        It is empty if the name says it all: a single file that is read in the usual way.
+        """
+        parts = []
+        if self.hub is not None:
+            splits = [str(dataset.split) for dataset in self.datasets]
+            parts.append(f"the split {' and '.join(splits)} of {len(self.datasets[0]):,} rows")
+        names = [file.path.name for file in self.files]
+        if len(names) > 1:
+            few = names if len(names) <= 4 else [names[0], "...", names[-1]]
+            parts.append(f"{len(names)} files ({', '.join(few)})")
+        elif self.left_out:
+            parts += names
+        for file in self.files[:MAX_FILES_PEEKED]:
+            if file.keys:
+                parts.append(
+                    f"the rows of {' and '.join(map(repr, file.keys))} in {file.path.name}"
+                )
+            if separator := self._unusual_separator(file):
+                parts.append(f"{file.path.name} is separated by {separator}")
+        if self.left_out:
+            parts.append(f"left out: {shortened(self.left_out)}")
+        purpose = f" for data.{self.purpose}" if self.purpose else ""
+        return f"{self.name}: reading{purpose} {'; '.join(parts)}" if parts else ""
+
+    @functools.cached_property
+    def datasets(self) -> list[Any]:
+        """The ``datasets.Dataset`` instances of a hub data set."""
+        return [] if self.hub is None else self.hub.load(self.purpose)
+
+    def _named(self, dataset: Any) -> str:
+        return self.name if len(self.datasets) == 1 else f"{self.name}[{dataset.split}]"
+
+    def _unusual_separator(self, file: DataFile) -> str:
+        usual = {"csv": ",", "tsv": "\t"}.get(file.kind)
+        if usual is None:
+            return ""
+        try:
+            separator = separator_of(file, self.encoding)
+        except (UserError, *DAMAGE):  # reading reports it
+            return ""
+        return "" if separator == usual else SEPARATORS.get(separator, repr(separator))
 
 
-def find_source(path: str) -> Source:
-    """Return the local file or folder ``path``, or the hub data set of that name.
+def find_source(path: str, split: str | None = None, encoding: str | None = None) -> Source:
+    """Return the local files that ``path`` stands for, or the hub data set of that name.
 
-    A folder stands for all data files directly in it, in the order of their names and whatever
-    their names are: train.jsonl and validation.jsonl in one folder are read as one source.
+    A folder or pattern stands for its data files, those in folders of it included. If some are
+    named like splits, those that are meant for ``split`` are taken; see docs/data-files.md.
 
     Args:
-        path: A file, a folder, or "owner/name", "owner/name:config", "owner/name[split]" on the
-            hub; the default split is "train".
+        path: A file, a folder, a pattern such as "data/*.jsonl", either of them with "[split]", or
+            a data set of the hub; see ``HubName``.
+        split: What the data is for: train, val, test or predict. None for all files of a folder,
+            and for the split train of a hub data set.
+        encoding: Encoding of text files; None for UTF-8.
 
     Raises:
-        UserError: If none of them exists; suggests similar file names.
+        UserError: If none of them exists; suggests similar file names. If no file is meant.
     """
-    local = Path(path).expanduser()
-    if local.is_dir():
-        files = sorted(f for f in local.iterdir() if f.suffix in SUFFIXES and f.name[0] != ".")
-        if not files:
-            raise UserError(f"{path}: no data file in this folder; they end in {join_or(SUFFIXES)}")
-        return Source(path, tuple(files))
-    if local.is_file():
-        if local.suffix not in SUFFIXES:
-            raise UserError(
-                f"{path}: unknown kind of file {local.suffix!r}; use {join_or(SUFFIXES)}"
-            )
-        return Source(path, (local,))
-    missing = f"{path}: no such file or folder{_nearest(local)}"
-    if not HUB_NAME.fullmatch(path) or local.suffix in SUFFIXES:
-        raise UserError(missing)
-    try:
-        _hub_dataset(path)
-    except Exception as error:
-        first_line = (str(error).splitlines() or [""])[0]
-        raise UserError(
-            f"{missing}; nor could a data set of that name be loaded from the hub"
-            f" ({type(error).__name__}: {first_line})"
-        ) from error
-    return Source(path)
+    if split is not None:
+        check_choice("split", split, tuple(MEANT))
+    if encoding is not None:
+        encoding = check_encoding(encoding)
+    found = find_files(path, split, None, encoding)
+    named = _WITH_SPLIT.fullmatch(path)
+    if found is None and named and Path(named["path"]).expanduser().exists():
+        found = find_files(named["path"], split, named["split"], encoding)
+    if found is not None:
+        return Source(path, found.files, None, split, encoding, found.left_out)
+    return _from_hub(path, split, encoding)
 
 
 def as_list(paths: str | list[str]) -> list[str]:
@@ -105,17 +158,36 @@ def as_list(paths: str | list[str]) -> list[str]:
     return [paths] if isinstance(paths, str) else paths
 
 
-def _hub_dataset(path: str) -> Any:
-    from datasets import load_dataset  # slow to import and rarely needed
-
-    match = HUB_NAME.fullmatch(path)
-    assert match is not None
-    return load_dataset(match["name"], match["config"], split=match["split"] or "train")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def _from_hub(path: str, purpose: str | None, encoding: str | None) -> Source:
+    hub = None if kind_of(path) and "://" not in path else HubName.parse(path)
+    local = Path(path).expanduser()
+    is_address = "://" in path
+    missing = f"{path}: no such file or folder{_nearest(local)}"
+    if hub is None:
+        if is_address:
+            raise UserError(f"{path}: an address; download the file and give its path, or {FORMS}")
+        if kind_of(path) is None and not any(c in path for c in WILDCARDS.strip("[")):
+            missing += f"; {FORMS}"
+        raise UserError(missing)
+    try:
+        if hub.file is not None:
+            found = find_files(str(hub.download()), purpose, hub.split, encoding)
+            if found is None:
+                raise UserError(f"{path}: no such file in the data set {hub.name}")
+            return Source(path, found.files, None, purpose, encoding, found.left_out)
+        source = Source(path, hub=hub, purpose=purpose)
+        assert source.datasets
+    except UserError:
+        raise
+    except Exception as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        missing = f"{path}:" if is_address else f"{missing};"
+        raise UserError(
+            f"{missing} {'a' if is_address else 'nor could a'} data set of that name"
+            f"{' could not' if is_address else ''} be loaded from the hub"
+            f" ({type(error).__name__}: {first_line}); {FORMS}"
+        ) from error
+    return source
 
 
 def _nearest(path: Path) -> str:

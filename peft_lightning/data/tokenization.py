@@ -1,8 +1,8 @@
-"""From conversations and plain text to token ids and loss masks."""
+"""From conversations and plain text to token ids and their weights in the loss."""
 
-import itertools
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from peft_lightning.data.conversations import Conversation, Message, PlainText, Row
 from peft_lightning.data.options import TokenOptions
 from peft_lightning.data.records import DroppedRowError, Finding, LongRowError, RowError
-from peft_lightning.data.rendering import RenderedRow, render_row
-from peft_lightning.data.templates import ChatTemplate, load_template
-from peft_lightning.data.tokenizer import continuation_ids, eos_id, special_prefix
-from peft_lightning.messages import UserError
+from peft_lightning.data.rendered_row import RenderedRow
+from peft_lightning.data.rendering import RowRenderer
+from peft_lightning.data.special_tokens import SpecialTokens
+from peft_lightning.data.template_sources import load_templates
+from peft_lightning.data.templates import ChatTemplate
+from peft_lightning.data.text_tokenizer import TextTokenizer, Tokens
+from peft_lightning.data.tokenizer import eos_id, special_prefix
 
 
 @dataclass(frozen=True)
@@ -25,27 +28,31 @@ class TokenizedRow:
         input_ids: (n,) int32.
         loss_weights: (n,) float32, 0 for a token that is not in the loss; 0 for the first token,
             which no position predicts.
-        truncated: Whether tokens were cut off.
+        num_cut: Number of tokens that were cut off the end.
         findings: What the reader of the data should hear of.
     """
 
     input_ids: NDArray[np.int32]
     loss_weights: NDArray[np.float32]
-    truncated: bool = False
+    num_cut: int = 0
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def truncated(self) -> bool:
+        """Whether tokens were cut off."""
+        return self.num_cut > 0
 
 
 class RowTokenizer:
-    """Tokenizes rows and computes their loss masks.
-
-    A text is tokenized once, as a whole. A token is in the loss if it starts inside a span that is
-    in the loss. Where a token would contain characters on both sides of the start of a span, the
-    text is split there, so that the prompt has the same tokens as at generation.
+    """Tokenizes rows and computes the weights of their tokens in the loss.
 
     Args:
-        tokenizer: Any tokenizer; a fast one avoids tokenizing the spans separately.
-        chat_template: As for ``load_template``.
+        tokenizer: Any tokenizer; a fast one is needed for speed only.
+        chat_template: As for ``load_templates``.
         options: How rows become tokens.
+
+    Raises:
+        UserError: If the chat template cannot be used.
     """
 
     def __init__(
@@ -54,11 +61,20 @@ class RowTokenizer:
         chat_template: str | None = None,
         options: TokenOptions = TokenOptions(),  # noqa: B008  (frozen)
     ) -> None:
-        self.tokenizer = tokenizer
-        self.template = load_template(tokenizer, chat_template)
-        self.options = options
-        self._chat = ChatTemplate(tokenizer, self.template) if self.template else None
+        self.tokenizer, self.options = tokenizer, options
+        self.templates = load_templates(tokenizer, chat_template)
+        special_tokens = SpecialTokens(tokenizer, options.special_tokens_in_text)
+        template = None
+        if self.templates:
+            template = ChatTemplate(tokenizer, self.templates, options.template_date)
+        self.renderer = RowRenderer(template, special_tokens, options)
+        self._text = TextTokenizer(tokenizer, special_tokens)
         self._prefix = special_prefix(tokenizer)
+
+    @functools.cached_property
+    def _certainly_long(self) -> int:
+        """The characters that ``max_length`` tokens have at most."""
+        return self.options.max_length * max(map(len, self.tokenizer.get_vocab()), default=1)
 
     def tokenize(self, rows: Sequence[Row]) -> list[list[TokenizedRow] | RowError]:
         """Tokenize ``rows``, each into one or several; one that cannot be used gives its error.
@@ -67,82 +83,81 @@ class RowTokenizer:
             UserError: If a row is a conversation and there is no chat template.
         """
         rendered = [self._render(row) for row in rows]
-        tokens = iter(self._tokenize_texts([r for r in rendered if isinstance(r, RenderedRow)]))
-        return [r if isinstance(r, RowError) else self._finish(r, *next(tokens)) for r in rendered]
-
-    def _render(self, row: Row) -> RenderedRow | RowError:
-        try:
-            return render_row(row, self._chat, self.options.train_on)
-        except RowError as error:
-            return error
-
-    def _tokenize_texts(
-        self, rows: list[RenderedRow]
-    ) -> list[tuple[list[int], NDArray[np.float32]]]:
-        if not self.tokenizer.is_fast:  # no offsets
-            return [self._tokenize_in_pieces(row) for row in rows]
-        if not rows:
-            return []
-        encoding = self.tokenizer(
-            [row.text for row in rows],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        result = []
-        tokens = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
-        for row, (ids, offsets) in zip(rows, tokens, strict=True):
-            starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-            if any(_splits_token(start, starts, ends) for start, _, _ in row.spans):
-                result.append(self._tokenize_in_pieces(row))
+        texts = [text for texts in rendered if isinstance(texts, list) for text in texts]
+        tokens = iter(self._text.tokenize(texts))
+        result: list[list[TokenizedRow] | RowError] = []
+        for of_row in rendered:
+            if isinstance(of_row, RowError):
+                result.append(of_row)
                 continue
-            weights = np.zeros(len(ids), dtype=np.float32)
-            for start, end, weight in row.spans:
-                weights[(starts >= start) & (starts < end)] = weight
-            result.append((ids, weights))
+            finished = [self._finish(text, next(tokens)) for text in of_row]
+            errors = [part for part in finished if isinstance(part, RowError)]
+            kept = [part for part in finished if isinstance(part, TokenizedRow)]
+            result.append(errors[0] if errors else kept)
         return result
 
-    def _tokenize_in_pieces(self, row: RenderedRow) -> tuple[list[int], NDArray[np.float32]]:
-        """Tokenize the spans and the text between them separately."""
-        edges = sorted({0, len(row.text), *(edge for span in row.spans for edge in span[:2])})
-        ids: list[int] = []
-        weights: list[float] = []
-        for start, end in itertools.pairwise(edges):
-            piece = continuation_ids(self.tokenizer, row.text[start:end], first=start == 0)
-            ids += piece
-            weights += [sum(w for s, e, w in row.spans if s <= start < e)] * len(piece)
-        return ids, np.array(weights, dtype=np.float32)
+    def encode_prompt(self, row: Row) -> list[int]:
+        """Return the token ids of a row without its completion, as generation is given them.
 
-    def _finish(
-        self, row: RenderedRow, ids: list[int], weights: NDArray[np.float32]
-    ) -> list[TokenizedRow] | RowError:
-        """Add the special tokens and truncate."""
-        prefix = self._prefix if row.add_special_prefix else []
-        if ids[: len(prefix)] == prefix:
-            prefix = []  # never a second BOS
-        suffix = [eos_id(self.tokenizer)] if row.add_eos else []
-        input_ids = np.array([*prefix, *ids, *suffix], dtype=np.int32)
-        loss_weights = np.zeros(len(input_ids), dtype=np.float32)
-        loss_weights[len(prefix) : len(prefix) + len(ids)] = weights
-        loss_weights[len(prefix) + len(ids) :] = row.eos_weight
-        loss_weights[:1] = 0
-        if not loss_weights.any():
-            return RowError("no token in the loss")
-        detail = f"{len(input_ids)} tokens, max_length is {self.options.max_length}"
-        if len(input_ids) <= self.options.max_length:
-            return [TokenizedRow(input_ids, loss_weights)]
-        if self.options.truncation == "error":
-            return LongRowError("longer than max_length", detail)
-        if self.options.truncation == "drop":
-            return DroppedRowError("longer than max_length", detail)
-        input_ids, loss_weights = (
-            input_ids[: self.options.max_length],
-            loss_weights[: self.options.max_length],
+        Raises:
+            RowError: If the chat template refuses the messages.
+            UserError: If the row is a conversation and there is no chat template.
+        """
+        rendered = self.renderer.render_prompt(row)
+        (tokens,) = self._text.tokenize([rendered])
+        return [*self._prefix_of(rendered, tokens.ids), *tokens.ids]
+
+    def _render(self, row: Row) -> list[RenderedRow] | RowError:
+        try:
+            rendered = self.renderer.render(row)
+        except RowError as error:
+            return error
+        return [self._shortened(text) for text in rendered]
+
+    def _shortened(self, row: RenderedRow) -> RenderedRow:
+        """Cut a text whose first part alone has more than ``max_length`` tokens."""
+        size = self._certainly_long
+        if len(row.text) <= 2 * size:
+            return row
+        spans = [(s, min(e, size + 1), w) for s, e, w in row.spans if s < size]
+        answers = [(s, min(e, size + 1)) for s, e in row.answers if s <= size]
+        literals = [(s, e) for s, e in row.literals if e <= size]
+        return replace(
+            row, text=row.text[: size + 1], spans=spans, answers=answers, literals=literals
         )
-        if not loss_weights.any():
-            return DroppedRowError("no token in the loss after truncation", detail)
-        return [TokenizedRow(input_ids, loss_weights, truncated=True)]
+
+    def _prefix_of(self, row: RenderedRow, ids: list[int]) -> list[int]:
+        """Return the special tokens before a text; never a second BOS."""
+        if not row.add_special_prefix or ids[: len(self._prefix)] == self._prefix:
+            return []
+        return self._prefix
+
+    def _finish(self, row: RenderedRow, tokens: Tokens) -> TokenizedRow | RowError:
+        """Add the special tokens around the text, and truncate."""
+        prefix = self._prefix_of(row, tokens.ids)
+        suffix = [] if row.eos_weight is None else [eos_id(self.tokenizer)]
+        input_ids = np.array([*prefix, *tokens.ids, *suffix], dtype=np.int32)
+        weights = np.zeros(len(input_ids), dtype=np.float32)
+        of_text = weights[len(prefix) : len(prefix) + len(tokens.ids)]
+        for start, end, weight in row.spans:
+            of_text[tokens.first_from(start) : tokens.first_from(end)] = weight
+        weights[len(prefix) + len(tokens.ids) :] = row.eos_weight or 0
+        weights[:1] = 0
+        if not weights.any():
+            return RowError("no token in the loss")
+        max_length, length = self.options.max_length, len(input_ids)
+        if length <= max_length:
+            return TokenizedRow(input_ids, weights, findings=row.findings)
+        detail = f"{length} tokens"
+        if self.options.truncation == "error":
+            return LongRowError(f"longer than max_length {max_length}", detail, length)
+        if self.options.truncation == "drop":
+            return DroppedRowError(f"longer than max_length {max_length}", detail, length)
+        input_ids, weights = input_ids[:max_length], weights[:max_length]
+        if not weights.any():
+            reason = f"no token in the loss within max_length {max_length}"
+            return DroppedRowError(reason, detail, length)
+        return TokenizedRow(input_ids, weights, length - max_length, row.findings)
 
 
 def encode_prompt(
@@ -156,34 +171,15 @@ def encode_prompt(
         tokenizer: The model's tokenizer.
         prompt: Messages, a row without its completion, or a text. A text is a user's message if
             there is a template, else plain text.
-        chat_template: As for ``load_template``.
+        chat_template: As for ``load_templates``.
 
     Raises:
         UserError: If there are messages but no template, or the template refuses them.
     """
-    template = load_template(tokenizer, chat_template)
     if isinstance(prompt, str):
         message = {"role": "user", "content": prompt}
         row: Row = Conversation([message], plain=PlainText([(prompt, False)]))
     else:
         row = prompt if isinstance(prompt, (Conversation, PlainText)) else Conversation(prompt)
-    if isinstance(row, Conversation) and template is not None:
-        chat = ChatTemplate(tokenizer, template)
-        text = chat.render(row.messages, row.tools, generation_prompt=True)
-        return continuation_ids(tokenizer, text, first=True)
-    plain = row if isinstance(row, PlainText) else row.plain
-    if plain is None:
-        raise UserError("the prompt is messages, but there is no chat template to render them")
-    text = "".join(piece for piece, _ in plain.segments)
-    prefix, ids = special_prefix(tokenizer), continuation_ids(tokenizer, text, first=True)
-    return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
-
-
-def _splits_token(at: int, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
-    """Whether a token contains both the character before ``at`` and the one at ``at``.
-
-    The offsets of a token may exclude its leading white space; no token then ends at ``at``.
-    """
-    if at == 0:
-        return False
-    return not (ends == at).any() or bool(((starts < at) & (ends > at)).any())
+    today = TokenOptions(template_date=None)
+    return RowTokenizer(tokenizer, chat_template, today).encode_prompt(row)

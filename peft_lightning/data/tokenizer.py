@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from peft_lightning.data.templates import load_template
+from peft_lightning.data.template_sources import set_template
 from peft_lightning.messages import UserError
 
 
@@ -36,7 +36,7 @@ def tokenizer_for(
         module: The LightningModule, or None. Its ``load_tokenizer`` provides the base model's
             tokenizer; its ``extend_tokenizer`` adds the adapter's new tokens to a given one.
         tokenizer: A hub id, a folder or a tokenizer; None for the base model's.
-        chat_template: As for ``load_template``; also set on the base model's tokenizer, so that
+        chat_template: As for ``load_templates``; also set on the base model's tokenizer, so that
             the module generates with it.
 
     Raises:
@@ -54,8 +54,7 @@ def tokenizer_for(
             " the base model of the module that is trained)"
         )
     base_tokenizer: Any = module.load_tokenizer()
-    if chat_template is not None:
-        base_tokenizer.chat_template = load_template(base_tokenizer, chat_template)
+    set_template(base_tokenizer, chat_template)
     return base_tokenizer
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from peft_lightning.base_model.positions import positions_of
 from peft_lightning.messages import RunError, UserError
 from peft_lightning.training.cluster.fsdp2 import fingerprint
 
@@ -20,6 +22,16 @@ class SanityChecks(Callback):
     def __init__(self) -> None:
         self._sums: list[Tensor] | None = None
         self._first_step = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        check_positions(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn != "fit":
+            check_positions(trainer, pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        check_positions(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._sums, self._first_step = self._fingerprints(pl_module), trainer.global_step
@@ -90,3 +102,25 @@ class SanityChecks(Callback):
                 "what the loss depends on; look at target_modules or, for virtual tokens, at a "
                 "sliding window that they lie outside of"
             )
+
+
+def check_positions(trainer: L.Trainer, module: Any) -> None:
+    """Compare the longest row with the positions of the model, before the first batch.
+
+    Raises:
+        UserError: If a row is longer than the learned positions. If positions are computed, as
+            rotary ones are, the row is only said to be longer than those the model knows.
+    """
+    rows: dict[str, int] = getattr(trainer.datamodule, "longest_rows", {})  # type: ignore[attr-defined]
+    virtual = getattr(module.adapter, "num_virtual_tokens", 0)
+    longest, positions = max(rows.values(), default=0), positions_of(module.model)
+    if positions.number is None or longest + virtual <= positions.number:
+        return
+    length = f"{longest} tokens" + (f" and {virtual} virtual ones" if virtual else "")
+    message = (
+        f"the longest row has {length}, but the model {positions.number} positions; data.max_length"
+        f" {positions.number - virtual} leaves longer rows out"
+    )
+    if positions.learned:
+        raise UserError(message)
+    rank_zero_info(f"{message} (it computes them, but has never seen such long texts)")

@@ -1,155 +1,200 @@
-import csv
-import gzip
-import json
+"""What a path stands for: a file, the meant files of a folder or pattern, or an error."""
 
-import pyarrow
-import pyarrow.parquet
+import json
+import os
+
 import pytest
 
-from peft_lightning.data import readers
-from peft_lightning.data.records import RowError
+from files_of_rows import ROWS, content_of, lines, records
 from peft_lightning.data.sources import find_source
-
-ROWS = [{"prompt": "안녕", "completion": "a\nb"}, {"prompt": "2", "completion": "c, d"}]
-
-
-def records(path):
-    return [record for record, _ in find_source(str(path)).records()]
-
-
-def places(path):
-    return [where for _, where in find_source(str(path)).records()]
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """One file of each kind, with the same rows."""
-    (tmp_path / "a.jsonl").write_text("\n\n".join(json.dumps(row) for row in ROWS))
-    (tmp_path / "b.json").write_text(json.dumps(ROWS, indent=1))
-    with (tmp_path / "c.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["prompt", "completion"])
-        writer.writeheader()
-        writer.writerows(ROWS)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "d.parquet")
-    return tmp_path
+def tree(tmp_path):
+    """Write files, each with its own name as its only row; return the folder's path."""
+
+    def write(*names):
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"name": name}) + "\n")
+        return str(tmp_path)
+
+    return write
+
+
+def names(path, split=None):
+    return [record["name"] for record in records(path, split=split)]
+
+
+SHARDS = [f"train-0000{i}-of-00002.jsonl" for i in range(2)]
+FOLDERS = [  # the files, what they are for, and those that are read
+    (["b.jsonl", "a.jsonl"], "train", ["a.jsonl", "b.jsonl"]),
+    (["b.jsonl", "a.jsonl"], "val", ["a.jsonl", "b.jsonl"]),
+    (["train.jsonl", "validation.jsonl", "test.jsonl"], "train", ["train.jsonl"]),
+    (["train.jsonl", "validation.jsonl", "test.jsonl"], "val", ["validation.jsonl"]),
+    (["train.jsonl", "validation.jsonl", "test.jsonl"], "test", ["test.jsonl"]),
+    (["train.jsonl", "validation.jsonl", "test.jsonl"], "predict", ["test.jsonl"]),
+    (["train.jsonl", "val.jsonl"], "predict", ["train.jsonl", "val.jsonl"]),
+    (["train.jsonl", "test.jsonl"], None, ["test.jsonl", "train.jsonl"]),
+    (["train.jsonl", "val.jsonl"], "val", ["val.jsonl"]),
+    (["train.jsonl", "valid.jsonl"], "val", ["valid.jsonl"]),
+    (["train.jsonl", "dev.jsonl"], "val", ["dev.jsonl"]),
+    (["train.jsonl", "eval.jsonl"], "val", ["eval.jsonl"]),
+    (["train.jsonl", "eval.jsonl"], "test", ["eval.jsonl"]),
+    (["train.jsonl", "eval.jsonl", "dev.jsonl"], "val", ["dev.jsonl"]),
+    ([*SHARDS, "test-00000-of-00001.jsonl"], "train", SHARDS),
+    (["my_Train_v2.JSONL", "my_Test.jsonl"], "train", ["my_Train_v2.JSONL"]),
+    (["TrainData.jsonl", "TestData.jsonl"], "test", ["TestData.jsonl"]),
+    (
+        ["train/b.jsonl", "train/a.jsonl", "test/a.jsonl"],
+        "train",
+        ["train/a.jsonl", "train/b.jsonl"],
+    ),
+    (["data/x/train/1.jsonl", "data/x/val/1.jsonl"], "val", ["data/x/val/1.jsonl"]),
+    (["train/test_tasks.jsonl", "train/a.jsonl"], "train", ["train/a.jsonl"]),
+    (["a.jsonl", "test.jsonl"], "train", ["a.jsonl"]),
+    (["pretrain.jsonl", "contest.jsonl"], "train", ["contest.jsonl", "pretrain.jsonl"]),
+    (["sub/a.jsonl", "b.jsonl", ".git/c.jsonl", ".d.jsonl"], "train", ["b.jsonl", "sub/a.jsonl"]),
+]
+
+
+@pytest.mark.parametrize(("files", "split", "expected"), FOLDERS)
+def test_a_folder_is_its_files_that_are_meant(tree, files, split, expected):
+    assert names(tree(*files), split) == expected
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("files", "split", "message"),
     [
-        ("a.jsonl", ["a.jsonl:1", "a.jsonl:3"]),
-        ("b.json", ["b.json: item 1", "b.json: item 2"]),
-        ("c.csv", ["c.csv:3", "c.csv:4"]),  # the first row spans lines 2 and 3
-        ("d.parquet", ["d.parquet: row 1", "d.parquet: row 2"]),
+        (
+            ["train.jsonl", "test.jsonl"],
+            "val",
+            r"no split for data\.val, only test, train; .* out a",
+        ),
+        (
+            ["val.jsonl", "test.jsonl"],
+            "train",
+            r"data\.train, only .*; name the one to use as \S+\[t",
+        ),
+        (
+            ["val.jsonl", "a.jsonl"],
+            "test",
+            r"data\.test, only validation; name .* \S+\[validation\]$",
+        ),
+        (["x.txt"], "train", r"no data file in this folder; they end in \.jsonl, .* \.zst behind"),
+        ([".a.jsonl"], "train", "no data file in this folder"),
     ],
 )
-def test_every_kind_of_file_gives_the_same_rows_and_says_where_they_stand(folder, name, expected):
-    assert records(folder / name) == ROWS
-    assert places(folder / name) == [f"{folder}/{place}" for place in expected]
-
-
-def test_a_folder_is_all_its_data_files_by_name(folder):
-    (folder / "README.md").write_text("not data")
-    (folder / ".hidden.jsonl").write_text("not data")
-    assert records(folder) == ROWS * 4
-
-
-def test_a_folder_without_data_files_says_so(tmp_path):
-    (tmp_path / "x.txt").write_text("")
-    with pytest.raises(
-        ValueError, match=r"no data file in this folder; .*\.jsonl, .* or \.parquet"
-    ):
-        find_source(str(tmp_path))
-
-
-def test_an_object_with_one_array_is_that_array(tmp_path):
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps({"version": 1, "data": ROWS}))
-    assert records(path) == ROWS
-    path.write_text(json.dumps({"train": ROWS, "test": ROWS}))
-    with pytest.raises(ValueError, match=r"keys \['train', 'test'\]; expected an array of rows"):
-        records(path)
-
-
-def test_jsonl_under_the_name_json_is_read(tmp_path):
-    path = tmp_path / "x.json"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    assert records(path) == ROWS
-
-
-def test_a_byte_order_mark_is_not_part_of_the_first_row(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROWS[0]).encode())
-    assert records(path) == ROWS[:1]
-    table = tmp_path / "x.csv"
-    table.write_bytes(b"\xef\xbb\xbfprompt\n1\n")
-    assert records(table) == [{"prompt": "1"}]
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b'{"a": 1', "invalid JSON: Expecting ',' delimiter at column 8"),
-        (b'{"a": "\xff"}', "invalid UTF-8: byte 8 of the line"),
-        (b'{"a": "\x00"}', "NUL bytes: the first is byte 8 of the line"),
-        (b"[1]", "not an object: got list"),
-        (b"[" * 100_000, "invalid JSON: nested too deeply"),
-    ],
-)
-def test_a_malformed_line_is_named_with_its_reason_and_the_next_is_read(tmp_path, line, reason):
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b'{"a": 0}\n' + line + b'\n{"a": 2}\n')
-    rows = list(find_source(str(path)).records())
-    bad, where = rows[1]
-    assert isinstance(bad, RowError)
-    assert where == f"{path}:2"
-    assert str(bad).startswith(reason)
-    assert rows[2] == ({"a": 2}, f"{path}:3")
-
-
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        (b"1", "wrong number of columns: 1, the header has 2"),
-        (b"1,2,3", "wrong number of columns: 3, the header has 2"),
-        (b"\xff,2", "invalid UTF-8"),
-        (b'"a"b,2', "invalid CSV: "),
-    ],
-)
-def test_a_malformed_csv_row_is_named_with_its_reason(tmp_path, row, reason):
-    path = tmp_path / "x.csv"
-    path.write_bytes(b"a,b\n" + row + b"\n3,4\n")
-    (bad, where), (good, _) = find_source(str(path)).records()
-    assert str(bad).startswith(reason)
-    assert where == f"{path}:2"
-    assert good == {"a": "3", "b": "4"}
-
-
-def test_a_column_that_occurs_twice_is_an_error(tmp_path):
-    path = tmp_path / "x.csv"
-    path.write_text("a,a\n1,2\n")
-    with pytest.raises(ValueError, match=r"x\.csv:1: duplicate column name: \['a', 'a'\]"):
-        records(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.jsonl", "", "no rows"),
-        ("x.jsonl", "\n\n", "no rows"),
-        ("x.json", "", "no rows"),
-        ("x.json", "[]", "no rows"),
-        ("x.csv", "a,b\n", "no rows"),
-        ("x.json", '[{"a": 1},\n oops]', r"x\.json:2: invalid JSON, Expecting value at column 2"),
-        ("x.json", '"text"', "expected an array of rows, got str"),
-        ("x.parquet", "text", "not a Parquet file"),
-    ],
-)
-def test_an_empty_or_unreadable_file_is_an_error(tmp_path, name, content, message):
-    path = tmp_path / name
-    path.write_text(content)
+def test_a_folder_without_a_file_that_is_meant_is_an_error(tree, files, split, message):
     with pytest.raises(ValueError, match=message):
-        records(path)
+        find_source(tree(*files), split)
+
+
+def test_a_single_file_is_read_whatever_its_name(tree):
+    assert names(tree("test.jsonl") + "/test.jsonl", "train") == ["test.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "split", "expected"),
+    [
+        ("*.jsonl", "train", ["a.jsonl", "b.jsonl"]),
+        ("[ab].jsonl", None, ["a.jsonl", "b.jsonl"]),
+        ("?.json*", None, ["a.jsonl", "b.jsonl"]),
+        ("**/*.jsonl", None, ["a.jsonl", "b.jsonl", "c/train.jsonl", "c/val.jsonl", "d/e.jsonl"]),
+        ("**/*.jsonl", "val", ["c/val.jsonl"]),
+        ("c/*", "train", ["c/train.jsonl"]),
+        ("[cd]", None, ["c/train.jsonl", "c/val.jsonl", "d/e.jsonl"]),
+        ("c[val]", "train", ["c/val.jsonl"]),
+        ("[validation]", "train", ["c/val.jsonl"]),
+    ],
+)
+def test_a_pattern_is_the_files_that_it_matches(tree, pattern, split, expected):
+    folder = tree("a.jsonl", "b.jsonl", "c/train.jsonl", "c/val.jsonl", "d/e.jsonl")
+    joined = "" if pattern == "[validation]" else "/"
+    assert names(folder + joined + pattern, split) == expected
+
+
+def test_a_pattern_that_matches_nothing_is_an_error(tree):
+    with pytest.raises(ValueError, match=r"\*\.csv: no such file or folder"):
+        find_source(tree("a.jsonl") + "/*.csv")
+
+
+def test_a_split_that_is_named_and_not_there_is_an_error(tree):
+    folder = tree("train.jsonl", "test.jsonl")
+    with pytest.raises(ValueError, match=r"no file of the split 'dev'; there are test\.jsonl, tr"):
+        find_source(f"{folder}[dev]")
+
+
+def test_the_files_that_are_read_and_left_out_are_listed(tree):
+    folder = tree(
+        *SHARDS, "test.jsonl", "README.md", "train-x.jsonl", "train-y.jsonl", "train-z.csv"
+    )
+    assert find_source(folder, "train").summary() == (
+        f"{folder}: reading for data.train 5 files (train-00000-of-00002.jsonl, ..., train-z.csv);"
+        " left out: README.md, test.jsonl"
+    )
+    assert find_source(folder, "test").summary() == (
+        f"{folder}: reading for data.test test.jsonl; left out: README.md,"
+        " train-00000-of-00002.jsonl, train-00001-of-00002.jsonl, train-x.jsonl, train-y.jsonl and"
+        " 1 more"
+    )
+    assert find_source(f"{folder}/test.jsonl", "train").summary() == ""
+
+
+SIDE = {"license": "x", "features": {"a": 1}}
+
+
+def test_files_beside_the_rows_are_left_out_and_listed(tree, tmp_path):
+    folder = tree("a.jsonl", "notes.txt")
+    for name in ("dataset_info.json", "about.json"):
+        (tmp_path / name).write_text(json.dumps(SIDE))
+    (tmp_path / "rows.json").write_text(json.dumps([{"name": "rows.json"}]))
+    assert names(folder) == ["a.jsonl", "rows.json"]
+    assert find_source(folder).left_out == ("about.json", "dataset_info.json", "notes.txt")
+
+
+def test_a_folder_of_objects_has_one_row_in_each_file(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.json").write_text(json.dumps({"name": name}, indent=1))
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_links_are_followed_once(tree, tmp_path):
+    folder = tree("data/a.jsonl", "other/b.jsonl")
+    os.symlink(tmp_path / "other", tmp_path / "data" / "link")
+    os.symlink(tmp_path / "data", tmp_path / "data" / "loop")
+    os.symlink(tmp_path / "nowhere", tmp_path / "data" / "broken.jsonl")
+    assert names(f"{folder}/data") == ["data/a.jsonl", "other/b.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "split", "rows"),
+    [
+        ("", "train", ROWS),
+        ("", "val", ROWS[:1]),
+        ("", None, ROWS + ROWS[:1]),
+        ("", "predict", ROWS + ROWS[:1]),
+        ("[dev]", "train", ROWS[:1]),
+    ],
+)
+def test_an_object_with_a_key_for_each_split_is_the_rows_of_the_one_meant(
+    tmp_path, suffix, split, rows
+):
+    (tmp_path / "x.json").write_text(json.dumps({"train": ROWS, "dev": ROWS[:1], "version": 1}))
+    assert records(f"{tmp_path}/x.json{suffix}", split=split) == rows
+
+
+def test_the_key_that_is_read_is_said_and_in_the_fingerprint(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"train": ROWS, "dev": ROWS[:1]}))
+    train, val = find_source(str(path), "train"), find_source(str(path), "val")
+    assert train.summary() == f"{path}: reading for data.train the rows of 'train' in x.json"
+    assert train.fingerprint() != val.fingerprint()
+    with pytest.raises(ValueError, match=r"no split for data\.test, only train, dev; .*\[train\]$"):
+        find_source(str(path), "test")
+    with pytest.raises(ValueError, match=r"x\.json has no split 'test'; there are train, dev"):
+        find_source(f"{path}[test]")
 
 
 def test_a_missing_file_is_named_with_the_nearest_there_is(tmp_path):
@@ -158,48 +203,14 @@ def test_a_missing_file_is_named_with_the_nearest_there_is(tmp_path):
         find_source(str(tmp_path / "trian.jsonl"))
     with pytest.raises(ValueError, match=rf"no such file .*mean {tmp_path}"):
         find_source(f"{tmp_path}x/train.jsonl")
+    with pytest.raises(ValueError, match=r"no such file or folder.*; a data set of the hub is own"):
+        find_source(f"{tmp_path}/a/b/c")
 
 
-def test_an_unknown_kind_of_file_is_named(tmp_path):
-    path = tmp_path / "x.jsonl.gz"
-    path.write_bytes(gzip.compress(b"{}"))
-    with pytest.raises(ValueError, match=r"unknown kind of file '\.gz'"):
-        find_source(str(path))
-
-
-def test_a_name_of_the_hub_is_tried_after_the_local_path(monkeypatch):
-    asked = []
-
-    def load_dataset(name, config, split):
-        asked.append((name, config, split))
-        return ROWS
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert records("owner/name:part[test]") == ROWS
-    assert places("owner/name") == ["owner/name: row 1", "owner/name: row 2"]
-    assert set(asked) == {("owner/name", "part", "test"), ("owner/name", None, "train")}
-
-
-def test_both_tries_are_named_if_neither_works(monkeypatch):
-    def load_dataset(name, config, split):
-        raise ConnectionError("no network\nlong story")
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(
-        ValueError,
-        match=r"owner/name: no such file or folder; nor .* the hub \(ConnectionError: no network\)",
-    ):
-        find_source("owner/name")
-
-
-def test_jsonl_is_read_line_by_line(tmp_path, monkeypatch):
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"a": 1}\n' * 10)
-    parsed = []
-    monkeypatch.setattr(readers, "_parse_line", lambda line: parsed.append(line) or {"a": 1})
-    rows = find_source(str(path)).records()
-    next(rows)
-    assert len(parsed) == 1
+def test_a_pipe_is_an_error(tmp_path):
+    os.mkfifo(tmp_path / "x.jsonl")
+    with pytest.raises(ValueError, match="a pipe or device; rows are read several times"):
+        find_source(str(tmp_path / "x.jsonl"))
 
 
 def test_the_fingerprint_is_the_contents_not_the_names(tmp_path):
@@ -207,3 +218,17 @@ def test_the_fingerprint_is_the_contents_not_the_names(tmp_path):
         (tmp_path / name).write_text(text)
     a, b, c = (find_source(str(tmp_path / f"{x}.jsonl")).fingerprint() for x in "abc")
     assert a == b != c
+
+
+def test_the_kind_of_a_file_is_in_its_fingerprint(tmp_path):
+    for name in ("a.csv", "a.tsv"):
+        (tmp_path / name).write_text("a,b\tc\n1,2\t3\n")
+    csv, tsv = (find_source(str(tmp_path / f"a.{x}")).fingerprint() for x in ("csv", "tsv"))
+    assert csv != tsv
+
+
+def test_a_purpose_that_is_no_option_is_an_error(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(content_of("a.jsonl"))
+    assert lines(ROWS)
+    with pytest.raises(ValueError, match="split must be train, val, test or predict, got 'dev'"):
+        find_source(f"{tmp_path}/a.jsonl", "dev")

@@ -124,15 +124,20 @@ def test_a_template_may_come_from_a_file(tmp_path):
         RowTokenizer(byte_tokenizer(), "chat.jinga")
 
 
-def test_a_template_that_rewrites_history_trains_on_the_last_turn_only():
+def test_a_template_that_rewrites_history_gives_a_text_for_each_answer_as_it_is_generated():
     tokenizer = byte_tokenizer(REWRITING)
     row = chat("a", "<think>x</think>b", "c", "<think>y</think>d")
-    with pytest.raises(RowError, match=r"rewrites earlier turns: message 2 .* train_on: last"):
-        masked(tokenizer, row)
+    assert masked(tokenizer, row) == (
+        f"{U}a<|im_end|>\n{A}⟦<think>x</think>b<|im_end|>⟧\n\n"
+        f"{U}a<|im_end|>\n{A}b<|im_end|>\n{U}c<|im_end|>\n{A}⟦<think>y</think>d<|im_end|>⟧\n"
+    )
     assert masked(tokenizer, row, train_on="last") == (
         f"{U}a<|im_end|>\n{A}b<|im_end|>\n{U}c<|im_end|>\n{A}⟦<think>y</think>d<|im_end|>⟧\n"
     )
-    assert masked(tokenizer, row, train_on="all").startswith("<|im_start|>⟦user\na<|im_end|>")
+    assert masked(tokenizer, row, train_on="all") == (  # each text once, and each answer
+        f"{U}a<|im_end|>\n{A}⟦<think>x</think>b<|im_end|>⟧\n\n<|im_start|>⟦user\na<|im_end|>\n"
+        f"{A}b<|im_end|>\n{U}c<|im_end|>\n{A}<think>y</think>d<|im_end|>\n⟧"
+    )
     assert masked(tokenizer, chat("a", "b", "c", "<think>y</think>d")) == (
         f"{U}a<|im_end|>\n{A}⟦b<|im_end|>⟧\n{U}c<|im_end|>\n{A}⟦<think>y</think>d<|im_end|>⟧\n"
     )
@@ -146,10 +151,12 @@ def test_an_answer_that_nothing_ends_gets_an_eos_token_in_the_loss():
         masked(tokenizer, chat("a", "b"))
 
 
-def test_a_prompt_that_opens_what_the_answer_lacks_is_not_in_the_way():
+def test_a_thought_that_the_prompt_opens_is_closed_by_an_answer_without_one():
     template = CHATML.replace("'<|im_start|>assistant\n' }}", "'<|im_start|>assistant\n<think>' }}")
     tokenizer = byte_tokenizer(template)
-    assert masked(tokenizer, chat("a", "<tool>b")) == (f"{U}a<|im_end|>\n{A}⟦<tool>b<|im_end|>⟧\n")
+    assert masked(tokenizer, chat("a", "<tool>b")) == (
+        f"{U}a<|im_end|>\n{A}<think>⟦</think>\n\n<tool>b<|im_end|>⟧\n"
+    )
     assert masked(tokenizer, chat("a", "<think>b")) == (
         f"{U}a<|im_end|>\n{A}<think>⟦b<|im_end|>⟧\n"
     )
@@ -167,9 +174,7 @@ def test_untrained_turns_are_not_in_the_loss():
         first_only = Conversation(row.messages, weights=[0, 1, 0, 0])
         last_only = Conversation(row.messages, weights=[0, 0, 0, 1])
         tokenizer = byte_tokenizer(template)
-        assert masked(tokenizer, first_only) == (
-            f"{U}a<|im_end|>\n{A}⟦b<|im_end|>⟧\n{U}c<|im_end|>\n{A}d<|im_end|>\n"
-        )
+        assert masked(tokenizer, first_only) == (f"{U}a<|im_end|>\n{A}⟦b<|im_end|>⟧\n")
         assert masked(tokenizer, last_only) == (
             f"{U}a<|im_end|>\n{A}b<|im_end|>\n{U}c<|im_end|>\n{A}⟦d<|im_end|>⟧\n"
         )
@@ -198,7 +203,7 @@ def test_tools_and_tool_calls_reach_the_template():
         }
     )
     assert masked(byte_tokenizer(template), row) == (
-        f'[{{"name": "f"}}]{U}a<|im_end|>\n'
+        f'[{{"type": "function", "function": {{"name": "f"}}}}]{U}a<|im_end|>\n'
         f'{A}⟦{{"name": "f", "arguments": {{"x": 1}}}}<|im_end|>⟧\n'
         f"<|im_start|>tool\n1<|im_end|>\n{A}⟦b<|im_end|>⟧\n"
     )
@@ -233,7 +238,7 @@ def test_characters_of_several_bytes_are_labelled_whole():
 def test_characters_that_fall_back_to_bytes_are_labelled_whole():
     tokenizer = fallback_tokenizer(INST)
     ((encoded,),) = RowTokenizer(tokenizer).tokenize([chat("한", "한hi")])
-    labelled = tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.loss_weights])
+    labelled = tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.loss_weights > 0])
     bytes_of_han = ["<0xED>", "<0x95>", "<0x9C>"]
     assert labelled == ["▁", *bytes_of_han, "h", "i", "▁", "</s>"]
 
@@ -289,7 +294,7 @@ def test_a_rows_tokens_before_the_answer_are_those_to_generate_from(template, ma
 
 
 def test_messages_to_generate_from_need_a_template():
-    with pytest.raises(ValueError, match="no chat template to render them"):
+    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
         encode_prompt(byte_tokenizer(), [{"role": "user", "content": "a"}])
 
 
@@ -298,7 +303,7 @@ def test_a_longer_row_is_cut_without_a_fake_end_marker():
     row_tokenizer = RowTokenizer(
         byte_tokenizer(), None, TokenOptions(max_length=7, truncation="truncate")
     )
-    (whole,) = row_tokenizer.tokenize([row])
+    ((whole,),) = row_tokenizer.tokenize([row])
     assert not whole.truncated
     assert len(whole.input_ids) == 7
     ((cut,),) = RowTokenizer(
@@ -314,7 +319,7 @@ def test_a_row_whose_labels_are_all_cut_off_is_dropped_with_that_reason():
         byte_tokenizer(), None, TokenOptions(max_length=4, truncation="truncate")
     ).tokenize([row])
     assert isinstance(dropped, DroppedRowError)
-    assert str(dropped) == "no token in the loss after truncation: 6 tokens, max_length is 4"
+    assert str(dropped) == "no token in the loss within max_length 4: 6 tokens"
 
 
 def test_a_longer_row_is_dropped_or_an_error_where_that_is_asked_for():
@@ -323,7 +328,7 @@ def test_a_longer_row_is_dropped_or_an_error_where_that_is_asked_for():
         byte_tokenizer(), None, TokenOptions(max_length=3, truncation="drop")
     ).tokenize([row])
     assert isinstance(dropped, DroppedRowError)
-    assert dropped.reason == "longer than max_length"
+    assert dropped.reason == "longer than max_length 3"
     (error,) = RowTokenizer(
         byte_tokenizer(), None, TokenOptions(max_length=3, truncation="error")
     ).tokenize([row])
