@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
+from peft_lightning.data.description import describe_rows
 from peft_lightning.data.loader import BatchLoader
 from peft_lightning.data.loaders import Loaders
 from peft_lightning.data.mixing import read_mixture
@@ -184,6 +185,8 @@ class SFTDataModule(L.LightningDataModule):
         self.data_hash = hashlib.sha256(fingerprint).hexdigest()
         if stage == "fit":
             self._position = TrainingPosition(self._loaders().plan(self._splits["train"], True))
+            for line in describe_rows(self._splits, self.tokenizer, self.token_options.max_length):
+                rank_zero_info(line)
             steps = getattr(self.trainer, "accumulate_grad_batches", 1)
             rank_zero_info(self._position.plan.summary(steps))
 

@@ -91,6 +91,7 @@ class RowCounts:
         sequences: Sequences of tokens that the kept rows became, at least one each.
         reasons: Rows left out, by reason.
         too_long: Numbers of tokens of the rows left out because they are too long.
+        longest: Number of tokens of the longest row that is used, before truncation.
     """
 
     read: int = 0
@@ -99,6 +100,7 @@ class RowCounts:
     sequences: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     too_long: list[int] = field(default_factory=list)
+    longest: int = 0
 
     def leave_out(self, error: RowError) -> None:
         """Count a row that is not used."""

@@ -1,5 +1,6 @@
 """From the records of a source to tokenized rows, each with its location or its error."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -23,11 +24,13 @@ class RowReader:
         format: The format.
         parser: Turns a record into a row.
         records: All records, once.
+        estimated_num_rows: Their number, estimated from lines; None where counting would be slow.
     """
 
     format: ResolvedFormat
     parser: RowParser
     records: Iterator[LocatedRecord]
+    estimated_num_rows: int | None
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,12 @@ def open_rows(source: Source, options: RowOptions) -> RowReader:
     Raises:
         UserError: If the format is not known, or there is no record.
     """
-    resolved, records = resolve_format(source.records(), options, source.name)
-    return RowReader(resolved, RowParser(resolved, options), records)
+    first = itertools.islice(source.records(), options.max_rows)
+    resolved, records = resolve_format(first, options, source.name)
+    number = source.estimated_num_rows()
+    if options.max_rows is not None:
+        number = min(options.max_rows, number or options.max_rows)
+    return RowReader(resolved, RowParser(resolved, options), records, number)
 
 
 def row_results(

@@ -38,6 +38,11 @@ class TokenizedRow:
     findings: tuple[Finding, ...] = ()
 
     @property
+    def full_length(self) -> int:
+        """Number of tokens before truncation."""
+        return len(self.input_ids) + self.num_cut
+
+    @property
     def truncated(self) -> bool:
         """Whether tokens were cut off."""
         return self.num_cut > 0

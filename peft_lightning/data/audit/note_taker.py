@@ -135,7 +135,7 @@ def row_texts(row: Row) -> tuple[str, str]:
 def _length(result: RowResult) -> int:
     if isinstance(result.tokens, RowError):
         return result.tokens.length or 0
-    return max(len(part.input_ids) + part.num_cut for part in result.tokens)
+    return max(part.full_length for part in result.tokens)
 
 
 def _scrambled(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -114,7 +114,7 @@ class SourceAuditor:
         take_notes = NoteTaker(
             reader.parser, self.row_tokenizer, self.common, self.num_samples, self.seed
         )
-        number = source.estimated_num_rows()
+        number = reader.estimated_num_rows
         records = itertools.chain(first, reader.records)
         locations = Locations()
         parts: list[RowNotes] = []

@@ -131,7 +131,7 @@ def _counts(corpus: Corpus, splits: Mapping[str, Any], max_length: int) -> dict[
 def _source_counts(source: AuditedSource) -> dict[str, Any]:
     return {
         "source": source.source.name,
-        "files": [str(file) for file in source.source.files],
+        "files": [str(file.path) for file in source.source.files],
         "format": str(source.format),
         "read": len(source.notes.sequences),
         "kept": int((source.notes.sequences > 0).sum()),

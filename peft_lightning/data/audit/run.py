@@ -38,12 +38,15 @@ def audit_rows(
     auditor = SourceAuditor(row_tokenizer, options, num_rows, seed, processes)
     read: dict[Source, AuditedSource] = {}
 
+    lines: list[str] = []
+
     def tokenize(source: Source) -> AuditedSource:
         if source not in read:
             read[source] = auditor(source)
+            if summary := source.summary():
+                lines.append(summary)
         return read[source]
 
-    lines: list[str] = []
     splits = open_splits(tokenize, lines.append)
     kinds = {t.kind for source in read.values() for t in source.notes.errors.values() if t.kind}
     if LongRowError in kinds:
