@@ -135,7 +135,12 @@ class ConversationRenderer:
         try:
             if continued:
                 turn = generated_turn(self.template, self.ends, row, len(row.messages) - 1)
-                text = turn.text[: turn.text.find(PART, turn.start)]
+                if (edge := turn.text.find(PART, turn.start)) < 0:
+                    raise RowError(
+                        "the chat template does not print the start of an answer as it is",
+                        "end the prompt with a user's message",
+                    )
+                text = turn.text[:edge]
             else:
                 text = self.template.render(
                     row.messages, row.tools, generation_prompt=True, variables=row.template_kwargs
