@@ -6,7 +6,7 @@ import math
 import pytest
 
 from files_of_rows import ROWS, places, records
-from peft_lightning.data import json_files
+from peft_lightning.data.files import json_files
 from peft_lightning.data.files.sources import find_source
 from peft_lightning.data.records import RowError
 
