@@ -329,7 +329,7 @@ def test_a_template_that_prints_todays_date_prints_that_of_the_option_and_it_is_
             f"the chat template prints today's date: in rows it is data.template_date, {told}"
             in said
         )
-        first = module.train_dataloader().dataset[0]["input_ids"]
+        first = next(iter(module.train_dataloader()))["input_ids"][0]
         year, month, number = told.split("-")
         assert module.tokenizer.decode(first).startswith(f"{number}.{month}.{year} <|im_start|>")
     said.clear()
