@@ -32,7 +32,6 @@ from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.data.tokens.tokenizer import padding_id, tokenizer_for
 
-
 DATE_NOTICE = "the chat template prints today's date: in rows it is data.template_date, {}"
 
 
