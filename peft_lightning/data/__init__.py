@@ -15,7 +15,8 @@ from peft_lightning.data.prompts import assign_adapters
 from peft_lightning.data.records import RowError
 from peft_lightning.data.row_parser import RowParser
 from peft_lightning.data.sources import find_source
-from peft_lightning.data.templates import ChatTemplate, load_templates, set_template
+from peft_lightning.data.template_sources import load_templates, set_template
+from peft_lightning.data.templates import ChatTemplate
 from peft_lightning.data.tokenization import encode_prompt
 
 __all__ = [

@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from peft_lightning.data.answer_ends import AnswerEnds
 from peft_lightning.data.conversations import Conversation, Message
-from peft_lightning.data.generated_turns import Turn
-from peft_lightning.data.reasoning import opened_thought, thought_of
+from peft_lightning.data.generated_turns import Turn, generated_turn
+from peft_lightning.data.reasoning import FIELDS, INLINE, opened_thought, thought_of
 from peft_lightning.data.records import RowError
-from peft_lightning.data.templates import ChatTemplate
+from peft_lightning.data.templates import REFUSED, ChatTemplate
 
-TOOL_WORD = "toolwordq"
 MAX_SHAPES = 4096  # conversations of other shapes are checked each time
 
 REMEDIES = {
@@ -32,10 +33,11 @@ class ContentCheck:
 
     Args:
         template: The chat template.
+        ends: How answers end in it.
     """
 
-    def __init__(self, template: ChatTemplate) -> None:
-        self.template = template
+    def __init__(self, template: ChatTemplate, ends: AnswerEnds) -> None:
+        self.template, self.ends = template, ends
         self._shapes: dict[Any, RowError | None] = {}
 
     def require(self, row: Conversation, turns: Sequence[Turn]) -> None:
@@ -44,44 +46,60 @@ class ContentCheck:
         Raises:
             RowError: Names the message, what is missing and the remedy.
         """
+        variables, trained = row.template_kwargs, tuple(turn.index for turn in turns)
         shape = (
-            tuple((m["role"], *(k for k, v in m.items() if v)) for m in row.messages),
-            bool(row.tools),
-            json.dumps(row.template_kwargs, sort_keys=True, default=str),
+            tuple(map(_shape, row.messages)),
+            trained,
+            len(row.tools or ()),
+            json.dumps(variables, sort_keys=True, default=str) if variables else "",
         )
         if shape not in self._shapes:
             if len(self._shapes) >= MAX_SHAPES:
                 self._shapes.clear()
-            self._shapes[shape] = self._missing_in_shape(row)
+            self._shapes[shape] = self._missing_in_shape(row, trained)
         error = self._shapes[shape]
         if error is not None:
             raise error
         for turn in turns:
-            answer = opened_thought(turn.prompt) + turn.answer[: turn.end]
+            answer = opened_thought(turn.prompt) + turn.answer[: turn.length]
             for what, text in _texts_of_answer(row.messages[turn.index]):
                 if not _is_in(text, answer):
                     raise _error(turn.index, what, text)
 
-    def _missing_in_shape(self, row: Conversation) -> RowError | None:
+    def _missing_in_shape(self, row: Conversation, trained: Sequence[int]) -> RowError | None:
         """Render the conversation with other words, and return an error for the first missing."""
-        words = {i: f"word{i}q" for i, m in enumerate(row.messages) if m.get("content")}
-        messages = [
-            {**m, "content": words[i]} if i in words else m for i, m in enumerate(row.messages)
-        ]
-        tools = [_renamed(tool, TOOL_WORD) for tool in row.tools or []]
+        messages = [_with_words(message, i) for i, message in enumerate(row.messages)]
+        tools = [_renamed(tool, f"tool{i}q") for i, tool in enumerate(row.tools or [])]
+        words = replace(row, messages=messages, tools=tools)
         try:
             text = self.template.render(messages, tools, variables=row.template_kwargs)
+            turns = [generated_turn(self.template, self.ends, words, i) for i in trained]
         except RowError:  # it wants contents of a certain form; the answers are still checked
             return None
-        for i, word in words.items():
-            if word not in text:
-                return _error(i, row.messages[i]["role"], row.messages[i]["content"])
-        if tools and TOOL_WORD not in text:
-            names = ", ".join(map(_name_of, row.tools or []))
-            return RowError(
-                "the chat template leaves out the tools", f"{names}; {REMEDIES['tools']}"
-            )
+        for i, message in enumerate(row.messages):
+            if message.get("content") and f"word{i}q" not in text:
+                return _error(i, message["role"], message["content"])
+        for i, tool in enumerate(tools):
+            if _name_of(tool) == f"tool{i}q" and f"tool{i}q" not in text:
+                name = _name_of((row.tools or [])[i])
+                return RowError(
+                    "the chat template leaves out the tools", f"{name}; {REMEDIES['tools']}"
+                )
+        for turn in turns:
+            meant = _texts_of_answer(row.messages[turn.index])
+            looked_for = _texts_of_answer(messages[turn.index])
+            for (what, text), (_, word) in zip(meant, looked_for, strict=True):
+                if word not in turn.answer[: turn.length]:
+                    return _error(turn.index, what, text)
         return None
+
+
+def _shape(message: Message) -> tuple[Any, ...]:
+    keys = tuple(key for key, value in message.items() if value)
+    if message["role"] != "assistant":
+        return (message["role"], *keys)
+    thought = bool(INLINE.match(message.get("content") or ""))
+    return ("assistant", *keys, thought, len(message.get("tool_calls") or ()))
 
 
 def _texts_of_answer(message: Message) -> Iterator[tuple[str, str]]:
@@ -116,16 +134,50 @@ def _is_in(text: str, rendered: str) -> bool:
     return any(json.dumps(text, ensure_ascii=ascii)[1:-1] in rendered for ascii in (False, True))
 
 
-def _renamed(tool: Any, name: str) -> Any:
-    """Return the schema of a tool with another name."""
-    if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping):
-        return {**tool, "function": {**tool["function"], "name": name}}
-    return {**tool, "name": name} if isinstance(tool, Mapping) else tool
-
-
 def _name_of(tool: Any) -> str:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
     return str(function.get("name") or "") if isinstance(function, Mapping) else ""
+
+
+def _with_words(message: Message, i: int) -> Message:
+    """Return a message of the same shape with words that no template prints itself."""
+    thought, content = f"thought{i}q", f"word{i}q"
+    new = {**message, **{key: thought for key in FIELDS if message.get(key)}}
+    if message["role"] == "assistant" and INLINE.match(message.get("content") or ""):
+        content = f"<think>\n{thought}\n</think>\n\n{content}"
+    if message.get("content"):
+        new["content"] = content
+    if message.get("tool_calls"):
+        new["tool_calls"] = [
+            _renamed(call, f"call{i}x{k}q") for k, call in enumerate(message["tool_calls"])
+        ]
+    return new
+
+
+def _renamed(tool: Any, name: str) -> Any:
+    """Return the schema of a tool, or a call of it, with another name."""
+    if not isinstance(tool, Mapping):
+        return tool
+    if isinstance(tool.get("function"), Mapping):
+        return {**tool, "function": {**tool["function"], "name": name}}
+    return {**tool, "name": name} if "name" in tool else tool
+
+
+def with_remedy(error: RowError, row: Conversation, template: ChatTemplate) -> RowError:
+    """Return the error of a template that refuses a conversation, with what to do about it."""
+    if error.reason != REFUSED:
+        return error
+    rest = [m for m in row.messages if m["role"] not in ("system", "developer")]
+    remedy = "give a chat_template that takes them, or change the messages"
+    if len(rest) < len(row.messages):
+        try:
+            template.render(rest, row.tools, variables=row.template_kwargs)
+        except RowError:
+            pass
+        else:
+            remedy = "system: merge_into_user or drop"
+    detail = error.args[0].removeprefix(f"{error.reason}: ")
+    return RowError(error.reason, f"{detail}; {remedy}")
 
 
 def _error(i: int, what: str, text: str) -> RowError:

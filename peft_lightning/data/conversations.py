@@ -36,8 +36,8 @@ class Conversation:
         weights: The weight of each message's tokens in the loss, 0 for those that are not in it;
             None for 1 for all of the assistant's messages.
         parts: For messages whose content has parts of different weights, by their index: the parts,
-            which are the content when joined, each with its weight. The weight of such a message is
-            that of its other tokens, such as the end-of-turn token.
+            which are the content when joined, each with its weight. What the template prints before
+            the first and after the last of them, such as the end-of-turn token, has their weights.
         template_kwargs: Variables of the chat template for this row, such as enable_thinking.
         plain: The row as plain text, used without a chat template; None if the format has no such
             form.

@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peft_lightning.data.conversations import Conversation, Message
-from peft_lightning.data.reasoning import close_thought, opened_thought, thought_of
+from peft_lightning.data.answer_ends import ANSWER, AnswerEnds
+from peft_lightning.data.conversations import Conversation
+from peft_lightning.data.reasoning import (
+    close_thought,
+    opened_thought,
+    thought_of,
+    without_thought,
+)
 from peft_lightning.data.records import RowError
-from peft_lightning.data.special_tokens import SpecialTokens
 from peft_lightning.data.templates import ChatTemplate
-
-PROBE = "An answer to look for"  # a content that no template prints itself
 
 
 @dataclass(frozen=True)
@@ -20,31 +23,37 @@ class Turn:
         index: The index of its message.
         prompt: The text that generation is given.
         answer: What it would continue the prompt with, and what the template prints after that.
-        end: The length of the answer with its end-of-turn token.
-        ended: Whether the template ends the answer with a special token.
+        length: The length of the answer with its end-of-turn token.
+        ended: Whether a special token ends the answer.
     """
 
     index: int
     prompt: str
     answer: str
-    end: int
+    length: int
     ended: bool
+
+    @property
+    def start(self) -> int:
+        """Where the answer begins in the text."""
+        return len(self.prompt)
+
+    @property
+    def end(self) -> int:
+        """Where the answer ends in the text, behind its end-of-turn token."""
+        return len(self.prompt) + self.length
 
     @property
     def text(self) -> str:
         """The prompt and the answer, and what follows up to the next turn if the turn is ended."""
-        return self.prompt + (self.answer if self.ended else self.answer[: self.end])
+        return self.prompt + (self.answer if self.ended else self.answer[: self.length])
 
-    def is_in(self, other: "Turn") -> bool:
-        """Whether the text of ``other`` begins as generation would produce this turn."""
-        if self is other:
-            return True
-        return self.ended and other.text.startswith(self.prompt + self.answer[: self.end])
+    def begins(self, text: str) -> bool:
+        """Whether ``text`` begins with this turn as generation would produce it, and goes on."""
+        return self.ended and text.startswith(self.prompt + self.answer[: self.length])
 
 
-def generated_turn(
-    template: ChatTemplate, tokens: SpecialTokens, row: Conversation, i: int
-) -> Turn:
+def generated_turn(template: ChatTemplate, ends: AnswerEnds, row: Conversation, i: int) -> Turn:
     """Return message ``i`` of a conversation as generation would produce it.
 
     The prompt is the messages before it with the template's generation prompt. The answer is what
@@ -56,8 +65,7 @@ def generated_turn(
         RowError: If the template refuses the messages, or prints something else before the answer
             than its generation prompt.
     """
-    messages = list(row.messages[: i + 1])
-    rendered = template.render(messages, row.tools, variables=row.template_kwargs)
+    rendered = _rendered(template, row, i)
     prompt = _prompt(template, row, i, rendered)
     if rendered.startswith(prompt):
         answer = rendered[len(prompt) :]
@@ -70,11 +78,19 @@ def generated_turn(
                 f"message {i + 1}: {_tail(rendered[: len(header)])!r} and {_tail(prompt)!r}; give"
                 " another chat_template, or chat_template_kwargs with which they agree",
             )
-        answer = rendered[len(header) :]
         if opened_thought(prompt):
-            answer = close_thought(prompt, thought_of(messages[i]).text) + answer
-    end, ended = tokens.end_of_answer(answer)
-    return Turn(i, prompt, answer, end, ended)
+            rendered = _rendered(template, row, i, with_thought=False)
+            thought = close_thought(prompt, thought_of(row.messages[i]).text)
+            answer = thought + rendered[len(header) :]
+        else:
+            answer = rendered[len(header) :]
+    length, ended = ends.find(answer)
+    return Turn(i, prompt, answer, length, ended)
+
+
+def _rendered(template: ChatTemplate, row: Conversation, i: int, with_thought: bool = True) -> str:
+    message = row.messages[i] if with_thought else without_thought(row.messages[i])
+    return template.render([*row.messages[:i], message], row.tools, variables=row.template_kwargs)
 
 
 def _prompt(template: ChatTemplate, row: Conversation, i: int, rendered: str) -> str:
@@ -96,9 +112,9 @@ def _prompt(template: ChatTemplate, row: Conversation, i: int, rendered: str) ->
 
 def _before_content(template: ChatTemplate, row: Conversation, i: int) -> str:
     """Return what the template prints before the content of message ``i``, its prompt included."""
-    probe: Message = {"role": "assistant", "content": PROBE}
-    text = template.render([*row.messages[:i], probe], row.tools, variables=row.template_kwargs)
-    return text.partition(PROBE)[0]
+    messages = [*row.messages[:i], ANSWER]
+    text = template.render(messages, row.tools, variables=row.template_kwargs)
+    return text.partition(ANSWER["content"])[0]
 
 
 def _tail(text: str) -> str:
@@ -118,7 +134,8 @@ def sequences_of(turns: Sequence[Turn]) -> list[tuple[Turn, list[Turn]]]:
     left = list(turns)
     sequences = []
     while left:
-        contained = [turn for turn in left if turn.is_in(left[-1])]
-        sequences.append((left[-1], contained))
+        last = left[-1]
+        contained = [turn for turn in left if turn is last or turn.begins(last.text)]
+        sequences.append((last, contained))
         left = [turn for turn in left if turn not in contained]
     return sequences[::-1]

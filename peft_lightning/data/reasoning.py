@@ -4,7 +4,10 @@ import re
 from dataclasses import dataclass
 
 from peft_lightning.data.conversations import Message
+from peft_lightning.data.marks import THOUGHT_END, without_marks
+from peft_lightning.data.records import RowError
 
+FIELDS = ("reasoning_content", "thinking", "reasoning")  # transformers gives templates all three
 INLINE = re.compile(r"\A\s*<think>(?P<thought>.*?)</think>\s*", re.DOTALL)
 OPENED = re.compile(r"<think>\s*\Z")
 
@@ -23,23 +26,49 @@ class Thought:
 
 
 def thought_of(message: Message) -> Thought:
-    """Return the thought of an assistant's message, from ``reasoning_content`` or from its content.
+    """Return the thought of an assistant's message, from a field of its own or from its content.
 
     A thought in the content stands at its beginning, between ``<think>`` and ``</think>``.
+
+    Raises:
+        RowError: If there are two different thoughts.
     """
     content = message.get("content") or ""
+    field = next((str(message[name]).strip() for name in FIELDS if message.get(name)), "")
     inline = INLINE.match(content)
-    if inline:
-        return Thought(inline["thought"].strip(), content[inline.end() :])
-    return Thought((message.get("reasoning_content") or "").strip(), content)
+    if not inline:
+        return Thought(field, content)
+    text = inline["thought"].strip()
+    if text and field and without_marks(text) != without_marks(field):
+        raise RowError(
+            "two thoughts in one message",
+            f"{field[:40]!r} and {text[:40]!r}; leave one of them out",
+        )
+    return Thought(text or field, content[inline.end() :])
 
 
 def without_thought(message: Message) -> Message:
     """Return an assistant's message without its thought."""
-    rest = {key: value for key, value in message.items() if key != "reasoning_content"}
+    rest = {key: value for key, value in message.items() if key not in FIELDS}
     if message.get("content"):
         rest["content"] = thought_of(message).answer
     return rest
+
+
+def with_thought_in_field(message: Message) -> Message:
+    """Return an assistant's message with its thought in ``reasoning_content``."""
+    return {**without_thought(message), "reasoning_content": thought_of(message).text}
+
+
+def with_end_of_thought(message: Message) -> Message:
+    """Return an assistant's message with a private mark behind its thought."""
+    content = message.get("content") or ""
+    inline = INLINE.match(content)
+    marked = {k: str(message[k]).rstrip() + THOUGHT_END for k in FIELDS if message.get(k)}
+    if inline:
+        end = inline.start("thought") + len(inline["thought"].rstrip())
+        marked["content"] = content[:end] + THOUGHT_END + content[end:]
+    return {**message, **marked}
 
 
 def opened_thought(prompt: str) -> str:

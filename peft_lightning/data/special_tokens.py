@@ -1,18 +1,15 @@
 """Special tokens in the text of a row: ordinary text, unless the user wants the tokens."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from peft_lightning.data.marks import LITERAL, LITERAL_END, without_marks
 from peft_lightning.data.records import Finding, RowError
 
-START, END = "\ue000", "\ue001"  # private characters around a special token that is text
-MARKED = re.compile(f"{START}([^{END}]*){END}")
-THINK_TAGS = ("<think>", "</think>")  # never marked, because rows contain thoughts as text
-
-Span = tuple[int, int]  # characters, end exclusive
+THINK_TAGS = ("<think>", "</think>")  # an assistant's thought is written as text between them
 
 
 class SpecialTokens:
@@ -26,84 +23,85 @@ class SpecialTokens:
     Attributes:
         special: The special tokens.
         bos: The token that begins a text, "" if there is none.
-        pattern: Matches every token that is never merged with the text around it.
+        eos: The token that ends a text, "" if there is none.
+        pattern: Matches every token that is never merged with the text around it, with the white
+            space that it absorbs.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, in_text: str = "encode") -> None:
-        added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
-        special = {*(token for token in added if added[token]), *tokenizer.all_special_tokens}
-        self.special = tuple(sorted(special))
-        self.bos = str(tokenizer.bos_token or "")
+        added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+        special = {*(text for text in added if added[text].special), *tokenizer.all_special_tokens}
+        self.special = tuple(sorted(special, key=len, reverse=True))
+        self.bos, self.eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
         self.in_text = in_text
-        self.pattern = _any_of([*added, *special])
-        self._special = _any_of(self.special)
-        self._in_text = _any_of([token for token in special if token not in THINK_TAGS])
-        run = "|".join([r"\s", *map(re.escape, sorted(special, key=len, reverse=True))])
+        pieces = [
+            (r"\s*" if text in added and added[text].lstrip else "")
+            + re.escape(text)
+            + (r"\s*" if text in added and added[text].rstrip else "")
+            for text in sorted({*added, *special}, key=len, reverse=True)
+            if text
+        ]
+        self.pattern = re.compile("|".join(pieces) or "(?!)")
+        self._special = _any_of(special)
+        self._of_answers = _any_of(special.difference(THINK_TAGS))
+        run = "|".join([r"\s", *map(re.escape, self.special)])
         self._run_at_the_end = re.compile(f"(?:{run})*\\Z")
 
-    def mark(self, value: Any) -> Any:
+    def mark(self, value: Any, answer: bool = False) -> Any:
         """Return ``value`` with the special tokens in all of its strings between private marks.
 
         What a chat template prints between marks is the row's own text; see ``unmark``.
+
+        Args:
+            value: A string, or an object of JSON.
+            answer: Whether it is of the assistant, whose tags of thoughts are left as they are.
         """
         if isinstance(value, str):
-            if START in value or END in value:  # nobody else marks a token
-                value = value.replace(START, "").replace(END, "")
+            text = without_marks(value)  # nobody else marks a token
             if self.in_text == "keep":
-                return value
-            return self._in_text.sub(f"{START}\\g<0>{END}", value)
+                return text
+            pattern = self._of_answers if answer else self._special
+            return pattern.sub(f"{LITERAL}\\g<0>{LITERAL_END}", text)
         if isinstance(value, dict):
-            return {key: self.mark(item) for key, item in value.items()}
+            return {key: self.mark(item, answer) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return [self.mark(item) for item in value]
+            return [self.mark(item, answer) for item in value]
         return value
 
-    def findings(self, value: Any) -> list[Finding]:
-        """Return a finding for each special token in the strings of ``value``.
+    def findings(self, value: Any, answer: bool = False) -> list[Finding]:
+        """Return a finding for each special token in the strings of ``value``; see ``mark``.
 
         Raises:
             RowError: If there is one and ``in_text`` is "error".
         """
-        found = sorted({m.group() for s in _strings(value) for m in self._in_text.finditer(s)})
+        pattern = self._of_answers if answer else self._special
+        found = sorted({m.group() for text in _strings(value) for m in pattern.finditer(text)})
         if found and self.in_text == "error":
             detail = f"{', '.join(found)}; special_tokens_in_text: encode makes them ordinary text"
             raise RowError("special tokens in the text", detail)
         meaning = "kept as a token" if self.in_text == "keep" else "encoded as text"
         return [Finding(f"special token in the text, {meaning}:", token) for token in found]
 
-    def end_of_answer(self, text: str) -> tuple[int, bool]:
-        """Find where an answer ends in what a template prints from the answer on.
+    def in_order(self, text: str) -> list[str]:
+        """Return the special tokens in ``text``."""
+        return self._special.findall(text)
+
+    def at_the_end(self, text: str) -> list[tuple[int, str]]:
+        """Return the special tokens at the end of ``text``, white space between them aside.
 
         Returns:
-            The end of the first special token of those at the end of ``text``, white space between
-            them aside, and True; without any, the end of ``text`` without white space, and False.
+            Pairs of the position behind the token and the token.
         """
-        match = self._run_at_the_end.search(text)
+        match = self._run_at_the_end.search(text, max(0, len(text.rstrip()) - 512))
         assert match is not None
-        first = self._special.search(text, match.start())
-        return (first.end(), True) if first else (len(text.rstrip()), False)
+        return [(m.end(), m.group()) for m in self._special.finditer(text, match.start())]
+
+    def is_only_special(self, text: str) -> bool:
+        """Whether there is nothing but special tokens and white space in ``text``."""
+        return self._run_at_the_end.fullmatch(text) is not None
 
 
-def unmark(text: str) -> tuple[str, list[Span], list[int]]:
-    """Remove the marks of ``SpecialTokens.mark`` from a text.
-
-    Returns:
-        The text; the spans in it that are to be encoded as text; and the positions of the marks in
-        the marked text, for ``shift``.
-    """
-    if START not in text:
-        return text, [], []
-    marks = [i for i, character in enumerate(text) if character in (START, END)]
-    spans = [(shift(m.start(), marks), shift(m.end(), marks)) for m in MARKED.finditer(text)]
-    return text.replace(START, "").replace(END, ""), spans, marks
-
-
-def shift(position: int, marks: Sequence[int]) -> int:
-    """Return ``position`` in a marked text as a position in the text without marks."""
-    return position - sum(mark < position for mark in marks)
-
-
-def _any_of(tokens: Sequence[str]) -> re.Pattern[str]:
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
     longest_first = sorted({token for token in tokens if token}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 

@@ -1,18 +1,16 @@
 """From a text to token ids, of which those before each answer are what generation is given."""
 
+import bisect
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from peft_lightning.data.rendering import RenderedRow
+from peft_lightning.data.rendered_row import RenderedRow
 from peft_lightning.data.special_tokens import SpecialTokens
 
 MAX_PROMPTS_KEPT = 4096
-Spans = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -21,21 +19,30 @@ class Tokens:
 
     Args:
         ids: Their ids.
-        starts: (n,) Where the text of each begins, in characters.
-        ends: (n,) Where it ends, exclusive.
+        starts: Where the text of each begins, in characters.
+        ends: Where it ends, exclusive.
     """
 
     ids: list[int]
-    starts: Spans
-    ends: Spans
+    starts: list[int]
+    ends: list[int]
+
+    def first_from(self, position: int) -> int:
+        """Return the index of the first token whose text begins at ``position`` or later."""
+        return bisect.bisect_left(self.starts, position)
+
+    def straddles(self, position: int) -> int | None:
+        """Return the id of the token with text on both sides of ``position``, or None."""
+        last = self.first_from(position) - 1
+        return self.ids[last] if last >= 0 and self.ends[last] > position else None
 
 
 class TextTokenizer:
     """Tokenizes texts so that a prompt has the same tokens with and without the answer behind it.
 
     A text is tokenized as a whole. Where that gives a prompt other tokens than it has alone, the
-    text is cut at the end of the prompt; likewise where a token contains the last character in the
-    loss and the one behind it. Some tokenizers merge white space at the end of a prompt into one
+    text is cut at the end of the prompt; likewise where a token contains the last character of an
+    answer and the one behind it. Some tokenizers merge white space at the end of a prompt into one
     token, unless an answer follows.
 
     Args:
@@ -46,7 +53,7 @@ class TextTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens) -> None:
         self.tokenizer, self.special_tokens = tokenizer, special_tokens
         self._added_ids = frozenset(tokenizer.added_tokens_decoder)
-        self._prompts: dict[str, list[int]] = {}  # ids of the ends of prompts
+        self._alone: dict[str, list[int]] = {}  # ids of the ends of prompts
 
     def tokenize(self, rows: Sequence[RenderedRow]) -> list[Tokens]:
         """Tokenize the texts of ``rows``; special tokens in their literal spans are text."""
@@ -57,34 +64,60 @@ class TextTokenizer:
             self._piece(row, 0, len(row.text)) if row.literals else next(whole) for row in rows
         ]
         tails = [
-            [(b, *_tail(found, b, self._added_ids)) for b in row.boundaries if b]
+            [(start, *self._tail(found, start)) for start, _ in row.answers if start]
             for row, found in zip(rows, tokens, strict=True)
         ]
         self._learn(
-            row.text[start:b] for row, of in zip(rows, tails, strict=True) for b, start, _ in of
+            row.text[first:start]
+            for row, of_row in zip(rows, tails, strict=True)
+            if not row.literals
+            for start, first, _ in of_row
         )
         return [self._cut(*of_row) for of_row in zip(rows, tokens, tails, strict=True)]
+
+    def _tail(self, tokens: Tokens, end: int) -> tuple[int, list[int]]:
+        """Find the end of the prompt before ``end``, from its last special token on.
+
+        A tokenizer merges nothing over a special token, so what precedes it does not matter.
+
+        Returns:
+            Where it starts in the text, and the ids of its tokens.
+        """
+        ids, last = tokens.ids, tokens.first_from(end)
+        first = last - 1
+        while first > 0 and ids[first] not in self._added_ids:
+            first -= 1
+        return (tokens.starts[first], ids[first:last]) if first > 0 else (0, ids[:last])
 
     def _cut(
         self, row: RenderedRow, tokens: Tokens, tails: Sequence[tuple[int, int, list[int]]]
     ) -> Tokens:
         """Tokenize ``row`` in pieces where a prompt would have other tokens than alone."""
-        cuts = {b for b, start, ids in tails if ids != self._prompts[row.text[start:b]]}
-        for _, end, _ in row.spans:
-            if end < len(row.text) and ((tokens.starts < end) & (tokens.ends > end)).any():
+        cuts = set()
+        for start, first, ids in tails:
+            known = not row.literals
+            alone = self._alone[row.text[first:start]] if known else self._ids(row, first, start)
+            if ids != alone or tokens.straddles(start) is not None:
+                cuts.add(start)
+        for _, end in row.answers:
+            over = tokens.straddles(end) if end < len(row.text) else None
+            if over is not None and over not in self._added_ids:  # which may absorb white space
                 cuts.add(end)
         return self._pieces(row, sorted({0, len(row.text), *cuts})) if cuts else tokens
 
+    def _ids(self, row: RenderedRow, start: int, end: int) -> list[int]:
+        return self._piece(row, start, end).ids
+
     def _learn(self, texts: Iterable[str]) -> None:
         """Tokenize the ends of prompts that are not known yet."""
-        texts = list(dict.fromkeys(texts))
-        new = [text for text in texts if text not in self._prompts]
-        if len(self._prompts) + len(new) > MAX_PROMPTS_KEPT:
-            self._prompts.clear()
-            new = texts
+        needed = dict.fromkeys(texts)
+        new = [text for text in needed if text not in self._alone]
+        if len(self._alone) + len(new) > MAX_PROMPTS_KEPT:
+            self._alone.clear()
+            new = list(needed)
         if new:
             encoded = self.tokenizer(new, add_special_tokens=False, verbose=False)["input_ids"]
-            self._prompts.update(zip(new, encoded, strict=True))
+            self._alone.update(zip(new, encoded, strict=True))
 
     def _encode(self, texts: list[str], split: bool = False) -> list[Tokens]:
         """Tokenize texts; with ``split``, special tokens in them are text."""
@@ -97,14 +130,14 @@ class TextTokenizer:
             split_special_tokens=split,
             return_offsets_mapping=fast,
             return_attention_mask=False,
+            return_token_type_ids=False,
             verbose=False,
         )
         result = []
         for i, text in enumerate(texts):
             ids = encoding["input_ids"][i]
             offsets = encoding["offset_mapping"][i] if fast else [(0, len(text))] * len(ids)
-            starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-            result.append(Tokens(ids, starts, ends))
+            result.append(Tokens(ids, [start for start, _ in offsets], [end for _, end in offsets]))
         return result
 
     def _pieces(self, row: RenderedRow, edges: Sequence[int]) -> Tokens:
@@ -138,38 +171,20 @@ class TextTokenizer:
         if not self.tokenizer.is_fast:
             shift = start
         return Tokens(
-            tokens.ids[skipped:], tokens.starts[skipped:] + shift, tokens.ends[skipped:] + shift
+            tokens.ids[skipped:],
+            [start + shift for start in tokens.starts[skipped:]],
+            [end + shift for end in tokens.ends[skipped:]],
         )
 
 
-def _tail(tokens: Tokens, boundary: int, added_ids: frozenset[int]) -> tuple[int, list[int]]:
-    """Find the end of the prompt before ``boundary``, from its last special token on.
-
-    A tokenizer merges nothing over a special token, so what precedes it does not matter.
-
-    Returns:
-        Where it starts in the text, and the ids of its tokens.
-    """
-    end = int(np.searchsorted(tokens.starts, boundary))
-    first = end
-    while first > 0 and tokens.ids[first - 1] not in added_ids:
-        first -= 1
-    if first == 0:
-        return 0, tokens.ids[:end]
-    return int(tokens.starts[first - 1]), tokens.ids[first - 1 : end]
-
-
 def _edges(row: RenderedRow) -> list[int]:
-    edges = (edge for span in row.spans for edge in span[:2])
-    return sorted({0, len(row.text), *row.boundaries, *edges})
+    spans = [*((start, end) for start, end, _ in row.spans), *row.answers]
+    return sorted({0, len(row.text), *itertools.chain(*spans)})
 
 
 def _join(parts: Sequence[Tokens]) -> Tokens:
-    ids = [i for part in parts for i in part.ids]
-    if not parts:
-        return Tokens(ids, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
     return Tokens(
-        ids,
-        np.concatenate([part.starts for part in parts]),
-        np.concatenate([part.ends for part in parts]),
+        [i for part in parts for i in part.ids],
+        [start for part in parts for start in part.starts],
+        [end for part in parts for end in part.ends],
     )

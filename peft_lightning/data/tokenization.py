@@ -11,9 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from peft_lightning.data.conversations import Conversation, Message, PlainText, Row
 from peft_lightning.data.options import TokenOptions
 from peft_lightning.data.records import DroppedRowError, Finding, LongRowError, RowError
-from peft_lightning.data.rendering import RenderedRow, RowRenderer
+from peft_lightning.data.rendered_row import RenderedRow
+from peft_lightning.data.rendering import RowRenderer
 from peft_lightning.data.special_tokens import SpecialTokens
-from peft_lightning.data.templates import ChatTemplate, load_templates
+from peft_lightning.data.template_sources import load_templates
+from peft_lightning.data.templates import ChatTemplate
 from peft_lightning.data.text_tokenizer import TextTokenizer, Tokens
 from peft_lightning.data.tokenizer import eos_id, special_prefix
 
@@ -123,10 +125,10 @@ class RowTokenizer:
         if len(row.text) <= 2 * size:
             return row
         spans = [(s, min(e, size + 1), w) for s, e, w in row.spans if s < size]
-        boundaries = [b for b in row.boundaries if b <= size]
+        answers = [(s, min(e, size + 1)) for s, e in row.answers if s <= size]
         literals = [(s, e) for s, e in row.literals if e <= size]
         return replace(
-            row, text=row.text[: size + 1], spans=spans, boundaries=boundaries, literals=literals
+            row, text=row.text[: size + 1], spans=spans, answers=answers, literals=literals
         )
 
     def _prefix_of(self, row: RenderedRow, ids: list[int]) -> list[int]:
@@ -143,8 +145,7 @@ class RowTokenizer:
         weights = np.zeros(len(input_ids), dtype=np.float32)
         of_text = weights[len(prefix) : len(prefix) + len(tokens.ids)]
         for start, end, weight in row.spans:
-            first, last = np.searchsorted(tokens.starts, (start, end))
-            of_text[first:last] = weight
+            of_text[tokens.first_from(start) : tokens.first_from(end)] = weight
         weights[len(prefix) + len(tokens.ids) :] = row.eos_weight or 0
         weights[:1] = 0
         if not weights.any():

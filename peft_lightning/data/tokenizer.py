@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from peft_lightning.data.templates import set_template
+from peft_lightning.data.template_sources import set_template
 from peft_lightning.messages import UserError
 
 

@@ -5,8 +5,35 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
+
+from peft_lightning.training.sanity_checks import SanityChecks
+
+
+class TokenMean(Metric):
+    """A sum over tokens divided by their number, in float64, over all processes.
+
+    torchmetrics' ``MeanMetric`` computes in float32 once it has been moved to a device.
+    """
+
+    total: Tensor
+    tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "tokens"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, total: Tensor, tokens: Tensor) -> None:
+        """Add the sum over some tokens, and their number or the sum of their weights."""
+        self.total += total
+        self.tokens += tokens
+
+    def compute(self) -> Tensor:
+        """Return the mean, nan of no tokens."""
+        return self.total / self.tokens
 
 
 class TokenMeans(nn.Module):
@@ -14,20 +41,21 @@ class TokenMeans(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.nll, self.correct = MeanMetric(), MeanMetric()
+        self.nll, self.correct = TokenMean(), TokenMean()
 
     def update(self, nll: Tensor, tokens: Tensor, correct: Tensor | None) -> None:
         """Add a batch.
 
         Args:
             nll: Summed loss in nats.
-            tokens: Labelled tokens; 0 in a process that has no rows left.
-            correct: Tokens that were predicted correctly; None if they were not counted.
+            tokens: Labelled tokens, or the sum of their weights; 0 in a process that has no rows
+                left, which takes part in the mean all the same.
+            correct: Tokens that were predicted correctly, or the sum of their weights; None if
+                they were not counted.
         """
-        count = max(1, int(tokens))  # a process without rows takes part in the mean all the same
-        self.nll.update(nll / count, weight=tokens)
+        self.nll.update(nll.detach(), tokens)
         if correct is not None:
-            self.correct.update(correct / count, weight=tokens)
+            self.correct.update(correct, tokens)
 
     def log(self, module: Any, stage: str, source: str = "") -> None:
         """Log the means of all batches, and forget these.
@@ -68,7 +96,12 @@ class Evaluation(nn.Module):
     def update(
         self, nll: Tensor, tokens: Tensor, correct: Tensor | None, batch: dict[str, Any]
     ) -> None:
-        """Add a batch, as ``TokenMeans.update``; its ``source`` names its source, if any."""
+        """Add a batch, as ``TokenMeans.update``; its ``source`` names its source, if any.
+
+        Raises:
+            UserError: If the loss leaves out the weights of the batch.
+        """
+        SanityChecks.check_weights(tokens, batch)
         self.all.update(nll, tokens, correct)
         source = batch.get("source")
         if source is None:

@@ -53,13 +53,27 @@ class SanityChecks(Callback):
         return [fingerprint(p) for p in module.trainable_parameters()]
 
     @staticmethod
-    def check_step(module: Any, nll: float, tokens: int, norm: Tensor) -> None:
+    def check_weights(tokens: Tensor | float, batch: dict[str, Any]) -> None:
+        """Raise UserError if ``nll`` counts tokens although the rows give them weights.
+
+        Args:
+            tokens: The count that ``nll`` returns; the sum of the weights is a float.
+            batch: The batch, with ``loss_weights`` if a weight is neither 0 nor 1.
+        """
+        if "loss_weights" in batch and not torch.as_tensor(tokens).is_floating_point():
+            raise UserError(
+                "the rows have weights in the loss, and nll counts tokens: multiply each token's "
+                "loss by labelled_weights(batch), and return the sum of these weights as the count"
+            )
+
+    @staticmethod
+    def check_step(module: Any, nll: float, tokens: float, norm: Tensor) -> None:
         """Check an optimizer step before it is taken.
 
         Args:
             module: The module that trains.
             nll: Summed loss of the step in nats.
-            tokens: Labelled tokens of the step.
+            tokens: Labelled tokens of the step, or the sum of their weights.
             norm: Norm of all gradients.
 
         Raises:

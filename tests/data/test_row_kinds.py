@@ -162,7 +162,7 @@ REFUSED = [  # kind, record, what the message says
     ("a call that the template leaves out", chat(("user", "q"), {"role": "assistant",
      "content": "ok", "tool_calls": [CALL]}), "leaves out a tool call"),
     ("tools that the template leaves out", chat(("user", "q"), ("assistant", "a"),
-     tools=[{"type": "function", "function": {"name": "w", "parameters": {}}}]), "leaves out the tools"),
+     tools=[{"name": "w", "parameters": {}}]), "leaves out the tools"),
     ("text and a label", {"text": "good film", "label": "positive"}, "data.columns"),
     ("a part without text", chat(("user", [{"type": "text"}]), ("assistant", "c")), "part"),
     ("an unknown role", chat(("wizard", "q"), ("assistant", "a")), r"data\.roles"),

@@ -134,7 +134,10 @@ def test_a_template_that_rewrites_history_gives_a_text_for_each_answer_as_it_is_
     assert masked(tokenizer, row, train_on="last") == (
         f"{U}a<|im_end|>\n{A}b<|im_end|>\n{U}c<|im_end|>\n{A}⟦<think>y</think>d<|im_end|>⟧\n"
     )
-    assert masked(tokenizer, row, train_on="all").startswith("<|im_start|>⟦user\na<|im_end|>")
+    assert masked(tokenizer, row, train_on="all") == (  # each text once, and each answer
+        f"{U}a<|im_end|>\n{A}⟦<think>x</think>b<|im_end|>⟧\n\n<|im_start|>⟦user\na<|im_end|>\n"
+        f"{A}b<|im_end|>\n{U}c<|im_end|>\n{A}<think>y</think>d<|im_end|>\n⟧"
+    )
     assert masked(tokenizer, chat("a", "b", "c", "<think>y</think>d")) == (
         f"{U}a<|im_end|>\n{A}⟦b<|im_end|>⟧\n{U}c<|im_end|>\n{A}⟦<think>y</think>d<|im_end|>⟧\n"
     )
