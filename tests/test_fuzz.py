@@ -16,12 +16,12 @@ from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.folder import read_adapter
 from peft_lightning.adapters.inspect import inspect_adapter
 from peft_lightning.base_model import load_base_model
-from peft_lightning.data.format_detection import resolve_format
+from peft_lightning.data.files.sources import find_source
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import RowError
-from peft_lightning.data.row_parser import RowParser
-from peft_lightning.data.sources import find_source
-from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.rows.format_detection import resolve_format
+from peft_lightning.data.rows.row_parser import RowParser
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.files import SUMS_FILE, require_undamaged
 from tiny import tiny_model
 from tiny_run import byte_tokenizer

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from peft_lightning.data.conversations import Conversation
+from peft_lightning.data.rows.conversations import Conversation
 
 WEIGHTS = (0.25, 1.0, 3.0, 0.5, 2.0, 0.75, 1.0, 0.125, 1 / 512, 1 / 1024)  # exact in float32
 

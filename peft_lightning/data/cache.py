@@ -13,6 +13,7 @@ import tokenizers
 import transformers
 from filelock import FileLock
 
+from peft_lightning.data.files.sources import Source
 from peft_lightning.data.npy import NpyWriter
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import (
@@ -22,11 +23,10 @@ from peft_lightning.data.records import (
     RowCounts,
 )
 from peft_lightning.data.row_results import ROWS_PER_CHUNK, RowResult, open_rows, row_results
-from peft_lightning.data.sources import Source
-from peft_lightning.data.tokenization import RowTokenizer, TokenizedRow
+from peft_lightning.data.rows.user_formats import format_cache_key
 from peft_lightning.data.tokenized_dataset import FILES, TokenizedDataset
-from peft_lightning.data.tokenizer import tokenizer_fingerprint
-from peft_lightning.data.user_formats import format_cache_key
+from peft_lightning.data.tokens.tokenization import RowTokenizer, TokenizedRow
+from peft_lightning.data.tokens.tokenizer import tokenizer_fingerprint
 from peft_lightning.files import atomic_folder, user_cache
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress

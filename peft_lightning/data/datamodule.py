@@ -28,9 +28,9 @@ from peft_lightning.data.records import Record
 from peft_lightning.data.resume import TrainingPosition
 from peft_lightning.data.split import Split, Tokenize
 from peft_lightning.data.splits import check_val_fraction, open_splits
-from peft_lightning.data.tokenization import RowTokenizer
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
-from peft_lightning.data.tokenizer import padding_id, tokenizer_for
+from peft_lightning.data.tokens.tokenization import RowTokenizer
+from peft_lightning.data.tokens.tokenizer import padding_id, tokenizer_for
 
 
 class SFTDataModule(L.LightningDataModule):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from peft_lightning.data.marked_tokens import marked_tokens, short_marked_text
 from peft_lightning.data.split import Split
+from peft_lightning.data.tokens.marked_tokens import marked_tokens, short_marked_text
 from peft_lightning.messages import shortened
 
 MOST_FINDINGS = 8  # that are named

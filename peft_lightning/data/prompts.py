@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from peft_lightning.data.batching import RowIndices
-from peft_lightning.data.format_detection import resolve_format
+from peft_lightning.data.files.sources import as_list, find_source
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import Record, RowCounts, RowError
-from peft_lightning.data.row_parser import RowParser
-from peft_lightning.data.sources import as_list, find_source
-from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.rows.format_detection import resolve_format
+from peft_lightning.data.rows.row_parser import RowParser
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 

@@ -4,13 +4,13 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from peft_lightning.data.conversations import Row
-from peft_lightning.data.format_detection import ResolvedFormat, resolve_format
+from peft_lightning.data.files.sources import Source
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import LocatedRecord, Record, RowError
-from peft_lightning.data.row_parser import RowParser
-from peft_lightning.data.sources import Source
-from peft_lightning.data.tokenization import RowTokenizer, TokenizedRow
+from peft_lightning.data.rows.conversations import Row
+from peft_lightning.data.rows.format_detection import ResolvedFormat, resolve_format
+from peft_lightning.data.rows.row_parser import RowParser
+from peft_lightning.data.tokens.tokenization import RowTokenizer, TokenizedRow
 from peft_lightning.messages import UserError
 
 ROWS_PER_CHUNK = 512

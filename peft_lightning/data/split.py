@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
 from peft_lightning.data.batching import RowIndices, WeightedSource
+from peft_lightning.data.files.sources import Source, as_list, find_source
 from peft_lightning.data.per_source import source_names
-from peft_lightning.data.sources import Source, as_list, find_source
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.messages import UserError
 

@@ -17,7 +17,7 @@ from peft_lightning.data import (
     resolve_format,
 )
 from peft_lightning.data.options import TokenOptions
-from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.files import read_text
 from peft_lightning.messages import UserError
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 import warm_python
 from cli_driver import ENVIRONMENT, drive
 from peft_lightning import SFTDataModule
-from peft_lightning.data.marked_tokens import GREEN
+from peft_lightning.data.tokens.marked_tokens import GREEN
 
 CLEAN = [
     {"prompt": f"question {i}: {chr(97 + i % 26) * 12}", "completion": f"{chr(97 + i) * 9} {i}"}

@@ -2,11 +2,11 @@
 
 import pytest
 
-from peft_lightning.data.format_detection import resolve_format
 from peft_lightning.data.options import RowOptions, TokenOptions
 from peft_lightning.data.records import RowError
-from peft_lightning.data.row_parser import RowParser
-from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.rows.format_detection import resolve_format
+from peft_lightning.data.rows.row_parser import RowParser
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.messages import UserError
 from toy_tokenizers import CHATML, byte_tokenizer, show
 

@@ -7,7 +7,7 @@ from peft_lightning.data.cache import load_or_tokenize
 from peft_lightning.data.mixing import Mixture, read_mixture
 from peft_lightning.data.options import RowOptions, TokenOptions
 from peft_lightning.data.splits import open_splits
-from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.messages import UserError
 from toy_tokenizers import byte_tokenizer
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from peft_lightning.data.tokenization import TokenizedRow
+from peft_lightning.data.tokens.tokenization import TokenizedRow
 
 LOOP_SHARE = 0.6  # of the 4-grams of an answer are repetitions; text of people has a few per cent
 LOOP_TOKENS = 32  # a shorter answer may repeat itself, such as a list

@@ -12,11 +12,11 @@ from peft_lightning.data.audit.near_duplicates import BINS, signatures
 from peft_lightning.data.audit.row_notes import RowNotes, Sample, Tally
 from peft_lightning.data.audit.shingles import Texts
 from peft_lightning.data.audit.turn_order import ODD_ORDER, odd_order
-from peft_lightning.data.conversations import Conversation, Row
 from peft_lightning.data.records import Finding, LocatedRecord, RowError
-from peft_lightning.data.row_parser import RowParser
 from peft_lightning.data.row_results import RowResult, row_results
-from peft_lightning.data.tokenization import RowTokenizer, TokenizedRow
+from peft_lightning.data.rows.conversations import Conversation, Row
+from peft_lightning.data.rows.row_parser import RowParser
+from peft_lightning.data.tokens.tokenization import RowTokenizer, TokenizedRow
 
 SYSTEM_ROLES = ("system", "developer")
 

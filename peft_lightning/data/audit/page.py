@@ -6,7 +6,7 @@ from typing import Any
 
 from peft_lightning.data.audit.report import Report
 from peft_lightning.data.audit.terminal import percent
-from peft_lightning.data.marked_tokens import MarkedToken, printable
+from peft_lightning.data.tokens.marked_tokens import MarkedToken, printable
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1b1b; --page: #fff; --mark: #c9f0cf; --line: #bbb;

@@ -21,13 +21,13 @@ from peft_lightning.data.audit.locations import Locations
 from peft_lightning.data.audit.note_taker import NoteTaker, row_texts
 from peft_lightning.data.audit.row_notes import RowNotes, merged_notes
 from peft_lightning.data.audit.shingles import TABLE_BITS, common_shingles
-from peft_lightning.data.format_detection import ResolvedFormat
+from peft_lightning.data.files.sources import Source
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import LocatedRecord, RowError
-from peft_lightning.data.row_parser import RowParser
 from peft_lightning.data.row_results import ROWS_PER_CHUNK, open_rows
-from peft_lightning.data.sources import Source
-from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.rows.format_detection import ResolvedFormat
+from peft_lightning.data.rows.row_parser import RowParser
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.process.progress import Progress
 from peft_lightning.process.resources import find_cores, thread_count
 from peft_lightning.process.signals import STOP_SIGNALS

@@ -14,8 +14,8 @@ from peft_lightning.data.audit.findings import AuditFinding, ordered
 from peft_lightning.data.audit.lengths import length_counts
 from peft_lightning.data.audit.reading import AuditedSource
 from peft_lightning.data.audit.row_findings import row_findings
-from peft_lightning.data.marked_tokens import MarkedToken, marked_tokens
-from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.tokens.marked_tokens import MarkedToken, marked_tokens
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 
 
 @dataclass(frozen=True)

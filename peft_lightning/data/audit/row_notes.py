@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_lightning.data.records import Finding, RowError
-from peft_lightning.data.tokenization import TokenizedRow
+from peft_lightning.data.tokens.tokenization import TokenizedRow
 
 MOST_EXAMPLES = 5
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from peft_lightning.data.audit.reading import AuditedSource, SourceAuditor
 from peft_lightning.data.audit.report import Report, make_report
+from peft_lightning.data.files.sources import Source
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import DroppedRowError, LongRowError
-from peft_lightning.data.sources import Source
-from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.process.progress import Progress
 
 OpenSplits = Callable[[Callable[[Source], Any], Callable[[str], None]], dict[str, Any]]

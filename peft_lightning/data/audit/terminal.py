@@ -7,7 +7,7 @@ from typing import Any
 
 from peft_lightning.data.audit.findings import AuditFinding
 from peft_lightning.data.audit.report import Report
-from peft_lightning.data.marked_tokens import GREEN, OPEN, RESET, marked_text, printable
+from peft_lightning.data.tokens.marked_tokens import GREEN, OPEN, RESET, marked_text, printable
 
 WIDTH = 40  # characters of the longest bar
 MOST_LABELS = 20

@@ -7,7 +7,7 @@ import pytest
 
 from peft_lightning.data.audit.answer_findings import is_labels
 from peft_lightning.data.audit.answers import LOOP_TOKENS, NGRAM, AnswerReader, repeated_share
-from peft_lightning.data.tokenization import TokenizedRow
+from peft_lightning.data.tokens.tokenization import TokenizedRow
 from toy_tokenizers import byte_tokenizer
 
 

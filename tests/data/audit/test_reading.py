@@ -7,9 +7,9 @@ import pytest
 
 from peft_lightning.data.audit import reading
 from peft_lightning.data.audit.reading import SourceAuditor
+from peft_lightning.data.files.sources import find_source
 from peft_lightning.data.options import RowOptions, TokenOptions
-from peft_lightning.data.sources import find_source
-from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from toy_tokenizers import CHATML, byte_tokenizer
 
 
