@@ -1,5 +1,6 @@
 """From a row to its texts, with the spans of characters that are in the loss."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -164,7 +165,10 @@ class ConversationRenderer:
                     f"message {turn.index + 1}; give the message one weight",
                 )
             edges = [start, *edges, end]
-            spans = [(a, b, w) for a, b, (_, w) in zip(edges, edges[1:], parts, strict=True)]
+            spans = [
+                (*span, weight)
+                for span, (_, weight) in zip(itertools.pairwise(edges), parts, strict=True)
+            ]
         if self.options.reasoning == "mask":
             found = text.rfind(THOUGHT_END, start, end)
             if found >= 0:

@@ -178,8 +178,8 @@ class TextTokenizer:
 
 
 def _edges(row: RenderedRow) -> list[int]:
-    edges = (edge for span in (*row.spans, *row.answers) for edge in span[:2])
-    return sorted({0, len(row.text), *edges})
+    spans = [*row.answers, *((start, end) for start, end, _ in row.spans)]
+    return sorted({0, len(row.text), *itertools.chain.from_iterable(spans)})
 
 
 def _join(parts: Sequence[Tokens]) -> Tokens:
