@@ -81,6 +81,10 @@ class ChatTemplate:
         """
         return self._render(messages, tools, variables, add_generation_prompt=generation_prompt)[0]
 
+    def names(self, key: str, tools: Any) -> bool:
+        """Whether the source of the template names a key of messages, which it then may print."""
+        return re.search(rf"\b{re.escape(key)}\b", self.source(tools)) is not None
+
     def has_generation_blocks(self, tools: Any) -> bool:
         """Whether the template says with ``{% generation %}`` blocks what is generated."""
         return GENERATION_BLOCK.search(self.source(tools)) is not None
