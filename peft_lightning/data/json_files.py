@@ -10,6 +10,7 @@ from peft_lightning.data.json_rows import (
     parse_json,
     parse_row,
     plain_row,
+    problem_of,
     repeated_key,
     require_row,
 )
@@ -143,8 +144,10 @@ def _read_lines(text_file: TextFile) -> Iterator[LocatedRecord]:
         keys, halves, codec = written_keys(lines), surrogate_escapes(lines), text_file.codec
         for i, line in enumerate(lines):
             record: Record | RowError | None = plain_row(line, codec, keys[i])
-            if record is None or (halves and halves[i]):
+            if record is None:
                 record = _parsed_exactly(line, text_file)
+            elif halves and halves[i]:
+                record = problem_of(record) or record
             if record is not None:
                 yield record, f"{path}:{number + i}"
         number += len(lines)

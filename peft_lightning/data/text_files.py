@@ -23,7 +23,7 @@ from peft_lightning.data.records import MAX_ROW_SIZE, RowError
 from peft_lightning.messages import UserError
 
 SAMPLE = 2**20  # bytes from which an encoding is guessed
-BLOCK = 2**16  # bytes of lines that are read together
+BLOCK = 2**18  # bytes of lines that are read together
 PEEK = 2**13  # bytes that are looked at before a file is read
 MIN_CHARACTERS = 4  # of several bytes, that are UTF-8 by no chance
 
