@@ -1,4 +1,4 @@
-"""What a user may say about the rows: how records are read, and how they become tokens."""
+"""What a user may say about the data: how records are read, tokenized and batched."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ TRAIN_ON = ("assistant", "last", "all")
 TRUNCATION = ("drop", "truncate", "error")
 REASONING = ("train", "mask", "drop", "error")
 SPECIAL_TOKENS_IN_TEXT = ("encode", "keep", "error")
+LAYOUTS = ("flat", "padded")
 SYSTEM = ("keep", "merge_into_user", "drop")
 
 
@@ -58,14 +59,18 @@ class TokenOptions:
         max_length: Maximum number of tokens of a row, at least 2.
         truncation: What to do with a longer row: "drop" leaves it out, "truncate" cuts its right
             end and adds no EOS token, "error" raises.
-        reasoning: What to do with the thoughts of the assistant: "train", "mask" (context without
-            loss), "drop" (leave them out), or "error".
+        reasoning: What to do with the thoughts of the assistant, which are ``reasoning_content`` of
+            a message or stand between ``<think>`` and ``</think>`` at the beginning of its content.
+            "train" trains each as the template prints it, and is an error where it prints none;
+            with "mask" a thought is context, and the loss begins with what closes it; "drop"
+            removes thoughts from the messages; "error" refuses rows with thoughts.
         special_tokens_in_text: What a special token in the text of a row is: "encode" makes it
-            ordinary text, "keep" the token itself, "error" refuses the row.
-        system: What to do with system messages: "keep", "merge_into_user" for templates that take
-            none, or "drop".
+            ordinary text, "keep" the token itself, "error" refuses the row. An end-of-turn token
+            at the end of an answer is that of the turn in any case.
+        system: What to do with system messages: "keep", "merge_into_user" puts them before the
+            first user's message, for templates that take none, "drop" removes them.
         chat_template_kwargs: Variables of the chat template; those of a row win.
-        template_date: The date, YYYY-MM-DD, that templates print as today's.
+        template_date: The date, YYYY-MM-DD, that templates print as today's; None for today.
 
     Raises:
         UserError: If an option has a value that it cannot have.
@@ -78,7 +83,7 @@ class TokenOptions:
     special_tokens_in_text: str = "encode"
     system: str = "keep"
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    template_date: str = "2024-07-26"
+    template_date: str | None = "2024-07-26"
 
     def __post_init__(self) -> None:
         check_choice("train_on", self.train_on, TRAIN_ON)
@@ -88,3 +93,30 @@ class TokenOptions:
         check_choice("system", self.system, SYSTEM)
         if self.max_length < 2:
             raise UserError(f"max_length must be at least 2, got {self.max_length}")
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How rows are grouped into batches.
+
+    Args:
+        batch_size: Rows per batch and device.
+        tokens_per_batch: Maximum tokens per batch, instead of ``batch_size``.
+        val_batch_size: Rows per batch in validate, test and predict; None for as in training.
+        layout: "flat" (rows concatenated, no padding) or "padded".
+        shuffle: Whether training rows are in another random order each epoch.
+        num_workers: Processes that read batches ahead.
+
+    Raises:
+        UserError: If an option has a value that it cannot have.
+    """
+
+    batch_size: int = 8
+    tokens_per_batch: int | None = None
+    val_batch_size: int | None = None
+    layout: str = "flat"
+    shuffle: bool = True
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("layout", self.layout, LAYOUTS)

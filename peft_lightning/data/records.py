@@ -18,15 +18,17 @@ class RowError(UserError):
     Args:
         reason: What is wrong; rows are counted by it.
         detail: More about this row, for the message.
+        length: Its number of tokens, if that is the reason.
     """
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: str, detail: str = "", length: int | None = None) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+        self.length = length
 
 
 class DroppedRowError(RowError):
-    """A row that ``truncation`` leaves out: counted, never an error."""
+    """A row that an option or the row itself leaves out: counted, never an error."""
 
 
 class LongRowError(RowError):
@@ -88,6 +90,8 @@ class RowCounts:
         truncated: Kept rows that were truncated.
         sequences: Sequences of tokens that the kept rows became, at least one each.
         reasons: Rows left out, by reason.
+        too_long: Numbers of tokens of the rows left out because they are too long.
+        longest: Number of tokens of the longest row that is used, before truncation.
     """
 
     read: int = 0
@@ -95,10 +99,27 @@ class RowCounts:
     truncated: int = 0
     sequences: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    too_long: list[int] = field(default_factory=list)
+    longest: int = 0
+
+    def leave_out(self, error: RowError) -> None:
+        """Count a row that is not used."""
+        self.reasons[error.reason] += 1
+        if error.length is not None:
+            self.too_long.append(error.length)
 
     def __str__(self) -> str:
         assert self.read == self.kept + self.reasons.total(), self
         truncated = f" ({self.truncated} of them truncated)" if self.truncated else ""
         left_out = "".join(f" + {reason}: {n}" for reason, n in self.reasons.most_common())
         several = f" as {self.sequences} sequences" if self.sequences > self.kept else ""
-        return f"{self.read} read = {self.kept} kept{several}{truncated}{left_out}"
+        return f"{self.read} read = {self.kept} kept{several}{truncated}{left_out}{self._advice()}"
+
+    def _advice(self) -> str:
+        """Return which ``max_length`` would keep the rows that are too long."""
+        if not self.too_long:
+            return ""
+        lengths = sorted(self.too_long)
+        advice = f"; max_length {lengths[-1]} would keep all rows"
+        most = lengths[round(0.9 * (len(lengths) - 1))]
+        return advice if most == lengths[-1] else f"{advice}, {most} 90 % of those too long"

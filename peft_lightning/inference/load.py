@@ -14,7 +14,7 @@ from peft_lightning.adapters.folder import read_adapter
 from peft_lightning.adapters.full import Full
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.base_model.load import find_device
-from peft_lightning.data import load_template
+from peft_lightning.data import set_template
 from peft_lightning.hub import adapter_folder
 from peft_lightning.inference.generate import generate_tokens
 from peft_lightning.kernels.float32_compute import compute_as_the_run
@@ -117,8 +117,7 @@ def load_inference_model(
     device = find_device(device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     tokenizer = load_tokenizer(tokenizer_name or model, **options)
-    if chat_template is not None:
-        tokenizer.chat_template = load_template(tokenizer, chat_template)
+    set_template(tokenizer, chat_template)
     base = load_base_model(model, dtype=dtype, device=device, quantization=quantization, **options)
     if (choice := choice_of(base)) and (notice := emulation_notice(choice, "--dtype auto")):
         print(notice, file=sys.stderr)

@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from peft_lightning.data import ChatTemplate, load_template
-from peft_lightning.data.tokenizer import continuation_ids
-
-ANSWER = "This is the answer"  # no special token contains it
+from peft_lightning.data import ChatTemplate, load_templates
+from peft_lightning.data.tokens.answer_ends import ANSWER, QUESTION, AnswerEnds
+from peft_lightning.data.tokens.special_tokens import SpecialTokens
+from peft_lightning.data.tokens.tokenizer import continuation_ids
 
 
 def stop_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -31,22 +31,18 @@ def stop_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def _end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the first and the last special token that the chat template prints after an answer.
+    """Return the tokens that the chat template prints at the end of an answer or a tool call.
 
-    They are the same token in most templates. The first need not be registered as special, only
-    as an added token.
+    What directly follows an answer need not be registered as special, only as an added token.
     """
-    template = load_template(tokenizer, None)
-    if template is None:
+    templates = load_templates(tokenizer, None)
+    if not templates:
         return set()
-    chat = ChatTemplate(tokenizer, template)
-    turns = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": ANSWER}]
-    text = chat.render(turns, None, generation_prompt=False)
-    closing = text.rpartition(ANSWER)[2].strip()
+    chat = ChatTemplate(tokenizer, templates)
+    ends = AnswerEnds.of_template(chat, SpecialTokens(tokenizer))
+    added = tokenizer.added_tokens_decoder
+    found = {tokenizer.get_vocab()[token] for token in ends.tokens}
+    text = chat.render([QUESTION, ANSWER])
+    closing = text.rpartition(ANSWER["content"])[2].strip()
     tokens = continuation_ids(tokenizer, closing, first=True)
-    found = set()
-    if tokens and tokens[0] in tokenizer.added_tokens_decoder:
-        found.add(tokens[0])
-    if closing.endswith(chat.end_tokens):
-        found.add(tokens[-1])
-    return found
+    return found.union(tokens[:1]) if tokens and tokens[0] in added else found

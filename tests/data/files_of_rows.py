@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.feather
 import pyarrow.parquet
 
-from peft_lightning.data.sources import find_source
+from peft_lightning.data.files.sources import find_source
 
 ROWS = [{"prompt": "안녕", "completion": "a\nb"}, {"prompt": "2", "completion": "c, d"}]
 

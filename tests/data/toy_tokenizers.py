@@ -30,7 +30,7 @@ UNENDED = (  # nothing ends an answer
     "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-TURNS = ["<|im_start|>", "<|im_end|>"]
+TURNS = {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}
 
 
 def byte_tokenizer(chat_template=None, bos=False, **special):
@@ -42,9 +42,8 @@ def byte_tokenizer(chat_template=None, bos=False, **special):
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        additional_special_tokens=TURNS,
         chat_template=chat_template,
-        **{**SPECIAL, **special},
+        **{**SPECIAL, **TURNS, **special},
     )
     if bos:
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -53,7 +52,22 @@ def byte_tokenizer(chat_template=None, bos=False, **special):
     return tokenizer
 
 
-def fallback_tokenizer(chat_template=None):
+def gpt2_tokenizer(chat_template=None, **special):
+    """As GPT-2's: "\n\n" is one token, but two where a letter follows, and so are two tabs."""
+    alphabet = sorted(ByteLevel.alphabet())
+    merges = [("Ċ", "Ċ"), ("ĉ", "ĉ"), ("Ġ", "Ġ"), ("t", "h"), ("Ġ", "a"), ("<", "t")]
+    vocabulary = {token: i for i, token in enumerate([*alphabet, *map("".join, merges)])}
+    backend = Tokenizer(models.BPE(vocabulary, merges))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=chat_template,
+        **{**SPECIAL, **TURNS, **special},
+    )
+
+
+def fallback_tokenizer(chat_template=None, **special):
     """As SentencePiece: pieces with a space mark, unknown characters as bytes."""
     pieces = ["▁", "a", "b", "h", "i", "▁hi", "[INST]", "[/INST]"]
     tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
@@ -65,7 +79,9 @@ def fallback_tokenizer(chat_template=None):
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=chat_template, **SPECIAL)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=chat_template, **{**SPECIAL, **special}
+    )
 
 
 def show(tokenizer, encoded):
