@@ -162,7 +162,7 @@ def _parsed_exactly(line: bytes, text_file: TextFile) -> Record | RowError | Non
     except RowError as error:
         return error
     except UnicodeDecodeError as error:
-        return text_file.row_error(f"byte {error.start + 1} of the line")
+        return text_file.row_error(f"byte {error.start + 1} of the line", line)
 
 
 def _array_of(file: DataFile, encoding: str | None) -> Iterator[LocatedRecord] | None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from files_of_rows import COMPRESS, ROWS, arrow_bytes, content_of, parquet_bytes
 from peft_lightning.data.files.json_rows import parse_row
-from peft_lightning.data.records import RowError
 from peft_lightning.data.files.sources import find_source
+from peft_lightning.data.records import RowError
 from peft_lightning.messages import UserError
 
 pytestmark = pytest.mark.slow
