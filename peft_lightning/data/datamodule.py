@@ -32,6 +32,8 @@ from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.data.tokens.tokenizer import padding_id, tokenizer_for
 
+DATE_NOTICE = "the chat template prints today's date: in rows it is data.template_date, {}"
+
 
 class SFTDataModule(L.LightningDataModule):
     """Data for supervised fine-tuning, tokenized once and batched without padding.
@@ -135,13 +137,7 @@ class SFTDataModule(L.LightningDataModule):
         check_val_fraction(val_fraction)
         self.mixture = read_mixture(train, mix, stopping_strategy)
         self.row_options = RowOptions(
-            format,
-            on_bad_row,
-            columns or {},
-            roles or {},
-            prompt,
-            system_prompt,
-            encoding,
+            *(format, on_bad_row, columns or {}, roles or {}, prompt, system_prompt, encoding),
             max_rows,
         )
         self.token_options = TokenOptions(
@@ -167,6 +163,8 @@ class SFTDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Tokenize the rows that ``stage`` needs, or load their tokens from the cache."""
         row_tokenizer = self.row_tokenizer(self.trainer.lightning_module if self.trainer else None)
+        if row_tokenizer.date:
+            rank_zero_info(DATE_NOTICE.format(row_tokenizer.date))
         stage = TrainerFn(stage).value
         if stage == "predict":
             self.predict_records, self.predict_prompts = read_prompts(

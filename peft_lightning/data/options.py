@@ -59,12 +59,16 @@ class TokenOptions:
         max_length: Maximum number of tokens of a row, at least 2.
         truncation: What to do with a longer row: "drop" leaves it out, "truncate" cuts its right
             end and adds no EOS token, "error" raises.
-        reasoning: What to do with the thoughts of the assistant: "train", "mask" (context without
-            loss), "drop" (leave them out), or "error".
+        reasoning: What to do with the thoughts of the assistant, which are ``reasoning_content`` of
+            a message or stand between ``<think>`` and ``</think>`` at the beginning of its content.
+            "train" trains each as the template prints it, and is an error where it prints none;
+            with "mask" a thought is context, and the loss begins with what closes it; "drop"
+            removes thoughts from the messages; "error" refuses rows with thoughts.
         special_tokens_in_text: What a special token in the text of a row is: "encode" makes it
-            ordinary text, "keep" the token itself, "error" refuses the row.
-        system: What to do with system messages: "keep", "merge_into_user" for templates that take
-            none, or "drop".
+            ordinary text, "keep" the token itself, "error" refuses the row. An end-of-turn token
+            at the end of an answer is that of the turn in any case.
+        system: What to do with system messages: "keep", "merge_into_user" puts them before the
+            first user's message, for templates that take none, "drop" removes them.
         chat_template_kwargs: Variables of the chat template; those of a row win.
         template_date: The date, YYYY-MM-DD, that templates print as today's; None for today.
 

@@ -56,10 +56,13 @@ def open_splits(
         UserError: If the rows of a split are not given.
     """
     splits = dict(opened)
+    needed = [name for name in SPLITS_OF_STAGE[stage] if name not in splits]
+    if "val" in needed and paths["val"] is None and "train" not in needed:
+        needed.append("train")
     given = {  # a missing file is found before any is tokenized
         name: find_sources(paths[name], f"data.{name}", encoding)
-        for name in ("train", "val", "test")
-        if paths[name] is not None and stage != "predict"
+        for name in needed
+        if paths[name] is not None
     }
     for name in SPLITS_OF_STAGE[stage]:
         if name in splits:

@@ -67,17 +67,42 @@ def test_no_batch_exceeds_its_budget():
                 assert used <= p.tokens_per_batch
 
 
-def test_an_epoch_that_needs_too_many_batches_takes_the_first_ones():
+def epochs_that_need_more(plans):
+    """Return each plan with its epochs whose rows do not fit into its batches one by one."""
+    return [(p, e) for p in plans for e in range(20) if len(p._fill(p._rows(e))) > p._max_filled]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_epoch_that_needs_too_many_batches_is_packed_tighter(padded):
     # Rows of 2 and 3 tokens in batches of 4: an order decides whether 2s pair.
-    lengths = [2, 3] * 100
-    plans = [plan(lengths, tokens_per_batch=4, seed=seed) for seed in range(8)]
-    needed = {p.seed: [len(p._fill(p._rows(epoch))) for epoch in range(20)] for p in plans}
-    over = [(p, e) for p in plans for e, n in enumerate(needed[p.seed]) if n > len(p)]
+    plans = [plan([2, 3] * 100, tokens_per_batch=4, seed=seed, padded=padded) for seed in range(8)]
+    over = epochs_that_need_more(plans)
     assert over, "the case does not occur any more"
     for p, epoch in over:
-        assert len(p.batches(epoch)) == len(p)
-        first = {tuple(batch) for batch in p._fill(p._rows(0))}
-        assert len(first - {tuple(batch) for batch in p.batches(epoch)}) <= len(p) - len(first)
+        batches = p.batches(epoch)
+        assert len(batches) == len(p)
+        assert sorted(np.concatenate(batches)) == list(range(200))
+        assert all(p.lengths[batch].sum() <= 4 for batch in batches)
+        first = {tuple(batch) for batch in p.batches(0)}
+        assert not {tuple(batch) for batch in batches} <= first
+
+
+def test_an_epoch_that_cannot_be_packed_tighter_takes_the_batches_of_the_first():
+    # 4 + 3 + 3 twice fill two batches; the longest first, 4 + 4 leave no room for the 3s
+    plans = [plan([4, 4, 3, 3, 3, 3], tokens_per_batch=10, seed=seed) for seed in range(99)]
+    over = epochs_that_need_more(p for p in plans if len(p) == 2)
+    assert over, "the case does not occur any more"
+    for p, epoch in over:
+        assert {tuple(b) for b in p.batches(epoch)} == {tuple(b) for b in p.batches(0)}
+
+
+def test_batches_within_a_budget_are_nearly_full():
+    lengths = np.random.default_rng(0).integers(20, 400, 1000)  # 210 tokens, 26 rows to 5,500
+    for tokens, least in [(5500, 0.95), (1000, 0.80)]:
+        p = plan(lengths, tokens_per_batch=tokens)
+        for epoch in range(8):
+            assert lengths.sum() / (len(p) * tokens) > least
+            assert sum(map(len, p.batches(epoch))) == 1000
 
 
 def test_the_order_depends_on_the_seed_and_the_epoch_alone():

@@ -315,6 +315,28 @@ def test_the_two_layouts_hold_the_same_rows(data):
         assert mask.sum(1).tolist() == left["seq_lens"]
 
 
+def test_a_template_that_prints_todays_date_prints_that_of_the_option_and_it_is_said(
+    data, monkeypatch
+):
+    said = []
+    monkeypatch.setattr("peft_lightning.data.datamodule.rank_zero_info", said.append)
+    template = "{{ strftime_now('%d.%m.%Y') }} " + CHATML
+    for day, told in ((None, "2024-07-26"), ("2026-01-31", "2026-01-31")):
+        options = {} if day is None else {"template_date": day}
+        module = data(tokenizer=byte_tokenizer(template), **options)
+        module.setup("fit")
+        assert (
+            f"the chat template prints today's date: in rows it is data.template_date, {told}"
+            in said
+        )
+        first = next(iter(module.train_dataloader()))["input_ids"][0]
+        year, month, number = told.split("-")
+        assert module.tokenizer.decode(first).startswith(f"{number}.{month}.{year} <|im_start|>")
+    said.clear()
+    data(tokenizer=byte_tokenizer(CHATML)).setup("fit")
+    assert not [line for line in said if "date" in line]
+
+
 def test_without_val_rows_are_held_out_and_it_is_said(data, monkeypatch):
     said = []
     monkeypatch.setattr("peft_lightning.data.datamodule.rank_zero_info", said.append)

@@ -18,7 +18,7 @@ def opened(jsonl, tmp_path):
 
     def open_(train=None, val=None, test=None, stage="fit", fraction=None, **options):
         tokenizer = RowTokenizer(byte_tokenizer(), None, TokenOptions())
-        said, tokenized = [], []
+        said, tokenized = [], options.get("tokenized", [])
 
         def tokenize(source):
             tokenized.append(source.name)
@@ -121,6 +121,17 @@ def test_few_held_out_rows_are_of_the_largest_sources(opened, jsonl):
     splits, _, _ = opened(paths, fraction=None)  # 5 % of 20 rows is one
     assert texts(splits["val"], splits["val"].rows)[0].isdigit()
     assert splits["val"].labels == []  # one source: val/loss is its loss
+
+
+def test_a_missing_file_is_found_before_any_is_tokenized_if_the_stage_needs_it(opened, jsonl):
+    a = file_of(jsonl, "a.jsonl", "xy")
+    missing = a.replace("a.jsonl", "b.jsonl")
+    tokenized = []
+    with pytest.raises(UserError, match=r"b\.jsonl: no such file"):
+        opened(a, val=missing, tokenized=tokenized)
+    assert tokenized == []
+    assert opened(missing, val=a, stage="validate")[0].keys() == {"val"}
+    assert opened(a, test=missing, fraction=0)[0].keys() == {"train"}
 
 
 def test_evaluation_sources_are_named_by_the_mapping_or_by_their_files(opened, jsonl):

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_lightning.data.files.data_files import DataFile
-from peft_lightning.data.files.json_rows import parse_json, parse_row, repeated_key, require_row
+from peft_lightning.data.files.json_rows import (
+    parse_json,
+    parse_row,
+    plain_row,
+    repeated_key,
+    require_row,
+)
+from peft_lightning.data.files.json_structure import num_keys, surrogate_escapes, written_keys
 from peft_lightning.data.files.split_names import split_of
 from peft_lightning.data.files.text_files import TextFile
 from peft_lightning.data.records import LocatedRecord, Record, RowError
@@ -30,7 +37,7 @@ def read_json(file: DataFile, encoding: str | None) -> Iterator[LocatedRecord]:
     """Read an array of rows, an object with one, a single row, or JSONL in a .json file."""
     with TextFile(file, encoding) as text_file:
         try:
-            content, is_suspicious = _parse_document(text_file, file)
+            content, exactly = _parse_document(text_file, file)
         except json.JSONDecodeError as error:
             if error.msg == "Extra data" and _begins_with_a_row(error.doc):
                 with TextFile(file, encoding) as again:
@@ -51,7 +58,7 @@ def read_json(file: DataFile, encoding: str | None) -> Iterator[LocatedRecord]:
     for key, rows in arrays.items():
         where = f"{file.path}: {key} item" if len(keys) > 1 else f"{file.path}: item"
         for number, row in enumerate([rows] if layout.is_row else rows, start=1):
-            yield _checked(row, is_suspicious), f"{where} {number}"
+            yield _checked(row, exactly), f"{where} {number}"
 
 
 @dataclass(frozen=True)
@@ -114,40 +121,52 @@ def layout_of_file(file: DataFile, encoding: str | None) -> Layout | None:
 
 
 def _parse_document(text_file: TextFile, file: DataFile) -> tuple[Any, bool]:
-    text = text_file.text().strip()
+    """Return the parsed content, and whether its rows are to be checked for what it says twice."""
+    text = text_file.text().strip() or "[]"
     try:
-        content, is_suspicious = parse_json(text or "[]")
+        content = parse_json(text)
+        whole = [text.encode()]
+        exactly = bool(surrogate_escapes(whole)) or written_keys(whole) != [num_keys([content])]
+        return (parse_json(text, exactly=True) if exactly else content), exactly
     except RecursionError:
         raise UserError(f"{file.path}: invalid JSON, nested too deeply") from None
     except json.JSONDecodeError:
         raise
     except ValueError as error:  # an integer with thousands of digits
         raise UserError(f"{file.path}: invalid JSON, {error}") from None
-    return content, is_suspicious
 
 
 def _read_lines(text_file: TextFile) -> Iterator[LocatedRecord]:
     path = str(text_file.file.path)
-    lines = text_file.lines()
-    codec = text_file.codec
-    for number, line in enumerate(lines, start=1):
-        if line.isspace():
-            continue
-        record: Record | RowError
-        try:
-            record = parse_row(line, codec)
-        except RowError as error:
-            record = error
-        except UnicodeDecodeError as error:
-            record = text_file.row_error(f"byte {error.start + 1} of the line")
-        yield record, f"{path}:{number}"
+    number = 1
+    for lines in text_file.blocks_of_lines():
+        keys, halves, codec = written_keys(lines), surrogate_escapes(lines), text_file.codec
+        for i, line in enumerate(lines):
+            record: Record | RowError | None = plain_row(line, codec, keys[i])
+            if record is None or (halves and halves[i]):
+                record = _parsed_exactly(line, text_file)
+            if record is not None:
+                yield record, f"{path}:{number + i}"
+        number += len(lines)
+
+
+def _parsed_exactly(line: bytes, text_file: TextFile) -> Record | RowError | None:
+    """Return the row of a line, or its error; None for a blank line."""
+    if line.isspace():
+        return None
+    try:
+        return parse_row(line, text_file.codec)
+    except RowError as error:
+        return error
+    except UnicodeDecodeError as error:
+        return text_file.row_error(f"byte {error.start + 1} of the line")
 
 
 def _array_of(file: DataFile, encoding: str | None) -> Iterator[LocatedRecord] | None:
     """Return the rows of a file that is one array; None if it is several values."""
     with TextFile(file, encoding) as text_file:
         try:
-            content, is_suspicious = _parse_document(text_file, file)
+            content, exactly = _parse_document(text_file, file)
         except json.JSONDecodeError as error:
             if error.msg == "Extra data":
                 return None
@@ -155,16 +174,16 @@ def _array_of(file: DataFile, encoding: str | None) -> Iterator[LocatedRecord] |
                 f"{file.path}:{error.lineno}: invalid JSON, {error.msg} at column {error.colno}"
             ) from None
     return (
-        (_checked(row, is_suspicious), f"{file.path}: item {number}")
+        (_checked(row, exactly), f"{file.path}: item {number}")
         for number, row in enumerate(content, start=1)
     )
 
 
-def _checked(row: Any, is_suspicious: bool) -> Record | RowError:
-    if type(row) is dict and not is_suspicious:
+def _checked(row: Any, exactly: bool) -> Record | RowError:
+    if type(row) is dict and not exactly:
         return row
     try:
-        return require_row(row)
+        return require_row(row, exactly)
     except RowError as error:
         return error
 

@@ -23,6 +23,7 @@ from peft_lightning.data.records import MAX_ROW_SIZE, RowError
 from peft_lightning.messages import UserError
 
 SAMPLE = 2**20  # bytes from which an encoding is guessed
+BLOCK = 2**16  # bytes of lines that are read together
 PEEK = 2**13  # bytes that are looked at before a file is read
 MIN_CHARACTERS = 4  # of several bytes, that are UTF-8 by no chance
 
@@ -68,13 +69,23 @@ class TextFile:
         text = self.stream.peek(PEEK)[:PEEK].decode(self.codec, "ignore")
         return text.removeprefix("\ufeff")
 
-    def lines(self) -> Iterator[bytes]:
-        """Yield the lines as bytes in ``codec``, which becomes UTF-8 for UTF-16 and UTF-32."""
+    def blocks_of_lines(self) -> Iterator[list[bytes]]:
+        """Yield lists of lines, as bytes in ``codec``, which becomes UTF-8 for UTF-16 and UTF-32.
+
+        A file that cannot be read to its end gives all its lines before the error.
+        """
+        lines: Iterator[bytes]
         if not is_ascii_compatible(self.codec):
             reader = io.TextIOWrapper(self.stream, self.codec, newline="\n")
             self.codec = "utf-8"
-            return (line.removeprefix("\ufeff").encode("utf-8", "surrogatepass") for line in reader)
-        return iter(self.stream) if self.file.compression is None else self._short_lines()
+            lines = (line.removeprefix("\ufeff").encode("utf-8") for line in reader)
+        elif self.file.compression is None:
+            while block := self.stream.readlines(BLOCK):
+                yield block
+            return
+        else:
+            lines = self._short_lines()
+        yield from _blocks(lines)
 
     def _short_lines(self) -> Iterator[bytes]:
         """Yield lines, cut beyond the limit of a row: a small file may stand for an endless one."""
@@ -163,6 +174,22 @@ class TextFile:
             name = marked or guess[0]
             raise UserError(f"{path}: the file is in {name.upper()}; set data.encoding: {name}")
         return "utf-8"
+
+
+def _blocks(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
+    block: list[bytes] = []
+    size = 0
+    try:
+        for line in lines:
+            block.append(line)
+            size += len(line)
+            if size >= BLOCK:
+                yield block
+                block, size = [], 0
+    except (*DAMAGE, UnicodeError):
+        yield block
+        raise
+    yield block
 
 
 def _remedy(guess: tuple[str, str] | None, tried: str) -> str:

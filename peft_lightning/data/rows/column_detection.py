@@ -14,10 +14,17 @@ PROMPTS = ("prompt", "question", "query", "input")
 COMPLETIONS = ("completion", "answer", "response", "output")
 ALIASES = {"system": "system_prompt", "conversations": "conversation"}
 # columns without which a question may not be what it was
-CONTEXTS = ("context", "passage", "document", "article", "choices", "options", "background")
+CONTEXTS = (
+    *("context", "passage", "document", "article", "paragraph", "story", "body", "background"),
+    *("choices", "options", "premise", "hypothesis", "facts", "table", "schema", "hint"),
+)
+CLASSES = ("category", "class", "intent", "sentiment", "emotion", "topic", "rating", "stars")
 # columns beside `text` that say that it is not all
 BESIDE_TEXT = frozenset(
-    (*PROMPTS, *COMPLETIONS, *LABELS, "labels", "target", "summary", "instruction", "chosen")
+    (
+        *(*PROMPTS, *COMPLETIONS, *LABELS, *CLASSES),
+        *("labels", "label_text", "target", "summary", "instruction", "chosen"),
+    )
 )
 PREFERENCE = ("rejected", "rejected_response")
 _COLUMNS = dict.fromkeys(  # those that data.columns may name
@@ -53,7 +60,7 @@ def named_columns(
             )
     if options.prompt and not {"prompt"}.isdisjoint(options.columns):
         raise UserError("data.prompt and data.columns both give the prompt: leave one of them out")
-    return {column: name for column, name in options.columns.items() if column != name}
+    return _renamings(options.columns)
 
 
 def other_case(present: set[str], mapping: Mapping[str, str]) -> dict[str, str]:
@@ -71,8 +78,18 @@ def other_case(present: set[str], mapping: Mapping[str, str]) -> dict[str, str]:
 
 def prompt_and_completion(
     present: set[str], source: str, prompts_only: bool, only: str | None = None
-) -> dict[str, str]:
-    """Return the columns that a prompt and its completion usually have, such as question, answer.
+) -> tuple[str, dict[str, str]] | None:
+    """Return the format of columns that are usually a prompt and its completion, and the columns.
+
+    Args:
+        present: The columns of the source, under the names of the formats where they are known.
+        source: The source's name, for the message.
+        prompts_only: Whether the completion may be missing.
+        only: The only format that is asked for, if any.
+
+    Returns:
+        The name of the format, and its columns that have another name in the source; None if there
+        is no such pair.
 
     Raises:
         UserError: If there are several of a kind, or others without which they mean less.
@@ -80,15 +97,19 @@ def prompt_and_completion(
     folded = {name.lower(): name for name in sorted(present)}
     prompts = [folded[name] for name in PROMPTS if name in folded]
     answers = [folded[name] for name in COMPLETIONS if name in folded]
-    if "instruction" in folded and answers and only in (None, "alpaca"):
-        context = {"input": folded["context"]} if "context" in folded else {}
-        columns = {"instruction": folded["instruction"], "output": answers[0]}
-        if len(answers) == 1:
-            return {c: n for c, n in (columns | context).items() if c != n}
+    if not answers and not prompts_only:
+        return None
+    if "instruction" in folded and only in (None, "alpaca") and len(answers) <= 1:
+        output = {"output": answers[0]} if answers else {}
+        return "alpaca", _renamings({"instruction": folded["instruction"]} | output)
+    if only not in (None, "prompt_completion"):
+        return None
     if "instruction" in folded and only == "prompt_completion":
         prompts = [folded["instruction"]]
-    if not prompts or not (answers or prompts_only) or only not in (None, "prompt_completion"):
-        return {}
+    if prompts_only and "prompt" in present and not answers:
+        return "prompt_completion", {}
+    if not prompts:
+        return None
     others = [folded[name] for name in CONTEXTS if name in folded]
     if len(prompts) > 1 or len(answers) > 1 or others:
         fields = " ".join(f"{{{name}}}" for name in (*others, prompts[0]))
@@ -99,8 +120,18 @@ def prompt_and_completion(
             f' prompt of several columns with `data.prompt: "{fields}"` and'
             f" `data.columns: {{completion: {answer}}}`"
         )
-    pair = {"prompt": prompts[0], **({"completion": answers[0]} if answers else {})}
-    return {column: name for column, name in pair.items() if column != name}
+    completion = {"completion": answers[0]} if answers else {}
+    return "prompt_completion", _renamings({"prompt": prompts[0]} | completion)
+
+
+def context_of_instruction(present: set[str]) -> dict[str, str]:
+    """Return the column that stands for alpaca's input in Dolly's rows: the context."""
+    folded = {name.lower(): name for name in present}
+    return {"input": folded["context"]} if "context" in folded and "input" not in present else {}
+
+
+def _renamings(columns: Mapping[str, str]) -> dict[str, str]:
+    return {column: name for column, name in columns.items() if column != name}
 
 
 def completion_of_template(present: set[str], source: str) -> dict[str, str]:

@@ -9,13 +9,14 @@ from peft_lightning.data.records import LocatedRecord, Record, RowError
 from peft_lightning.data.rows.column_detection import (
     BESIDE_TEXT,
     completion_of_template,
+    context_of_instruction,
     named_columns,
     other_case,
     prompt_and_completion,
     refuse_preferences,
 )
 from peft_lightning.data.rows.columns import PromptTemplate
-from peft_lightning.data.rows.formats import COMPLETION_COLUMNS, FORMATS, REQUIRED_COLUMNS
+from peft_lightning.data.rows.formats import FORMATS, REQUIRED_COLUMNS
 from peft_lightning.messages import UserError
 
 MAX_ODD_ROWS = 1000  # rows at the start of a source that may fit no format, with on_bad_row: skip
@@ -75,27 +76,26 @@ def detect_format(
         raise AssertionError(f"{named} is a user's function")
     mapping |= other_case(present, mapping)
     present |= set(mapping)
-    if prompts_only:
-        present |= {
-            column
-            for name, column in COMPLETION_COLUMNS.items()
-            if REQUIRED_COLUMNS[name][0] in present
-        }
     if template:
+        mapping.pop("prompt", None)
         mapping |= {} if prompts_only else completion_of_template(present, source)
         return ResolvedFormat("prompt_completion" if named == "auto" else named, mapping, found)
     fits = [name for name, needed in REQUIRED_COLUMNS.items() if present.issuperset(needed)]
     chosen = set(options.columns)
     fits = [name for name in fits if chosen.intersection(REQUIRED_COLUMNS[name])] or fits
-    if named != "auto":
-        if named not in fits:
-            mapping |= prompt_and_completion(present, source, prompts_only, only=named)
-        return ResolvedFormat(named, mapping, found)
-    if not chosen:
+    if named == "auto" and not chosen:
         refuse_preferences(record, source)
-    if not fits:
-        mapping |= (pair := prompt_and_completion(present, source, prompts_only))
-        fits = ["alpaca" if "output" in pair else "prompt_completion"] if pair else []
+    only = None if named == "auto" else named
+    pair = None
+    if not fits or only not in (None, *fits):
+        pair = prompt_and_completion(present, source, prompts_only, only)
+    if pair is not None:
+        fits, mapping = [pair[0]], mapping | pair[1]
+    fits = fits if only is None else [only]
+    if fits == ["alpaca"]:
+        mapping |= context_of_instruction(present)
+    if only is not None:
+        return ResolvedFormat(only, mapping, found)
     if fits == ["text"] and (others := [n for n in present if n.lower() in BESIDE_TEXT]):
         other = mapping.get(min(others), min(others))
         raise UserError(
@@ -159,10 +159,11 @@ def _no_format(found: Sequence[str], fits: Sequence[str], source: str) -> UserEr
     needs = "; ".join(
         f"{name} needs {' and '.join(cols)}" for name, cols in REQUIRED_COLUMNS.items()
     )
+    first, second = found if len(found) == 2 else ("NAME", "NAME")
     tokens = "; rows of token ids are not read, give their text" * ("input_ids" in found)
     return UserError(
         f"{source}: the columns {list(found)} {problem}. Say which are meant with `data.columns:"
-        " {prompt: NAME, completion: NAME}`, name a format with `data.format`"
+        f" {{prompt: {first}, completion: {second}}}`, name a format with `data.format`"
         f" ({needs}), or give the dotted path of your own function from a row to messages or text"
         f"{tokens}"
     )

@@ -58,9 +58,9 @@ def parse_role(name: Any, roles: Mapping[str, str] = ROLES) -> str:
         role = roles.get(name) or roles.get(name.strip().lower())
         if role is not None:
             return role
-    shown = f"{name!r:.60}"
+    hint = did_you_mean(name, roles) if isinstance(name, str) else ""
     raise RowError(
         "unknown role",
-        f"{shown}{did_you_mean(name, roles) if isinstance(name, str) else ''} known are"
-        f" {', '.join(roles)}; `data.roles: {{{str(name)[:40]}: assistant}}` says what it means",
+        f"{name!r:.60}{hint or ';'} known are {', '.join(roles)};"
+        f" `data.roles: {{{str(name)[:40]}: assistant}}` says what it means",
     )

@@ -9,6 +9,7 @@ from peft_lightning.data.records import RowError
 from peft_lightning.data.rows.conversations import Conversation, Message
 from peft_lightning.data.tokens.answer_ends import AnswerEnds
 from peft_lightning.data.tokens.generated_turns import Turn, generated_turn
+from peft_lightning.data.tokens.marks import without_marks
 from peft_lightning.data.tokens.reasoning import FIELDS, INLINE, opened_thought, thought_of
 from peft_lightning.data.tokens.templates import REFUSED, ChatTemplate
 
@@ -185,5 +186,6 @@ def _error(i: int, what: str, text: str) -> RowError:
     name = names.get(what, f"a message of the role {what}")
     remedy = REMEDIES.get(what, "give another chat_template")
     return RowError(
-        f"the chat template leaves out {name}", f"message {i + 1}: {text.strip()[:40]!r}; {remedy}"
+        f"the chat template leaves out {name}",
+        f"message {i + 1}: {without_marks(text).strip()[:40]!r}; {remedy}",
     )

@@ -72,11 +72,12 @@ def generated_turn(template: ChatTemplate, ends: AnswerEnds, row: Conversation, 
     else:
         header = _before_content(template, row, i)
         if not rendered.startswith(header) or not prompt.startswith(header):
+            thought = ", or reasoning: drop" if thought_of(row.messages[i]).text else ""
             raise RowError(
                 "the chat template prints something else before an answer than its generation"
                 " prompt",
                 f"message {i + 1}: {_tail(rendered[: len(header)])!r} and {_tail(prompt)!r}; give"
-                " another chat_template, or chat_template_kwargs with which they agree",
+                f" another chat_template, chat_template_kwargs with which they agree{thought}",
             )
         if opened_thought(prompt):
             rendered = _rendered(template, row, i, with_thought=False)

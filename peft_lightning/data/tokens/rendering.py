@@ -112,7 +112,7 @@ class ConversationRenderer:
             known = [turn for turn in (*context, *turns) if turn is last or turn.begins(last.text)]
             eos_weight = None if last.ended else row.weight(last.index)
             text = RenderedRow.of_marked(
-                last.text, spans, _places(known), eos_weight, findings=findings
+                last.text, spans, _places(row, known), eos_weight, findings=findings
             )
             if has_escaped_marks(text.text) and has_marks(row.messages):
                 raise RowError(
@@ -123,22 +123,37 @@ class ConversationRenderer:
         return rendered
 
     def render_prompt(self, row: Conversation) -> RenderedRow:
-        """Return a conversation as generation is given it, to answer its last message.
+        """Return a conversation as generation is given it.
+
+        Its last message is to be answered, or if it is the assistant's, to be continued.
 
         Raises:
             RowError: If the template refuses the messages.
         """
-        row, findings = self._preparation.prepare(row)
+        continued = row.messages[-1]["role"] == "assistant"
+        row, findings = self._preparation.prepare(_with_rest(row) if continued else row)
         try:
-            text = self.template.render(
-                row.messages, row.tools, generation_prompt=True, variables=row.template_kwargs
-            )
+            if continued:
+                turn = generated_turn(self.template, self.ends, row, len(row.messages) - 1)
+                if (edge := turn.text.find(PART, turn.start)) < 0:
+                    raise RowError(
+                        "the chat template does not print the start of an answer as it is",
+                        "end the prompt with a user's message",
+                    )
+                text = turn.text[:edge]
+            else:
+                text = self.template.render(
+                    row.messages, row.tools, generation_prompt=True, variables=row.template_kwargs
+                )
         except RowError as error:
             raise with_remedy(error, row, self.template) from error
         turns = self._context(
             row, [i for i, m in enumerate(row.messages) if m["role"] == "assistant"]
         )
-        places = [*_places([turn for turn in turns if turn.begins(text)]), (len(text), len(text))]
+        places = _places(row, [turn for turn in turns if turn.begins(text)])
+        if continued:
+            places.append((turn.start, len(text)))
+        places.append((len(text), len(text)))
         return RenderedRow.of_marked(text, [], places, findings=findings)
 
     def _context(self, row: Conversation, answers: Sequence[int]) -> list[Turn]:
@@ -202,8 +217,23 @@ class ConversationRenderer:
         ]
 
 
-def _places(turns: Sequence[Turn]) -> list[tuple[int, int]]:
-    return [(turn.start, turn.end) for turn in turns]
+def _places(row: Conversation, turns: Sequence[Turn]) -> list[tuple[int, int]]:
+    """Return where answers are in a text, and where those begin that continue one of a prompt."""
+    places = [(turn.start, turn.end) for turn in turns]
+    for turn in turns:
+        parts = row.parts.get(turn.index)
+        edge = turn.text.find(PART, turn.start, turn.end) if parts and not parts[0][1] else -1
+        if edge >= 0:
+            places.append((edge, turn.end))
+    return places
+
+
+def _with_rest(row: Conversation) -> Conversation:
+    """Return a conversation that ends with the start of an answer, with a rest in a part behind."""
+    last, start = len(row.messages) - 1, row.messages[-1]["content"]
+    ended = {**row.messages[-1], "content": f"{start}."}
+    parts = {**row.parts, last: [(start, 0.0), (".", 1.0)]}
+    return replace(row, messages=[*row.messages[:-1], ended], parts=parts)
 
 
 def _plain_form(row: Conversation) -> PlainText:

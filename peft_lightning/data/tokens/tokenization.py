@@ -56,6 +56,9 @@ class RowTokenizer:
         chat_template: As for ``load_templates``.
         options: How rows become tokens.
 
+    Attributes:
+        date: The date that the chat template prints as today's; None if it prints none.
+
     Raises:
         UserError: If the chat template cannot be used.
     """
@@ -69,9 +72,10 @@ class RowTokenizer:
         self.tokenizer, self.options = tokenizer, options
         self.templates = load_templates(tokenizer, chat_template)
         special_tokens = SpecialTokens(tokenizer, options.special_tokens_in_text)
-        template = None
+        template, self.date = None, None
         if self.templates:
             template = ChatTemplate(tokenizer, self.templates, options.template_date)
+            self.date = options.template_date if template.prints_date else None
         self.renderer = RowRenderer(template, special_tokens, options)
         self._text = TextTokenizer(tokenizer, special_tokens)
         self._prefix = special_prefix(tokenizer)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from files_of_rows import ROWS, places, records
-from peft_lightning.data import json_files
+from peft_lightning.data.files import json_files
 from peft_lightning.data.files.sources import find_source
 from peft_lightning.data.records import RowError
 
@@ -170,8 +170,17 @@ def test_jsonl_is_read_line_by_line(tmp_path, monkeypatch):
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n' * 10)
     parsed = []
-    monkeypatch.setattr(
-        json_files, "parse_row", lambda line, codec: parsed.append(line) or {"a": 1}
-    )
+    monkeypatch.setattr(json_files, "plain_row", lambda line, *_: parsed.append(line) or {"a": 1})
     next(find_source(str(path)).records())
     assert len(parsed) == 1
+
+
+def test_errors_of_a_block_leave_its_other_rows_as_they_are(tmp_path):
+    texts = [f'{{"a": {i}, "b": ": \\": "}}' for i in range(100)]
+    texts[30], texts[60] = '{"a": 1, "a": 2}', "{no"
+    (tmp_path / "x.jsonl").write_text("\n".join(texts))
+    rows = records(tmp_path / "x.jsonl")
+    assert [i for i, row in enumerate(rows) if isinstance(row, str)] == [30, 60]
+    assert [row["a"] for row in rows if isinstance(row, dict)] == [
+        i for i in range(100) if i not in (30, 60)
+    ]

@@ -139,7 +139,7 @@ def test_the_number_of_rows_is_estimated_where_that_is_cheap(tmp_path, name, exp
 
 def test_a_line_of_a_compressed_file_that_never_ends_is_an_error_of_one_row(tmp_path, monkeypatch):
     for module in ("text_files", "json_rows"):
-        monkeypatch.setattr(f"peft_lightning.data.{module}.MAX_ROW_SIZE", 100)
+        monkeypatch.setattr(f"peft_lightning.data.files.{module}.MAX_ROW_SIZE", 100)
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"a": 1}\n' + b"0" * 1000 + b'\n{"a": 2}\n'))
     first, second, third = find_source(str(path)).records()

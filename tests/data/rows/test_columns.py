@@ -102,7 +102,7 @@ def test_obvious_columns_are_taken_and_told(columns, name, mapping):
     [
         (
             ["q", "a"],
-            r"the columns \['q', 'a'\] fit no format.*`data.columns: \{prompt: NAME, compl",
+            r"the columns \['q', 'a'\] fit no format.*`data.columns: \{prompt: q, completion: a\}",
         ),
         (["text", "messages"], r"fit several formats \(messages, text\).*`data.format`"),
         (["instruction", "output", "text"], r"fit several formats \(alpaca, text\)"),
@@ -123,6 +123,9 @@ def test_obvious_columns_are_taken_and_told(columns, name, mapping):
             ["prompt", "chosen", "rejected"],
             r"`data.columns: \{prompt: prompt, completion: chosen\}`",
         ),
+        (["text", "category"], r"`data.columns: \{prompt: text, completion: category\}`"),
+        (["Body", "Question", "Answer"], r'`data.prompt: "\{Body\} \{Question\}"`'),
+        (["sentence", "sort"], r"`data.columns: \{prompt: sentence, completion: sort\}`"),
         (["chosen", "rejected"], r"`data.columns: \{messages: chosen\}`"),
         (
             ["instruction", "input", "chosen", "rejected"],
@@ -136,6 +139,28 @@ def test_obvious_columns_are_taken_and_told(columns, name, mapping):
 def test_columns_that_are_not_clear_are_an_error_that_says_what_to_write(columns, message):
     with pytest.raises(UserError, match=rf"^x\.jsonl: .*{message}"):
         detect(columns)
+
+
+@pytest.mark.parametrize(
+    ("columns", "name", "mapping"),
+    [
+        (
+            ["question", "answer"],
+            "prompt_completion",
+            {"prompt": "question", "completion": "answer"},
+        ),
+        (["instruction", "response"], "alpaca", {"output": "response"}),
+        (
+            ["instruction", "output"],
+            "prompt_completion",
+            {"prompt": "instruction", "completion": "output"},
+        ),
+        (["text", "label"], "text", {}),
+        (["messages", "prompt", "completion"], "messages", {}),
+    ],
+)
+def test_a_format_that_is_named_has_its_columns_under_other_names_too(columns, name, mapping):
+    assert detect(columns, format=name).columns == mapping
 
 
 def test_chosen_conversations_are_named_as_messages():
@@ -317,6 +342,22 @@ def test_without_a_well_formed_row_any_format_will_do():
         ),
         (["q"], {"prompt": "{q}?"}, "prompt_completion", {}),
         (["messages"], {}, "messages", {}),
+        (["instruction", "context"], {}, "alpaca", {"input": "context"}),
+        (
+            ["instruction", "context", "response"],
+            {},
+            "alpaca",
+            {"output": "response", "input": "context"},
+        ),
+        (["prompt", "input"], {}, "prompt_completion", {}),
+        (["prompt", "response"], {}, "prompt_completion", {"completion": "response"}),
+        (["instruction"], {"format": "alpaca"}, "alpaca", {}),
+        (
+            ["question"],
+            {"format": "prompt_completion"},
+            "prompt_completion",
+            {"prompt": "question"},
+        ),
     ],
 )
 def test_rows_to_generate_from_may_lack_their_completions(columns, options, name, mapping):
