@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from peft_lightning.data.marks import LITERAL, LITERAL_END, without_marks
+from peft_lightning.data.marks import LITERAL, LITERAL_END, MARKS, without_marks
 from peft_lightning.data.records import Finding, RowError
 
 THINK_TAGS = ("<think>", "</think>")  # an assistant's thought is written as text between them
@@ -31,7 +31,7 @@ class SpecialTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, in_text: str = "encode") -> None:
         added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
         special = {*(text for text in added if added[text].special), *tokenizer.all_special_tokens}
-        self.special = tuple(sorted(special, key=len, reverse=True))
+        self.special = tuple(sorted(filter(None, special), key=len, reverse=True))
         self.bos, self.eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
         self.in_text = in_text
         pieces = [
@@ -44,8 +44,15 @@ class SpecialTokens:
         self.pattern = re.compile("|".join(pieces) or "(?!)")
         self._special = _any_of(special)
         self._of_answers = _any_of(special.difference(THINK_TAGS))
-        run = "|".join([r"\s", *map(re.escape, self.special)])
-        self._run_at_the_end = re.compile(f"(?:{run})*\\Z")
+        self._special_or_mark = _any_of([*special, *MARKS])
+
+    def is_clean(self, value: Any) -> bool:
+        """Whether neither special tokens nor private marks are in the strings of ``value``."""
+        if isinstance(value, str):
+            return self._special_or_mark.search(value) is None
+        if isinstance(value, dict):
+            return all(map(self.is_clean, value.values()))
+        return not isinstance(value, (list, tuple)) or all(map(self.is_clean, value))
 
     def mark(self, value: Any, answer: bool = False) -> Any:
         """Return ``value`` with the special tokens in all of its strings between private marks.
@@ -92,13 +99,16 @@ class SpecialTokens:
         Returns:
             Pairs of the position behind the token and the token.
         """
-        match = self._run_at_the_end.search(text, max(0, len(text.rstrip()) - 512))
-        assert match is not None
-        return [(m.end(), m.group()) for m in self._special.finditer(text, match.start())]
+        found, rest = [], text.rstrip()
+        while rest.endswith(self.special):
+            token = next(token for token in self.special if rest.endswith(token))
+            found.append((len(rest), token))
+            rest = rest[: -len(token)].rstrip()
+        return found[::-1]
 
     def is_only_special(self, text: str) -> bool:
         """Whether there is nothing but special tokens and white space in ``text``."""
-        return self._run_at_the_end.fullmatch(text) is not None
+        return not self._special.sub("", text).strip()
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
