@@ -38,6 +38,7 @@ class LabelSmoothing(CausalLMModule):
         if not self.training:
             return super().nll(batch)
         logits, targets = self.labelled_logits(batch)
+        weights = self.labelled_weights(batch)  # (N,), 1 unless the rows have others
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(wide, targets, reduction="sum", label_smoothing=self.smoothing)
-        return loss, torch.tensor(len(targets), device=loss.device)
+        loss = F.cross_entropy(wide, targets, reduction="none", label_smoothing=self.smoothing)
+        return (weights * loss).sum(), weights.sum()

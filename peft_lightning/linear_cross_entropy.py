@@ -10,13 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peft_lightning.kernels.native.stored import multiply, multiply_back
+from peft_lightning.messages import UserError
 
 IGNORED = -100
 
 
 def labelled_positions(
-    labels: Tensor, cu_seq_lens: Tensor | None = None, prefix_len: int = 0
-) -> tuple[Tensor, Tensor]:
+    labels: Tensor,
+    cu_seq_lens: Tensor | None = None,
+    prefix_len: int = 0,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Find the positions that predict a labelled token, and the tokens they predict.
 
     Position ``t`` predicts token ``t + 1`` of the same sequence. A sequence's first token is
@@ -28,24 +32,37 @@ def labelled_positions(
             None if every row is one sequence.
         prefix_len: Length of the first sequence if it stands before each of the others, whose first
             tokens its last position then predicts; else 0.
+        weights: (B, T), the weight in the loss of each token, aligned with ``labels``; None for 1.
 
     Returns:
-        Indices into the flattened (B * T) positions, (N,) int64, and their targets, (N,) int64, in
-        the order in which the targets stand in ``labels``.
+        Indices into the flattened (B * T) positions, (N,) int64, their targets, (N,) int64, and the
+        targets' weights, (N,), or None; in the order in which the targets stand in ``labels``.
+
+    Raises:
+        UserError: If ``weights`` is not aligned with ``labels``.
     """
+    if weights is not None and weights.shape != labels.shape:
+        raise UserError(
+            f"loss_weights has shape {tuple(weights.shape)} where labels has {tuple(labels.shape)}:"
+            " an adapter's prepare_inputs that moves labels has to move loss_weights alike"
+        )
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
     if cu_seq_lens is not None:
         targets[0, cu_seq_lens[1:].long() - 1] = IGNORED
     targets = targets.flatten()
     positions = (targets != IGNORED).nonzero().squeeze(1)
     targets = targets[positions]
+    if weights is not None:
+        of_targets = F.pad(weights[:, 1:], (0, 1)).flatten()[positions]
     if prefix_len and cu_seq_lens is not None:
         starts = cu_seq_lens[1:-1].long()
         starts = starts[labels[0, starts] != IGNORED]
         order = torch.cat([starts, positions + 1]).argsort()
         positions = torch.cat([torch.full_like(starts, prefix_len - 1), positions])[order]
         targets = torch.cat([labels[0, starts], targets])[order]
-    return positions, targets
+        if weights is not None:
+            of_targets = torch.cat([weights[0, starts], of_targets])[order]
+    return positions, targets, None if weights is None else of_targets
 
 
 def linear_cross_entropy(
@@ -53,6 +70,7 @@ def linear_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     *,
+    weights: Tensor | None = None,
     bias: Tensor | None = None,
     rows: tuple[Tensor, Tensor] | None = None,
     scale: float = 1.0,
@@ -69,6 +87,7 @@ def linear_cross_entropy(
         hidden: (N, d), the states at the labelled positions.
         weight: (V, d), the output embedding.
         targets: (N,) int64.
+        weights: (N,), factors on the positions' losses, finite and at least 0; None for 1.
         bias: (V,), added to the logits before scaling.
         rows: Ids, (n,), and values, (n, d), that stand for those of ``weight``; ids from V on add
             to the vocabulary.
@@ -78,14 +97,15 @@ def linear_cross_entropy(
 
     Returns:
         The loss in nats, () float32 (float64 for float64 states), and the number of positions
-        whose most likely token is the target, () int64. N = 0 gives zeros, with a graph.
+        whose most likely token is the target, () int64, with ``weights`` the sum of their weights,
+        () float64. N = 0 gives zeros, with a graph.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
         hidden = hidden.to(torch.get_autocast_dtype(device))
     ids, values = (None, None) if rows is None else rows
     loss, correct = _LinearCrossEntropy.apply(
-        hidden, weight, bias, values, ids, targets, scale, softcap, chunk
+        hidden, weight, bias, values, ids, targets, weights, scale, softcap, chunk
     )
     return loss, correct
 
@@ -100,13 +120,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         values: Tensor | None,
         ids: Tensor | None,
         targets: Tensor,
+        weights: Tensor | None,
         scale: float,
         softcap: float | None,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         loss = hidden.new_zeros((), dtype=wide)
-        correct = targets.new_zeros(())
+        correct = targets.new_zeros((), dtype=None if weights is None else torch.float64)
+        weights = None if weights is None else weights.to(wide)
         # a wider one is rounded once; of a narrower one there is no whole copy
         head = weight.to(hidden.dtype) if weight.itemsize > hidden.itemsize else weight
         needs_hidden, needs_weight, needs_bias, needs_rows = ctx.needs_input_grad[:4]
@@ -142,15 +164,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = torch.arange(len(target), device=logits.device)
             of_target = logits[rows, target]
             top, likeliest = logits.max(-1)
-            correct += (likeliest == target).sum()
+            of_part = None if weights is None else weights[part]
+            correct += _weighted(likeliest == target, of_part).sum(dtype=correct.dtype)
             grad = torch.softmax(logits, -1, out=logits)
             if hidden.dtype == torch.float32:  # over a vocabulary its sum is 1e-5 off on a CPU
                 grad /= grad.sum(-1, keepdim=True)
             # the largest probability is at least 1 / V, so its logarithm is exact
-            loss += (top - grad[rows, likeliest].log() - of_target).sum()
+            loss += _weighted(top - grad[rows, likeliest].log() - of_target, of_part).sum()
             if not any(ctx.needs_input_grad[:4]):
                 continue
             grad[rows, target] -= 1
+            if of_part is not None:
+                grad *= of_part[:, None]
             if softcap is not None:
                 grad *= slope
             if scale != 1.0:
@@ -181,22 +206,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if saved is None else (saved * factor).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return hidden, weight, bias, values, None, None, None, None, None
+        return hidden, weight, bias, values, *[None] * 6
 
 
-def logits_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values if weights is None else values * weights
+
+
+def logits_cross_entropy(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sum the cross-entropy of logits that exist already.
 
     Args:
         logits: (N, V), any float dtype; the sum is taken in float32 at least.
         targets: (N,) int64.
+        weights: (N,), factors on the positions' losses, finite and at least 0; None for 1.
 
     Returns:
-        The loss in nats and the number of positions whose most likely token is the target.
+        The loss in nats and the number of positions whose most likely token is the target, as
+        ``linear_cross_entropy`` returns them.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    correct = (logits.detach().argmax(-1) == targets).sum()
-    return F.cross_entropy(logits, targets, reduction="sum"), correct
+    hits = logits.detach().argmax(-1) == targets
+    if weights is None:
+        return F.cross_entropy(logits, targets, reduction="sum"), hits.sum()
+    weights = weights.to(logits.dtype)
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    return (losses * weights).sum(), (hits * weights).sum(dtype=torch.float64)
 
 
 def head_options(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,8 +52,12 @@ class CausalLMLoss:
         self._plain_head: bool | None = None
 
     def nll(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the summed loss in nats, the labelled tokens, and how many were likeliest."""
-        inputs, positions, targets = self._inputs(batch)
+        """Return the summed loss in nats, the labelled tokens, and how many were likeliest.
+
+        With ``loss_weights`` in the batch, (B, T), each is a weighted sum: of the tokens' losses,
+        of 1, in float64, and of 1 for each token that was likeliest.
+        """
+        inputs, positions, targets, weights = self._inputs(batch)
         if self._has_plain_head():
             with self._skipping(batch):
                 hidden = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
@@ -62,6 +66,7 @@ class CausalLMLoss:
                 hidden.flatten(0, 1)[positions],
                 head.weight,
                 targets,
+                weights=weights,
                 bias=head.bias,
                 rows=getattr(head, "rows", None),
                 **head_options(self.model.config.to_dict()),
@@ -69,14 +74,22 @@ class CausalLMLoss:
         else:
             with self._skipping(batch):
                 logits = self._logits(inputs, positions)
-            nll, correct = logits_cross_entropy(logits, targets)
+            nll, correct = logits_cross_entropy(logits, targets, weights)
+        if weights is not None:
+            return nll, weights.sum(dtype=torch.float64), correct
         return nll, torch.tensor(len(targets), device=nll.device), correct
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the logits that predict labelled tokens, (N, V), and those tokens, (N,)."""
-        inputs, positions, targets = self._inputs(batch)
+        inputs, positions, targets, _ = self._inputs(batch)
         with self._skipping(batch):
             return self._logits(inputs, positions), targets
+
+    def weights(self, batch: Batch) -> Tensor:
+        """Return the weights in the loss of the tokens of ``logits``, (N,), in their order."""
+        with torch.no_grad():
+            _, _, targets, weights = self._inputs(batch)
+        return torch.ones(len(targets), device=targets.device) if weights is None else weights
 
     def model_inputs(self, batch: Batch) -> Batch:
         """Return the keyword arguments of the model's forward for a batch without labels."""
@@ -90,18 +103,24 @@ class CausalLMLoss:
     def _skipping(self, batch: Batch) -> AbstractContextManager[None]:
         return nullcontext() if self.frozen is None else self.frozen.skipping(batch)
 
-    def _inputs(self, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
-        """Return the model's inputs, the positions that predict labels, and their targets."""
+    def _inputs(self, batch: Batch) -> tuple[Batch, Tensor, Tensor, Tensor | None]:
+        """Return the model's inputs, the positions that predict labels, their targets and weights.
+
+        The weights are None if each is 1.
+        """
         if "cu_seq_lens" in batch and self._may_share_prefix(batch):
             batch = share_prefix(batch)
         inputs = dict(self._prepared(batch))
-        positions, targets = labelled_positions(
-            inputs.pop("labels"), inputs.get("cu_seq_lens"), inputs.get("prefix_len", 0)
+        positions, targets, weights = labelled_positions(
+            inputs.pop("labels"),
+            inputs.get("cu_seq_lens"),
+            inputs.get("prefix_len", 0),
+            inputs.pop("loss_weights", None),
         )
         embedding = self.model.get_input_embeddings()
         if "cu_seq_lens" in inputs and compiles_products(embedding):
             inputs = in_whole_blocks(inputs)
-        return forward_inputs(self.model, inputs), positions, targets
+        return forward_inputs(self.model, inputs), positions, targets, weights
 
     def _prepared(self, batch: Batch) -> Batch:
         """Let the adapter shape a batch: virtual tokens only once where that is exact."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn, optim
@@ -26,7 +25,8 @@ class CausalLMModule(L.LightningModule):
     """Trains one adapter on a frozen causal language model.
 
     Override ``nll`` for another loss: it returns a sum and a count, so gradient accumulation and
-    several processes stay exact. The base stays in eval mode; only the adapter's dropout is active.
+    several processes stay exact. If rows have weights, ``batch["loss_weights"]`` are the tokens':
+    weigh sum and count by them. The base stays in eval mode; only the adapter's dropout is active.
 
     Args:
         base_model: Hub id, local folder or GGUF file of a causal LM.
@@ -104,13 +104,12 @@ class CausalLMModule(L.LightningModule):
 
     def extend_tokenizer(self, tokenizer: Any) -> None:
         """Add the adapter's new tokens to another tokenizer that the data goes through."""
-        self.load_tokenizer()  # whose ids are the model's
-        self.adapter.with_tokenizer(tokenizer)
+        build_model.extend_tokenizer(self, tokenizer)
 
     def setup(self, stage: str) -> None:
         prepare_trainer(self.trainer)
 
-    def configure_callbacks(self) -> list[Callback]:
+    def configure_callbacks(self) -> list[L.Callback]:
         return default_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -121,11 +120,10 @@ class CausalLMModule(L.LightningModule):
         return [p for p in self.parameters() if p.requires_grad]
 
     def on_fit_start(self) -> None:
-        if self.cache_hidden_states:
-            self.outputs.frozen = cache_of_run(self)
+        self.outputs.frozen = cache_of_run(self) if self.cache_hidden_states else None
 
     def nll(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the summed loss of ``batch`` in nats and the number of tokens it covers."""
+        """Return the summed loss in nats and the tokens in it, both weighted by their weights."""
         nll, tokens, self.correct = self.outputs.nll(batch)
         return nll, tokens
 
@@ -133,13 +131,16 @@ class CausalLMModule(L.LightningModule):
         """Return the logits that predict labelled tokens, (N, V), and those tokens, (N,)."""
         return self.outputs.logits(batch)
 
+    def labelled_weights(self, batch: dict[str, Any]) -> Tensor:
+        """Return the weights of the tokens of ``labelled_logits``, (N,); 1 where rows have none."""
+        return self.outputs.weights(batch)
+
     def loss_path(self) -> str:
         """Return how the loss is computed, for the table at a run's start."""
         return self.outputs.path()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        nll, tokens = self.nll(batch)
-        return self.step_sums.add(nll, tokens)  # a sum: its gradient becomes the mean's below
+        return self.step_sums.add(*self.nll(batch), batch)  # a sum: below, the gradient is a mean's
 
     def on_before_optimizer_step(self, optimizer: optim.Optimizer) -> None:
         """Divide by the tokens of the whole step, whatever its micro-batches and processes."""
@@ -154,8 +155,7 @@ class CausalLMModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.correct = None
-        nll, tokens = self.nll(batch)
-        self.evaluation.update(nll, tokens, self.correct)
+        self.evaluation.update(*self.nll(batch), self.correct, batch)  # which nll has set
 
     test_step = validation_step
 

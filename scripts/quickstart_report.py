@@ -82,10 +82,17 @@ def answer(base_name: str, folder: str, prompts: list[str]) -> tuple[list[str], 
     model: Any = load_base_model(base_name, dtype="auto")
 
     def answers(adapter: Any) -> list[str]:
-        def count(done: list[int], found: list[list[int]]) -> None:
-            progress.update(progress.done + len(done))
+        answered = [len(prompts) * (adapter is not None)]
 
-        options: dict[str, Any] = {"batch_size": BATCH, "on_answers": count}
+        def count(done: list[int], found: list[list[int]]) -> None:
+            answered[0] += len(done)
+            progress.update(answered[0])
+
+        options: dict[str, Any] = {
+            "batch_size": BATCH,
+            "on_answers": count,
+            "on_token": lambda answers: progress.update(int(answered[0] + answers)),
+        }
         return generate_texts(model, adapter, tokenizer, prompts, MAX_NEW_TOKENS, **options)
 
     with Progress("answering", 2 * len(prompts), "prompts") as progress:

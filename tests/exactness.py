@@ -46,17 +46,19 @@ def defined(
     rows: Path,
     steps: list[int],
     clip: Callable[[tuple[Tensor, ...]], list[Tensor]] | None = None,
+    weight_of: Callable[[dict[str, Any]], float] = lambda record: 1.0,
 ) -> dict[str, Tensor]:
     """Train by the definition: each step's gradient is that of the mean over all its tokens.
 
     Every row goes through transformers' own forward alone, with its loss on the answer and the
-    end-of-turn token.
+    end-of-turn token. The mean is weighted: its divisor is the sum of the tokens' weights.
 
     Args:
         base: The model's folder.
         rows: The file of rows.
         steps: How many rows each optimizer step has.
         clip: What becomes of a step's gradients before the update.
+        weight_of: The weight in the loss of each token of a record's answer.
     """
     L.seed_everything(0, verbose=False)
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -67,17 +69,18 @@ def defined(
     records = [json.loads(line) for line in rows.read_text().splitlines()]
     parameters = [p for p in model.parameters() if p.requires_grad]
     for count in steps:
-        total, tokens = torch.zeros((), dtype=torch.float64), 0
+        total, tokens = torch.zeros((), dtype=torch.float64), 0.0
         for record in records[:count]:
             prompt = f"<|im_start|>user\n{record['prompt']}<|im_end|>\n<|im_start|>assistant\n"
             start = len(tokenizer(prompt)["input_ids"])
             ids = tokenizer(f"{prompt}{record['completion']}<|im_end|>\n")["input_ids"]
             logits = model(torch.tensor([ids])).logits[0]
             answer = ids[start:-1]  # all but the line break after the end of the turn
-            total = total + F.cross_entropy(
+            nll = F.cross_entropy(
                 logits[start - 1 : start - 1 + len(answer)], torch.tensor(answer), reduction="sum"
             )
-            tokens += len(answer)
+            total = total + weight_of(record) * nll
+            tokens += weight_of(record) * len(answer)
         records = records[count:]
         grads = torch.autograd.grad(total / tokens, parameters)
         grads = grads if clip is None else clip(grads)

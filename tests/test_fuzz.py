@@ -16,11 +16,12 @@ from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.folder import read_adapter
 from peft_lightning.adapters.inspect import inspect_adapter
 from peft_lightning.base_model import load_base_model
-from peft_lightning.data.format_detection import resolve_format
-from peft_lightning.data.formats import find_format
+from peft_lightning.data.files.sources import find_source
+from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import RowError
-from peft_lightning.data.sources import find_source
-from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.rows.format_detection import resolve_format
+from peft_lightning.data.rows.row_parser import RowParser
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.files import SUMS_FILE, require_undamaged
 from tiny import tiny_model
 from tiny_run import byte_tokenizer
@@ -196,13 +197,13 @@ def row_tokenizer():
 def read_rows(path, row_tokenizer):
     """Read a data file as training does, up to the tokens; bad rows are reasons."""
     source = find_source(str(path))
-    name, _, rows = resolve_format(source.records(), "auto", source.name)
-    to_row, good = find_format(name), []
+    resolved, rows = resolve_format(source.records(), RowOptions(), source.name)
+    parser, good = RowParser(resolved, RowOptions()), []
     for record, where in rows:
         assert where.startswith(str(path))
         if not isinstance(record, RowError):
             with suppress(RowError):
-                good.append(to_row(record))
+                good.append(parser.row(record))
     row_tokenizer.tokenize(good)
 
 

@@ -19,7 +19,7 @@ from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
 from peft_lightning import CausalLMModule, LoRA, SFTDataModule
 from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import options_of
-from peft_lightning.data.formats import FORMATS, REQUIRED_COLUMNS
+from peft_lightning.data.rows.formats import FORMATS, REQUIRED_COLUMNS
 from peft_lightning.files import user_cache
 from tiny_run import fit
 

@@ -13,9 +13,11 @@ from lightning.pytorch.plugins import MixedPrecision
 from safetensors.torch import load_file
 
 from exactness import defined, train
-from tiny_run import fit, write_base, write_rows
+from tiny_run import byte_tokenizer, fit, write_base, write_rows
+from weighted_rows import weight_of
 
 HERE = Path(__file__).parent
+FORMATS = {"rows": "auto", "rows with weights": "weighted_rows.row"}
 ROWS = 10
 CUTS = {
     "a batch of 8": {"data": {"batch_size": 8}},
@@ -52,9 +54,16 @@ def ten_rows(tmp_path_factory):
     return write_rows(tmp_path_factory.mktemp("ten") / "rows.jsonl", ROWS)
 
 
+@pytest.fixture(scope="module", params=FORMATS)
+def format(request):
+    return FORMATS[request.param]
+
+
 @pytest.fixture(scope="module")
-def expected(base, ten_rows):
-    return defined(base, ten_rows, [8, 2])  # the last, short window included
+def expected(base, ten_rows, format):
+    """The last, short window is included; the weights of its tokens add up to less than 1."""
+    weights = {} if format == "auto" else {"weight_of": weight_of}
+    return defined(base, ten_rows, [8, 2], **weights)
 
 
 def assert_same(ours, expected):
@@ -64,8 +73,11 @@ def assert_same(ours, expected):
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_the_update_is_that_of_the_mean_over_tokens(cut, base, ten_rows, expected, tmp_path):
-    _, ours = train(base, ten_rows, tmp_path / "run", **CUTS[cut])
+def test_the_update_is_that_of_the_mean_over_tokens(
+    cut, base, ten_rows, format, expected, tmp_path
+):
+    options = {**CUTS[cut], "data": {**CUTS[cut]["data"], "format": format}}
+    _, ours = train(base, ten_rows, tmp_path / "run", **options)
     assert_same(ours, expected)
 
 
@@ -77,9 +89,9 @@ def test_a_token_budget_gives_the_same_update(base, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [4, 1])
-def test_two_processes_give_the_same_update(batch_size, base, ten_rows, expected, tmp_path):
+def test_two_processes_give_the_same_update(batch_size, base, ten_rows, format, expected, tmp_path):
     options = {
-        "data": {"batch_size": batch_size},
+        "data": {"batch_size": batch_size, "format": format},
         "accumulate_grad_batches": 4 // batch_size,
         "strategy": "ddp",
         "devices": 2,
@@ -104,6 +116,26 @@ def test_two_processes_give_the_same_update(batch_size, base, ten_rows, expected
         },
     )
     assert_same(load_file(out), expected)
+
+
+def test_validation_is_the_weighted_mean_over_its_rows(base, ten_rows, tmp_path):
+    data = {"val": str(ten_rows), "format": "weighted_rows.row", "val_batch_size": 3}
+    options = {"max_epochs": 15, "module": {"optimizer": lambda p: torch.optim.Adam(p, lr=0.03)}}
+    trainer, _ = train(base, ten_rows, tmp_path / "run", data=data, **options)
+    tokenizer, sums = byte_tokenizer(), torch.zeros(3, dtype=torch.float64)
+    for record in map(json.loads, ten_rows.read_text().splitlines()):
+        prompt = f"<|im_start|>user\n{record['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+        start = len(tokenizer(prompt)["input_ids"])
+        ids = torch.tensor(tokenizer(f"{prompt}{record['completion']}<|im_end|>")["input_ids"])
+        probabilities = trainer.lightning_module.model(ids[None]).logits[0].softmax(-1)
+        for i in range(start, len(ids)):
+            hit = probabilities[i - 1].argmax() == ids[i]
+            nll = -probabilities[i - 1, ids[i]].log()
+            sums += weight_of(record) * torch.tensor([nll, hit, 1.0], dtype=torch.float64)
+    logged = trainer.callback_metrics
+    assert logged["val/loss"].item() == pytest.approx((sums[0] / sums[2]).item(), rel=1e-9)
+    assert logged["val/accuracy"].item() == pytest.approx((sums[1] / sums[2]).item(), rel=1e-9)
+    assert sums[1] > 0.1 * sums[2]
 
 
 def test_the_norm_of_a_gradient_is_logged_without_the_scale_of_16_mixed(base, rows, tmp_path):

@@ -71,7 +71,7 @@ def write_rows(file: Path, count: int = 24, seed: int = 0) -> Path:
 
 def fit(
     base: Path,
-    rows: Path,
+    rows: Path | list[str],
     root: Path,
     *,
     adapter: Adapter | None = None,
@@ -89,7 +89,7 @@ def fit(
         str(base), adapter or LoRA(r=2), **{"learning_rate": 1e-2, **(module or {})}
     )
     datamodule = SFTDataModule(
-        train=str(rows),
+        train=rows if isinstance(rows, list) else str(rows),
         **{"batch_size": 4, "cache_dir": str(root.parent / "cache"), **(data or {})},
     )
     options = {

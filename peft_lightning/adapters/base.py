@@ -106,7 +106,11 @@ class Adapter(ABC):
         self._undo(model)
 
     def prepare_inputs(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the keyword inputs of ``model`` for ``batch``; the same object if unchanged."""
+        """Return the keyword inputs of ``model`` for ``batch``; the same object if unchanged.
+
+        ``labels`` and ``loss_weights``, where the batch has them, are aligned with the inputs: an
+        adapter that adds positions adds them there too.
+        """
         return batch
 
     def is_padding_sensitive(self, model: nn.Module) -> bool:

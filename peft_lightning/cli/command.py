@@ -2,13 +2,14 @@
 
 The options are parsed by jsonargparse. Positional-only parameters and ``*rest`` are words. They can
 stand between the options, which argparse does not allow. A function with ``*fit`` takes the options
-of ``fit`` too, and gets them as they are written.
+of ``fit`` too, and gets them as they are written, after the words.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ from peft_lightning.cli.config_errors import RecordingParser, explain
 from peft_lightning.cli.config_index import read_arguments
 from peft_lightning.cli.errors import one_line
 from peft_lightning.messages import UserError
+
+FILES = (".json",)  # of a flag that may be followed by the name of a file
 
 
 def run_function(function: Callable[..., Any], args: list[str], prog: str) -> None:
@@ -33,9 +36,11 @@ def run_function(function: Callable[..., Any], args: list[str], prog: str) -> No
         UserError: If a word is missing or unexpected, or an option is unknown or wrong.
     """
     parameters = inspect.signature(function).parameters.values()
-    names = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    own = [p for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    names, needed = [p.name for p in own], sum(p.default is p.empty for p in own)
     more = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
-    usage = " ".join([prog, *map(str.upper, names), *([f"{more.upper()} ..."] if more else [])])
+    shown = [n.upper() if i < needed else f"[{n.upper()}]" for i, n in enumerate(names)]
+    usage = " ".join([prog, *shown, *([f"{more.upper()} ..."] if more else [])])
     parser = RecordingParser(
         prog=prog,
         usage=f"{usage} [--OPTION VALUE ...]",
@@ -49,8 +54,11 @@ def run_function(function: Callable[..., Any], args: list[str], prog: str) -> No
     if "-h" in args or "--help" in args:
         parser.print_help()
         return
-    words, options = _split(parser, args, passes_on=more == "fit")
-    if len(words) < len(names) + bool(more) or (len(words) > len(names) and not more):
+    words, options, passed = _split(parser, args, passes_on=more == "fit")
+    words = [*words, *(p.default for p in own[len(words) :] if p.default is not p.empty), *passed]
+    if len(words) < len(names) + (more is not None and needed == len(names)) or (
+        len(words) > len(names) and not more
+    ):
         extra = words[len(names) :]
         problem = f"unexpected {extra[0]!r}" if extra else "too few words"
         raise UserError(f"{problem}; usage: {usage}")
@@ -72,15 +80,16 @@ def _words_help(function: Callable[..., Any], words: list[str]) -> str | None:
 
 def _split(
     parser: RecordingParser, args: list[str], passes_on: bool
-) -> tuple[list[str], list[str]]:
-    """Return the words and the options among ``args``.
+) -> tuple[list[Any], list[str], list[str]]:
+    """Return the words and the options among ``args``, and the options of another command.
 
     A flag without a value is true, and an option with a list can be given several times.
-    ``dry-run`` is ``dry_run``. With ``passes_on``, options of other commands are words.
+    ``dry-run`` is ``dry_run``. Without ``passes_on`` an option of another command is an error.
     """
     known = parser._option_string_actions
-    words: list[str] = []
+    words: list[Any] = []
     options: list[str] = []
+    passed: list[str] = []
     waiting = list(args)
     while waiting:
         name, equals, value = waiting.pop(0).partition("=")
@@ -90,19 +99,26 @@ def _split(
         if (right := name.replace("-", "_").replace("__", "--", 1)) in known:
             name = right
         elif name not in known and passes_on:
-            words.append(name + equals + value)
+            passed.append(name + equals + value)
             if not equals and waiting and not _is_option(waiting[0]):
-                words.append(waiting.pop(0))
+                passed.append(waiting.pop(0))
             continue
-        if not equals and getattr(known.get(name), "_typehint", None) is bool:
-            is_given = waiting and waiting[0].lower() in ("true", "false")
+        hint = getattr(known.get(name), "_typehint", None)
+        if not equals and (hint is bool or bool in typing.get_args(hint)):
+            is_given = waiting and _is_value(waiting[0], hint)
             equals, value = "=", waiting.pop(0) if is_given else "true"
         elif not equals and waiting and not _is_option(waiting[0]):
             equals, value = "=", waiting.pop(0)
         if f"{name}+" in known and not value.startswith("["):
             name += "+"
         options.append(f"{name}={value}" if equals else name)
-    return words, options
+    return words, options, passed
+
+
+def _is_value(word: str, hint: Any) -> bool:
+    """Whether a word after a flag belongs to it: true or false, or the file of one that has one."""
+    is_file = str in typing.get_args(hint) and word.endswith(FILES)
+    return is_file or word.lower() in ("true", "false")
 
 
 def _is_option(word: str) -> bool:

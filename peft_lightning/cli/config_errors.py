@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from peft_lightning.cli.class_lookup import class_bases, find_class, nearest
 from peft_lightning.cli.config_index import CLASS_SECTIONS, ConfigIndex, ConfigValue, is_yaml
+from peft_lightning.cli.foreign_names import ForeignName, foreign_name
 from peft_lightning.messages import is_secret, without_secrets
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -134,15 +135,37 @@ def _unknown(fault: _Fault, key: str) -> str:
         if fault.parser.target in bases and not fault.index.all(f"{section}.class_path"):
             return f"{where}{section} needs a class_path"
         section = fault.parser.target.__name__
+    elsewhere = [a.dest for a in fault.command._actions if a.dest.rpartition(".")[2] == name]
+    if foreign := _foreign_name(fault, name, known):
+        inside = f"{section} has" if section else "there is"
+        return f"{where}{inside} no option {dashes * (not section) + name!r}, which is {foreign}"
+    if section in CLASS_SECTIONS and elsewhere:
+        return f"{where}{section} has no option {name!r}; did you mean {elsewhere[0]!r}?"
     if section:
         return f"{where}{section} has no option {name!r}; {nearest(name, known)}"
     if name in COMMANDS:
         return f"{where}leave out the level '{name}:', what it holds goes to the top"
-    inside = [a.dest for a in fault.parser._actions if a.dest.rpartition(".")[2] == name]
-    if inside:
-        return f"{where}there is no option {dashes + name!r}; did you mean {dashes + inside[0]!r}?"
+    if elsewhere:
+        right = dashes + elsewhere[0]
+        return f"{where}there is no option {dashes + name!r}; did you mean {right!r}?"
     right = nearest(dashes + name, [dashes + option for option in known])
     return f"{where}there is no option {dashes + name!r}; {right}"
+
+
+def _foreign_name(fault: _Fault, name: str, known: set[str]) -> ForeignName | None:
+    """Return what another tool's option is called here, if the command has that option.
+
+    Args:
+        fault: The error.
+        name: The option that does not exist.
+        known: The options that exist in its place; for a class, only these are named.
+    """
+    found = foreign_name(name)
+    if found is None or not any(a.dest == "data.train" for a in fault.command._actions):
+        return None  # a command without the options of a run
+    if fault.is_nested and fault.path not in CLASS_SECTIONS:
+        return found if found.option.removeprefix(f"{fault.path}.") in known else None
+    return found
 
 
 def _loose_argument(index: ConfigIndex, key: str) -> str | None:

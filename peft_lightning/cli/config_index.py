@@ -115,6 +115,7 @@ class ConfigIndex:
     ) -> None:
         """Add a node and all within it; ``source`` is its file, or its option."""
         if isinstance(node, yaml.MappingNode):
+            _check_keys(place, node, source)
             merged = [v for k, v in node.value if k.tag == "tag:yaml.org,2002:merge"]
             for value in merged:  # before the others, which override it
                 self._add(place, value, source)
@@ -139,6 +140,22 @@ class ConfigIndex:
                 if (value.folder / value.value).is_file():
                     self.add_file(value.folder / value.value, value.place)
         self.entries.append((key, value))
+
+
+def _check_keys(place: str, node: yaml.MappingNode, source: Path | str) -> None:
+    """Check that no key is given twice: YAML would keep the last of them.
+
+    Raises:
+        UserError: If one is.
+    """
+    seen: set[str] = set()
+    for name, _ in node.value:
+        if name.tag != "tag:yaml.org,2002:merge" and str(name.value) in seen:
+            in_file = not isinstance(source, str)
+            where = f"{source}, line {name.start_mark.line + 1}" if in_file else source
+            inside = f" in {place}" if place else ""
+            raise UserError(f"{where}: {name.value!r} is given twice{inside}; leave one of them")
+        seen.add(str(name.value))
 
 
 def _joined(place: str, name: Any) -> str:

@@ -47,7 +47,7 @@ class KeptPredictions:
         module, data = self._module, self._datamodule
         tasks = assign_adapters(data.predict_records, data.predict_adapters)
         self._numbers = {task: number for number, task in enumerate(tasks)}
-        size = data.val_batch_size or data.batch_size
+        size = data.batch_options.val_batch_size or data.batch_options.batch_size
         what = [
             data.predict_prompts,
             tasks,

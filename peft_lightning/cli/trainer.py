@@ -45,11 +45,12 @@ from peft_lightning.training.log_filters import filter_logs
 from peft_lightning.training.precision import check_devices, settle_resources
 from peft_lightning.training.run_end import run_ended
 from peft_lightning.training.schedules import Schedule
-from peft_lightning.training.summary import rank_zero_print
+from peft_lightning.training.summary import Summary, rank_zero_print
 from peft_lightning.training.trainer import Trainer, precision_option
 
 PROG = "python -m peft_lightning"
 
+VERBOSE_HELP = "Say how every part of a step is computed."
 ADAPTER_HELP = (
     "An adapter, FOLDER or NAME=FOLDER; may be given several times. A row's 'adapter' says which "
     "one answers it ('base' for none); without, each of them does."
@@ -148,6 +149,8 @@ class PeftCLI(LightningCLI):
             parser.set_defaults({"model": {"class_path": self.experiment}})
         if self.command == "predict":
             parser.add_argument("--adapter", type=list[str] | None, help=ADAPTER_HELP)
+        if self.command == "fit":
+            parser.add_argument("--verbose", action="store_true", help=VERBOSE_HELP)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; an error becomes one line with the place and what is wrong."""
@@ -241,6 +244,8 @@ class PeftCLI(LightningCLI):
         kwargs["precision"] = precision_option(trainer, self.model.dtype_name)
         built = super().instantiate_trainer(**kwargs)
         check_devices(built)
+        if self.config_init[self.command].get("verbose"):
+            built.callbacks.append(Summary(verbose=True))  # type: ignore[attr-defined]
         settle_resources(built)  # before it starts the other processes
         return built
 

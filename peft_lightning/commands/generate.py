@@ -61,6 +61,7 @@ def generate(
     """
     if (prompt is None) == (file is None):
         raise UserError("give either --prompt, a text, or --file, a file of prompts")
+    from peft_lightning.data import RowOptions
     from peft_lightning.inference.answers import answer_prompts
     from peft_lightning.inference.load import load_inference_model
     from peft_lightning.inference.prompts import read_prompts
@@ -68,7 +69,8 @@ def generate(
     if output is not None and Path(output).is_dir():
         raise UserError(f"output {output} is a folder: give the name of a JSONL file")
     texts = [prompt] if isinstance(prompt, str) else prompt
-    prompts = read_prompts(texts, file, format, system)  # before the model, as its errors are quick
+    options = RowOptions(format, system_prompt=system)
+    prompts = read_prompts(texts, file, options)  # before the model, as its errors are quick
     loaded = load_inference_model(
         base_model,
         ckpt_path,

@@ -1,20 +1,27 @@
 """Supervised fine-tuning data: from files of records to batches of token ids.
 
-``datamodule.py`` is where to start: it names the files that a batch passes. Records come from
-``sources.py``, ``formats.py`` turns them into conversations or text, ``tokenization.py`` into token
-ids and loss masks, ``cache.py`` stores those, ``batching.py`` and ``collate.py`` form batches, and
-``resume.py`` continues a run at its position. ``SFTDataModule`` is imported from ``datamodule``,
-because it needs Lightning; the names below do not.
+``datamodule.py`` is where to start: it names the files that a batch passes. ``files/`` reads
+records, ``rows/`` turns them into conversations or text, ``tokens/`` into token ids with weights in
+the loss; ``cache.py`` stores those, ``batching.py`` and ``collate.py`` form batches, ``resume.py``
+continues a run at its position, and ``audit/`` tells what is odd. ``SFTDataModule`` is imported
+from ``datamodule``, because it needs Lightning; the names below do not.
 """
 
-from peft_lightning.data.conversations import Conversation, Message, PlainText, Row
-from peft_lightning.data.format_detection import detect_format
-from peft_lightning.data.prompts import assign_adapters, prompt_from_record
+from peft_lightning.data.files import find_source
+from peft_lightning.data.options import RowOptions
+from peft_lightning.data.prompts import assign_adapters
 from peft_lightning.data.records import RowError
-from peft_lightning.data.sources import find_source
-from peft_lightning.data.template_sources import load_templates, set_template
-from peft_lightning.data.templates import ChatTemplate
-from peft_lightning.data.tokenization import encode_prompt
+from peft_lightning.data.rows import (
+    Conversation,
+    Message,
+    PlainText,
+    Row,
+    RowParser,
+    resolve_format,
+)
+from peft_lightning.data.tokens.template_sources import load_templates, set_template
+from peft_lightning.data.tokens.templates import ChatTemplate
+from peft_lightning.data.tokens.tokenization import encode_prompt
 
 __all__ = [
     "ChatTemplate",
@@ -23,11 +30,12 @@ __all__ = [
     "PlainText",
     "Row",
     "RowError",
+    "RowOptions",
+    "RowParser",
     "assign_adapters",
-    "detect_format",
     "encode_prompt",
     "find_source",
     "load_templates",
-    "prompt_from_record",
+    "resolve_format",
     "set_template",
 ]

@@ -1,5 +1,6 @@
 """Which rows form which batch in which epoch: a function of the seed and the epoch."""
 
+import bisect
 import heapq
 import math
 from collections.abc import Sequence
@@ -13,6 +14,10 @@ from peft_lightning.messages import UserError
 RowIndices = NDArray[np.int64]
 
 NO_ROWS: RowIndices = np.empty(0, dtype=np.int64)
+
+# The number of batches is that of a few epochs where these are filled within about 0.2 s; of more
+# rows one epoch is enough, because their number of batches varies by far less than 0.5 %.
+EPOCHS_TO_FILL, FEW_ROWS = 4, 50_000
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,17 @@ class WeightedSource:
     rows: RowIndices
     weight: float = 1.0
 
+    @property
+    def rows_per_epoch(self) -> int:
+        """Number of rows in each epoch, at least one."""
+        return max(1, round(self.weight * len(self.rows)))
+
     def rows_of_epoch(self, seed: int, epoch: int) -> RowIndices:
         """Return the rows of an epoch: as many in each, fractions taken in turn from a shuffle."""
-        repeats, fraction = divmod(self.weight, 1)
-        extra = round(fraction * len(self.rows))
-        if not repeats:
-            extra = max(1, extra)
+        repeats, extra = divmod(self.rows_per_epoch, len(self.rows))
         shuffled = np.random.default_rng((seed, len(self.rows))).permutation(self.rows)
         turn = np.take(shuffled, np.arange(epoch * extra, (epoch + 1) * extra), mode="wrap")
-        return np.concatenate([np.tile(self.rows, int(repeats)), np.sort(turn)])
+        return np.concatenate([np.tile(self.rows, repeats), np.sort(turn)])
 
 
 class BatchPlan:
@@ -47,9 +54,10 @@ class BatchPlan:
     the batches r, r + w, ... With ``batch_size``, one step of all ranks together has
     ``batch_size * world_size`` rows, whatever their split. With ``tokens_per_batch``, shuffled rows
     fill one batch after the other. The number of batches then varies slightly between epochs:
-    there are 2 % + 1 more than the first epoch needs, and the largest are halved until that number
-    is reached. An epoch that needs still more (rare) uses the batches of the first epoch in
-    another order. Batches are empty where there are too few rows.
+    there are 0.5 % more than the first few epochs need, and the largest are halved until that
+    number is reached. An epoch that needs still more is packed tighter, the longest rows first;
+    if even that needs more (very rare), it uses the batches of the first epoch in another order.
+    Batches are empty where there are too few rows.
 
     The order of an epoch's rows depends on neither ``batch_size`` nor ``world_size``, so an epoch
     can be resumed with other values of them: see ``resume_at``.
@@ -95,14 +103,36 @@ class BatchPlan:
             steps = math.ceil(len(self._rows(0)) / (batch_size * world_size))
             self._max_filled = steps * world_size
         else:
-            self._max_filled = len(self._fill(self._rows(0)))
-            if shuffle or any(source.weight % 1 for source in sources):
-                self._max_filled = math.ceil(1.02 * self._max_filled) + 1
+            varies = shuffle or any(s.rows_per_epoch % len(s.rows) for s in sources)
+            epochs = range(EPOCHS_TO_FILL if varies and len(lengths) <= FEW_ROWS else 1)
+            self._max_filled = max(len(self._fill(self._rows(epoch))) for epoch in epochs)
+            self._max_filled += int(0.005 * self._max_filled) if varies else 0
         self._length = math.ceil(self._max_filled / world_size) * world_size
 
     def __len__(self) -> int:
         """Return the number of batches per epoch, over all ranks."""
         return self._length
+
+    def summary(self, batches_per_step: int = 1) -> str:
+        """Return the size of an epoch and of an optimizer step, and how full batches are.
+
+        Args:
+            batches_per_step: Batches of each rank in an optimizer step, as in
+                ``accumulate_grad_batches``.
+        """
+        rows, step = self._rows(0), batches_per_step * self.world_size
+        tokens = int(self.lengths[rows].sum())
+        mean = tokens / len(self)
+        parts = f" ({step} batches of {mean:,.0f})" if step > 1 else ""
+        filled = f"data.batch_size is {self.batch_size} rows; data.tokens_per_batch fills instead"
+        if self.tokens_per_batch is not None:
+            share = mean / self.tokens_per_batch
+            filled = f"data.tokens_per_batch {self.tokens_per_batch:,} is filled to {share:.0%}"
+        padding = ", padding not counted" if self.padded else ""
+        return (
+            f"an epoch: {len(rows):,} rows, {tokens:,} tokens, {math.ceil(len(self) / step):,}"
+            f" steps of {step * mean:,.0f} tokens on average{parts}{padding}; {filled}"
+        )
 
     def batches(self, epoch: int) -> list[RowIndices]:
         """Return the row indices of each batch of an epoch; ``resume_at`` makes the first empty."""
@@ -141,6 +171,11 @@ class BatchPlan:
         options = (self.tokens_per_batch, self.padded, self.shuffle, self.seed, world_size)
         return BatchPlan(self.lengths, self.sources, batch_size, *options)
 
+    def with_sources(self, sources: Sequence[WeightedSource]) -> "BatchPlan":
+        """Return a plan over the rows of other sources with the same options."""
+        options = (self.padded, self.shuffle, self.seed, self.world_size)
+        return BatchPlan(self.lengths, sources, self.batch_size, self.tokens_per_batch, *options)
+
     def _skipped_rows(self, epoch: int) -> int:
         return self.resumed[1] if epoch == self.resumed[0] else 0
 
@@ -154,12 +189,33 @@ class BatchPlan:
 
     def _batches_within_budget(self, epoch: int) -> list[RowIndices]:
         """Return batches within the token budget, before they are brought to the epoch's number."""
-        batches = self._fill(self._rows(epoch))
+        rows = self._rows(epoch)
+        batches = self._fill(rows)
         if len(batches) <= self._max_filled:
             return batches
-        batches = self._fill(self._rows(0))
+        batches = self._fill_tightly(rows)
+        if len(batches) > self._max_filled:
+            batches = self._fill(self._rows(0))
         order = np.random.default_rng((self.seed, epoch)).permutation(len(batches))
         return [batches[i] for i in order]
+
+    def _fill_tightly(self, rows: RowIndices) -> list[RowIndices]:
+        """Put each row, the longest first, into the fullest batch that has room for it."""
+        assert self.tokens_per_batch is not None
+        rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
+        if self.padded:  # a batch takes as many rows as its longest, the first, allows
+            return self._fill(rows)
+        batches: list[list[int]] = []
+        rooms: list[tuple[int, int]] = []  # tokens that are left in a batch, and its number
+        for row, length in zip(rows.tolist(), self.lengths[rows].tolist(), strict=True):
+            if (i := bisect.bisect(rooms, (length, -1))) < len(rooms):
+                room, batch = rooms.pop(i)
+            else:
+                room, batch = self.tokens_per_batch, len(batches)
+                batches.append([])
+            batches[batch].append(row)
+            bisect.insort(rooms, (room - length, batch))
+        return [np.array(batch) for batch in batches]
 
     def _fill(self, rows: RowIndices) -> list[RowIndices]:
         """Start a new batch at each row that does not fit into the current one."""

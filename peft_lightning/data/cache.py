@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,25 @@ import tokenizers
 import transformers
 from filelock import FileLock
 
-from peft_lightning.data.conversations import Row
-from peft_lightning.data.format_detection import resolve_format
-from peft_lightning.data.formats import find_format, format_cache_key
+from peft_lightning.data.files.sources import Source
 from peft_lightning.data.npy import NpyWriter
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import (
     DroppedRowError,
     Findings,
-    LocatedRecord,
     LongRowError,
     RowCounts,
-    RowError,
 )
-from peft_lightning.data.sources import Source
-from peft_lightning.data.tokenization import RowTokenizer, TokenizedRow
+from peft_lightning.data.row_results import ROWS_PER_CHUNK, RowResult, open_rows, row_results
+from peft_lightning.data.rows.user_formats import format_cache_key
 from peft_lightning.data.tokenized_dataset import FILES, TokenizedDataset
-from peft_lightning.data.tokenizer import tokenizer_fingerprint
+from peft_lightning.data.tokens.tokenization import RowTokenizer, TokenizedRow
+from peft_lightning.data.tokens.tokenizer import tokenizer_fingerprint
 from peft_lightning.files import atomic_folder, user_cache
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
 VERSION = 2  # increase it when the same rows would give other tokens
-ROWS_PER_CHUNK = 512
 
 
 def load_or_tokenize(
@@ -80,8 +76,10 @@ def load_or_tokenize(
             if dataset is None:
                 _tokenize_into(folder, fingerprint, source, row_tokenizer, options)
                 dataset = TokenizedDataset(folder)
-    log(f"{source.name}: format {dataset.meta['format']} {dataset.meta['columns']}")
+    log(f"{source.name}: format {dataset.meta['format']}")
     log(f"{source.name}: {dataset.meta['counts']}")
+    if dataset.meta["read"] == options.max_rows:
+        log(f"{source.name}: the first {options.max_rows:,} rows are read, as data.max_rows says")
     return dataset
 
 
@@ -107,18 +105,17 @@ def _tokenize_into(
     """Write the cache, all of it or nothing."""
     with atomic_folder(folder) as temporary:
         counts, findings = RowCounts(), Findings()
-        format_name, columns, records = resolve_format(
-            source.records(), options.format, source.name
-        )
-        rows = _parse_rows(records, format_name)
+        reader = open_rows(source, options)
         writers = {n: NpyWriter(temporary / f"{n}.npy", dtype) for n, dtype in FILES.items()}
         writers["offsets"].append(np.zeros(1))
-        with Progress(
-            f"tokenizing {Path(source.name).name}", source.estimated_num_rows(), "rows"
-        ) as progress:
-            for numbers, chunk in _tokenized_chunks(
-                rows, row_tokenizer, options.on_bad_row, counts, findings
-            ):
+        work = f"tokenizing {Path(source.name).name}"
+        with Progress(work, reader.estimated_num_rows, "rows") as progress:
+            while records := list(itertools.islice(reader.records, ROWS_PER_CHUNK)):
+                results = row_results(records, reader.parser, row_tokenizer)
+                numbers, chunk = _count(results, options.on_bad_row, counts, findings)
+                progress.update(counts.read)
+                if not chunk:
+                    continue
                 ids = [row.input_ids for row in chunk]
                 start = writers["input_ids"].length
                 writers["input_ids"].append(np.concatenate(ids))
@@ -128,15 +125,17 @@ def _tokenize_into(
                     np.array([np.count_nonzero(row.loss_weights) for row in chunk])
                 )
                 writers["records"].append(np.array(numbers))
-                progress.update(counts.read)
         if not counts.kept:
             raise UserError(f"{source.name}: no row is left to train on: {counts}")
         meta = {
             "source": source.name,
             "fingerprint": fingerprint,
-            "format": format_name,
-            "columns": f"(columns: {', '.join(columns)})",
+            "format": str(reader.format),
             "counts": str(counts),
+            "read": counts.read,
+            "num_too_long": len(counts.too_long),
+            "num_truncated": counts.truncated,
+            "longest": max(counts.longest, *counts.too_long, 0),
             "findings": findings.to_json(),
             "rows": counts.sequences,
             "tokens": writers["input_ids"].length,
@@ -145,57 +144,36 @@ def _tokenize_into(
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
 
 
-def _parse_rows(
-    records: Iterator[LocatedRecord], format_name: str
-) -> Iterator[tuple[Row | RowError, str]]:
-    to_row = find_format(format_name)
-    for record, location in records:
-        row: Row | RowError
-        try:
-            row = record if isinstance(record, RowError) else to_row(record)
-        except RowError as error:
-            row = error
-        except ValueError as error:
-            raise UserError(f"{location}: {error}") from error
-        yield row, location
-
-
-def _tokenized_chunks(
-    rows: Iterator[tuple[Row | RowError, str]],
-    row_tokenizer: RowTokenizer,
-    on_bad_row: str,
-    counts: RowCounts,
-    findings: Findings,
-) -> Iterator[tuple[list[int], list[TokenizedRow]]]:
-    """Yield the tokenized rows in chunks with the numbers of their records, and count them all."""
-    while chunk := list(itertools.islice(rows, ROWS_PER_CHUNK)):
-        well_formed = [row for row, _ in chunk if not isinstance(row, RowError)]
-        tokenized = iter(row_tokenizer.tokenize(well_formed))
-        numbers: list[int] = []
-        kept: list[TokenizedRow] = []
-        for row, location in chunk:
-            result = row if isinstance(row, RowError) else next(tokenized)
-            counts.read += 1
-            if isinstance(result, list):
-                findings.add(itertools.chain(*(part.findings for part in result)), location)
-                kept += result
-                numbers += [counts.read - 1] * len(result)
-                counts.kept += 1
-                counts.sequences += len(result)
-                counts.truncated += any(part.truncated for part in result)
-                continue
-            if isinstance(result, LongRowError):
-                raise UserError(
-                    f"{location}: {result}; raise max_length, or set truncation to truncate or drop"
-                ) from result
-            if on_bad_row == "error" and not isinstance(result, DroppedRowError):
-                raise UserError(
-                    f"{location}: {result}. Fix the row, or set on_bad_row to skip, which"
-                    " leaves such rows out and counts them"
-                ) from result
-            counts.leave_out(result)
-        if kept:
-            yield numbers, kept
+def _count(
+    results: Iterable[RowResult], on_bad_row: str, counts: RowCounts, findings: Findings
+) -> tuple[list[int], list[TokenizedRow]]:
+    """Count ``results``; return the sequences to keep and the numbers of their records."""
+    numbers: list[int] = []
+    kept: list[TokenizedRow] = []
+    for result in results:
+        tokens = result.tokens
+        counts.read += 1
+        if isinstance(tokens, list):
+            findings.add(itertools.chain(*(part.findings for part in tokens)), result.location)
+            kept += tokens
+            numbers += [counts.read - 1] * len(tokens)
+            counts.kept += 1
+            counts.sequences += len(tokens)
+            counts.truncated += any(part.truncated for part in tokens)
+            counts.longest = max(counts.longest, *(p.full_length for p in tokens))
+            continue
+        if isinstance(tokens, LongRowError):
+            raise UserError(
+                f"{result.location}: {tokens}; raise max_length, or set truncation to truncate or"
+                " drop"
+            ) from tokens
+        if on_bad_row == "error" and not isinstance(tokens, DroppedRowError):
+            raise UserError(
+                f"{result.location}: {tokens}. Fix the row, or set on_bad_row to skip, which"
+                " leaves such rows out and counts them"
+            ) from tokens
+        counts.leave_out(tokens)
+    return numbers, kept
 
 
 def _sha256(text: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 Batch = dict[str, Any]
 
@@ -12,13 +13,19 @@ Batch = dict[str, Any]
 EMPTY_ROW = {
     "input_ids": np.zeros(1, dtype=np.int64),
     "labels": np.full(1, -100),
-    "loss_weights": np.zeros(1, dtype=np.float32),
 }
 
 
 def _has_fractions(rows: Sequence[Batch]) -> bool:
     """Whether any token has a weight in the loss other than 0 and 1."""
-    return any(((w := row["loss_weights"]) != (w != 0)).any() for row in rows)
+    weights = (row["loss_weights"] for row in rows if "loss_weights" in row)
+    return any((w != (w != 0)).any() for w in weights)
+
+
+def _weights(row: Batch) -> NDArray[np.float32]:
+    """Return the weights of a row's tokens in the loss, (n,): 1 at labels unless it has others."""
+    weights: NDArray[np.float32] | None = row.get("loss_weights")
+    return (row["labels"] != -100).astype(np.float32) if weights is None else weights
 
 
 def flat_collate(rows: Sequence[Batch]) -> Batch:
@@ -26,7 +33,7 @@ def flat_collate(rows: Sequence[Batch]) -> Batch:
 
     Args:
         rows: Each with ``input_ids`` and ``labels``, (n,) int64 arrays, and ``loss_weights``, (n,)
-            float32.
+            float32, if they are not 1 at each label.
 
     Returns:
         ``input_ids``, ``labels``, ``position_ids``: (1, T) int64; positions restart at each row.
@@ -44,8 +51,7 @@ def flat_collate(rows: Sequence[Batch]) -> Batch:
         "seq_lens": lengths,
     }
     if _has_fractions(rows):
-        weights = np.concatenate([row["loss_weights"] for row in rows])
-        batch["loss_weights"] = torch.from_numpy(weights)[None]
+        batch["loss_weights"] = torch.from_numpy(np.concatenate([_weights(r) for r in rows]))[None]
     return batch
 
 
@@ -54,7 +60,7 @@ def padded_collate(rows: Sequence[Batch], pad_id: int) -> Batch:
 
     Args:
         rows: Each with ``input_ids`` and ``labels``, (n,) int64 arrays, and ``loss_weights``, (n,)
-            float32.
+            float32, if they are not 1 at each label.
         pad_id: Token id of the padding; the attention mask hides it, and its label is -100.
 
     Returns:
@@ -73,7 +79,7 @@ def padded_collate(rows: Sequence[Batch], pad_id: int) -> Batch:
     for i, row in enumerate(rows):
         n = len(row["input_ids"])
         if "loss_weights" in batch:
-            batch["loss_weights"][i, :n] = torch.from_numpy(row["loss_weights"])
+            batch["loss_weights"][i, :n] = torch.from_numpy(_weights(row).copy())
         batch["input_ids"][i, :n] = torch.from_numpy(row["input_ids"])
         batch["labels"][i, :n] = torch.from_numpy(row["labels"])
         batch["attention_mask"][i, :n] = 1

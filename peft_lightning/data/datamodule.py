@@ -17,42 +17,61 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from peft_lightning.data.batching import BatchPlan
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
-from peft_lightning.data.collate import Batch, flat_collate, padded_collate, prompt_collate
+from peft_lightning.data.description import describe_rows
 from peft_lightning.data.loader import BatchLoader
-from peft_lightning.data.options import RowOptions, TokenOptions
-from peft_lightning.data.prompts import Prompt, assign_adapters, prompt_batches, read_prompts
+from peft_lightning.data.loaders import Loaders
+from peft_lightning.data.mixing import read_mixture
+from peft_lightning.data.options import BatchOptions, RowOptions, TokenOptions
+from peft_lightning.data.prompts import Prompt, assign_adapters, read_prompts
 from peft_lightning.data.records import Record
 from peft_lightning.data.resume import TrainingPosition
-from peft_lightning.data.splits import Split, open_splits
-from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.split import Split, Tokenize
+from peft_lightning.data.splits import check_val_fraction, open_splits
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
-from peft_lightning.data.tokenizer import padding_id, tokenizer_for
-from peft_lightning.messages import UserError, check_choice
+from peft_lightning.data.tokens.tokenization import RowTokenizer
+from peft_lightning.data.tokens.tokenizer import padding_id, tokenizer_for
+
+DATE_NOTICE = "the chat template prints today's date: in rows it is data.template_date, {}"
 
 
 class SFTDataModule(L.LightningDataModule):
     """Data for supervised fine-tuning, tokenized once and batched without padding.
 
-    A path is a JSONL, JSON, CSV or Parquet file, a folder of them, or a data set on the hub:
-    ``owner/name``, ``owner/name:config``, ``owner/name[split]``.
+    docs/data-rows.md and docs/data-files.md say which rows and files are read.
 
     Args:
-        train: Path of the training rows, several, or several with weights (how often each row
-            occurs in an epoch: 2 is twice, 0.5 a different half each epoch).
-        val: Path or paths of the validation rows; without, a part of ``train`` is held out.
-        test: Path or paths of the rows for ``test``.
+        train: Path of the training rows, several (one given twice is read twice), or several with
+            numbers: shares of an epoch if they sum to 1, else see ``mix``.
+        val: Path of the validation rows, several, or names with paths, each with its own loss in
+            the logs; without, the same part of each source of ``train`` is held out.
+        test: Path of the rows for ``test``, several, or names with paths.
         predict: Path or paths of the rows to generate from; completions may be missing.
         format: prompt_completion, alpaca, messages, sharegpt, text, the dotted path of your own
             function from a row to messages or text, or auto: detected from the columns.
+        columns: Columns of the format, and those of the file that are meant: {prompt: question}.
+        roles: Names of roles in the file and what they mean: {bot: assistant}.
+        prompt: Template of the prompt, with columns in braces: "Question: {question}".
+        system_prompt: System message of the conversations that have none.
+        encoding: Encoding of text files; without, UTF-8.
+        max_rows: Maximum number of rows read of each source.
         tokenizer: Hub id or folder of the tokenizer; without, that of the base model.
         chat_template: Path of a Jinja file, or "none" for plain text; without, the tokenizer's own.
+        chat_template_kwargs: Variables of the chat template: {enable_thinking: false}.
+        template_date: Date, YYYY-MM-DD, that a chat template prints as today's.
         train_on: Turns in the loss: assistant (all of its turns), last (its last turn), or all.
+        reasoning: Thoughts of the assistant: train, mask (no loss), drop (left out), or error.
+        special_tokens_in_text: Special tokens in the text of rows: encode (as text), keep or error.
+        system: System messages: keep, merge_into_user (if the template takes none), or drop.
         max_length: Maximum tokens of a row; prompts for ``predict`` are never truncated.
         truncation: What to do with longer rows: drop (counted), truncate (the right end, without
             EOS token) or error.
         on_bad_row: What to do with malformed rows: error, or skip (counted by reason).
+        mix: What the numbers of ``train`` are: share (of the rows of an epoch), rows (per epoch),
+            repeat (how often each row occurs in an epoch: 2 is twice, 0.5 a different half each
+            epoch), or auto: share if they sum to 1, else repeat.
+        stopping_strategy: How long an epoch is with shares: all_exhausted (every row at least once;
+            default) or first_exhausted (no row twice).
         val_fraction: Fraction of the training rows held out if ``val`` is not given, at least one
             row, the same for every seed; 0 for no validation; without, 5 % but at most 1,000 rows,
             and none of fewer than 20.
@@ -79,16 +98,29 @@ class SFTDataModule(L.LightningDataModule):
     def __init__(
         self,
         train: str | list[str] | dict[str, float] | None = None,
-        val: str | list[str] | None = None,
-        test: str | list[str] | None = None,
+        val: str | list[str] | dict[str, str] | None = None,
+        test: str | list[str] | dict[str, str] | None = None,
         predict: str | list[str] | None = None,
         format: str = "auto",
+        columns: dict[str, str] | None = None,
+        roles: dict[str, str] | None = None,
+        prompt: str | None = None,
+        system_prompt: str | None = None,
+        encoding: str | None = None,
+        max_rows: int | None = None,
         tokenizer: str | None = None,
         chat_template: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        template_date: str = "2024-07-26",
         train_on: str = "assistant",
+        reasoning: str = "train",
+        special_tokens_in_text: str = "encode",
+        system: str = "keep",
         max_length: int = 1024,
         truncation: str = "drop",
         on_bad_row: str = "error",
+        mix: str = "auto",
+        stopping_strategy: str | None = None,
         val_fraction: float | None = None,
         batch_size: int = 8,
         tokens_per_batch: int | None = None,
@@ -101,20 +133,22 @@ class SFTDataModule(L.LightningDataModule):
         allow_changed_data: bool = False,
     ) -> None:
         super().__init__()
-        check_choice("layout", layout, ("flat", "padded"))
-        if val_fraction is not None and not 0 <= val_fraction < 1:
-            raise UserError(f"val_fraction must be in [0, 1), got {val_fraction}")
-        weights = train.values() if isinstance(train, dict) else []
-        if any(weight <= 0 for weight in weights):
-            raise UserError(f"a source's weight must be above 0, got {train}")
         self.paths: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}
-        self.row_options = RowOptions(format, on_bad_row)
-        self.token_options = TokenOptions(train_on, max_length, truncation)
+        check_val_fraction(val_fraction)
+        self.mixture = read_mixture(train, mix, stopping_strategy)
+        self.row_options = RowOptions(
+            *(format, on_bad_row, columns or {}, roles or {}, prompt, system_prompt, encoding),
+            max_rows,
+        )
+        self.token_options = TokenOptions(
+            *(train_on, max_length, truncation, reasoning, special_tokens_in_text, system),
+            *(chat_template_kwargs or {}, template_date),
+        )
+        self.batch_options = BatchOptions(
+            batch_size, tokens_per_batch, val_batch_size, layout, shuffle, num_workers
+        )
         self.tokenizer_name, self.chat_template = tokenizer, chat_template
-        self.val_fraction = val_fraction
-        self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
-        self.val_batch_size, self.layout = val_batch_size, layout
-        self.shuffle, self._seed, self.num_workers = shuffle, seed, num_workers
+        self.val_fraction, self._seed = val_fraction, seed
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.allow_changed_data = allow_changed_data
         self.tokenizer: Any = None
@@ -128,10 +162,9 @@ class SFTDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Tokenize the rows that ``stage`` needs, or load their tokens from the cache."""
-        if self.tokenizer is None:
-            module = self.trainer.lightning_module if self.trainer else None
-            self.tokenizer = tokenizer_for(module, self.tokenizer_name, self.chat_template)
-        row_tokenizer = RowTokenizer(self.tokenizer, self.chat_template, self.token_options)
+        row_tokenizer = self.row_tokenizer(self.trainer.lightning_module if self.trainer else None)
+        if row_tokenizer.date:
+            rank_zero_info(DATE_NOTICE.format(row_tokenizer.date))
         stage = TrainerFn(stage).value
         if stage == "predict":
             self.predict_records, self.predict_prompts = read_prompts(
@@ -140,22 +173,43 @@ class SFTDataModule(L.LightningDataModule):
         tokenize = functools.partial(
             load_or_tokenize,
             row_tokenizer=row_tokenizer,
+            options=self.row_options,
             cache_dir=self.cache_dir,
             log=rank_zero_info,
-            options=self.row_options,
         )
-        args = (self.paths, self.val_fraction, tokenize, rank_zero_info, self._splits)
-        self._splits = open_splits(stage, *args)
+        self._splits = self.open_splits(stage, tokenize, rank_zero_info)
         self.sizes = {name: split.sizes for name, split in self._splits.items()}
         fingerprint = json.dumps(self._fingerprint(), sort_keys=True).encode()
         self.data_hash = hashlib.sha256(fingerprint).hexdigest()
         if stage == "fit":
-            self._position = TrainingPosition(self._plan("train"))
+            self._position = TrainingPosition(self._loaders().plan(self._splits["train"], True))
+            for line in describe_rows(self._splits, self.tokenizer, self.token_options.max_length):
+                rank_zero_info(line)
+            steps = getattr(self.trainer, "accumulate_grad_batches", 1)
+            rank_zero_info(self._position.plan.summary(steps))
+
+    def row_tokenizer(self, module: Any) -> RowTokenizer:
+        """Return what tokenizes the rows, with the tokenizer of ``module`` if no other is given."""
+        if self.tokenizer is None:
+            self.tokenizer = tokenizer_for(module, self.tokenizer_name, self.chat_template)
+        return RowTokenizer(self.tokenizer, self.chat_template, self.token_options)
+
+    def open_splits(
+        self, stage: str, tokenize: Tokenize, log: Callable[[str], None]
+    ) -> dict[str, Split]:
+        """Return the splits that ``stage`` needs, and those that are open already."""
+        args = (tokenize, log, self._splits, self.mixture, self.row_options.encoding)
+        return open_splits(stage, self.paths, self.val_fraction, *args)
 
     @property
     def seed(self) -> int:
         """The seed of the order of the training rows."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
+
+    @property
+    def longest_rows(self) -> dict[str, int]:
+        """The number of tokens of the longest row of each open split."""
+        return {name: int(s.lengths[s.rows].max()) for name, s in self._splits.items()}
 
     @property
     def tokenized_datasets(self) -> list[TokenizedDataset]:
@@ -165,58 +219,32 @@ class SFTDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Return the training batches of this rank; a resumed run starts where it stopped."""
-        position = self._position = self._position or TrainingPosition(self._plan("train"))
-        loader = self._loader("train", position.plan)
+        split, loaders = self._splits["train"], self._loaders()
+        position = self._position = self._position or TrainingPosition(loaders.plan(split, True))
+        loader = loaders.rows(split, position.plan)
         loader.before_epoch = lambda epoch: position.before_epoch(epoch, self.trainer)
         position.attach(loader)
         return loader
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """Return the validation batches of this rank; none without validation rows."""
-        return self._loader("val", self._plan("val")) if "val" in self._splits else []
+        return self._evaluation("val") if "val" in self._splits else []
 
     def test_dataloader(self) -> BatchLoader:
         """Return the test batches of this rank."""
-        return self._loader("test", self._plan("test"))
+        return self._evaluation("test")
 
     def predict_dataloader(self) -> BatchLoader:
-        """Return prompts padded on the left, with the ``index`` of their records.
-
-        All prompts of a batch are for the same adapter, named by its ``adapter``.
-        """
+        """Return the prompts of this rank, all of a batch for the same adapter."""
         tasks = assign_adapters(self.predict_records, self.predict_adapters)
-        size = self.val_batch_size or self.batch_size
-        prompts, batches = prompt_batches(self.predict_prompts, tasks, size, *self._rank())
-        collate = functools.partial(prompt_collate, pad_id=padding_id(self.tokenizer))
-        return BatchLoader(prompts, lambda _: batches, len(batches), collate)
+        return self._loaders().prompts(self.predict_prompts, tasks)
 
-    def _plan(self, name: str) -> BatchPlan:
-        """Return which rows of a split form which batch."""
-        split, training = self._splits[name], name == "train"
-        val_batch_size = None if training else self.val_batch_size
-        overfit = bool(getattr(self.trainer, "overfit_batches", 0))
-        return BatchPlan(
-            split.lengths,
-            split.sources,
-            batch_size=val_batch_size or self.batch_size,
-            tokens_per_batch=None if val_batch_size else self.tokens_per_batch,
-            padded=self.layout == "padded",
-            shuffle=self.shuffle and training and not overfit,
-            seed=self.seed,
-            world_size=self._rank()[1],
-        )
+    def _evaluation(self, name: str) -> BatchLoader:
+        split, loaders = self._splits[name], self._loaders()
+        return loaders.rows(split, loaders.plan(split, False), split.labels)
 
-    def _loader(self, name: str, plan: BatchPlan) -> BatchLoader:
-        rank, world_size = self._rank()
-        collate: Callable[[Any], Batch] = flat_collate
-        if self.layout == "padded":
-            collate = functools.partial(padded_collate, pad_id=padding_id(self.tokenizer))
-        batches = functools.partial(plan.batches_of_rank, rank=rank)
-        dataset, length = self._splits[name].dataset, len(plan) // world_size
-        return BatchLoader(dataset, batches, length, collate, self.num_workers)
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+    def _loaders(self) -> Loaders:
+        return Loaders(self.batch_options, self.seed, padding_id(self.tokenizer), self.trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the training rows, and what it depends on, as plain values."""

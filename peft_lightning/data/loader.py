@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,8 @@ class BatchLoader:
         length: Number of batches, the same for each epoch.
         collate: Makes a batch from rows.
         num_workers: Number of processes that read ahead; 0 reads in this process.
+        source_names: The name of the source of each batch, which is added to it as ``source``;
+            empty if batches mix sources.
 
     Attributes:
         epoch: The epoch that is iterated over.
@@ -55,7 +57,9 @@ class BatchLoader:
         length: int,
         collate: Callable[[Any], Batch],
         num_workers: int = 0,
+        source_names: Sequence[str] = (),
     ) -> None:
+        self._source_names = source_names
         self._dataset, self._batches, self._collate = dataset, batches, collate
         self._num_workers, self._length = num_workers, length
         self.before_epoch: Callable[[int], None] | None = None
@@ -102,6 +106,8 @@ class BatchLoader:
         with _sigterm_blocked():
             iterator = iter(loader)  # forks the workers
         for batch in iterator:
+            if self._source_names:
+                batch["source"] = self._source_names[self.position]
             self.position += 1
             yield batch
 

@@ -1,4 +1,4 @@
-"""What a user may say about the rows: how records are read, and how they become tokens."""
+"""What a user may say about the data: how records are read, tokenized and batched."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ TRAIN_ON = ("assistant", "last", "all")
 TRUNCATION = ("drop", "truncate", "error")
 REASONING = ("train", "mask", "drop", "error")
 SPECIAL_TOKENS_IN_TEXT = ("encode", "keep", "error")
+LAYOUTS = ("flat", "padded")
 SYSTEM = ("keep", "merge_into_user", "drop")
 
 
@@ -92,3 +93,30 @@ class TokenOptions:
         check_choice("system", self.system, SYSTEM)
         if self.max_length < 2:
             raise UserError(f"max_length must be at least 2, got {self.max_length}")
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How rows are grouped into batches.
+
+    Args:
+        batch_size: Rows per batch and device.
+        tokens_per_batch: Maximum tokens per batch, instead of ``batch_size``.
+        val_batch_size: Rows per batch in validate, test and predict; None for as in training.
+        layout: "flat" (rows concatenated, no padding) or "padded".
+        shuffle: Whether training rows are in another random order each epoch.
+        num_workers: Processes that read batches ahead.
+
+    Raises:
+        UserError: If an option has a value that it cannot have.
+    """
+
+    batch_size: int = 8
+    tokens_per_batch: int | None = None
+    val_batch_size: int | None = None
+    layout: str = "flat"
+    shuffle: bool = True
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("layout", self.layout, LAYOUTS)

@@ -7,48 +7,16 @@ from typing import Any
 import numpy as np
 
 from peft_lightning.data.batching import RowIndices
-from peft_lightning.data.conversations import Conversation, PlainText, Row
-from peft_lightning.data.format_detection import resolve_format
-from peft_lightning.data.formats import (
-    COMPLETION_COLUMNS,
-    REQUIRED_COLUMNS,
-    SHAREGPT_ROLES,
-    find_format,
-)
+from peft_lightning.data.files.sources import as_list, find_source
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import Record, RowCounts, RowError
-from peft_lightning.data.sources import as_list, find_source
-from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.rows.format_detection import resolve_format
+from peft_lightning.data.rows.row_parser import RowParser
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
 Prompt = tuple[int, list[int]]  # the index of the record, and the token ids of its prompt
-
-
-def prompt_from_record(record: Record, name: str) -> Row:
-    """Return the row of ``record`` without its completion, which may be missing.
-
-    Args:
-        record: A row of data.
-        name: The name of its format.
-
-    Raises:
-        RowError: If the rest of the row is malformed.
-    """
-    record = {**record, **({COMPLETION_COLUMNS[name]: "."} if name in COMPLETION_COLUMNS else {})}
-    column = REQUIRED_COLUMNS[name][0] if name in ("messages", "sharegpt") else None
-    if column is not None and isinstance(turns := record.get(column), list) and turns:
-        role = turns[-1].get("role", turns[-1].get("from")) if isinstance(turns[-1], dict) else None
-        if SHAREGPT_ROLES.get(str(role)) != "assistant":
-            chat = {"role": "assistant", "content": "."}
-            share = {"from": "gpt", "value": "."}
-            record[column] = [*turns, chat if column == "messages" else share]
-    row = find_format(name)(record)
-    if isinstance(row, PlainText):
-        prompt = list(itertools.takewhile(lambda segment: not segment[1], row.segments))
-        return PlainText(prompt or row.segments)
-    plain = row.plain and PlainText(row.plain.segments[:-1])
-    return Conversation(row.messages[:-1], row.tools, plain=plain)
 
 
 def read_prompts(
@@ -73,9 +41,13 @@ def read_prompts(
         raise UserError("no data to predict: give data.predict a file")
     records: list[Record] = []
     prompts: list[Prompt] = []
-    for source in map(find_source, as_list(paths)):
-        counts, rows = RowCounts(), source.records()
-        name, _, rows = resolve_format(rows, options.format, source.name, prompts_only=True)
+    for path in as_list(paths):
+        source = find_source(path, "predict", options.encoding)
+        if summary := source.summary():
+            log(summary)
+        counts, first_rows = RowCounts(), itertools.islice(source.records(), options.max_rows)
+        resolved, rows = resolve_format(first_rows, options, source.name, prompts_only=True)
+        parser = RowParser(resolved, options)
         with Progress(f"tokenizing {source.name}", source.estimated_num_rows(), "rows") as progress:
             for record, location in rows:
                 counts.read += 1
@@ -83,17 +55,19 @@ def read_prompts(
                 try:
                     if isinstance(record, RowError):
                         raise record
-                    row = prompt_from_record(record, name)
+                    row = parser.prompt(record)
                     ids = row_tokenizer.encode_prompt(row)
                 except RowError as error:
                     if options.on_bad_row == "error":
                         raise UserError(f"{location}: {error}") from error
                     counts.reasons[error.reason] += 1
                     continue
+                except ValueError as error:
+                    raise UserError(f"{location}: {error}") from error
                 counts.kept += 1
                 prompts.append((len(records), ids))
                 records.append(record)
-        log(f"{source.name}: format {name}, to generate from: {counts}")
+        log(f"{source.name}: format {resolved}, to generate from: {counts}")
         if not counts.kept:
             raise UserError(f"{source.name}: no row is left to generate from: {counts}")
     return records, prompts

@@ -18,25 +18,17 @@ class RowError(UserError):
     Args:
         reason: What is wrong; rows are counted by it.
         detail: More about this row, for the message.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-
-
-class DroppedRowError(RowError):
-    """A row that the options leave out: counted, never an error.
-
-    Args:
-        reason: Why; rows are counted by it.
-        detail: More about this row, for the message.
         length: Its number of tokens, if that is the reason.
     """
 
     def __init__(self, reason: str, detail: str = "", length: int | None = None) -> None:
-        super().__init__(reason, detail)
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
         self.length = length
+
+
+class DroppedRowError(RowError):
+    """A row that an option or the row itself leaves out: counted, never an error."""
 
 
 class LongRowError(RowError):
@@ -99,6 +91,7 @@ class RowCounts:
         sequences: Sequences of tokens that the kept rows became, at least one each.
         reasons: Rows left out, by reason.
         too_long: Numbers of tokens of the rows left out because they are too long.
+        longest: Number of tokens of the longest row that is used, before truncation.
     """
 
     read: int = 0
@@ -107,11 +100,12 @@ class RowCounts:
     sequences: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     too_long: list[int] = field(default_factory=list)
+    longest: int = 0
 
     def leave_out(self, error: RowError) -> None:
         """Count a row that is not used."""
         self.reasons[error.reason] += 1
-        if isinstance(error, DroppedRowError) and error.length is not None:
+        if error.length is not None:
             self.too_long.append(error.length)
 
     def __str__(self) -> str:

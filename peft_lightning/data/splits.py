@@ -1,16 +1,14 @@
-"""The rows of training, validation and testing: several sources as one, or a held-out part."""
+"""The rows that a stage needs: to train on, held out of those or given for validation, to test."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch.utils.data import ConcatDataset
 
 from peft_lightning.data.batching import RowIndices, WeightedSource
-from peft_lightning.data.sources import Source, as_list, find_source
-from peft_lightning.data.tokenized_dataset import TokenizedDataset
+from peft_lightning.data.mixing import Mixture, epoch_table
+from peft_lightning.data.split import Split, Tokenize, find_sources, open_split
 from peft_lightning.messages import UserError
 
 DEFAULT_VAL_FRACTION = 0.05
@@ -20,42 +18,15 @@ MIN_ROWS_FOR_DEFAULT_VAL = 20  # 5 % of 20 is one row
 SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
 _PURPOSE = {"train": "train on", "val": "validate on", "test": "test on"}
 
-Tokenize = Callable[[Source], TokenizedDataset]
 
+def check_val_fraction(val_fraction: float | None) -> None:
+    """Check the range of ``val_fraction``.
 
-@dataclass(frozen=True)
-class Split:
-    """The rows of one or several sources that are used for one purpose.
-
-    Args:
-        dataset: All rows of the sources, concatenated.
-        lengths: (all rows,) Number of tokens of each row.
-        num_loss_tokens: (all rows,) Number of tokens in the loss of each row.
-        sources: The rows that belong to this split, by source.
-        fingerprint: What determines the tokens, by source.
-        names: The sources as the user wrote them.
+    Raises:
+        UserError: If it is not a fraction.
     """
-
-    dataset: ConcatDataset[dict[str, NDArray[np.int64]]]
-    lengths: NDArray[np.int64]
-    num_loss_tokens: NDArray[np.int64]
-    sources: list[WeightedSource]
-    fingerprint: list[dict[str, Any]]
-    names: list[str]
-
-    @property
-    def rows(self) -> RowIndices:
-        """The indices of the rows of this split."""
-        return np.concatenate([source.rows for source in self.sources])
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The numbers of rows, tokens and tokens in the loss."""
-        return {
-            "rows": len(self.rows),
-            "tokens": int(self.lengths[self.rows].sum()),
-            "loss_tokens": int(self.num_loss_tokens[self.rows].sum()),
-        }
+    if val_fraction is not None and not 0 <= val_fraction < 1:
+        raise UserError(f"val_fraction must be in [0, 1), got {val_fraction}")
 
 
 def open_splits(
@@ -65,6 +36,8 @@ def open_splits(
     tokenize: Tokenize,
     log: Callable[[str], None],
     opened: Mapping[str, Split],
+    mixture: Mixture = Mixture(),  # noqa: B008  (frozen)
+    encoding: str | None = None,
 ) -> dict[str, Split]:
     """Return the splits that ``stage`` needs; without ``val``, a part of ``train`` is held out.
 
@@ -73,23 +46,34 @@ def open_splits(
         paths: The path or paths of ``train``, ``val`` and ``test``, or None.
         val_fraction: As for ``hold_out``.
         tokenize: Loads or makes the tokens of a source.
-        log: Receives how many rows are held out.
+        log: Receives what a user should know of the rows: how many are held out, which sources are
+            given twice, and what an epoch takes from each of several.
         opened: The splits that are open already; they are returned too.
+        mixture: How many rows an epoch takes from each source of ``train``.
+        encoding: Encoding of text files; None for UTF-8.
 
     Raises:
         UserError: If the rows of a split are not given.
     """
     splits = dict(opened)
+    needed = [name for name in SPLITS_OF_STAGE[stage] if name not in splits]
+    if "val" in needed and paths["val"] is None and "train" not in needed:
+        needed.append("train")
+    given = {  # a missing file is found before any is tokenized
+        name: find_sources(paths[name], f"data.{name}", encoding)
+        for name in needed
+        if paths[name] is not None
+    }
     for name in SPLITS_OF_STAGE[stage]:
         if name in splits:
             continue
-        if paths[name] is not None:
-            splits[name] = open_split(paths[name], tokenize)
+        if name in given:
+            splits[name] = open_split(given[name], tokenize, log)
         elif name != "val" or paths["train"] is None:
             raise UserError(f"no data to {_PURPOSE[name]}: give data.{name} a file")
         if name == "test" or paths["val"] is not None:
             continue
-        whole = splits.get("train") or open_split(paths["train"], tokenize)
+        whole = splits.get("train") or open_split(given["train"], tokenize, log)
         splits["train"], val, message = hold_out(whole, val_fraction)
         if val is not None:
             splits["val"] = val
@@ -97,42 +81,54 @@ def open_splits(
             raise UserError(f"no data to {_PURPOSE[name]}: {message}")
         if name == SPLITS_OF_STAGE[stage][0] and val_fraction != 0:
             log(message)
+    if "train" in splits:
+        splits["train"] = mixed(splits["train"], mixture)
+    if stage == "fit":
+        _log_epoch(splits, paths, log)
     return splits
 
 
-def open_split(paths: str | list[str] | Mapping[str, float], tokenize: Tokenize) -> Split:
-    """Tokenize sources, or load their tokens, and concatenate them.
+def mixed(split: Split, mixture: Mixture) -> Split:
+    """Return the rows to train on with the weights that ``mixture`` gives their sources.
 
-    Args:
-        paths: One path, several, or several with weights.
-        tokenize: Loads or makes the tokens of a source.
+    Raises:
+        UserError: If all rows of a source are held out.
     """
-    weights = paths if isinstance(paths, Mapping) else dict.fromkeys(as_list(paths), 1.0)
-    if not weights:
-        raise UserError("an empty list of data files")
-    sources = [find_source(path) for path in weights]  # a missing one is found before tokenizing
-    parts = [tokenize(source) for source in sources]
-    ends = np.cumsum([len(part) for part in parts])
-    rows = [
-        WeightedSource(np.arange(end - len(part), end), weight)
-        for part, end, weight in zip(parts, ends, weights.values(), strict=True)
-    ]
-    pairs = list(zip(parts, weights.values(), strict=True))
-    return Split(
-        ConcatDataset(parts),
-        np.concatenate([part.lengths for part in parts]),
-        np.concatenate([part.num_loss_tokens for part in parts]),
-        rows,
-        [{**part.meta["fingerprint"], "weight": weight} for part, weight in pairs],
-        list(weights),
+    for name, source in zip(split.names, split.sources, strict=True):
+        if not len(source.rows):
+            raise UserError(
+                f"{name}: all of its rows are held out for validation, so none is left to train on;"
+                " give data.val, or lower data.val_fraction"
+            )
+    weights = mixture.weights([len(source.rows) for source in split.sources])
+    pairs = zip(split.sources, weights, strict=True)
+    return replace(
+        split,
+        sources=[replace(source, weight=weight) for source, weight in pairs],
+        fingerprint=[f | mixture.fingerprint(i) for i, f in enumerate(split.fingerprint)],
     )
+
+
+def _log_epoch(
+    splits: Mapping[str, Split], paths: Mapping[str, Any], log: Callable[[str], None]
+) -> None:
+    """Say what an epoch takes from each source, and which rows are validated and trained on."""
+    train = splits["train"]
+    if len(train.sources) > 1 or train.sources[0].weight != 1:
+        log(epoch_table(train.names, train.sources, train.num_loss_tokens))
+    if paths["val"] is not None and (both := train.folders & splits["val"].folders):
+        parts: list[Any] = splits["val"].dataset.datasets
+        names = ", ".join(part.meta["source"] for part in parts if part.folder in both)
+        log(f"data.val: {names} is trained on too, so val/loss is not that of unseen rows")
 
 
 def hold_out(split: Split, fraction: float | None) -> tuple[Split, Split | None, str]:
     """Split ``split`` into rows to train on and rows held out for validation.
 
     The held-out rows do not depend on the seed of the run: runs with different seeds stay
-    comparable, and a run resumed with another seed has not been trained on them.
+    comparable, and a run resumed with another seed has not been trained on them. Nor do they depend
+    on the numbers of ``data.train``: the same fraction is held out of each source, so ``val/loss``
+    has the sources in the proportions of their files, whatever an epoch takes from them.
 
     Args:
         split: The rows.
@@ -167,11 +163,35 @@ def hold_out(split: Split, fraction: float | None) -> tuple[Split, Split | None,
             f"{files}: {total} row(s) cannot be split into training and validation"
             f" ({rule}); give data.val, or set data.val_fraction to 0"
         )
-    held_out = np.sort(np.random.default_rng(0).choice(split.rows, number, replace=False))
+    held_out = _choose(split, number)
     rest = [replace(s, rows=np.setdiff1d(s.rows, held_out)) for s in split.sources]
     message = (
         f"no data.val: {number:,} of {total:,} rows of {files} are held out for validation"
         f" ({rule}); data.val_fraction changes that"
     )
-    val = replace(split, sources=[WeightedSource(held_out)])
-    return replace(split, sources=rest), val, message
+    return replace(split, sources=rest), _part(split, held_out), message
+
+
+def _choose(split: Split, number: int) -> RowIndices:
+    """Return ``number`` rows, from each source in proportion to its rows, in increasing order."""
+    groups = list({source.rows[0]: source.rows for source in split.sources}.values())
+    sizes = np.array([len(rows) for rows in groups])
+    wanted = sizes * number / sizes.sum()
+    counts = np.floor(wanted).astype(int)
+    most_missing = np.argsort(counts - wanted, kind="stable")
+    counts[most_missing[: number - counts.sum()]] += 1
+    draw = np.random.default_rng(0)
+    chosen = [draw.choice(r, n, replace=False) for r, n in zip(groups, counts, strict=True)]
+    return np.sort(np.concatenate(chosen))
+
+
+def _part(split: Split, rows: RowIndices) -> Split:
+    """Return the split of ``rows`` alone, those of a source that is given twice once."""
+    found: dict[int, int] = {}  # by the first row, the position of the source
+    for i, source in enumerate(split.sources):
+        if len(np.intersect1d(source.rows, rows)):
+            found.setdefault(int(source.rows[0]), i)
+    kept = list(found.values())
+    sources = [WeightedSource(np.intersect1d(split.sources[i].rows, rows)) for i in kept]
+    labels = [split.labels[i] for i in kept] if len(kept) > 1 else []
+    return replace(split, sources=sources, labels=labels)

@@ -98,7 +98,7 @@ def cache_of_run(module: Any) -> HiddenStateCache:
         raise UserError(
             "cache_hidden_states: true needs the rows of SFTDataModule, not a bare loader"
         )
-    flat = data.layout == "flat"
+    flat = data.batch_options.layout == "flat"
 
     def run(batch: Batch) -> Tensor:
         with trainer.precision_plugin.forward_context():

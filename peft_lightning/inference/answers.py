@@ -81,6 +81,7 @@ def answer_prompts(
                 **options,
                 skip=[i for i, number in enumerate(own) if number in kept.texts],
                 on_answers=keep,
+                on_token=lambda answers: progress.update(int(len(kept.texts) + answers)),
             )
         several = len(tasks) > len(prompts)
         answers = [

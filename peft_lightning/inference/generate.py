@@ -7,8 +7,13 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from peft_lightning.data import encode_prompt
 from peft_lightning.inference.stop_tokens import stop_token_ids
@@ -39,6 +44,7 @@ def generate_tokens(
     end_ids: Collection[int] | None = None,
     skip: Collection[int] = (),
     on_answers: Callable[[list[int], list[list[int]]], None] | None = None,
+    on_token: Callable[[float], None] | None = None,
     streamer: Any = None,
 ) -> list[list[int]]:
     """Generate a continuation of each token sequence.
@@ -60,6 +66,8 @@ def generate_tokens(
         skip: Indices of rows that need no answer. The batches stay the same, so that an
             interrupted run continues with the same samples.
         on_answers: Called after each batch with the indices of its rows and their answers.
+        on_token: Called after each token of a batch with the answers that it amounts to so far: all
+            of them after ``max_new_tokens`` tokens. A batch may end earlier.
         streamer: A streamer of transformers, for the answer to a single row.
 
     Returns:
@@ -95,7 +103,13 @@ def generate_tokens(
             batch = _left_padded([rows[i] for i in picked], pad, model.device)
             inputs = batch if adapter is None else adapter.prepare_inputs(model, batch)
             _check_room(model, inputs["attention_mask"].shape[1], max_new_tokens, picked[-1])
-            output = model.generate(**inputs, generation_config=config, streamer=streamer)
+            steps = [] if on_token is None else [_Steps(on_token, len(picked) / max_new_tokens)]
+            output = model.generate(
+                **inputs,
+                generation_config=config,
+                streamer=streamer,
+                stopping_criteria=StoppingCriteriaList(steps),
+            )
             if "input_ids" in inputs:  # generate repeats input ids, but no input embeddings
                 output = output[:, inputs["input_ids"].shape[1] :]
             for i, ids in zip(picked, output.tolist(), strict=True):
@@ -103,6 +117,18 @@ def generate_tokens(
             if on_answers is not None:
                 on_answers(picked, [answers[i] for i in picked])
     return answers
+
+
+class _Steps(StoppingCriteria):
+    """Calls a function after each token, and stops nothing."""
+
+    def __init__(self, on_token: Callable[[float], None], answers_per_token: float) -> None:
+        self.on_token, self.answers_per_token, self.tokens = on_token, answers_per_token, 0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        self.tokens += 1
+        self.on_token(self.tokens * self.answers_per_token)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def generate_texts(

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from peft_lightning.data import (
-    Conversation,
-    PlainText,
     Row,
     RowError,
-    detect_format,
+    RowOptions,
+    RowParser,
     find_source,
-    prompt_from_record,
+    resolve_format,
 )
 from peft_lightning.data.options import TokenOptions
-from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.files import read_text
 from peft_lightning.messages import UserError
 
@@ -41,8 +40,7 @@ class Prompt:
 def read_prompts(
     texts: Sequence[str] | None,
     file: str | None,
-    format_name: str = "auto",
-    system: str | None = None,
+    options: RowOptions = RowOptions(),  # noqa: B008  (frozen)
 ) -> list[Prompt]:
     """Read prompts from texts or from a file.
 
@@ -50,22 +48,21 @@ def read_prompts(
         texts: Prompts of the command line; None for those of ``file``.
         file: A .txt file with one prompt per line, or rows as for training, in which the answers
             may be missing.
-        format_name: Format of the rows: auto, a format's name, or a dotted path.
-        system: System message for conversations that have none.
+        options: The format of the rows, and the system message of conversations that have none.
 
     Raises:
         UserError: If there are no prompts, or a row is malformed; the message names its line.
     """
     if file is not None and file.endswith(".txt"):
         texts = [line for line in read_text(file).splitlines() if line.strip()]
-    found: Iterable[tuple[Any, str]]
+    found: Iterator[tuple[Any, str]]
     if texts is not None:
-        found = (({"prompt": text}, f"prompt {i}") for i, text in enumerate(texts, start=1))
-        format_name = "prompt_completion"
+        found = iter([({"prompt": text}, f"prompt {i}") for i, text in enumerate(texts, start=1)])
+        options = RowOptions("prompt_completion", system_prompt=options.system_prompt)
     else:
         assert file is not None
-        found = find_source(file).records()
-    prompts = list(_parsed(found, format_name, str(file), system))
+        found = iter(find_source(file).records())
+    prompts = list(_parsed(found, options, str(file)))
     if not prompts:
         raise UserError(f"there is no prompt in {file or '--prompt'}")
     return prompts
@@ -89,25 +86,14 @@ def encode_prompts(
     return rows
 
 
-def _parsed(
-    found: Iterable[tuple[Any, str]], format_name: str, file: str, system: str | None
-) -> Iterator[Prompt]:
-    for record, where in found:
+def _parsed(found: Iterator[tuple[Any, str]], options: RowOptions, file: str) -> Iterator[Prompt]:
+    resolved, found = resolve_format(found, options, file, prompts_only=True)
+    parser = RowParser(resolved, options)
+    for record, location in found:
         try:
             if isinstance(record, RowError):
                 raise record
-            if format_name == "auto":
-                format_name = detect_format(list(record), file, prompts_only=True)
-            row = prompt_from_record(record, format_name)
-            yield Prompt(record, row if system is None else _with_system(row, system), where)
-        except RowError as error:
-            raise UserError(f"{where}: {error}") from error
-
-
-def _with_system(row: Row, system: str) -> Row:
-    """Return ``row`` with the system message ``system``, unless it has one."""
-    if isinstance(row, PlainText):
-        raise RowError("a system message", "this row is plain text, not a conversation")
-    if row.messages[0]["role"] == "system":
-        return row
-    return Conversation([{"role": "system", "content": system}, *row.messages], row.tools)
+            row = parser.prompt(record)
+        except ValueError as error:
+            raise UserError(f"{location}: {error}") from error
+        yield Prompt(record, row, location)

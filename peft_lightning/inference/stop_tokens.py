@@ -7,9 +7,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from peft_lightning.data import ChatTemplate, load_templates
-from peft_lightning.data.answer_ends import ANSWER, QUESTION, AnswerEnds
-from peft_lightning.data.special_tokens import SpecialTokens
-from peft_lightning.data.tokenizer import continuation_ids
+from peft_lightning.data.tokens.answer_ends import ANSWER, QUESTION, AnswerEnds
+from peft_lightning.data.tokens.special_tokens import SpecialTokens
+from peft_lightning.data.tokens.tokenizer import continuation_ids
 
 
 def stop_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -15,21 +15,22 @@ from peft_lightning.kernels.isolation import isolation_error
 
 WORTH = 32  # tokens that have to be saved; a smaller batch is hardly faster
 PARTS = {"input_ids", "labels", "position_ids", "cu_seq_lens", "seq_lens"}  # of a flat batch
+OF_TOKENS = ("input_ids", "labels", "position_ids", "loss_weights")  # (1, T) each
 
 
 def share_prefix(batch: dict[str, Any]) -> dict[str, Any]:
     """Return a flat batch whose common prefix is its first sequence, and is seen by all others.
 
     Args:
-        batch: ``input_ids``, ``labels``, ``position_ids`` (1, T), ``cu_seq_lens`` (S + 1,) and
-            ``seq_lens``.
+        batch: ``input_ids``, ``labels``, ``position_ids`` (1, T), ``cu_seq_lens`` (S + 1,),
+            ``seq_lens``, and maybe ``loss_weights`` (1, T).
 
     Returns:
         The same with ``prefix_len``; ``batch`` itself if fewer than ``WORTH`` tokens are saved, or
         if there is more in it, whose meaning is not known. A token with a label is not part of a
         prefix, nor is the last token of a sequence.
     """
-    if batch.keys() != PARTS:
+    if batch.keys() - {"loss_weights"} != PARTS:
         return batch
     lens: list[int] = list(batch["seq_lens"])
     n = _common_prefix(batch, lens) if len(lens) > 1 else 0
@@ -37,7 +38,7 @@ def share_prefix(batch: dict[str, Any]) -> dict[str, Any]:
         return batch
     own = (batch["position_ids"][0] >= n).nonzero().squeeze(1)  # of each sequence after the prefix
     places = torch.cat([torch.arange(n, device=own.device), own])
-    shared = {name: batch[name][:, places] for name in ("input_ids", "labels", "position_ids")}
+    shared = {name: batch[name][:, places] for name in OF_TOKENS if name in batch}
     lens = [n, *(length - n for length in lens)]
     ends = torch.tensor([0, *lens], device=own.device).cumsum(0)
     return {**shared, "cu_seq_lens": ends.int(), "seq_lens": lens, "prefix_len": n}

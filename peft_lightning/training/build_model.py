@@ -116,6 +116,12 @@ def tokenizer_of(module: Any) -> PreTrainedTokenizerBase:
     return module.tokenizer
 
 
+def extend_tokenizer(module: Any, tokenizer: Any) -> None:
+    """Add the new tokens of a module's adapter to another tokenizer, with the model's ids."""
+    tokenizer_of(module)
+    module.adapter.with_tokenizer(tokenizer)
+
+
 def load_trained(
     kind: Any, folder: str | Path, base_model: str | None, options: dict[str, Any]
 ) -> Any:

@@ -10,15 +10,17 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 
-from peft_lightning.training import summary
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.preemption import StopOnSignal
+from peft_lightning.training.generations import LogGenerations
 from peft_lightning.training.out_of_memory import OutOfMemoryAdvice
 from peft_lightning.training.progress_bar import TokenProgressBar
 from peft_lightning.training.rng_state import RNGState
 from peft_lightning.training.run_dir import RunDir
 from peft_lightning.training.run_identity import RunIdentity
 from peft_lightning.training.sanity_checks import SanityChecks
+from peft_lightning.training.summary import Summary
+from peft_lightning.training.throughput import Throughput
 
 
 def default_callbacks(callbacks: list[Callback]) -> list[Callback]:
@@ -37,7 +39,7 @@ def default_callbacks(callbacks: list[Callback]) -> list[Callback]:
         RNGState(),
         SanityChecks(),
     ]
-    wanted += [summary.Throughput(), summary.LogGenerations(), summary.Summary()]
+    wanted += [Throughput(), LogGenerations(), Summary()]
     for default in [c for c in callbacks if _is_lightnings_default(c)]:
         callbacks.remove(default)
         is_bar = isinstance(default, ProgressBar)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
@@ -32,6 +33,18 @@ def compute_report(module: Any) -> dict[str, str]:
         what = "read from disk" if module.cache_hidden_states else "no graph, nothing kept"
         rows[f"layers below {depth}"] = what
     return rows
+
+
+# how the parts of a model that the kernels know are computed; everything else is worth a line
+_AS_EXPECTED = re.compile(
+    r"\w+ fused \(\d+\)|each sequence alone, on \w+|flash kernel over sequences|compiled kernels"
+    r"|labelled tokens, in chunks"
+)
+
+
+def unexpected(rows: dict[str, str]) -> dict[str, str]:
+    """Return the rows of a report that a user may want to act on."""
+    return {name: how for name, how in rows.items() if not _AS_EXPECTED.fullmatch(how)}
 
 
 def as_table(rows: dict[str, str]) -> str:

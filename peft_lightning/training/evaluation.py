@@ -1,46 +1,118 @@
-"""Token-weighted means over an evaluation: loss, perplexity and accuracy."""
+"""Token-weighted means over an evaluation, and over each of its sources: loss and accuracy."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
+
+from peft_lightning.training.sanity_checks import SanityChecks
 
 
-class Evaluation(nn.Module):
-    """Gathers the losses of the batches of a validation or a test, over all processes."""
+class TokenMean(Metric):
+    """A sum over tokens divided by their number, in float64, over all processes.
+
+    torchmetrics' ``MeanMetric`` computes in float32 once it has been moved to a device.
+    """
+
+    total: Tensor
+    tokens: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.nll, self.correct = MeanMetric(), MeanMetric()
+        for name in ("total", "tokens"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, total: Tensor, tokens: Tensor) -> None:
+        """Add the sum over some tokens, and their number or the sum of their weights."""
+        self.total += total
+        self.tokens += tokens
+
+    def compute(self) -> Tensor:
+        """Return the mean, nan of no tokens."""
+        return self.total / self.tokens
+
+
+class TokenMeans(nn.Module):
+    """Gathers the losses of batches of a validation or a test, over all processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nll, self.correct = TokenMean(), TokenMean()
 
     def update(self, nll: Tensor, tokens: Tensor, correct: Tensor | None) -> None:
         """Add a batch.
 
         Args:
             nll: Summed loss in nats.
-            tokens: Labelled tokens; 0 in a process that has no rows left.
-            correct: Tokens that were predicted correctly; None if they were not counted.
+            tokens: Labelled tokens, or the sum of their weights; 0 in a process that has no rows
+                left, which takes part in the mean all the same.
+            correct: Tokens that were predicted correctly, or the sum of their weights; None if
+                they were not counted.
         """
-        count = max(1, int(tokens))  # a process without rows takes part in the mean all the same
-        self.nll.update(nll / count, weight=tokens)
+        self.nll.update(nll.detach(), tokens)
         if correct is not None:
-            self.correct.update(correct / count, weight=tokens)
+            self.correct.update(correct, tokens)
 
-    def log(self, module: Any, stage: str) -> None:
+    def log(self, module: Any, stage: str, source: str = "") -> None:
         """Log the means of all batches, and forget these.
 
         Args:
             module: The ``LightningModule`` that is evaluated.
             stage: val or test, with which the names begin.
+            source: The source of the batches, with which the names end; empty for all sources.
         """
+        end = f"/{source}" if source else ""
         if self.nll.update_called:
             loss = self.nll.compute()
-            values = {f"{stage}/loss": loss, f"{stage}/perplexity": loss.exp()}
+            values = {f"{stage}/loss{end}": loss, f"{stage}/perplexity{end}": loss.exp()}
             if self.correct.update_called:
-                values[f"{stage}/accuracy"] = self.correct.compute()
+                values[f"{stage}/accuracy{end}"] = self.correct.compute()
             for name, value in values.items():
                 module.log(name, value, prog_bar=name == "val/loss")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches."""
         self.nll.reset()
         self.correct.reset()
+
+
+class Evaluation(nn.Module):
+    """The means over all batches of an evaluation, and over those of each source with a name.
+
+    A batch is of one source, the same in all processes at each step, so all processes have the
+    means of the same sources, also if an evaluation ends early.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = TokenMeans()
+        self.sources: dict[str, TokenMeans] = {}  # not a ModuleDict: a name may contain a dot
+
+    def update(
+        self, nll: Tensor, tokens: Tensor, correct: Tensor | None, batch: dict[str, Any]
+    ) -> None:
+        """Add a batch, as ``TokenMeans.update``; its ``source`` names its source, if any.
+
+        Raises:
+            UserError: If the loss leaves out the weights of the batch.
+        """
+        SanityChecks.check_weights(tokens, batch)
+        self.all.update(nll, tokens, correct)
+        source = batch.get("source")
+        if source is None:
+            return
+        if source not in self.sources:  # of the same device and dtype
+            self.sources[source] = copy.deepcopy(self.all)
+            self.sources[source].reset()
+        self.sources[source].update(nll, tokens, correct)
+
+    def log(self, module: Any, stage: str) -> None:
+        """Log the means over all batches, and over those of each source."""
+        self.all.log(module, stage)
+        for name, means in self.sources.items():
+            means.log(module, stage, name)

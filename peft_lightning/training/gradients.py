@@ -18,33 +18,42 @@ class StepSums:
 
     def __init__(self) -> None:
         self._nll: Tensor | float = 0.0
-        self._tokens: Tensor | int = 0
+        self._tokens: Tensor | float = 0.0
 
-    def add(self, nll: Tensor, tokens: Tensor) -> Tensor:
+    def add(self, nll: Tensor, tokens: Tensor, batch: dict[str, Any]) -> Tensor:
         """Add a micro-batch and return the loss to call ``backward`` on, a scaled sum.
 
         Args:
             nll: Summed loss in nats.
-            tokens: Labelled tokens.
+            tokens: Labelled tokens, or the sum of their weights.
+            batch: The micro-batch.
+
+        Raises:
+            UserError: If the loss leaves out the weights of the batch.
         """
+        SanityChecks.check_weights(tokens, batch)
         self._nll = self._nll + nll.detach().double()
-        self._tokens = self._tokens + tokens
+        self._tokens = self._tokens + torch.as_tensor(tokens).double()
         return nll / LOSS_UNIT
 
     def reduce(self, trainer: Any, device: torch.device) -> tuple[float, float]:
-        """Return loss and tokens of the step over all processes, and begin the next step."""
+        """Return loss and tokens of the step over all processes, and begin the next step.
+
+        The tokens are the sum of their weights where they have weights.
+        """
         sums = (self._nll, self._tokens)
         totals = torch.stack([torch.as_tensor(x, device=device).double() for x in sums])
         nll, tokens = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
-        self._nll, self._tokens = 0.0, 0
+        self._nll, self._tokens = 0.0, 0.0
         return nll, tokens
 
 
 def finish_gradients(module: Any, base: type) -> None:
     """Divide the gradients by the tokens of the step, clip them, and log loss and norm.
 
-    Lightning has divided the sum by the micro-batches of a step, and DDP by the ranks; a mean
-    per micro-batch would weigh tokens of short micro-batches more (Lightning issue 20350).
+    Tokens with weights count by them: the divisor is the sum of the weights. Lightning has divided
+    the sum by the micro-batches of a step, and DDP by the ranks; a mean per micro-batch would weigh
+    tokens of short micro-batches more (Lightning issue 20350).
 
     Args:
         module: The ``CausalLMModule`` that trains, between backward pass and optimizer step.
@@ -55,13 +64,13 @@ def finish_gradients(module: Any, base: type) -> None:
     """
     trainer = module.trainer
     nll, tokens = module.step_sums.reduce(trainer, module.device)
-    scale = LOSS_UNIT * trainer.accumulate_grad_batches * trainer.world_size / max(1.0, tokens)
+    scale = LOSS_UNIT * trainer.accumulate_grad_batches * trainer.world_size / (tokens or 1.0)
     grads = [p.grad for p in module.trainable_parameters() if p.grad is not None]
     clips = clipping.clips_with_rescale(module, base)
     norm = clipping.rescale(grads, scale, trainer.gradient_clip_val if clips else None)
-    module.log("train/loss", nll / max(1.0, tokens), prog_bar=True, rank_zero_only=True)
+    module.log("train/loss", nll / (tokens or 1.0), prog_bar=True, rank_zero_only=True)
     module.log("grad_norm", norm, rank_zero_only=True)
-    SanityChecks.check_step(module, nll, int(tokens), norm)
+    SanityChecks.check_step(module, nll, tokens, norm)
 
 
 def clip_gradients(

@@ -8,9 +8,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from peft_lightning.messages import RunError
+from peft_lightning.base_model.positions import positions_of
+from peft_lightning.messages import RunError, UserError
 from peft_lightning.training.cluster.fsdp2 import fingerprint
 
 
@@ -20,6 +22,16 @@ class SanityChecks(Callback):
     def __init__(self) -> None:
         self._sums: list[Tensor] | None = None
         self._first_step = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        check_positions(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn != "fit":
+            check_positions(trainer, pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        check_positions(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._sums, self._first_step = self._fingerprints(pl_module), trainer.global_step
@@ -41,13 +53,27 @@ class SanityChecks(Callback):
         return [fingerprint(p) for p in module.trainable_parameters()]
 
     @staticmethod
-    def check_step(module: Any, nll: float, tokens: int, norm: Tensor) -> None:
+    def check_weights(tokens: Tensor | float, batch: dict[str, Any]) -> None:
+        """Raise UserError if ``nll`` counts tokens although the rows give them weights.
+
+        Args:
+            tokens: The count that ``nll`` returns; the sum of the weights is a float.
+            batch: The batch, with ``loss_weights`` if a weight is neither 0 nor 1.
+        """
+        if "loss_weights" in batch and not torch.as_tensor(tokens).is_floating_point():
+            raise UserError(
+                "the rows have weights in the loss, and nll counts tokens: multiply each token's "
+                "loss by labelled_weights(batch), and return the sum of these weights as the count"
+            )
+
+    @staticmethod
+    def check_step(module: Any, nll: float, tokens: float, norm: Tensor) -> None:
         """Check an optimizer step before it is taken.
 
         Args:
             module: The module that trains.
             nll: Summed loss of the step in nats.
-            tokens: Labelled tokens of the step.
+            tokens: Labelled tokens of the step, or the sum of their weights.
             norm: Norm of all gradients.
 
         Raises:
@@ -76,3 +102,25 @@ class SanityChecks(Callback):
                 "what the loss depends on; look at target_modules or, for virtual tokens, at a "
                 "sliding window that they lie outside of"
             )
+
+
+def check_positions(trainer: L.Trainer, module: Any) -> None:
+    """Compare the longest row with the positions of the model, before the first batch.
+
+    Raises:
+        UserError: If a row is longer than the learned positions. If positions are computed, as
+            rotary ones are, the row is only said to be longer than those the model knows.
+    """
+    rows: dict[str, int] = getattr(trainer.datamodule, "longest_rows", {})  # type: ignore[attr-defined]
+    virtual = getattr(module.adapter, "num_virtual_tokens", 0)
+    longest, positions = max(rows.values(), default=0), positions_of(module.model)
+    if positions.number is None or longest + virtual <= positions.number:
+        return
+    length = f"{longest} tokens" + (f" and {virtual} virtual ones" if virtual else "")
+    message = (
+        f"the longest row has {length}, but the model {positions.number} positions; data.max_length"
+        f" {positions.number - virtual} leaves longer rows out"
+    )
+    if positions.learned:
+        raise UserError(message)
+    rank_zero_info(f"{message} (it computes them, but has never seen such long texts)")

@@ -1,13 +1,10 @@
-"""What a run tells its user: the table of what is trained, the rates, the summary."""
+"""What a run trains and how it is computed, printed at its start and kept in summary.json."""
 
 from __future__ import annotations
 
 import json
 import re
-import resource
-import sys
 import time
-from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -24,17 +21,18 @@ from peft_lightning import __version__
 from peft_lightning.base_model.quantization import count_numbers
 from peft_lightning.files import atomic_text
 from peft_lightning.process.progress import STARTING, seconds_since_start, seconds_spent
-from peft_lightning.training.checkpoint import at_step_boundary
-from peft_lightning.training.compute_report import as_table, compute_report, path_of
+from peft_lightning.training.compute_report import as_table, compute_report, path_of, unexpected
+from peft_lightning.training.throughput import Throughput, peak_memory
 
 PACKAGES = ("torch", "lightning", "transformers")
 
 
-def trained_table(model: nn.Module) -> str:
-    """Return a table of the trainable parameters by module pattern: share, bytes and path.
+def trained_table(model: nn.Module, verbose: bool = False) -> str:
+    """Return a table of the trainable parameters by module pattern: tensors, share and bytes.
 
     Args:
         model: With the adapter attached; layer numbers are folded into ``*``.
+        verbose: Whether to say how each layer is computed.
     """
     groups: dict[str, list[int]] = {}
     paths: dict[str, dict[str, None]] = {}
@@ -51,10 +49,12 @@ def trained_table(model: nn.Module) -> str:
     trained = sum(group[1] for group in groups.values())
     stored = sum(group[2] for group in groups.values())
     width = max(map(len, [*groups, "trained"]))
-    rows = [f"{'trained':<{width}}  tensors   parameters        share        bytes  path"]
+    rows = [
+        f"{'trained':<{width}}  tensors   parameters        share        bytes" + "  path" * verbose
+    ]
     rows += [
         f"{pattern:<{width}}  {n:>7}  {size:>11,}  {size / total:>10.4%}  {b:>11,}  "
-        f"{', '.join(paths[pattern])}".rstrip()
+        f"{', '.join(paths[pattern]) if verbose else ''}".rstrip()
         for pattern, (n, size, b) in groups.items()
     ]
     tensors = sum(group[0] for group in groups.values())
@@ -67,71 +67,6 @@ def trained_table(model: nn.Module) -> str:
 
 def _mebibytes(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB"
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes: of the device on CUDA, else resident of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def useful_tokens(batch: dict[str, Any]) -> int:
-    """Return the number of tokens of ``batch`` that are no padding."""
-    if "attention_mask" in batch:
-        return int(batch["attention_mask"].sum())
-    return batch["input_ids"].numel()
-
-
-class Throughput(Callback):
-    """Logs useful tokens per second over the last steps, learning rate and peak memory.
-
-    Args:
-        window: Batches that the rate is taken over.
-    """
-
-    def __init__(self, window: int = 20) -> None:
-        self._times: deque[tuple[float, int]] = deque(maxlen=window + 1)
-        self.tokens = 0  # of all processes
-        self.seconds = 0.0
-        self._batch_start = 0.0
-        self._waiting = (0, 0.0)  # tokens and seconds of the step that is under way
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"tokens": self.tokens, "seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.tokens, self.seconds = state_dict["tokens"], state_dict["seconds"]
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
-    ) -> None:
-        self._batch_start = time.perf_counter()
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-    ) -> None:
-        tokens = useful_tokens(batch) * trainer.world_size  # those of the other ranks are alike
-        spent = time.perf_counter() - self._batch_start
-        self._waiting = self._waiting[0] + tokens, self._waiting[1] + spent
-        if at_step_boundary(trainer):  # a step that is cut off is made again
-            self.tokens += self._waiting[0]
-            self.seconds += self._waiting[1]
-            self._waiting = (0, 0.0)
-        self._times.append((spent, tokens))
-        rate = sum(n for _, n in self._times) / max(1e-9, sum(s for s, _ in self._times))
-        values = {
-            "tokens_per_second": rate,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
-        }
-        pl_module.log_dict(values, prog_bar=True, rank_zero_only=True)
-        pl_module.log("peak_memory_mib", peak_memory(pl_module.device) / 2**20, rank_zero_only=True)
 
 
 @dataclass
@@ -168,9 +103,14 @@ class Summary(Callback):
     """Prints what is trained and how it is computed, and writes ``summary.json``.
 
     The file is beside the checkpoints.
+
+    Args:
+        verbose: Whether to print how every part is computed; else only what is not computed in the
+            fastest way, and what the user may choose.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, verbose: bool = False) -> None:
+        self.verbose = verbose
         self._paths: dict[str, str] = {}
         self._start_up = self._validating = 0.0
         self._began = self._validation_began = 0.0
@@ -180,6 +120,7 @@ class Summary(Callback):
         STARTING.__exit__()
         self._start_up = seconds_since_start()
         self._began, self.first_step = time.perf_counter(), trainer.global_step
+        self._validating = 0.0  # the sanity check belongs to the start
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         STARTING.__exit__()
@@ -207,9 +148,9 @@ class Summary(Callback):
         return {name: round(seconds, 2) for name, seconds in found.items()}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rank_zero_print(trained_table(pl_module.model))  # type: ignore[arg-type]
+        rank_zero_print(trained_table(pl_module.model, self.verbose))  # type: ignore[arg-type]
         self._paths = compute_report(pl_module)  # in every process: sharded layers answer together
-        rank_zero_print(as_table(self._paths))
+        rank_zero_print(as_table(self._paths if self.verbose else unexpected(self._paths)))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer, pl_module, "finished")
@@ -261,34 +202,3 @@ class Summary(Callback):
 def rank_zero_print(text: str) -> None:
     """Print on the first process only, and at once."""
     print(text, flush=True)
-
-
-class LogGenerations(Callback):
-    """Logs the greedy answers to the module's ``sample_prompts`` after each validation.
-
-    They are printed, shown by TensorBoard, and added to ``samples.jsonl`` in the run's folder.
-    """
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if trainer.sanity_checking or not pl_module.sample_prompts or trainer.state.fn != "fit":
-            return
-        answers = pl_module.generate(pl_module.sample_prompts, pl_module.sample_max_new_tokens)
-        if not trainer.is_global_zero:
-            return
-        step = trainer.global_step
-        lines = []
-        for prompt, answer in zip(pl_module.sample_prompts, answers, strict=True):
-            row = {"step": step, "prompt": prompt, "prediction": answer}
-            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-            trainer.print(f"step {step}  {prompt!r} -> {answer!r}")
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(lines)
-        writers: list[Any] = [logger.experiment for logger in trainer.loggers]  # type: ignore[attr-defined]
-        for writer in writers:
-            if hasattr(writer, "add_text"):
-                pairs = zip(pl_module.sample_prompts, answers, strict=True)
-                text = "\n\n".join(f"**{prompt}**\n\n{answer}" for prompt, answer in pairs)
-                writer.add_text("samples", text, step)

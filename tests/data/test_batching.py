@@ -19,6 +19,14 @@ def plan(lengths, sources=None, **options):
     return BatchPlan(lengths, sources or all_rows(lengths), **options)
 
 
+def random_sources(draw, count):
+    """Split rows into sources of random weight, some of which occur twice."""
+    cuts = sorted(draw.randrange(1, count) for _ in range(min(2, count - 1)))
+    parts = [rows for rows in np.split(np.arange(count), cuts) if len(rows)]
+    parts += parts[: draw.randrange(2)]
+    return [WeightedSource(rows, draw.choice([0.1, 0.5, 1.0, 1.5, 2.0, 3.3])) for rows in parts]
+
+
 def random_plans(count, **fixed):
     """Plans over rows of random number and length, of any world size and budget."""
     draw = random.Random(0)
@@ -59,17 +67,42 @@ def test_no_batch_exceeds_its_budget():
                 assert used <= p.tokens_per_batch
 
 
-def test_an_epoch_that_needs_too_many_batches_takes_the_first_ones():
+def epochs_that_need_more(plans):
+    """Return each plan with its epochs whose rows do not fit into its batches one by one."""
+    return [(p, e) for p in plans for e in range(20) if len(p._fill(p._rows(e))) > p._max_filled]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_epoch_that_needs_too_many_batches_is_packed_tighter(padded):
     # Rows of 2 and 3 tokens in batches of 4: an order decides whether 2s pair.
-    lengths = [2, 3] * 100
-    plans = [plan(lengths, tokens_per_batch=4, seed=seed) for seed in range(8)]
-    needed = {p.seed: [len(p._fill(p._rows(epoch))) for epoch in range(20)] for p in plans}
-    over = [(p, e) for p in plans for e, n in enumerate(needed[p.seed]) if n > len(p)]
+    plans = [plan([2, 3] * 100, tokens_per_batch=4, seed=seed, padded=padded) for seed in range(8)]
+    over = epochs_that_need_more(plans)
     assert over, "the case does not occur any more"
     for p, epoch in over:
-        assert len(p.batches(epoch)) == len(p)
-        first = {tuple(batch) for batch in p._fill(p._rows(0))}
-        assert len(first - {tuple(batch) for batch in p.batches(epoch)}) <= len(p) - len(first)
+        batches = p.batches(epoch)
+        assert len(batches) == len(p)
+        assert sorted(np.concatenate(batches)) == list(range(200))
+        assert all(p.lengths[batch].sum() <= 4 for batch in batches)
+        first = {tuple(batch) for batch in p.batches(0)}
+        assert not {tuple(batch) for batch in batches} <= first
+
+
+def test_an_epoch_that_cannot_be_packed_tighter_takes_the_batches_of_the_first():
+    # 4 + 3 + 3 twice fill two batches; the longest first, 4 + 4 leave no room for the 3s
+    plans = [plan([4, 4, 3, 3, 3, 3], tokens_per_batch=10, seed=seed) for seed in range(99)]
+    over = epochs_that_need_more(p for p in plans if len(p) == 2)
+    assert over, "the case does not occur any more"
+    for p, epoch in over:
+        assert {tuple(b) for b in p.batches(epoch)} == {tuple(b) for b in p.batches(0)}
+
+
+def test_batches_within_a_budget_are_nearly_full():
+    lengths = np.random.default_rng(0).integers(20, 400, 1000)  # 210 tokens, 26 rows to 5,500
+    for tokens, least in [(5500, 0.95), (1000, 0.80)]:
+        p = plan(lengths, tokens_per_batch=tokens)
+        for epoch in range(8):
+            assert lengths.sum() / (len(p) * tokens) > least
+            assert sum(map(len, p.batches(epoch))) == 1000
 
 
 def test_the_order_depends_on_the_seed_and_the_epoch_alone():
@@ -116,6 +149,53 @@ def test_an_epoch_goes_on_behind_its_finished_rows_whatever_batches_they_were_in
         assert new.rows_before(epoch, start) == rows
         assert not left or len(left[0])  # no step without rows
         assert sorted(np.concatenate(new.batches(epoch + 1))) == list(range(len(p.lengths)))
+
+
+def test_a_mixed_epoch_goes_on_behind_its_finished_rows_whatever_batches_they_were_in():
+    draw = random.Random(2)
+    for p in [*random_plans(60), *random_plans(60, tokens_per_batch=None, batch_size=3)]:
+        sources = random_sources(draw, len(p.lengths))
+        old, new = p.with_sources(sources), p.with_sources(sources)
+        new = new.with_batching(draw.randint(1, 5), draw.choice([1, 2, 3]))
+        for epoch in range(3):
+            of_sources = [source.rows_of_epoch(p.seed, epoch) for source in sources]
+            order = np.concatenate(new.batches(epoch)).tolist()
+            assert len(old.batches(epoch)) == len(old)
+            if epoch == 0 or p.tokens_per_batch is None:
+                assert sorted(order) == sorted(np.concatenate(of_sources))
+            assert order == np.concatenate(old.batches(epoch)).tolist()
+        position = draw.randint(0, len(old) // old.world_size)
+        rows = old.rows_before(2, position)
+        start = new.resume_at(2, rows)
+        left = new.batches(2)[start * new.world_size :]
+        assert [row for batch in left for row in batch] == order[rows:]
+
+
+def test_the_summary_counts_the_rows_and_tokens_of_an_epoch_and_of_a_step():
+    lengths = [2, 4, 6, 8]
+    assert plan(lengths, batch_size=3).summary() == (
+        "an epoch: 4 rows, 20 tokens, 2 steps of 10 tokens on average;"
+        " data.batch_size is 3 rows; data.tokens_per_batch fills instead"
+    )
+    assert "1 steps of 20 tokens on average (2 batches of 10);" in plan(
+        lengths, batch_size=3
+    ).summary(2)
+    budget = {"tokens_per_batch": 8, "shuffle": False}  # 2 and 4, 6, 8
+    assert plan(lengths, **budget).summary() == (
+        "an epoch: 4 rows, 20 tokens, 3 steps of 7 tokens on average;"
+        " data.tokens_per_batch 8 is filled to 83%"
+    )
+    padded = plan(lengths, **budget, padded=True)  # 2 and 4 take 8
+    assert "7 tokens on average, padding not counted; " in padded.summary()
+    sources = [WeightedSource(np.arange(4), 2.0)]
+    assert plan(lengths, sources, batch_size=8).summary().startswith("an epoch: 8 rows, 40 tokens")
+    assert (
+        plan(lengths, batch_size=2, world_size=2)
+        .summary()
+        .startswith(
+            "an epoch: 4 rows, 20 tokens, 1 steps of 20 tokens on average (2 batches of 10)"
+        )
+    )
 
 
 def test_too_few_rows_for_the_ranks_leave_empty_batches():

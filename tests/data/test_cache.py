@@ -10,10 +10,10 @@ import pytest
 
 from peft_lightning.data import cache
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
+from peft_lightning.data.files.sources import find_source
 from peft_lightning.data.options import RowOptions, TokenOptions
-from peft_lightning.data.sources import find_source
-from peft_lightning.data.tokenization import RowTokenizer
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from toy_tokenizers import CHATML, byte_tokenizer
 
 ROWS = [{"prompt": "p" * n, "completion": "c" * n} for n in range(1, 8)]

@@ -315,6 +315,28 @@ def test_the_two_layouts_hold_the_same_rows(data):
         assert mask.sum(1).tolist() == left["seq_lens"]
 
 
+def test_a_template_that_prints_todays_date_prints_that_of_the_option_and_it_is_said(
+    data, monkeypatch
+):
+    said = []
+    monkeypatch.setattr("peft_lightning.data.datamodule.rank_zero_info", said.append)
+    template = "{{ strftime_now('%d.%m.%Y') }} " + CHATML
+    for day, told in ((None, "2024-07-26"), ("2026-01-31", "2026-01-31")):
+        options = {} if day is None else {"template_date": day}
+        module = data(tokenizer=byte_tokenizer(template), **options)
+        module.setup("fit")
+        assert (
+            f"the chat template prints today's date: in rows it is data.template_date, {told}"
+            in said
+        )
+        first = next(iter(module.train_dataloader()))["input_ids"][0]
+        year, month, number = told.split("-")
+        assert module.tokenizer.decode(first).startswith(f"{number}.{month}.{year} <|im_start|>")
+    said.clear()
+    data(tokenizer=byte_tokenizer(CHATML)).setup("fit")
+    assert not [line for line in said if "date" in line]
+
+
 def test_without_val_rows_are_held_out_and_it_is_said(data, monkeypatch):
     said = []
     monkeypatch.setattr("peft_lightning.data.datamodule.rank_zero_info", said.append)
@@ -322,7 +344,7 @@ def test_without_val_rows_are_held_out_and_it_is_said(data, monkeypatch):
     module.setup("fit")
     assert module.sizes["train"]["rows"] == 18
     assert module.sizes["val"]["rows"] == 4
-    assert said[-1].startswith("no data.val: 4 of 22 rows of ")
+    assert [line for line in said if line.startswith("no data.val: 4 of 22 rows of ")]
 
     def rows(module, name):
         loader = getattr(module, f"{name}_dataloader")()
@@ -410,10 +432,72 @@ def test_several_sources_with_weights_are_one_epoch(data, jsonl):
     assert len(batch["seq_lens"]) == 4 * 2 + 5
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("size", [4, 3])
+@pytest.mark.parametrize(("hook", "nth"), [("on_train_batch_end", 9), ("on_train_epoch_end", 1)])
+def test_a_killed_run_over_shares_goes_on_with_the_rows_it_would_have_had(
+    data, jsonl, tmp_path, hook, nth, size
+):
+    paths = {jsonl("a.jsonl", ROWS[:12]): 0.3, jsonl("b.jsonl", ROWS[12:]): 0.7}
+    options, path, before = {"train": paths}, tmp_path / "killed.ckpt", Recorder()
+
+    def tokens(seen):
+        return [(epoch, token) for epoch, batch in seen for token in batch[0]]
+
+    whole = fit(data(**options)).seen
+    assert len(whole) == 3 * 10  # 12 and 28 rows an epoch
+    with pytest.raises(Killed):
+        fit(data(**options), before, callbacks=[SaveAt(hook, nth, path)])
+    after = fit(data(**options, batch_size=size), ckpt_path=path).seen
+    assert tokens(before.seen + after) == tokens(whole)
+    first, second = paths
+    with pytest.raises(ValueError, match=r"other data: .*train 1 weight was 0\.3, is 0\.5"):
+        fit(data(train={first: 0.5, second: 0.5}), ckpt_path=path)
+
+
+def test_an_epoch_and_a_step_are_described_at_the_start(data, jsonl, monkeypatch):
+    said = []
+    monkeypatch.setattr("peft_lightning.data.datamodule.rank_zero_info", said.append)
+    data(train={jsonl("a.jsonl", ROWS[:4]): 1, jsonl("b.jsonl", ROWS[4:6]): 2}).setup("fit")
+    assert any(line.startswith("training source ") for line in said)
+    assert said[-1].startswith("an epoch: 8 rows, ")
+    assert said[-1].endswith("data.batch_size is 4 rows; data.tokens_per_batch fills instead")
+    said.clear()
+    data(tokens_per_batch=64).setup("fit")
+    assert "data.tokens_per_batch 64 is filled to " in said[-1]
+    assert not any(line.startswith("training source ") for line in said)
+
+
+def test_evaluation_batches_are_of_one_source_each_if_several_are_given(data, jsonl):
+    chat, code = jsonl("chat.jsonl", ROWS[:5]), jsonl("code.jsonl", ROWS[5:7])
+    module = data(val={"chat": chat, "code": code}, test=[chat, code, chat])
+    module.setup("fit")
+    module.setup("test")
+    batches = list(module.val_dataloader())
+    assert [(b["source"], len(b["seq_lens"])) for b in batches] == [
+        ("chat", 4),
+        ("code", 2),
+        ("chat", 1),
+    ]
+    assert {b["source"] for b in module.test_dataloader()} == {"chat", "code", "chat_2"}
+    assert all("source" not in batch for batch in module.train_dataloader())
+    plain = data(val=chat)
+    plain.setup("fit")
+    assert all("source" not in batch for batch in plain.val_dataloader())
+
+
+def test_max_rows_are_read_of_each_source_and_of_the_rows_to_generate_from(data, jsonl):
+    module = data(max_rows=2, predict=jsonl("p.jsonl", ROWS[:5]))
+    module.setup("fit")
+    module.setup("predict")
+    assert {name: size["rows"] for name, size in module.sizes.items()} == {"train": 2, "val": 2}
+    assert len(module.predict_records) == 2
+
+
 def test_prompts_are_padded_on_the_left_and_know_their_records(data, jsonl):
     tokenizer = byte_tokenizer(CHATML)
-    module = data(predict=jsonl("p.jsonl", [{"prompt": "a"}, {"prompt": "bcd"}, {"prompt": "e"}]))
-    module.tokenizer_name, module.batch_size = tokenizer, 2
+    rows = jsonl("p.jsonl", [{"prompt": "a"}, {"prompt": "bcd"}, {"prompt": "e"}])
+    module = data(predict=rows, tokenizer=tokenizer, batch_size=2)
     module.setup("predict")
     first, second = module.predict_dataloader()
     assert first["index"] == [0, 1]
@@ -479,7 +563,10 @@ def test_the_tokenizer_follows_the_base_model(data, tmp_path):
             "on_bad_row must be error or skip, got 'skipp'; did you mean skip",
         ),
         ({"val_fraction": 1.0}, r"val_fraction must be in \[0, 1\), got 1\.0"),
-        ({"train": {"a.jsonl": 0.0}}, "a source's weight must be above 0"),
+        ({"mix": "share"}, r"data\.mix is share, but data\.train has no numbers"),
+        ({"max_rows": 0}, "max_rows must be at least 1, got 0"),
+        ({"train": {"a.jsonl": "x"}}, r"must be above 0, got a\.jsonl: 'x'"),
+        ({"train": {"a.jsonl": 0.0}}, "the number of a source of data.train must be above 0"),
     ],
 )
 def test_an_option_out_of_range_is_named(data, options, message):

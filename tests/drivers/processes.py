@@ -132,7 +132,7 @@ def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
         weights = trainer.lightning_module.state_dict()
         if watch.seen["losses"]:
             again = trainer.validate(ckpt_path="best", datamodule=trainer.datamodule, verbose=False)
-            found["validated"] = again[0]["val/loss"]
+            found |= {"validated": again[0]["val/loss"], "metrics": again[0]}
         if rank == 0:
             save_file({k: v.clone() for k, v in weights.items()}, folder / "weights.safetensors")
     except Killed:

@@ -114,7 +114,7 @@ def within_held(owner: Any, name: str) -> None:
 
 
 PHASES: dict[str, Callable[[], None]] = {
-    "tokenizing": lambda: before(cache, "_tokenized_chunks", lambda: True),
+    "tokenizing": lambda: before(cache, "row_results", lambda: True),
     "loading": lambda: before(transformers.AutoModelForCausalLM, "from_pretrained", lambda: True),
     "outside Python": outside_python,
     "cached pass": lambda: before(Layer, "forward", lambda: not torch.is_grad_enabled()),

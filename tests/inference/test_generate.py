@@ -135,6 +135,14 @@ def test_what_was_cut_off_goes_on_to_the_same_samples():
     assert seen == {i: whole[i] for i in range(5) if i not in done}
 
 
+def test_each_token_is_told_as_the_answers_that_it_amounts_to():
+    model, told = adapted("llama", None), []
+    answers = generate_tokens(model, None, Ends(), ROWS[:4], 8, batch_size=4, on_token=told.append)
+    assert told == [0.5 * (i + 1) for i in range(len(told))]
+    assert max(map(len, answers)) <= len(told) <= 8
+    assert answers == generate_tokens(model, None, Ends(), ROWS[:4], 8, batch_size=4)
+
+
 def test_no_rows_have_no_answers():
     assert generate_tokens(adapted("llama", None), None, Ends(), []) == []
 
@@ -276,7 +284,7 @@ def test_a_wrong_command_line_is_explained(base, options, message):
 
 def test_a_malformed_row_is_named_with_its_line(base, tmp_path):
     file = tmp_path / "rows.jsonl"
-    file.write_text('{"prompt": "a"}\n{"prompt": 3}\n')
+    file.write_text('{"prompt": "a"}\n{"prompt": null}\n')
     with pytest.raises(ValueError, match=r"rows.jsonl:2: .*prompt"):
         generate(base_model=str(base), file=str(file))
 

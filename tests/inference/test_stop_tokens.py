@@ -9,8 +9,8 @@ from transformers import GenerationMixin
 from peft_lightning import CausalLMModule, LoRA, SFTDataModule, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.commands.generate import generate
-from peft_lightning.data.conversations import Conversation
-from peft_lightning.data.tokenization import RowTokenizer
+from peft_lightning.data.rows.conversations import Conversation
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from template_families import FAMILIES
 from tiny import tiny_model

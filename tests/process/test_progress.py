@@ -22,7 +22,7 @@ ENVIRONMENT = {
 def script(tmp_path, text):
     """Write a script that imports what it needs; return the command that runs it."""
     file = tmp_path / "script.py"
-    head = "import logging, os, sys, time\nfrom peft_lightning.process import progress\n"
+    head = "import logging, os, sys, time\nfrom peft_lightning.process import progress_line\n"
     head += "from peft_lightning.process.progress import Progress\n"
     file.write_text(head + text)
     return [sys.executable, str(file)]
@@ -110,7 +110,7 @@ def test_no_line_is_longer_than_the_terminal_is_wide(tmp_path):
 
 
 def test_a_pipe_gets_whole_lines_now_and_then(tmp_path):
-    faster = "progress.LINE_EVERY = 0.5\nprogress.DISPLAY._line_at = time.monotonic()\n"
+    faster = "progress_line.LINE_EVERY = 0.5\nprogress_line.DISPLAY._line_at = time.monotonic()\n"
     done = in_pipe(script(tmp_path, faster + WORK))
     assert done.stdout == "a note on stdout\nthe end\n"
     assert not re.search(r"[\r\x1b]", done.stderr)
@@ -138,7 +138,7 @@ assert (sys.stdout, sys.stderr) == before
 
 
 def test_only_the_first_process_of_several_shows_anything(tmp_path):
-    faster = "progress.LINE_EVERY = 0.1\nprogress.DISPLAY._line_at = 0\n"
+    faster = "progress_line.LINE_EVERY = 0.1\nprogress_line.DISPLAY._line_at = 0\n"
     env = ENVIRONMENT | {"LOCAL_RANK": "1"}
     done = in_pipe(script(tmp_path, faster + WORK), LOCAL_RANK="1")
     assert "working" not in done.stderr

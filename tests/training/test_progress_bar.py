@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import warm_python
-from peft_lightning.process.progress import DISPLAY
 from peft_lightning.process.progress_format import fitted
+from peft_lightning.process.progress_line import DISPLAY
 from peft_lightning.training.progress_bar import TokenProgressBar
 from peft_lightning.training.time_left import TimeLeft
 from terminal import at_terminal

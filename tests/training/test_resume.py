@@ -21,6 +21,10 @@ SETUPS = {
     "prompt tuning": {"prompt": True},
     "dora": {"lora": {"use_dora": True, "init_lora_weights": "pissa_niter_1"}},
     "padded": {"data": {"layout": "padded"}},
+    "weights": {
+        "data": {"format": "weighted_rows.row"},
+        "trainer": {"accumulate_grad_batches": 2},
+    },
     "validation within the epoch": {"trainer": {"val_check_interval": 2}},
     "sixteen bits": {"trainer": {"precision": "bf16-mixed"}},
 }
@@ -35,6 +39,7 @@ KILLS = {  # 24 rows, 1 held out: 6 batches an epoch, 2 epochs
     "prompt tuning": [{"batch": b} for b in (2, 5, 8)],
     "dora": [{"batch": 5}],
     "padded": [{"batch": b} for b in (3, 7)],
+    "weights": [{"batch": b} for b in (3, 8)],
     "validation within the epoch": [{"batch": b} for b in (1, 2, 5, 8)] + [{"save": 3}],
     "sixteen bits": [{"batch": 7}],
 }

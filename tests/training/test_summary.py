@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from peft_lightning import LoRA
-from peft_lightning.data.tokenization import encode_prompt
+from peft_lightning.data.tokens.tokenization import encode_prompt
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.kernels.native.library import kernels_state
-from peft_lightning.training.summary import trained_table, useful_tokens
+from peft_lightning.training.summary import Summary, trained_table
+from peft_lightning.training.throughput import useful_tokens
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, fit, write_base
 
@@ -144,7 +146,8 @@ def test_sample_answers_use_the_template_that_the_data_were_written_in(base, row
 
 def test_the_start_says_how_each_part_is_computed(base, rows, tmp_path, capsys):
     adapter = LoRA(r=2, layers_to_transform=1)
-    fit(base, rows, tmp_path / "run", adapter=adapter, max_steps=1)
+    callbacks = [Summary(verbose=True)]
+    fit(base, rows, tmp_path / "run", adapter=adapter, max_steps=1, callbacks=callbacks)
     said = capsys.readouterr().out.splitlines()
     ends = {line.split()[0]: line.split()[-1] for line in said if line}
     assert ends["model.layers.*.self_attn.q_proj"] == "grouped"
@@ -158,13 +161,21 @@ def test_the_start_says_how_each_part_is_computed(base, rows, tmp_path, capsys):
     assert "layers below 1  no graph, nothing kept" in said
 
 
+def test_the_start_says_only_what_a_user_may_act_on(base, rows, tmp_path, capsys):
+    fit(base, rows, tmp_path / "run", max_steps=1)
+    said = capsys.readouterr().out
+    assert "precision" in said
+    assert "threads" in said
+    assert not re.search("fused|grouped|in chunks|each sequence alone|norms|rotary", said)
+
+
 def test_the_start_says_what_runs_as_transformers_has_it(tmp_path, rows, capsys):
     base = write_base(tmp_path / "base", "gemma3")
     adapter = LoRA(r=2, target_modules=["q_proj"])
     module = {"attn_implementation": "eager"}
     data = {"layout": "padded"}
     fit(base, rows, tmp_path / "run", adapter=adapter, module=module, data=data, max_steps=1)
-    said = capsys.readouterr().out.splitlines()
-    assert "norms       Gemma3RMSNorm as it is (13)" in said
-    assert "attention   eager, of transformers" in said
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "norms Gemma3RMSNorm as it is (13)" in said
+    assert "attention eager, of transformers" in said
     assert not [line for line in said if line.startswith("layers below")]

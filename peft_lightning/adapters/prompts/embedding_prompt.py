@@ -25,8 +25,8 @@ class EmbeddingPrompt(PromptLearning):
     def prepare_inputs(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """Replace ``input_ids`` by ``inputs_embeds`` with the virtual tokens in place.
 
-        Takes flat batches, and batches padded on either side. Labels, positions, mask and
-        lengths are extended to match; the labels of virtual tokens are -100.
+        Takes flat batches, and batches padded on either side. Labels, their weights, positions,
+        mask and lengths are extended to match; the labels of virtual tokens are -100.
         """
         inputs = dict(batch)
         ids = inputs.pop("input_ids")
@@ -47,7 +47,7 @@ class EmbeddingPrompt(PromptLearning):
         inputs["inputs_embeds"] = prompt_positions.insert_embeddings(
             embeds, model.prompt_embeddings
         )
-        for name, virtual in (("labels", -100), ("attention_mask", 1)):
+        for name, virtual in (("labels", -100), ("loss_weights", 0), ("attention_mask", 1)):
             if batch.get(name) is not None:
                 inputs[name] = prompt_positions.insert_values(batch[name], virtual)
         if batch.get("position_ids") is not None:
@@ -66,8 +66,9 @@ class EmbeddingPrompt(PromptLearning):
         inputs["inputs_embeds"] = torch.cat([prompt, embeds], dim=1)
         places = torch.arange(n, device=ids.device)[None]
         inputs["position_ids"] = torch.cat([places, batch["position_ids"] + n], dim=1)
-        if batch.get("labels") is not None:
-            inputs["labels"] = F.pad(batch["labels"], (n, 0), value=-100)
+        for name, virtual in (("labels", -100), ("loss_weights", 0)):
+            if batch.get(name) is not None:
+                inputs[name] = F.pad(batch[name], (n, 0), value=virtual)
         inputs["cu_seq_lens"] = F.pad(batch["cu_seq_lens"] + n, (1, 0))
         inputs["seq_lens"] = [n, *batch["seq_lens"]]
         inputs["prefix_len"] = n

@@ -1,0 +1,78 @@
+"""The loaders of a rank: which batches of which rows it gets, and how they become tensors."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning import Trainer
+
+from peft_lightning.data.batching import BatchPlan
+from peft_lightning.data.collate import Batch, flat_collate, padded_collate, prompt_collate
+from peft_lightning.data.loader import BatchLoader
+from peft_lightning.data.options import BatchOptions
+from peft_lightning.data.per_source import batches_of_rank
+from peft_lightning.data.prompts import Prompt, prompt_batches
+from peft_lightning.data.split import Split
+
+
+class Loaders:
+    """Makes the loaders of a rank.
+
+    Args:
+        options: How rows are grouped into batches.
+        seed: Seed of the order of the training rows.
+        pad_id: Token id of the padding.
+        trainer: Says which rank this is; None for the only one.
+    """
+
+    def __init__(
+        self, options: BatchOptions, seed: int, pad_id: int, trainer: Trainer | None
+    ) -> None:
+        self.options, self.seed, self.pad_id = options, seed, pad_id
+        self.rank, self.world_size = (0, 1)
+        if trainer is not None:
+            self.rank, self.world_size = trainer.global_rank, trainer.world_size
+        self.overfits = bool(getattr(trainer, "overfit_batches", 0))
+
+    def plan(self, split: Split, training: bool) -> BatchPlan:
+        """Return which rows of a split form which batch."""
+        options = self.options
+        val_batch_size = None if training else options.val_batch_size
+        return BatchPlan(
+            split.lengths,
+            split.sources,
+            batch_size=val_batch_size or options.batch_size,
+            tokens_per_batch=None if val_batch_size else options.tokens_per_batch,
+            padded=options.layout == "padded",
+            shuffle=options.shuffle and training and not self.overfits,
+            seed=self.seed,
+            world_size=self.world_size,
+        )
+
+    def rows(self, split: Split, plan: BatchPlan, names: Sequence[str] = ()) -> BatchLoader:
+        """Return the batches of this rank.
+
+        Args:
+            split: The rows.
+            plan: Which of them form which batch.
+            names: Names of the sources, for batches of one source each, with its name as
+                ``source``; empty for batches that mix sources.
+        """
+        collate: Callable[[Any], Batch] = flat_collate
+        if self.options.layout == "padded":
+            collate = functools.partial(padded_collate, pad_id=self.pad_id)
+        batches, length, names = batches_of_rank(plan, self.rank, names)
+        return BatchLoader(split.dataset, batches, length, collate, self.options.num_workers, names)
+
+    def prompts(self, prompts: Sequence[Prompt], tasks: Sequence[tuple[int, Any]]) -> BatchLoader:
+        """Return prompts padded on the left, with the ``index`` of their records.
+
+        Args:
+            prompts: The prompt of each record.
+            tasks: Pairs (record, adapter) of ``assign_adapters``. All prompts of a batch are for
+                the same adapter, named by its ``adapter``.
+        """
+        size = self.options.val_batch_size or self.options.batch_size
+        examples, batches = prompt_batches(prompts, tasks, size, self.rank, self.world_size)
+        collate = functools.partial(prompt_collate, pad_id=self.pad_id)
+        return BatchLoader(examples, lambda _: batches, len(batches), collate)
