@@ -1,5 +1,6 @@
 """Special tokens in the text of a row: ordinary text, unless the user wants the tokens."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -31,20 +32,23 @@ class SpecialTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, in_text: str = "encode") -> None:
         added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
         special = {*(text for text in added if added[text].special), *tokenizer.all_special_tokens}
-        self.special = tuple(sorted(filter(None, special), key=len, reverse=True))
+        special.discard("")
+        self.special = tuple(sorted(special, key=len, reverse=True))
         self.bos, self.eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
         self.in_text = in_text
+        absorbing = dict.fromkeys(special, (False, False))
+        absorbing |= {text: (token.lstrip, token.rstrip) for text, token in added.items()}
         pieces = [
-            (r"\s*" if text in added and added[text].lstrip else "")
-            + re.escape(text)
-            + (r"\s*" if text in added and added[text].rstrip else "")
-            for text in sorted({*added, *special}, key=len, reverse=True)
-            if text
+            (r"\s*" if before else "") + f"(?:{one_of(tokens)})" + (r"\s*" if behind else "")
+            for before, behind in itertools.product((False, True), repeat=2)
+            if (tokens := [t for t, sides in absorbing.items() if sides == (before, behind)])
         ]
         self.pattern = re.compile("|".join(pieces) or "(?!)")
-        self._special = _any_of(special)
-        self._of_answers = _any_of(special.difference(THINK_TAGS))
-        self._special_or_mark = _any_of([*special, *MARKS])
+        self._special = re.compile(one_of(special))
+        self._of_answers = re.compile(one_of(special.difference(THINK_TAGS)))
+        self._special_or_mark = re.compile(one_of([*special, *MARKS]))
+        self._lengths = sorted({len(token) for token in special}, reverse=True)
+        self._known = frozenset(special)
 
     def is_clean(self, value: Any) -> bool:
         """Whether neither special tokens nor private marks are in the strings of ``value``."""
@@ -100,20 +104,37 @@ class SpecialTokens:
             Pairs of the position behind the token and the token.
         """
         found, rest = [], text.rstrip()
-        while rest.endswith(self.special):
-            token = next(token for token in self.special if rest.endswith(token))
+        while token := self._last(rest):
             found.append((len(rest), token))
             rest = rest[: -len(token)].rstrip()
         return found[::-1]
+
+    def _last(self, text: str) -> str:
+        """Return the longest special token with which ``text`` ends, or ""."""
+        ends = (text[-length:] for length in self._lengths)
+        return next((end for end in ends if end in self._known), "")
 
     def is_only_special(self, text: str) -> bool:
         """Whether there is nothing but special tokens and white space in ``text``."""
         return not self._special.sub("", text).strip()
 
 
-def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted({token for token in tokens if token}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+def one_of(tokens: Iterable[str]) -> str:
+    """Return a regular expression for the longest of ``tokens``.
+
+    It branches where the tokens differ: a tokenizer may have a thousand special tokens, and to try
+    each at every "<" of a text takes longer than to tokenize it.
+    """
+    known = sorted(set(tokens))
+    if not known:
+        return "(?!)"
+    pairs = zip(known[0], known[-1], strict=False)
+    prefix = "".join(first for first, _ in itertools.takewhile(lambda p: p[0] == p[1], pairs))
+    rest = [token[len(prefix) :] for token in known if token != prefix]
+    groups = itertools.groupby(rest, key=lambda token: token[0])
+    branches = "|".join(one_of(group) for _, group in groups)
+    optional = "?" if prefix in known and rest else ""
+    return re.escape(prefix) + (f"(?:{branches}){optional}" if rest else "")
 
 
 def _strings(value: Any) -> Iterator[str]:
