@@ -264,8 +264,7 @@ def require_undamaged(folder: Path, names: Iterable[str] | None = None) -> None:
     sums = folder / SUMS_FILE
     if not sums.is_file():
         return
-    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
-    expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    expected = read_checksums(folder)
     if not expected:
         raise UserError(f"{folder} is damaged: {SUMS_FILE} is empty")
     if outside := [name for name in expected if name in ("", "..") or "/" in name or "\0" in name]:
@@ -280,6 +279,16 @@ def require_undamaged(folder: Path, names: Iterable[str] | None = None) -> None:
                 f"{folder} is damaged: {name} is not what was written. If it was changed on "
                 f"purpose, remove {sums}"
             )
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """Return the checksums of the files of a sealed folder, by name.
+
+    Raises:
+        OSError: If the folder has none.
+    """
+    lines = (folder / SUMS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def sha256_of_file(file: Path) -> str:

@@ -8,13 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tokenizers
 import transformers
 from filelock import FileLock
 
 from peft_lightning.data.files.sources import Source
-from peft_lightning.data.npy import NpyWriter
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import (
     DroppedRowError,
@@ -24,10 +22,11 @@ from peft_lightning.data.records import (
 )
 from peft_lightning.data.row_results import ROWS_PER_CHUNK, RowResult, open_rows, row_results
 from peft_lightning.data.rows.user_formats import format_cache_key
-from peft_lightning.data.tokenized_dataset import FILES, TokenizedDataset
+from peft_lightning.data.token_writer import TokenWriter
+from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokens.tokenization import RowTokenizer, TokenizedRow
 from peft_lightning.data.tokens.tokenizer import tokenizer_fingerprint
-from peft_lightning.files import atomic_folder, user_cache
+from peft_lightning.files import sealed_folder, user_cache
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
@@ -43,7 +42,8 @@ def load_or_tokenize(
 ) -> TokenizedDataset:
     """Load the tokenized rows of ``source`` from the cache, or tokenize them and write the cache.
 
-    If several processes call this for the same source, one tokenizes and the others wait.
+    If several processes call this for the same source, one tokenizes and the others wait. A cache
+    that is damaged is made anew, which is said.
 
     Args:
         source: The records.
@@ -68,11 +68,13 @@ def load_or_tokenize(
         fingerprint["format"] = _sha256(format_cache_key(options.format))
     versions = [VERSION, transformers.__version__, tokenizers.__version__]
     folder = cache_dir / _sha256(json.dumps([fingerprint, versions], sort_keys=True))[:32]
-    dataset = _load_complete(folder)
+    dataset, damage = _load_complete(folder)
+    if damage:
+        log(f"{source.name}: its rows are tokenized anew, as their cache is damaged: {damage}")
     if dataset is None:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            dataset = _load_complete(folder)  # another process may have written it
+            dataset, _ = _load_complete(folder)  # another process may have written it
             if dataset is None:
                 _tokenize_into(folder, fingerprint, source, row_tokenizer, options)
                 dataset = TokenizedDataset(folder)
@@ -88,11 +90,12 @@ def default_cache_dir() -> Path:
     return user_cache("tokens")
 
 
-def _load_complete(folder: Path) -> TokenizedDataset | None:
+def _load_complete(folder: Path) -> tuple[TokenizedDataset | None, str]:
+    """Return the rows in ``folder``, None if it does not exist or is damaged, and the damage."""
     try:
-        return TokenizedDataset(folder)
-    except ValueError:
-        return None
+        return TokenizedDataset(folder), ""
+    except UserError as error:
+        return None, str(error) if folder.exists() else ""
 
 
 def _tokenize_into(
@@ -103,31 +106,21 @@ def _tokenize_into(
     options: RowOptions,
 ) -> None:
     """Write the cache, all of it or nothing."""
-    with atomic_folder(folder) as temporary:
+    with sealed_folder(folder) as temporary:
         counts, findings = RowCounts(), Findings()
         reader = open_rows(source, options)
-        writers = {n: NpyWriter(temporary / f"{n}.npy", dtype) for n, dtype in FILES.items()}
-        writers["offsets"].append(np.zeros(1))
+        writer = TokenWriter(temporary)
         work = f"tokenizing {Path(source.name).name}"
         with Progress(work, reader.estimated_num_rows, "rows") as progress:
             while records := list(itertools.islice(reader.records, ROWS_PER_CHUNK)):
                 results = row_results(records, reader.parser, row_tokenizer)
                 numbers, chunk = _count(results, options.on_bad_row, counts, findings)
                 progress.update(counts.read)
-                if not chunk:
-                    continue
-                ids = [row.input_ids for row in chunk]
-                start = writers["input_ids"].length
-                writers["input_ids"].append(np.concatenate(ids))
-                writers["loss_weights"].append(np.concatenate([row.loss_weights for row in chunk]))
-                writers["offsets"].append(start + np.cumsum([len(i) for i in ids]))
-                writers["num_loss_tokens"].append(
-                    np.array([np.count_nonzero(row.loss_weights) for row in chunk])
-                )
-                writers["records"].append(np.array(numbers))
+                writer.append(chunk, numbers)
         if not counts.kept:
             raise UserError(f"{source.name}: no row is left to train on: {counts}")
         meta = {
+            "name": folder.name,
             "source": source.name,
             "fingerprint": fingerprint,
             "format": str(reader.format),
@@ -138,8 +131,8 @@ def _tokenize_into(
             "longest": max(counts.longest, *counts.too_long, 0),
             "findings": findings.to_json(),
             "rows": counts.sequences,
-            "tokens": writers["input_ids"].length,
-            "sizes": {name: writer.close() for name, writer in writers.items()},
+            "tokens": writer.num_tokens,
+            "sizes": writer.close(),
         }
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
 

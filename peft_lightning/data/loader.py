@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from peft_lightning.data.batching import RowIndices
 from peft_lightning.data.collate import Batch
+from peft_lightning.messages import RunError
 
 
 class _BatchSampler(Sampler[list[int]]):
@@ -105,11 +106,14 @@ class BatchLoader:
         )
         with _sigterm_blocked():
             iterator = iter(loader)  # forks the workers
-        for batch in iterator:
-            if self._source_names:
-                batch["source"] = self._source_names[self.position]
-            self.position += 1
-            yield batch
+        try:
+            for batch in iterator:
+                if self._source_names:
+                    batch["source"] = self._source_names[self.position]
+                self.position += 1
+                yield batch
+        except RunError as error:  # that of a worker has its traceback in front
+            raise RunError(str(error).rpartition("RunError: ")[2].strip()) from error
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing, as the DataModule saves the position; without it Lightning warns."""

@@ -163,6 +163,11 @@ def resume_point(
     """
     data = differences(saved["fingerprint"], now["fingerprint"])
     if data and not allow_changed_data:
+        inputs = differences(_inputs(saved["fingerprint"]), _inputs(now["fingerprint"]))
+        data = inputs or [
+            "the same files and options now give other tokens, so the chat template or the format"
+            " function depends on something else, such as the day or another file"
+        ]
         raise UserError(
             f"the checkpoint was made with other data: hash {saved['data_hash']:.12} of"
             f" {saved['files']}, now {now['data_hash']:.12} of {now['files']}"
@@ -183,6 +188,13 @@ def resume_point(
         )
     at = sys.maxsize if finished >= batches else finished
     return saved["epoch"], at, bool(changes) and same_order
+
+
+def _inputs(fingerprint: Any) -> Any:
+    """Return a fingerprint of data without the hashes of the tokens."""
+    if isinstance(fingerprint, dict):
+        return {k: _inputs(v) for k, v in fingerprint.items() if k != "tokens"}
+    return [_inputs(f) for f in fingerprint] if isinstance(fingerprint, list) else fingerprint
 
 
 def _is_limited(trainer: Trainer | None) -> bool:

@@ -26,6 +26,7 @@ class Split:
         dataset: All rows of the sources, concatenated; those of a source that is given twice once.
         lengths: (all rows,) Number of tokens of each row.
         num_loss_tokens: (all rows,) Number of tokens in the loss of each row.
+        records: (all rows,) Number of the record that each row is made of, over all sources.
         sources: The rows that belong to this split, by source.
         fingerprint: What determines the tokens, by source.
         names: The sources as the user wrote them.
@@ -35,6 +36,7 @@ class Split:
     dataset: ConcatDataset[dict[str, NDArray[np.int64]]]
     lengths: NDArray[np.int64]
     num_loss_tokens: NDArray[np.int64]
+    records: NDArray[np.int64]
     sources: list[WeightedSource]
     fingerprint: list[dict[str, Any]]
     names: list[str]
@@ -53,9 +55,9 @@ class Split:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The numbers of rows, tokens and tokens in the loss."""
+        """The numbers of rows as the files have them, of tokens, and of tokens in the loss."""
         return {
-            "rows": len(self.rows),
+            "rows": len(np.unique(self.records[self.rows])),
             "tokens": int(self.lengths[self.rows].sum()),
             "loss_tokens": int(self.num_loss_tokens[self.rows].sum()),
         }
@@ -122,6 +124,8 @@ def open_split(given: GivenSources, tokenize: Tokenize, log: Callable[[str], Non
     parts = {name: tokenize(source) for name, source in given.sources.items()}
     distinct = {part.folder: part for part in parts.values()}
     ends = np.cumsum([len(part) for part in distinct.values()])
+    records = [part.records for part in distinct.values()]
+    starts = np.cumsum([0, *(int(numbers[-1]) + 1 for numbers in records)])
     rows = {
         folder: np.arange(end - len(part), end)
         for (folder, part), end in zip(distinct.items(), ends, strict=True)
@@ -135,8 +139,12 @@ def open_split(given: GivenSources, tokenize: Tokenize, log: Callable[[str], Non
         ConcatDataset(distinct.values()),
         np.concatenate([part.lengths for part in distinct.values()]),
         np.concatenate([part.num_loss_tokens for part in distinct.values()]),
+        np.concatenate([start + numbers for start, numbers in zip(starts, records, strict=False)]),
         [WeightedSource(rows[parts[name].folder]) for name in given.names],
-        [parts[name].meta["fingerprint"] for name in given.names],
+        [
+            {**parts[name].meta["fingerprint"], "tokens": parts[name].tokens_hash}
+            for name in given.names
+        ],
         given.names,
         given.labels,
     )

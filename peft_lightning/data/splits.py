@@ -125,6 +125,8 @@ def _log_epoch(
 def hold_out(split: Split, fraction: float | None) -> tuple[Split, Split | None, str]:
     """Split ``split`` into rows to train on and rows held out for validation.
 
+    A row of a file is one of them with all sequences of tokens that it became.
+
     The held-out rows do not depend on the seed of the run: runs with different seeds stay
     comparable, and a run resumed with another seed has not been trained on them. Nor do they depend
     on the numbers of ``data.train``: the same fraction is held out of each source, so ``val/loss``
@@ -141,7 +143,7 @@ def hold_out(split: Split, fraction: float | None) -> tuple[Split, Split | None,
     Raises:
         UserError: If no row would be left to train on.
     """
-    total, files = len(split.rows), ", ".join(split.names)
+    total, files = split.sizes["rows"], ", ".join(split.names)
     if fraction is None:
         number = min(MAX_DEFAULT_VAL_ROWS, round(DEFAULT_VAL_FRACTION * total))
         number = 0 if total < MIN_ROWS_FOR_DEFAULT_VAL else number
@@ -173,16 +175,17 @@ def hold_out(split: Split, fraction: float | None) -> tuple[Split, Split | None,
 
 
 def _choose(split: Split, number: int) -> RowIndices:
-    """Return ``number`` rows, from each source in proportion to its rows, in increasing order."""
-    groups = list({source.rows[0]: source.rows for source in split.sources}.values())
-    sizes = np.array([len(rows) for rows in groups])
+    """Return the rows of ``number`` records, from each source in proportion to its records."""
+    distinct = {source.rows[0]: source.rows for source in split.sources}.values()
+    groups = [np.unique(split.records[rows]) for rows in distinct]
+    sizes = np.array([len(records) for records in groups])
     wanted = sizes * number / sizes.sum()
     counts = np.floor(wanted).astype(int)
     most_missing = np.argsort(counts - wanted, kind="stable")
     counts[most_missing[: number - counts.sum()]] += 1
     draw = np.random.default_rng(0)
     chosen = [draw.choice(r, n, replace=False) for r, n in zip(groups, counts, strict=True)]
-    return np.sort(np.concatenate(chosen))
+    return np.flatnonzero(np.isin(split.records, np.concatenate(chosen)))
 
 
 def _part(split: Split, rows: RowIndices) -> Split:

@@ -12,8 +12,9 @@ from peft_lightning.data import cache
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
 from peft_lightning.data.files.sources import find_source
 from peft_lightning.data.options import RowOptions, TokenOptions
-from peft_lightning.data.tokenized_dataset import TokenizedDataset
+from peft_lightning.data.tokenized_dataset import TokenizedDataset, row_checksum
 from peft_lightning.data.tokens.tokenization import RowTokenizer
+from peft_lightning.files import sealed_folder
 from toy_tokenizers import CHATML, byte_tokenizer
 
 ROWS = [{"prompt": "p" * n, "completion": "c" * n} for n in range(1, 8)]
@@ -69,6 +70,7 @@ def test_files_are_plain_numpy_files(make, jsonl):
         "offsets": (8,),
         "num_loss_tokens": (7,),
         "records": (7,),
+        "row_checksums": (7,),
     }
     assert np.load(folder / "input_ids.npy").dtype == np.int32
 
@@ -169,24 +171,23 @@ def test_skipped_rows_are_counted_by_reason_and_the_totals_add_up(make, jsonl):
     path = jsonl("x.jsonl", [*ROWS, *bad])
     make(path, on_bad_row="skip", max_length=13)
     assert make.said[1] == (
-        f"{path}: 11 read = 7 kept (1 of them truncated) + no column 'completion': 2"
-        " + empty completion: 1 + invalid JSON: 1"
+        f"{path}: 11 read = 6 kept + no column 'completion': 2 + longer than max_length 13: 1"
+        " + empty completion: 1 + invalid JSON: 1; max_length 15 would keep all rows"
     )
 
 
 def test_rows_dropped_for_their_length_are_no_error_and_are_counted(make, jsonl):
     path = jsonl("x.jsonl", ROWS)
-    make(path, max_length=4)
-    assert make.said[1].endswith(
-        "7 read = 3 kept (2 of them truncated) + no token in the loss after truncation: 4"
-    )
-    make(path, max_length=9, truncation="truncate")
-    assert make.said[1].endswith("7 read = 4 kept + longer than max_length: 3")
+    make(path, max_length=4, truncation="truncate")
+    left = "7 read = 3 kept (2 of them truncated) + no token in the loss within max_length 4: 4; "
+    assert left in make.said[1]
+    make(path, max_length=9)
+    assert ": 7 read = 4 kept + longer than max_length 9: 3; max_length 15 " in make.said[1]
 
 
 def test_a_row_that_must_not_be_too_long_is_an_error_even_where_bad_rows_are_skipped(make, jsonl):
     path = jsonl("x.jsonl", ROWS)
-    with pytest.raises(ValueError, match=r"x\.jsonl:5: longer than max_length: 11 tokens, .* is 9"):
+    with pytest.raises(ValueError, match=r"x\.jsonl:5: longer than max_length 9: 11 tokens; r"):
         make(path, max_length=9, truncation="error", on_bad_row="skip")
 
 
@@ -266,13 +267,18 @@ def test_reading_every_row_does_not_hold_the_file_in_memory(tmp_path):
         "loss_weights": np.ones(rows * length, dtype="<f4"),
         "offsets": np.arange(rows + 1, dtype="<i8") * length,
         "num_loss_tokens": np.full(rows, length, dtype="<i4"),
+        "records": np.arange(rows, dtype="<i8"),
     }
-    for name, array in arrays.items():
-        np.save(tmp_path / f"{name}.npy", array)
-    sizes = {name: (tmp_path / f"{name}.npy").stat().st_size for name in arrays}
-    (tmp_path / "meta.json").write_text(json.dumps({"tokens": rows * length, "sizes": sizes}))
-    del arrays
-    dataset = TokenizedDataset(tmp_path)
+    parts = zip(*(np.split(arrays[n], rows) for n in ("input_ids", "loss_weights")), strict=True)
+    arrays["row_checksums"] = np.array([row_checksum(*part) for part in parts], dtype="<u4")
+    with sealed_folder(tmp_path / "cache") as folder:
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
+        sizes = {name: (folder / f"{name}.npy").stat().st_size for name in arrays}
+        meta = {"name": "cache", "tokens": rows * length, "sizes": sizes}
+        (folder / "meta.json").write_text(json.dumps(meta))
+    del arrays, parts, array
+    dataset = TokenizedDataset(tmp_path / "cache")
 
     def mapped():  # KiB of file pages in this process
         status = Path("/proc/self/status").read_text()

@@ -9,7 +9,7 @@ from peft_lightning.data.options import RowOptions, TokenOptions
 from peft_lightning.data.splits import open_splits
 from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.messages import UserError
-from toy_tokenizers import byte_tokenizer
+from toy_tokenizers import REWRITING, byte_tokenizer
 
 
 @pytest.fixture
@@ -17,7 +17,8 @@ def opened(jsonl, tmp_path):
     """Return a function that opens the splits of a stage, and the lines that it logged."""
 
     def open_(train=None, val=None, test=None, stage="fit", fraction=None, **options):
-        tokenizer = RowTokenizer(byte_tokenizer(), None, TokenOptions())
+        template = options.get("template")
+        tokenizer = RowTokenizer(byte_tokenizer(template), None, TokenOptions())
         said, tokenized = [], options.get("tokenized", [])
 
         def tokenize(source):
@@ -184,3 +185,31 @@ def test_max_rows_are_the_first_of_each_source(opened, jsonl):
         f"{a}: the first 3 rows are read, as data.max_rows says"
     ]
     assert np.array_equal(opened([a, b], fraction=0)[0]["train"].lengths, [2] * 7)
+
+
+def test_all_sequences_of_a_row_are_held_out_or_none(opened, jsonl):
+    """A template that rewrites earlier turns makes a sequence of each turn."""
+
+    def conversation(i):
+        turns = [f"q{i}", f"<think>t{i}</think>a{i}"] * (1 + i % 3)
+        roles = ("user", "assistant")
+        return [{"role": roles[j % 2], "content": text} for j, text in enumerate(turns)]
+
+    paths = [
+        jsonl(name, [{"messages": conversation(i)} for i in numbers])
+        for name, numbers in (("a.jsonl", range(30)), ("b.jsonl", range(30, 40)))
+    ]
+    splits, said, _ = opened(paths, fraction=0.2, template=REWRITING)
+    train, val = splits["train"], splits["val"]
+    assert len(train.dataset) > 40  # sequences
+    assert (train.sizes["rows"], val.sizes["rows"]) == (32, 8)
+    line = f"no data.val: 8 of 40 rows of {', '.join(paths)} are held out for validation"
+    assert line in "".join(said)
+    numbers = [
+        {text.partition("user\nq")[2].partition("<")[0] for text in texts(split, split.rows)}
+        for split in (train, val)
+    ]
+    assert [len(found) for found in numbers] == [32, 8]
+    assert not numbers[0] & numbers[1]
+    assert sorted({*train.rows, *val.rows}) == list(range(len(train.dataset)))
+    assert [len(np.unique(val.records[source.rows])) for source in val.sources] == [6, 2]

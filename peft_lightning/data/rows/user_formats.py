@@ -17,8 +17,12 @@ from peft_lightning.data.rows.loss_flags import parse_flag
 from peft_lightning.messages import UserError, did_you_mean
 
 _INSTALLED = tuple(
-    Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib")
+    Path(sysconfig.get_path(name)).resolve()
+    for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
+_NEVER_OWN = {*sys.stdlib_module_names, "peft_lightning"}
+# by name: the spec, which a reload replaces, and the source of a loaded module
+_LOADED: dict[str, tuple[Any, str]] = {}
 
 
 def load_user_format(name: str) -> Callable[[Record], Row | Record]:
@@ -91,7 +95,8 @@ def format_cache_key(name: str) -> str:
     """Return the part of the cache key for a format: its name, and the user's source code.
 
     That of a user's function is the source of its module and of all that it imports, but for
-    installed packages.
+    installed packages. A module that is loaded has the source that it had when it was first asked
+    for: an edit since then is not what runs.
     """
     if name in FORMATS:
         return name
@@ -109,9 +114,15 @@ def _sources(module: str, found: dict[str, str]) -> dict[str, str]:
     file = _own_file(module)
     if file is None or module in found:
         return found
-    found[module] = file.read_text(encoding="utf-8", errors="replace")
+    found[module] = _source(module, file)
+    if "." in module:  # whose folder's __init__.py runs first
+        _sources(module.rpartition(".")[0], found)
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(found[module])):
+    try:
+        tree = ast.parse(found[module])
+    except (SyntaxError, ValueError):  # so nothing has imported it
+        return found
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -125,10 +136,22 @@ def _sources(module: str, found: dict[str, str]) -> dict[str, str]:
     return found
 
 
+def _source(module: str, file: Path) -> str:
+    loaded = sys.modules.get(module)
+    spec, text = _LOADED.get(module, (None, ""))
+    if loaded is None or spec is None or spec is not loaded.__spec__:
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if loaded is not None:
+            _LOADED[module] = loaded.__spec__, text
+    return text
+
+
 def _own_file(module: str) -> Path | None:
     """Return the file of a module that is not part of an installed package."""
     package = module.partition(".")[0]
-    if package in sys.stdlib_module_names or not _is_own(_file_of(package), package):
+    if package in (*sys.stdlib_module_names, "peft_lightning") or not _is_own(
+        _file_of(package), package
+    ):
         return None
     file = _file_of(module)
     return file if file is not None and file.is_file() and _is_own(file, module) else None
