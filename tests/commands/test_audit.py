@@ -351,6 +351,22 @@ def test_the_page_needs_nothing_else_and_rows_cannot_act_in_it(audit, tmp_path):
     assert audit(path, "--html", "out/report.html")[0] == 1  # written once more over itself
 
 
+def test_rows_are_shown_of_all_training_files_and_none_of_validation(base, tmp_path):
+    for name in ("a", "b", "val"):
+        write(tmp_path / f"{name}.jsonl", [r | {"prompt": f"{name} {r['prompt']}"} for r in CLEAN])
+    (tmp_path / "run.yaml").write_text(
+        f"model: {{base_model: {base}}}\ndata: {{train: [a.jsonl, b.jsonl], val: val.jsonl}}\n"
+    )
+    ((_, out, _),) = drive(tmp_path, [["audit", "--config", "run.yaml", "--rows", "12", "--json"]])
+    report = json.loads(out)
+    places = [row["source"] for row in report["rows"]]
+    assert places[0] == "a.jsonl:1"
+    assert len(set(places)) == 12
+    assert {place.partition(":")[0] for place in places} == {"a.jsonl", "b.jsonl"}
+    splits = {name: split["sequences"] for name, split in report["counts"]["splits"].items()}
+    assert splits == {"train": 48, "val": 24}
+
+
 def test_json_goes_to_a_file_of_that_name(audit, found, tmp_path):
     path = write(tmp_path / "x.jsonl", CLEAN)
     for args in ([path, "--json", "out.json"], ["--json", "out.json", path]):

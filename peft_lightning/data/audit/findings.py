@@ -5,8 +5,15 @@ from typing import Any
 
 from peft_lightning.data.audit.turn_order import ODD_ORDER
 
-# findings of the reader that are only worth a look
-NOTED = {"unused column", ODD_ORDER}
+NOTED = {  # findings of the reader that an option has asked for, or that change nothing
+    "unused column",
+    ODD_ORDER,
+    "answer that ends with the special token",
+    "object written as JSON",
+    "system message left out",
+    "thought left out",
+    "turns after the last answer left out",
+}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from peft_lightning.data.row_results import ROWS_PER_CHUNK, open_rows
 from peft_lightning.data.rows.format_detection import ResolvedFormat
 from peft_lightning.data.rows.row_parser import RowParser
 from peft_lightning.data.tokens.tokenization import RowTokenizer
+from peft_lightning.messages import RunError
 from peft_lightning.process.progress import Progress
 from peft_lightning.process.resources import find_cores, thread_count
 from peft_lightning.process.signals import STOP_SIGNALS
@@ -155,15 +157,18 @@ def _noted(
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of a forked process would not run
     context = multiprocessing.get_context("fork")
     waiting: deque[Future[RowNotes]] = deque()
-    with ProcessPoolExecutor(processes, context, _begin, (take_notes,)) as pool:
-        for chunk in chunks:
-            first = len(locations)
-            locations.extend([location for _, location in chunk])
-            waiting.append(pool.submit(_take_notes, first, chunk))
-            if len(waiting) > 2 * processes:
+    try:
+        with ProcessPoolExecutor(processes, context, _begin, (take_notes,)) as pool:
+            for chunk in chunks:
+                first = len(locations)
+                locations.extend([location for _, location in chunk])
+                waiting.append(pool.submit(_take_notes, first, chunk))
+                if len(waiting) > 2 * processes:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise RunError("a process that read rows was killed, perhaps for lack of memory") from None
 
 
 def _number_of_processes() -> int:

@@ -14,6 +14,7 @@ from peft_lightning.data.audit.findings import AuditFinding, ordered
 from peft_lightning.data.audit.lengths import length_counts
 from peft_lightning.data.audit.reading import AuditedSource
 from peft_lightning.data.audit.row_findings import row_findings
+from peft_lightning.data.audit.row_notes import Sample
 from peft_lightning.data.tokens.marked_tokens import MarkedToken, marked_tokens
 from peft_lightning.data.tokens.tokenization import RowTokenizer
 
@@ -80,19 +81,25 @@ def make_report(
         num_rows: Number of rows to show.
         lines: What ``open_splits`` said.
     """
-    corpus = Corpus(sources, splits)
+    corpus, tokenizer = Corpus(sources, splits), row_tokenizer.tokenizer
     exact, near = find_copies(corpus)
     findings = row_findings(corpus, exact, near, row_tokenizer.options.max_length)
     findings += answer_findings(corpus)
     samples = [
-        SampleRow(
-            sample.location, marked_tokens(row_tokenizer.tokenizer, p.input_ids, p.loss_weights)
-        )
-        for sample in (sources[0].notes.samples[:num_rows] if sources else [])
-        for p in sample.sequences
+        SampleRow(sample.location, marked_tokens(tokenizer, part.input_ids, part.loss_weights))
+        for sample in _samples(splits, num_rows)
+        for part in sample.sequences
     ]
     counts = _counts(corpus, splits, row_tokenizer.options.max_length)
     return Report(samples[:num_rows], counts, ordered(findings), lines)
+
+
+def _samples(splits: Mapping[str, Any], number: int) -> list[Sample]:
+    """Return the first row of training, and others of all its sources."""
+    sources = dict.fromkeys(splits["train"].dataset.datasets)
+    samples = [sample for source in sources for sample in source.notes.samples]
+    rest = sorted(samples[1:], key=lambda sample: sample.order)
+    return [*samples[:1], *rest][:number]
 
 
 def _counts(corpus: Corpus, splits: Mapping[str, Any], max_length: int) -> dict[str, Any]:
