@@ -65,7 +65,12 @@ def find_files(
             return FoundFiles(tuple(f for found in inner if found for f in found.files), rest)
         names = sorted(_walk(local, set()))
     elif local.is_file():
-        return FoundFiles((_with_keys(data_file(local), purpose, split, encoding, path),))
+        file = _with_keys(data_file(local), purpose, split, encoding, path)
+        if split is not None and not file.keys:
+            raise UserError(
+                f"{path} has no splits, leave [{split}] out; data.max_rows limits the rows"
+            )
+        return FoundFiles((file,))
     elif local.exists():
         raise UserError(f"{path}: a pipe or device; rows are read several times, write a file")
     elif any(character in path for character in WILDCARDS):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_lightning.data.files.compressed import DAMAGE
-from peft_lightning.data.files.csv_files import SEPARATORS, separator_of
+from peft_lightning.data.files.csv_files import SEPARATORS, dialect_of
 from peft_lightning.data.files.data_files import DataFile, kind_of
 from peft_lightning.data.files.encodings import check_encoding
 from peft_lightning.data.files.folders import WILDCARDS, find_files
@@ -99,8 +99,8 @@ class Source:
                 parts.append(
                     f"the rows of {' and '.join(map(repr, file.keys))} in {file.path.name}"
                 )
-            if separator := self._unusual_separator(file):
-                parts.append(f"{file.path.name} is separated by {separator}")
+            if dialect := self._unusual_dialect(file):
+                parts.append(f"{file.path.name} as separated {dialect}")
         if self.left_out:
             parts.append(f"left out: {shortened(self.left_out)}")
         purpose = f" for data.{self.purpose}" if self.purpose else ""
@@ -114,15 +114,18 @@ class Source:
     def _named(self, dataset: Any) -> str:
         return self.name if len(self.datasets) == 1 else f"{self.name}[{dataset.split}]"
 
-    def _unusual_separator(self, file: DataFile) -> str:
+    def _unusual_dialect(self, file: DataFile) -> str:
         usual = {"csv": ",", "tsv": "\t"}.get(file.kind)
         if usual is None:
             return ""
         try:
-            separator = separator_of(file, self.encoding)
-        except (UserError, *DAMAGE):  # reading reports it
+            dialect = dialect_of(file, self.encoding)
+        except (UserError, *DAMAGE, UnicodeError):  # reading reports it
             return ""
-        return "" if separator == usual else SEPARATORS.get(separator, repr(separator))
+        said = [] if dialect.is_quoted else ["with quotes as text"]
+        if dialect.separator != usual:
+            said.append(f"by {SEPARATORS.get(dialect.separator, repr(dialect.separator))}")
+        return " ".join(reversed(said))
 
 
 def find_source(path: str, split: str | None = None, encoding: str | None = None) -> Source:

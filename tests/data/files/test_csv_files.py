@@ -34,20 +34,28 @@ def test_a_column_that_occurs_twice_is_an_error(tmp_path):
         records(path)
 
 
+QUOTES = "with quotes as text"
+TEXT = f"x.tsv as separated {QUOTES}"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "row", "said"),
     [
         ("x.csv", "a,b\n1;2,3\n", {"a": "1;2", "b": "3"}, ""),
-        ("x.csv", "a\tb\n1,5\t2\n", {"a": "1,5", "b": "2"}, "x.csv is separated by tabs"),
-        ("x.csv", "a;b\n1,5;2\n", {"a": "1,5", "b": "2"}, "x.csv is separated by semicolons"),
-        ("x.csv", '"a,b"\tc\n1\t2\n', {"a,b": "1", "c": "2"}, "x.csv is separated by tabs"),
+        ("x.csv", "a\tb\n1,5\t2\n", {"a": "1,5", "b": "2"}, "x.csv as separated by tabs"),
+        ("x.csv", "a;b\n1,5;2\n", {"a": "1,5", "b": "2"}, "x.csv as separated by semicolons"),
+        ("x.csv", '"a,b"\tc\n1\t2\n', {"a,b": "1", "c": "2"}, "x.csv as separated by tabs"),
         ("x.csv", "a,b;c\n1,2\n", {"a": "1", "b;c": "2"}, ""),
         ("x.csv", "a\n1;2\n", {"a": "1;2"}, ""),
-        ("x.csv", "\n\na;b\n1;2\n", {"a": "1", "b": "2"}, "x.csv is separated by semicolons"),
-        ("x.csv", "sep=;\na;b\n1;2\n", {"a": "1", "b": "2"}, "x.csv is separated by semicolons"),
-        ("x.csv", "sep=|\r\na|b\r\n1|2\r\n", {"a": "1", "b": "2"}, "x.csv is separated by '|'"),
+        ("x.csv", "\n\na;b\n1;2\n", {"a": "1", "b": "2"}, "x.csv as separated by semicolons"),
+        ("x.csv", "sep=;\na;b\n1;2\n", {"a": "1", "b": "2"}, "x.csv as separated by semicolons"),
+        ("x.csv", "sep=|\r\na|b\r\n1|2\r\n", {"a": "1", "b": "2"}, "x.csv as separated by '|'"),
         ("x.tsv", "a\tb,c\n1\t2\n", {"a": "1", "b,c": "2"}, ""),
-        ("x.tsv", "a,b\n1,2\n", {"a": "1", "b": "2"}, "x.tsv is separated by commas"),
+        ("x.tsv", "a,b\n1,2\n", {"a": "1", "b": "2"}, "x.tsv as separated by commas"),
+        ("x.tsv", 'a\tb\n"x"\t"y\tz"\n', {"a": "x", "b": "y\tz"}, ""),
+        ("x.tsv", 'a\tb\n"x" y\tz\n', {"a": '"x" y', "b": "z"}, TEXT),
+        ("x.tsv", 'a\tb\n"x\tz\n', {"a": '"x', "b": "z"}, TEXT),
+        ("x.csv", 'a\tb\n"x\tz\n', {"a": '"x', "b": "z"}, "x.csv as separated by tabs " + QUOTES),
         ("x.csv", "a, b\n1, 2\n", {"a": "1", "b": " 2"}, ""),
         ("x.csv", "a,b\r\nnull,007\r\n", {"a": "null", "b": "007"}, ""),
         ("x.csv", "a,b\r1.0,NA\r", {"a": "1.0", "b": "NA"}, ""),

@@ -115,6 +115,12 @@ def test_a_pattern_is_the_files_that_it_matches(tree, pattern, split, expected):
     assert names(folder + joined + pattern, split) == expected
 
 
+@pytest.mark.parametrize("split", ["train", ":100", "dev"])
+def test_a_split_of_a_file_without_splits_is_an_error(tree, split):
+    with pytest.raises(ValueError, match=r"a\.jsonl has no splits, leave .* out; data\.max_rows"):
+        find_source(f"{tree('a.jsonl')}/a.jsonl[{split}]")
+
+
 def test_a_pattern_that_matches_nothing_is_an_error(tree):
     with pytest.raises(ValueError, match=r"\*\.csv: no such file or folder"):
         find_source(tree("a.jsonl") + "/*.csv")
