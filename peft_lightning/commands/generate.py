@@ -20,6 +20,9 @@ def generate(
     seed: int = 0,
     system: str | None = None,
     format: str = "auto",
+    columns: dict[str, str] | None = None,
+    roles: dict[str, str] | None = None,
+    prompt_template: str | None = None,
     chat_template: str | None = None,
     batch_size: int = 32,
     dtype: str = "auto",
@@ -49,6 +52,9 @@ def generate(
         seed: Seed of the samples.
         system: System message for prompts that have none.
         format: Format of the rows in the file: auto, a format's name, or a dotted path.
+        columns: Columns of the format, each with the column of the file that stands for it.
+        roles: Names of roles in the file, each with the role that is meant.
+        prompt_template: A prompt with columns of the file in braces: "Question: {question}".
         chat_template: Path of a Jinja file, or "none" for plain text; without, the tokenizer's own.
         batch_size: Number of prompts in a batch.
         dtype: Data type of the base's weights: float32, bfloat16, float16, or auto: as saved if the
@@ -69,7 +75,13 @@ def generate(
     if output is not None and Path(output).is_dir():
         raise UserError(f"output {output} is a folder: give the name of a JSONL file")
     texts = [prompt] if isinstance(prompt, str) else prompt
-    options = RowOptions(format, system_prompt=system)
+    options = RowOptions(
+        format,
+        columns=columns or {},
+        roles=roles or {},
+        prompt=prompt_template,
+        system_prompt=system,
+    )
     prompts = read_prompts(texts, file, options)  # before the model, as its errors are quick
     loaded = load_inference_model(
         base_model,

@@ -61,7 +61,7 @@ def read_prompts(
         options = RowOptions("prompt_completion", system_prompt=options.system_prompt)
     else:
         assert file is not None
-        found = iter(find_source(file).records())
+        found = iter(find_source(file, "predict", options.encoding).records())
     prompts = list(_parsed(found, options, str(file)))
     if not prompts:
         raise UserError(f"there is no prompt in {file or '--prompt'}")

@@ -9,7 +9,10 @@ from transformers import GenerationMixin
 from peft_lightning import CausalLMModule, LoRA, SFTDataModule, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.commands.generate import generate
+from peft_lightning.data.rows.conversations import Conversation
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.inference.stop_tokens import stop_token_ids
+from template_families import FAMILIES
 from tiny import tiny_model
 from tiny_run import CHATML, byte_tokenizer
 
@@ -51,6 +54,58 @@ def test_the_tokens_that_close_a_turn_end_an_answer(closing, ends):
     tokenizer.chat_template = CHATML.replace("<|im_end|>\n", closing)
     want = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(ends)}
     assert stop_token_ids(tiny_model("llama"), tokenizer) == want
+
+
+# the last token in the loss of an answer, and of a tool call if the template prints calls
+FAMILY_ENDS = {
+    "chatml": ("<|im_end|>",),
+    "llama-3": ("<|eot_id|>", "<|eot_id|>"),
+    "gemma": ("<end_of_turn>",),
+    "mistral-v1": ("</s>",),
+    "mistral-v3": ("</s>", "</s>"),
+    "mistral-v7": ("</s>", "</s>"),
+    "qwen-2.5": ("<|im_end|>", "<|im_end|>"),
+    "qwen-3": ("<|im_end|>", "<|im_end|>"),
+    "qwq": ("<|im_end|>",),
+    "phi-3": ("<|end|>",),
+    "phi-4": ("<|im_end|>",),
+    "deepseek-v3": ("<｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),  # noqa: RUF001
+    "deepseek-r1": ("<｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),  # noqa: RUF001
+    "olmo-2": ("<|endoftext|>",),
+    "granite": ("<|end_of_text|>", "<|end_of_text|>"),
+    "command-r": ("<|END_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+    "smollm-3": ("<|im_end|>", "<|im_end|>"),
+    "harmony": ("<|return|>", "<|call|>"),
+    "vicuna": ("</s>",),
+}
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "call12345", "function": {"name": "look", "arguments": {"x": 1}}}],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_end_tokens_that_a_family_trains_end_its_answers(family):
+    tokenizer = FAMILIES[family].tokenizer()
+    tokens = FAMILY_ENDS[family]
+    stops = stop_token_ids(tiny_model("llama"), tokenizer)
+    assert set(tokenizer.convert_tokens_to_ids(list(tokens))) <= stops
+    answers = [{"role": "assistant", "content": "B"}, CALL]
+    for token, answer in zip(tokens, answers, strict=False):
+        row = Conversation([{"role": "user", "content": "A"}, answer])
+        ((part,),) = RowTokenizer(tokenizer).tokenize([row])
+        trained = part.input_ids[part.loss_weights > 0]
+        assert tokenizer.convert_ids_to_tokens(int(trained[-1])) == token
+
+
+def test_tokens_that_go_on_with_an_answer_do_not_end_it():
+    tokenizer = FAMILIES["harmony"].tokenizer()  # <|end|> ends a thought, and an answer as history
+    stops = stop_token_ids(tiny_model("llama"), tokenizer)
+    assert tokenizer.convert_tokens_to_ids("<|end|>") not in stops
+    tokenizer = FAMILIES["command-r"].tokenizer()
+    stops = stop_token_ids(tiny_model("llama"), tokenizer)
+    assert tokenizer.convert_tokens_to_ids("<|START_RESPONSE|>") not in stops
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from processes import in_processes, outcome, run
 from tiny_run import fit, write_base, write_rows
 
 MEANS = ("loss", "perplexity", "accuracy")
-SUMS = 1e-6  # relative: the model is float64, the sums of a metric are float32
+SUMS = 1e-6  # relative: sums in another order of rows, and logged values are float32
 
 
 @pytest.fixture(scope="module")

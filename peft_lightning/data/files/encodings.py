@@ -69,7 +69,7 @@ def guess_encoding(sample: bytes) -> tuple[str, str] | None:
     """
     name = marked_encoding(sample) or _by_nul_bytes(sample)
     if name is None and not is_utf8(sample):
-        found = ((name, _decoded(sample, name), score) for name, score in _CANDIDATES)
+        found = ((name, _decoded(sample, name), score) for name, score in CANDIDATES)
         name = next((n for n, text, score in found if text and score(text) >= MIN_SCORE), None)
     if name is None or name == "utf-8":
         return None
@@ -172,7 +172,7 @@ def _western(text: str) -> float:
     return 1.0 if sum(map(len, runs)) <= 2 * len(runs) else 0.0
 
 
-_CANDIDATES: tuple[tuple[str, Callable[[str], float]], ...] = (
+CANDIDATES: tuple[tuple[str, Callable[[str], float]], ...] = (
     ("cp949", _korean),
     ("cp932", _japanese),
     ("euc_jp", _japanese),

@@ -10,6 +10,7 @@ from peft_lightning.data.files.json_rows import (
     parse_json,
     parse_row,
     plain_row,
+    problem_of,
     repeated_key,
     require_row,
 )
@@ -143,8 +144,10 @@ def _read_lines(text_file: TextFile) -> Iterator[LocatedRecord]:
         keys, halves, codec = written_keys(lines), surrogate_escapes(lines), text_file.codec
         for i, line in enumerate(lines):
             record: Record | RowError | None = plain_row(line, codec, keys[i])
-            if record is None or (halves and halves[i]):
+            if record is None:
                 record = _parsed_exactly(line, text_file)
+            elif halves and halves[i]:
+                record = problem_of(record) or record
             if record is not None:
                 yield record, f"{path}:{number + i}"
         number += len(lines)
@@ -159,7 +162,7 @@ def _parsed_exactly(line: bytes, text_file: TextFile) -> Record | RowError | Non
     except RowError as error:
         return error
     except UnicodeDecodeError as error:
-        return text_file.row_error(f"byte {error.start + 1} of the line")
+        return text_file.row_error(f"byte {error.start + 1} of the line", line)
 
 
 def _array_of(file: DataFile, encoding: str | None) -> Iterator[LocatedRecord] | None:

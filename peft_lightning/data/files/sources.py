@@ -86,7 +86,8 @@ class Source:
         parts = []
         if self.hub is not None:
             splits = [str(dataset.split) for dataset in self.datasets]
-            parts.append(f"the split {' and '.join(splits)} of {len(self.datasets[0]):,} rows")
+            rows = sum(map(len, self.datasets))
+            parts.append(f"the split {' and '.join(splits)} of {rows:,} rows")
         names = [file.path.name for file in self.files]
         if len(names) > 1:
             few = names if len(names) <= 4 else [names[0], "...", names[-1]]
@@ -144,13 +145,19 @@ def find_source(path: str, split: str | None = None, encoding: str | None = None
         check_choice("split", split, tuple(MEANT))
     if encoding is not None:
         encoding = check_encoding(encoding)
-    found = find_files(path, split, None, encoding)
-    named = _WITH_SPLIT.fullmatch(path)
-    if found is None and named and Path(named["path"]).expanduser().exists():
-        found = find_files(named["path"], split, named["split"], encoding)
-    if found is not None:
-        return Source(path, found.files, None, split, encoding, found.left_out)
-    return _from_hub(path, split, encoding)
+    try:
+        found = find_files(path, split, None, encoding)
+        named = _WITH_SPLIT.fullmatch(path)
+        if found is None and named and Path(named["path"]).expanduser().exists():
+            found = find_files(named["path"], split, named["split"], encoding)
+        if found is not None:
+            return Source(path, found.files, None, split, encoding, found.left_out)
+        missing = f"{path}: no such file or folder{_nearest(Path(path).expanduser())}"
+    except OSError as error:  # no right to read it, or longer than a path can be
+        raise UserError(f"{path[:200]}: cannot be read: {error.strerror}") from None
+    except RuntimeError as error:  # the home folder of nobody
+        raise UserError(f"{path}: {error}") from None
+    return _from_hub(path, missing, split, encoding)
 
 
 def as_list(paths: str | list[str]) -> list[str]:
@@ -158,11 +165,10 @@ def as_list(paths: str | list[str]) -> list[str]:
     return [paths] if isinstance(paths, str) else paths
 
 
-def _from_hub(path: str, purpose: str | None, encoding: str | None) -> Source:
+def _from_hub(path: str, missing: str, purpose: str | None, encoding: str | None) -> Source:
+    """Return the data set of the hub that ``path`` names; ``missing`` says that it is not here."""
     hub = None if kind_of(path) and "://" not in path else HubName.parse(path)
-    local = Path(path).expanduser()
     is_address = "://" in path
-    missing = f"{path}: no such file or folder{_nearest(local)}"
     if hub is None:
         if is_address:
             raise UserError(f"{path}: an address; download the file and give its path, or {FORMS}")

@@ -23,7 +23,7 @@ from peft_lightning.data.records import MAX_ROW_SIZE, RowError
 from peft_lightning.messages import UserError
 
 SAMPLE = 2**20  # bytes from which an encoding is guessed
-BLOCK = 2**16  # bytes of lines that are read together
+BLOCK = 2**18  # bytes of lines that are read together
 PEEK = 2**13  # bytes that are looked at before a file is read
 MIN_CHARACTERS = 4  # of several bytes, that are UTF-8 by no chance
 
@@ -121,16 +121,19 @@ class TextFile:
         """The encoding's name for messages."""
         return "UTF-8" if self.encoding is None else self.encoding
 
-    def row_error(self, detail: str) -> RowError:
+    def row_error(self, detail: str, line: bytes = b"") -> RowError:
         """Return the error of a row with bytes that the encoding does not have.
 
         Raises:
             UserError: If most rows have some, because the whole file is in another encoding.
         """
-        return RowError(f"invalid {self.name}", f"{detail}{self.hint()}")
+        return RowError(f"invalid {self.name}", f"{detail}{self.hint(line)}".removeprefix("; "))
 
-    def hint(self) -> str:
+    def hint(self, line: bytes = b"") -> str:
         """Return the end of a message, which names the encoding that the file looks like.
+
+        Args:
+            line: The line that could not be read, for files that begin with ASCII.
 
         Raises:
             UserError: If most lines are not in the encoding that the file is read in.
@@ -141,16 +144,16 @@ class TextFile:
                     sample = content_of(stream, SAMPLE)
                 except DAMAGE:
                     sample = b""
-            guess = guess_encoding(sample)
             if self.encoding is not None:
-                self._hint = _remedy(guess, self.encoding)
+                self._hint = _remedy(guess_encoding(sample), self.encoding)
                 return self._hint
             invalid, valid, all_lines = _lines_beyond_ascii(sample, cut=len(sample) == SAMPLE)
+            guess = guess_encoding(sample if invalid else line)
             few = invalid <= valid or (invalid < 5 and 2 * invalid < all_lines)
             remedy = _remedy(guess, "utf-8")
             if not few:
                 raise UserError(f"{self.file.path}: not UTF-8{remedy}")
-            self._hint = remedy if guess and invalid > valid else ""
+            self._hint = remedy if guess and invalid >= valid else ""
         return self._hint
 
     def _codec(self, head: bytes) -> str:

@@ -65,7 +65,7 @@ def named_columns(
 
 def other_case(present: set[str], mapping: Mapping[str, str]) -> dict[str, str]:
     """Return columns of formats that the source writes in another case or as an alias."""
-    folded = {name.lower(): name for name in sorted(present - set(mapping))}
+    folded = {name.strip().lower(): name for name in sorted(present - set(mapping))}
     found = {}
     columns = (*REQUIRED_COLUMNS.values(), *OPTIONAL_COLUMNS.values(), LABELS)
     for column in itertools.chain(*columns):
@@ -94,7 +94,7 @@ def prompt_and_completion(
     Raises:
         UserError: If there are several of a kind, or others without which they mean less.
     """
-    folded = {name.lower(): name for name in sorted(present)}
+    folded = {name.strip().lower(): name for name in sorted(present)}
     prompts = [folded[name] for name in PROMPTS if name in folded]
     answers = [folded[name] for name in COMPLETIONS if name in folded]
     if not answers and not prompts_only:
@@ -126,7 +126,7 @@ def prompt_and_completion(
 
 def context_of_instruction(present: set[str]) -> dict[str, str]:
     """Return the column that stands for alpaca's input in Dolly's rows: the context."""
-    folded = {name.lower(): name for name in present}
+    folded = {name.strip().lower(): name for name in present}
     return {"input": folded["context"]} if "context" in folded and "input" not in present else {}
 
 
@@ -142,7 +142,7 @@ def completion_of_template(present: set[str], source: str) -> dict[str, str]:
     """
     if "completion" in present:
         return {}
-    answers = [name for name in sorted(present) if name.lower() in COMPLETIONS]
+    answers = [name for name in sorted(present) if name.strip().lower() in COMPLETIONS]
     if len(answers) == 1:
         return {"completion": answers[0]}
     raise UserError(

@@ -96,7 +96,7 @@ def detect_format(
         mapping |= context_of_instruction(present)
     if only is not None:
         return ResolvedFormat(only, mapping, found)
-    if fits == ["text"] and (others := [n for n in present if n.lower() in BESIDE_TEXT]):
+    if fits == ["text"] and (others := [n for n in present if n.strip().lower() in BESIDE_TEXT]):
         other = mapping.get(min(others), min(others))
         raise UserError(
             f"{source}: the columns {list(found)} are text and {other}. Write `data.columns:"

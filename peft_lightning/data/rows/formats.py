@@ -177,8 +177,10 @@ def _as_turns(value: Any) -> list[Any] | None:
 
 def _history(record: Record) -> list[dict[str, Any]]:
     """Return the turns of LLaMA-Factory's column ``history``: pairs of a prompt and its answer."""
-    pairs = parse_json(record.get("history"), "history")
-    if pairs in (None, []):
+    pairs = record.get("history")
+    if isinstance(pairs, str) and pairs.lstrip().startswith("["):
+        pairs = parse_json(pairs, "history")
+    if pairs in (None, "", []):
         return []
     if not isinstance(pairs, list):
         pairs = [pairs]
@@ -186,7 +188,9 @@ def _history(record: Record) -> list[dict[str, Any]]:
     for pair in pairs:
         if not isinstance(pair, list) or [type(item) for item in pair] != [str, str]:
             raise RowError(
-                "history is not a list of pairs", f"{pair!r:.60}; write [[prompt, answer], ...]"
+                "history is not a list of pairs",
+                f"{pair!r:.60}; write [[prompt, answer], ...], or make it part of the prompt with"
+                " data.prompt",
             )
         turns += [
             {"role": "user", "content": pair[0]},

@@ -23,12 +23,15 @@ def parse_json(value: Any, name: str) -> Any:
     try:
         parsed = json.loads(value)
     except json.JSONDecodeError as error:
-        python = "; write it with json.dumps, this looks like Python's repr" * ("{'" in value)
+        python = ", this looks like Python's repr" * ("{'" in value)
         raise RowError(
-            f"{name} are not JSON", f"{error.msg} at column {error.colno}{python}"
+            f"{name} are not JSON",
+            f"{error.msg} at column {error.colno}{python}; write them with json.dumps",
         ) from error
     except (RecursionError, ValueError) as error:  # an integer of thousands of digits
-        raise RowError(f"{name} are not JSON", "nested too deeply or a number too long") from error
+        raise RowError(
+            f"{name} are not JSON", "nested too deeply or a number too long; write less"
+        ) from error
     if "\\ud" in value.lower():  # perhaps half of a surrogate pair, which no tokenizer takes
         try:
             json.dumps(parsed, ensure_ascii=False).encode()

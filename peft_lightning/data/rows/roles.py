@@ -41,7 +41,8 @@ def roles_with(named: Mapping[str, str]) -> Mapping[str, str]:
                 f"data.roles: {name!r} cannot mean {role!r}; a role is system, user, assistant,"
                 f" tool or {CALL}{did_you_mean(str(role), ROLES)}"
             )
-    return {**ROLES, **{name: ROLES[role] for name, role in named.items()}}
+    lower = {name.lower(): ROLES[role] for name, role in named.items()}
+    return {**ROLES, **lower, **{name: ROLES[role] for name, role in named.items()}}
 
 
 def parse_role(name: Any, roles: Mapping[str, str] = ROLES) -> str:

@@ -30,7 +30,9 @@ def with_template_kwargs(row: Conversation, record: Record) -> Conversation:
     for name in TEMPLATE_KWARGS[1:]:
         item = record.get(name)
         if item not in (None, "") and kwargs.setdefault(name, item) != item:
-            raise RowError(f"two values of {name}", "of the row and its chat_template_kwargs")
+            raise RowError(
+                f"two values of {name}", "of the row and its chat_template_kwargs; keep one"
+            )
     if reserved := RESERVED_KWARGS & kwargs.keys():
         raise RowError(
             "chat_template_kwargs hold what the row has elsewhere",

@@ -67,8 +67,8 @@ def not_text_error(name: str, value: Any) -> RowError:
     kind = type(value).__name__
     if isinstance(value, float):
         return RowError(f"{name!r} is not text", f"it is {value}; write text or leave the row out")
-    hint = "; write it as text, such as a string of JSON" if isinstance(value, (dict, list)) else ""
-    return RowError(f"{name!r} is not text", f"it is {kind}{hint}")
+    like = ", such as a string of JSON" if isinstance(value, (dict, list)) else ""
+    return RowError(f"{name!r} is not text", f"it is {kind}; write it as text{like}")
 
 
 def require_not_empty(value: str, column: str) -> str:

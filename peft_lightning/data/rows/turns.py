@@ -150,7 +150,9 @@ def _take_thought(said: dict[str, Any], of_parts: str) -> str:
         thoughts["content"] = of_parts
     for key, thought in thoughts.items():
         if not isinstance(thought, str):
-            raise RowError(f"{key!r} is not text", f"it is {type(thought).__name__}; write text")
+            raise RowError(
+                f"{key!r} is not text", f"it is {type(thought).__name__}; write it as text"
+            )
     different = {thought: key for key, thought in thoughts.items() if thought}
     if len(different) > 1:
         keys = " and ".join(different.values())

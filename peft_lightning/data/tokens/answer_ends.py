@@ -1,5 +1,6 @@
 """The special tokens with which a chat template ends an answer."""
 
+import functools
 from dataclasses import dataclass, replace
 
 from peft_lightning.data.records import RowError
@@ -74,13 +75,17 @@ class AnswerEnds:
 
     def split_off(self, content: str) -> tuple[str, str]:
         """Return the content of an answer without end tokens, and the first of these or ""."""
-        ends = tuple(token for token in (*self.tokens, self.special_tokens.eos) if token)
+        ends = self._with_eos
         first, stripped = "", content.rstrip()
         while ends and stripped.endswith(ends):
             first = next(token for token in ends if stripped.endswith(token))
             content = stripped[: -len(first)]
             stripped = content.rstrip()
         return content, first
+
+    @functools.cached_property
+    def _with_eos(self) -> tuple[str, ...]:
+        return tuple(token for token in (*self.tokens, self.special_tokens.eos) if token)
 
 
 def _rendered(template: ChatTemplate, messages: list[Message]) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 LITERAL, LITERAL_END = "\ue000", "\ue001"  # around a special token that is ordinary text
 THOUGHT_END = "\ue002"  # behind the thought of an assistant's message
 PART = "\ue003"  # between parts of different weights
+MARKS = (LITERAL, LITERAL_END, THOUGHT_END, PART)
 
-_MARK = re.compile("[\ue000-\ue003]")
+_MARK = re.compile(f"[{''.join(MARKS)}]")
 _LITERAL = re.compile(f"{LITERAL}([^{LITERAL_END}]*){LITERAL_END}")
 _ESCAPED = re.compile(r"\\u[eE]00[0-3]")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from peft_lightning.data.options import TokenOptions
 from peft_lightning.data.records import Finding, RowError
@@ -49,32 +50,35 @@ class Preparation:
         if self.options.system != "keep":
             row = self._without_system(row, findings)
         messages = [self._prepared(row, i, findings) for i in range(len(row.messages))]
-        variables = row.template_kwargs
+        variables, tools = row.template_kwargs, row.tools
         if self.options.chat_template_kwargs:
             variables = {**self.options.chat_template_kwargs, **variables}
-        tools = row.tools
         if tools:
-            findings += self.tokens.findings(tools)
-            tools = self.tokens.mark(tools)
-        return replace(row, messages=messages, tools=tools, template_kwargs=variables), findings
+            tools = self._marked(tools, findings)
+        prepared = Conversation(messages, tools, row.weights, row.parts, variables)
+        return prepared, findings
 
     def _prepared(self, row: Conversation, i: int, findings: list[Finding]) -> Message:
+        """Return message ``i`` with its special tokens, parts and thought marked."""
         message = row.messages[i]
         if message["role"] != "assistant":
-            findings += self.tokens.findings(message)
-            marked: Message = self.tokens.mark(message)
+            marked: Message = self._marked(message, findings)
             return marked
-        content = message.get("content")
-        parts = [text for text, _ in row.parts.get(i, ())] or ([] if content is None else [content])
-        if parts:
+        parts: Any = [text for text, _ in row.parts.get(i, ())] or [message.get("content")]
+        if parts[-1]:
             parts[-1], end = self.ends.split_off(parts[-1])
             if end:
                 findings.append(Finding("answer that ends with the special token", end))
-        findings += self.tokens.findings([{**message, "content": None}, parts], answer=True)
-        marked = self.tokens.mark({**message, "content": None}, answer=True)
-        if parts:
-            marked["content"] = PART.join(self.tokens.mark(parts, answer=True))
+        marked = self._marked({**message, "content": parts}, findings, answer=True)
+        content = marked["content"]
+        marked = {**marked, "content": content[0] if len(content) == 1 else PART.join(content)}
         return self._with_thought(marked, findings)
+
+    def _marked(self, value: Any, findings: list[Finding], answer: bool = False) -> Any:
+        if self.tokens.is_clean(value):
+            return value
+        findings += self.tokens.findings(value, answer)
+        return self.tokens.mark(value, answer)
 
     def _with_thought(self, message: Message, findings: list[Finding]) -> Message:
         """Return an assistant's message with its thought as ``reasoning`` says."""

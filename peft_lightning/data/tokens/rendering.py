@@ -92,6 +92,11 @@ class ConversationRenderer:
             RowError: If the template refuses it or leaves something out.
         """
         row, findings = self._preparation.prepare(row)
+        findings = [
+            finding
+            for finding in findings
+            if finding.kind != "unused key" or not self.template.names(finding.subject, row.tools)
+        ]
         answers = [i for i, m in enumerate(row.messages) if m["role"] == "assistant"]
         chosen = answers[-1:] if self.options.train_on == "last" else answers
         if self.options.train_on != "all":

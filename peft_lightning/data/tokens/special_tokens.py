@@ -1,5 +1,6 @@
 """Special tokens in the text of a row: ordinary text, unless the user wants the tokens."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from peft_lightning.data.records import Finding, RowError
-from peft_lightning.data.tokens.marks import LITERAL, LITERAL_END, without_marks
+from peft_lightning.data.tokens.marks import LITERAL, LITERAL_END, MARKS, without_marks
 
 THINK_TAGS = ("<think>", "</think>")  # an assistant's thought is written as text between them
 
@@ -31,21 +32,31 @@ class SpecialTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, in_text: str = "encode") -> None:
         added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
         special = {*(text for text in added if added[text].special), *tokenizer.all_special_tokens}
+        special.discard("")
         self.special = tuple(sorted(special, key=len, reverse=True))
         self.bos, self.eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
         self.in_text = in_text
+        absorbing = dict.fromkeys(special, (False, False))
+        absorbing |= {text: (token.lstrip, token.rstrip) for text, token in added.items()}
         pieces = [
-            (r"\s*" if text in added and added[text].lstrip else "")
-            + re.escape(text)
-            + (r"\s*" if text in added and added[text].rstrip else "")
-            for text in sorted({*added, *special}, key=len, reverse=True)
-            if text
+            (r"\s*" if before else "") + f"(?:{one_of(tokens)})" + (r"\s*" if behind else "")
+            for before, behind in itertools.product((False, True), repeat=2)
+            if (tokens := [t for t, sides in absorbing.items() if sides == (before, behind)])
         ]
         self.pattern = re.compile("|".join(pieces) or "(?!)")
-        self._special = _any_of(special)
-        self._of_answers = _any_of(special.difference(THINK_TAGS))
-        run = "|".join([r"\s", *map(re.escape, self.special)])
-        self._run_at_the_end = re.compile(f"(?:{run})*\\Z")
+        self._special = re.compile(one_of(special))
+        self._of_answers = re.compile(one_of(special.difference(THINK_TAGS)))
+        self._special_or_mark = re.compile(one_of([*special, *MARKS]))
+        self._lengths = sorted({len(token) for token in special}, reverse=True)
+        self._known = frozenset(special)
+
+    def is_clean(self, value: Any) -> bool:
+        """Whether neither special tokens nor private marks are in the strings of ``value``."""
+        if isinstance(value, str):
+            return self._special_or_mark.search(value) is None
+        if isinstance(value, dict):
+            return all(map(self.is_clean, value.values()))
+        return not isinstance(value, (list, tuple)) or all(map(self.is_clean, value))
 
     def mark(self, value: Any, answer: bool = False) -> Any:
         """Return ``value`` with the special tokens in all of its strings between private marks.
@@ -92,18 +103,38 @@ class SpecialTokens:
         Returns:
             Pairs of the position behind the token and the token.
         """
-        match = self._run_at_the_end.search(text, max(0, len(text.rstrip()) - 512))
-        assert match is not None
-        return [(m.end(), m.group()) for m in self._special.finditer(text, match.start())]
+        found, rest = [], text.rstrip()
+        while token := self._last(rest):
+            found.append((len(rest), token))
+            rest = rest[: -len(token)].rstrip()
+        return found[::-1]
+
+    def _last(self, text: str) -> str:
+        """Return the longest special token with which ``text`` ends, or ""."""
+        ends = (text[-length:] for length in self._lengths)
+        return next((end for end in ends if end in self._known), "")
 
     def is_only_special(self, text: str) -> bool:
         """Whether there is nothing but special tokens and white space in ``text``."""
-        return self._run_at_the_end.fullmatch(text) is not None
+        return not self._special.sub("", text).strip()
 
 
-def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted({token for token in tokens if token}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+def one_of(tokens: Iterable[str]) -> str:
+    """Return a regular expression for the longest of ``tokens``.
+
+    It branches where the tokens differ: a tokenizer may have a thousand special tokens, and to try
+    each at every "<" of a text takes longer than to tokenize it.
+    """
+    known = sorted(set(tokens))
+    if not known:
+        return "(?!)"
+    pairs = zip(known[0], known[-1], strict=False)
+    prefix = "".join(first for first, _ in itertools.takewhile(lambda p: p[0] == p[1], pairs))
+    rest = [token[len(prefix) :] for token in known if token != prefix]
+    groups = itertools.groupby(rest, key=lambda token: token[0])
+    branches = "|".join(one_of(group) for _, group in groups)
+    optional = "?" if prefix in known and rest else ""
+    return re.escape(prefix) + (f"(?:{branches}){optional}" if rest else "")
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -46,7 +46,10 @@ class ChatTemplate:
     ) -> None:
         self.templates = {name: with_date(source, date) for name, source in templates.items()}
         self.prints_date = any(ASKS_FOR_DATE.search(source) for source in templates.values())
-        self.special_tokens = dict(tokenizer.special_tokens_map)
+        sources = "".join(self.templates.values())
+        self.special_tokens = {  # those that a template mentions
+            name: token for name, token in tokenizer.special_tokens_map.items() if name in sources
+        }
         try:
             texts = {self.render([{"role": "user", "content": q}]) for q in ("Who?", "Where?")}
         except RowError:  # it wants other messages than one question
@@ -81,6 +84,10 @@ class ChatTemplate:
         """
         return self._render(messages, tools, variables, add_generation_prompt=generation_prompt)[0]
 
+    def names(self, key: str, tools: Any) -> bool:
+        """Whether the source of the template names a key of messages, which it then may print."""
+        return re.search(rf"\b{re.escape(key)}\b", self.source(tools)) is not None
+
     def has_generation_blocks(self, tools: Any) -> bool:
         """Whether the template says with ``{% generation %}`` blocks what is generated."""
         return GENERATION_BLOCK.search(self.source(tools)) is not None
@@ -96,7 +103,7 @@ class ChatTemplate:
         """What the template prints between a user's message and the answer; may be empty."""
         alone, prompt = self._question(), self._question(generation_prompt=True)
         if not prompt.startswith(alone):  # some print EOS at the end of a conversation
-            alone = alone.removesuffix(str(self.special_tokens.get("eos_token") or ""))
+            alone = alone.removesuffix(str(self.special_tokens.get("eos_token", "")))
         return prompt[len(alone) :] if alone and prompt.startswith(alone) else ""
 
     @functools.cached_property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from peft_lightning.data.tokens.marks import Span
 from peft_lightning.data.tokens.rendered_row import RenderedRow
 from peft_lightning.data.tokens.special_tokens import SpecialTokens
 
@@ -19,22 +20,20 @@ class Tokens:
 
     Args:
         ids: Their ids.
-        starts: Where the text of each begins, in characters.
-        ends: Where it ends, exclusive.
+        spans: The span of the text of each, in characters, end exclusive.
     """
 
     ids: list[int]
-    starts: list[int]
-    ends: list[int]
+    spans: list[Span]
 
     def first_from(self, position: int) -> int:
         """Return the index of the first token whose text begins at ``position`` or later."""
-        return bisect.bisect_left(self.starts, position)
+        return bisect.bisect_left(self.spans, (position,))
 
     def straddles(self, position: int) -> int | None:
         """Return the id of the token with text on both sides of ``position``, or None."""
         last = self.first_from(position) - 1
-        return self.ids[last] if last >= 0 and self.ends[last] > position else None
+        return self.ids[last] if last >= 0 and self.spans[last][1] > position else None
 
 
 class TextTokenizer:
@@ -87,7 +86,7 @@ class TextTokenizer:
         first = last - 1
         while first > 0 and ids[first] not in self._added_ids:
             first -= 1
-        return (tokens.starts[first], ids[first:last]) if first > 0 else (0, ids[:last])
+        return (tokens.spans[first][0], ids[first:last]) if first > 0 else (0, ids[:last])
 
     def _cut(
         self, row: RenderedRow, tokens: Tokens, tails: Sequence[tuple[int, int, list[int]]]
@@ -133,12 +132,12 @@ class TextTokenizer:
             return_token_type_ids=False,
             verbose=False,
         )
-        result = []
-        for i, text in enumerate(texts):
-            ids = encoding["input_ids"][i]
-            offsets = encoding["offset_mapping"][i] if fast else [(0, len(text))] * len(ids)
-            result.append(Tokens(ids, [start for start, _ in offsets], [end for _, end in offsets]))
-        return result
+        if fast:
+            return list(map(Tokens, encoding["input_ids"], encoding["offset_mapping"]))
+        return [
+            Tokens(ids, [(0, len(text))] * len(ids))
+            for ids, text in zip(encoding["input_ids"], texts, strict=True)
+        ]
 
     def _pieces(self, row: RenderedRow, edges: Sequence[int]) -> Tokens:
         """Tokenize the texts between ``edges`` separately."""
@@ -170,11 +169,8 @@ class TextTokenizer:
         shift = start - bool(skipped)
         if not self.tokenizer.is_fast:
             shift = start
-        return Tokens(
-            tokens.ids[skipped:],
-            [start + shift for start in tokens.starts[skipped:]],
-            [end + shift for end in tokens.ends[skipped:]],
-        )
+        spans = [(begin + shift, stop + shift) for begin, stop in tokens.spans[skipped:]]
+        return Tokens(tokens.ids[skipped:], spans)
 
 
 def _edges(row: RenderedRow) -> list[int]:
@@ -183,8 +179,5 @@ def _edges(row: RenderedRow) -> list[int]:
 
 
 def _join(parts: Sequence[Tokens]) -> Tokens:
-    return Tokens(
-        [i for part in parts for i in part.ids],
-        [start for part in parts for start in part.starts],
-        [end for part in parts for end in part.ends],
-    )
+    ids = [i for part in parts for i in part.ids]
+    return Tokens(ids, [span for part in parts for span in part.spans])

@@ -95,6 +95,12 @@ def test_a_bad_row_of_an_ascii_file_says_what_it_looks_like(tmp_path):
     assert len(rows) == 41
 
 
+def test_a_bad_row_behind_a_megabyte_of_ascii_says_what_it_looks_like(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(jsonl("p" * 1000).encode() * 1100 + jsonl("날씨가 좋네요").encode("cp949"))
+    assert records(path)[-1].endswith("('날씨가 좋네요'): set data.encoding: cp949")
+
+
 def test_an_ascii_file_with_rows_of_another_encoding_further_on_is_an_error(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(jsonl("plain").encode() * 100 + jsonl("naïve café").encode("cp1252") * 9)

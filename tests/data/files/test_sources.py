@@ -207,6 +207,21 @@ def test_a_missing_file_is_named_with_the_nearest_there_is(tmp_path):
         find_source(f"{tmp_path}/a/b/c")
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("x" * 5000, "x: cannot be read: File name too long"),
+        ("~nobody-of-this-name/x.jsonl", "Could not determine home directory"),
+        ('{"prompt": "a row", "completion": "and no path"}', "no such file or folder"),
+        ("", "no data file|no such file"),
+    ],
+)
+def test_what_can_be_no_path_is_an_error(path, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        find_source(path)
+
+
 def test_a_pipe_is_an_error(tmp_path):
     os.mkfifo(tmp_path / "x.jsonl")
     with pytest.raises(ValueError, match="a pipe or device; rows are read several times"):

@@ -81,6 +81,7 @@ def test_a_format_is_told_from_the_columns(columns, name):
         (["Messages"], "messages", {"messages": "Messages"}),
         (["conversation"], "sharegpt", {"conversations": "conversation"}),
         (["Text"], "text", {"text": "Text"}),
+        ([" text "], "text", {"text": " text "}),
         (
             ["system_prompt", "question", "response"],
             "prompt_completion",

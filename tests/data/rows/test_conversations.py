@@ -236,6 +236,8 @@ def test_an_empty_history_is_none_and_a_malformed_one_an_error():
         RowError, match=r"history is not a list of pairs: \['h'\]; write \[\[prompt"
     ):
         parse({"instruction": "i", "output": "o", "history": [["h"]]})
+    with pytest.raises(RowError, match=r"list of pairs: 'long ago'; write .* data\.prompt"):
+        parse({"prompt": "p", "completion": "c", "history": "long ago"})
     with pytest.raises(RowError, match="put its turns into the prompt"):
         parse({"prompt": [USER], "completion": "a", "history": [["h", "i"]]})
 

@@ -80,7 +80,7 @@ def test_calls_that_follow_each_other_or_the_assistants_text_are_one_message():
 
 
 def test_a_user_may_name_roles():
-    record = {"messages": [{"role": "Client", "content": "q"}, {"role": "agent", "content": "a"}]}
+    record = {"messages": [{"role": "client", "content": "q"}, {"role": "agent", "content": "a"}]}
     options = RowOptions(roles={"Client": "human", "agent": "assistant"})
     parser = RowParser(detect_format(record, "x", options), options)
     assert [message["role"] for message in parser.row(record).messages] == ["user", "assistant"]

@@ -5,11 +5,19 @@ import json
 import pytest
 
 from peft_lightning.data.files.sources import find_source
-from peft_lightning.data.options import RowOptions
+from peft_lightning.data.options import RowOptions, TokenOptions
 from peft_lightning.data.records import DroppedRowError, RowError
-from peft_lightning.data.rows.format_detection import resolve_format
+from peft_lightning.data.rows.format_detection import detect_format, resolve_format
 from peft_lightning.data.rows.row_parser import RowParser
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.messages import UserError
+from toy_tokenizers import CHATML, byte_tokenizer
+
+PRINTS_THOUGHTS = CHATML.replace(
+    "m['content']",
+    "('<think>' + m['reasoning_content'] + '</think>' if"
+    " m['reasoning_content'] else '') + m['content']",
+)
 
 
 def marked(row):
@@ -338,3 +346,21 @@ def test_a_row_that_cannot_be_trained_as_it_says_is_refused_with_the_remedy(reco
 
     with pytest.raises(error, match=message):
         parse()
+
+
+SAME_PROMPT = [r for r in ROWS if r[0] not in ("ends with the user", "parts") and "(" not in r[3]]
+
+
+@pytest.mark.parametrize(
+    ("record", "options"), [r[1:3] for r in SAME_PROMPT], ids=[r[0] for r in SAME_PROMPT]
+)
+def test_generation_is_given_what_precedes_the_last_answer_in_training(record, options):
+    options = RowOptions(**options)
+    last_answer = RowTokenizer(byte_tokenizer(PRINTS_THOUGHTS), options=TokenOptions("last"))
+
+    def parser(prompts_only):
+        return RowParser(detect_format(record, "x", options, prompts_only), options)
+
+    [[row]] = last_answer.tokenize([parser(False).row(record)])
+    prompt = last_answer.encode_prompt(parser(True).prompt(record))
+    assert row.input_ids[: row.loss_weights.nonzero()[0][0]].tolist() == prompt
