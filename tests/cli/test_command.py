@@ -63,3 +63,38 @@ def test_the_help_names_words_and_options(capsys):
     text = capsys.readouterr().out
     for part in ("x combine OUT PARTS ...", "OUT: The folder to write", "--rank", "The rank."):
         assert part in text
+
+
+def look(data: str | None = None, /, *fit: str, rows: int = 5, json: bool | str = False) -> None:
+    """Look at data.
+
+    Args:
+        data: The data.
+        fit: Options of fit.
+        rows: How many.
+        json: As JSON, or its file.
+    """
+    SEEN.append((data, fit, rows, json))
+
+
+@pytest.mark.parametrize(
+    ("args", "seen"),
+    [
+        ([], (None, (), 5, False)),
+        (["d"], ("d", (), 5, False)),
+        (["--config", "c", "--rows", "2"], (None, ("--config", "c"), 2, False)),
+        (["--config", "c", "d", "--x=1"], ("d", ("--config", "c", "--x=1"), 5, False)),
+        (["d", "--json", "--x", "y"], ("d", ("--x", "y"), 5, True)),
+        (["--json", "d"], ("d", (), 5, True)),
+        (["--json", "out.json", "d"], ("d", (), 5, "out.json")),
+        (["--json=out.json"], (None, (), 5, "out.json")),
+    ],
+)
+def test_a_word_may_be_left_out_and_options_of_fit_are_passed_on_after_the_words(args, seen):
+    run_function(look, args, "x look")
+    assert SEEN.pop() == seen
+
+
+def test_the_help_shows_which_word_may_be_left_out(capsys):
+    run_function(look, ["--help"], "x look")
+    assert "x look [DATA] FIT ..." in capsys.readouterr().out

@@ -159,9 +159,11 @@ def test_every_bad_row_is_counted_and_five_of_each_reason_are_shown(audit, found
     assert "fit stops" not in audit(path, "--data.on_bad_row", "skip")[1]
 
 
-def test_nothing_but_bad_rows_is_a_report_too(found, tmp_path):
-    status, report = found(write(tmp_path / "bad.jsonl", [{"prompt": "p", "completion": ""}] * 3))
+def test_nothing_but_bad_rows_is_a_report_too(audit, found, tmp_path):
+    path = write(tmp_path / "bad.jsonl", [{"prompt": "p", "completion": ""}] * 3)
+    status, report = found(path)
     assert (status, report["rows"], report["counts"]["kept"]) == (1, [], 0)
+    assert f"fit stops, because no row is left of {path}" in audit(path)[1]
 
 
 def test_copies_within_training_and_in_validation_are_found(found, tmp_path):

@@ -41,6 +41,7 @@ def report_page(report: Report, title: str) -> str:
         _table("Findings", ["rows", "what", "where"], list(_findings(report, is_note=False))),
         _table("Notes", ["rows", "what", "where"], list(_findings(report, is_note=True))),
         _table("Counts", [], list(_counts(report))),
+        *(f"<p>{_escaped(line)}</p>" for line in report.lines),
         "<h2>Lengths in tokens</h2>",
         _histogram(report.counts["lengths"]),
         "<h2>Rows</h2><p>Tokens in the loss are <span class=loss>like this</span>, special tokens"
@@ -99,14 +100,14 @@ def _counts(report: Report) -> Iterator[list[str]]:
 
 
 def _table(title: str, header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{cell}</th>" for cell in header)
+    head = f"<tr>{''.join(f'<th>{cell}</th>' for cell in header)}</tr>" if header else ""
     lines = [
         "<tr>"
         + "".join(f"<td{' class=n' * (i == 0)}>{c}</td>" for i, c in enumerate(row))
         + "</tr>"
         for row in rows
     ]
-    body = f"<table><tr>{head}</tr>{''.join(lines)}</table>" if rows else "<p>None.</p>"
+    body = f"<table>{head}{''.join(lines)}</table>" if rows else "<p>None.</p>"
     return f"<h2>{title}</h2>{body}"
 
 
@@ -130,7 +131,7 @@ def _histogram(lengths: dict[str, Any]) -> str:
     return (
         f'<svg viewBox="0 0 {width} {height + 20}" width="{width}" role=img'
         f' aria-label="histogram of the lengths">{"".join(shapes)}'
-        f'<text x="0" y="{height + 15}">1</text>'
+        f'<text x="0" y="{height + 15}">{bars[0]["from"]:,}</text>'
         f'<text x="{width}" y="{height + 15}" text-anchor="end">{bars[-1]["to"]:,}</text></svg>'
         f"<p>{lengths['min']:,} to {lengths['max']:,}, median {lengths['median']:,}, 95 % at most"
         f" {lengths['p95']:,}. max_length {lengths['max_length']:,}: {lengths['longer']:,} rows are"

@@ -96,7 +96,7 @@ def make_report(
 
 def _samples(splits: Mapping[str, Any], number: int) -> list[Sample]:
     """Return the first row of training, and others of all its sources."""
-    sources = dict.fromkeys(splits["train"].dataset.datasets)
+    sources = dict.fromkeys(splits["train"].dataset.datasets if splits else [])
     samples = [sample for source in sources for sample in source.notes.samples]
     rest = sorted(samples[1:], key=lambda sample: sample.order)
     return [*samples[:1], *rest][:number]

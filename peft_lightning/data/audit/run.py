@@ -9,6 +9,7 @@ from peft_lightning.data.files.sources import Source
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import DroppedRowError, LongRowError
 from peft_lightning.data.tokens.tokenization import RowTokenizer
+from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
 OpenSplits = Callable[[Callable[[Source], Any], Callable[[str], None]], dict[str, Any]]
@@ -47,7 +48,14 @@ def audit_rows(
                 lines.append(summary)
         return read[source]
 
-    splits = open_splits(tokenize, lines.append)
+    try:
+        splits = open_splits(tokenize, lines.append)
+    except UserError:
+        empty = [source.source.name for source in read.values() if not len(source)]
+        if not empty:
+            raise
+        splits = {}  # the rows that are there are worth a report
+        lines.append(f"fit stops, because no row is left of {', '.join(empty)}")
     kinds = {t.kind for source in read.values() for t in source.notes.errors.values() if t.kind}
     if LongRowError in kinds:
         lines.append("fit stops at the first row that is too long: data.truncation is error")
