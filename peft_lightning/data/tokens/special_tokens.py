@@ -49,6 +49,7 @@ class SpecialTokens:
         self._special_or_mark = re.compile(one_of([*special, *MARKS]))
         self._lengths = sorted({len(token) for token in special}, reverse=True)
         self._known = frozenset(special)
+        self._last_letters = frozenset(token[-1] for token in special)
 
     def is_clean(self, value: Any) -> bool:
         """Whether neither special tokens nor private marks are in the strings of ``value``."""
@@ -111,6 +112,8 @@ class SpecialTokens:
 
     def _last(self, text: str) -> str:
         """Return the longest special token with which ``text`` ends, or ""."""
+        if text[-1:] not in self._last_letters:
+            return ""
         ends = (text[-length:] for length in self._lengths)
         return next((end for end in ends if end in self._known), "")
 
