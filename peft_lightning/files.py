@@ -10,12 +10,14 @@ import ctypes
 import errno
 import functools
 import hashlib
+import json
 import os
 import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from peft_lightning.messages import UserError
 
@@ -289,6 +291,11 @@ def read_checksums(folder: Path) -> dict[str, str]:
     """
     lines = (folder / SUMS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def sha256_of_json(facts: Any) -> str:
+    """Return the SHA-256 of facts, by their JSON text with sorted keys."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def sha256_of_file(file: Path) -> str:

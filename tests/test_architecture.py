@@ -74,6 +74,7 @@ BEFORE_THE_COMMAND_IS_KNOWN = [
 ONE_PLACE = {  # what is done in one way, and where
     "get_close_matches": "messages.py",
     "file_digest": "files.py",
+    "sha256(json": "files.py",
     "os.replace": "files.py",
     ".rename(": "files.py",
 }

@@ -1,6 +1,5 @@
 """The cache of tokenized rows: a source is tokenized once, for all processes and later runs."""
 
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable
@@ -26,7 +25,7 @@ from peft_lightning.data.token_writer import TokenWriter
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokens.tokenization import RowTokenizer, TokenizedRow
 from peft_lightning.data.tokens.tokenizer import tokenizer_fingerprint
-from peft_lightning.files import sealed_folder, user_cache
+from peft_lightning.files import sealed_folder, sha256_of_json, user_cache
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
@@ -61,13 +60,13 @@ def load_or_tokenize(
         "files": files,
         **asdict(options),
         "tokenizer": tokenizer_fingerprint(row_tokenizer.tokenizer),
-        "chat_templates": {n: _sha256(source) for n, source in row_tokenizer.templates.items()},
+        "chat_templates": sha256_of_json(row_tokenizer.templates),
         **asdict(row_tokenizer.options),
     }
     if "." in options.format:
-        fingerprint["format"] = _sha256(format_cache_key(options.format))
+        fingerprint["format"] = sha256_of_json(format_cache_key(options.format))
     versions = [VERSION, transformers.__version__, tokenizers.__version__]
-    folder = cache_dir / _sha256(json.dumps([fingerprint, versions], sort_keys=True))[:32]
+    folder = cache_dir / sha256_of_json([fingerprint, versions])[:32]
     dataset, damage = _load_complete(folder)
     if damage:
         log(f"{source.name}: its rows are tokenized anew, as their cache is damaged: {damage}")
@@ -167,7 +166,3 @@ def _count(
             ) from tokens
         counts.leave_out(tokens)
     return numbers, kept
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -6,8 +6,6 @@ takes the row indices of the batch from its plan (``batching.py``), reads these 
 """
 
 import functools
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +24,7 @@ from peft_lightning.data.options import BatchOptions, RowOptions, TokenOptions
 from peft_lightning.data.prompts import Prompt, assign_adapters, read_prompts
 from peft_lightning.data.records import Record
 from peft_lightning.data.resume import TrainingPosition
-from peft_lightning.data.split import Split, Tokenize
+from peft_lightning.data.split import Split, Tokenize, data_state
 from peft_lightning.data.splits import check_val_fraction, open_splits
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokens.tokenization import RowTokenizer
@@ -64,17 +62,13 @@ class SFTDataModule(L.LightningDataModule):
         special_tokens_in_text: Special tokens in the text of rows: encode (as text), keep or error.
         system: System messages: keep, merge_into_user (if the template takes none), or drop.
         max_length: Maximum tokens of a row; prompts for ``predict`` are never truncated.
-        truncation: What to do with longer rows: drop (counted), truncate (the right end, without
-            EOS token) or error.
+        truncation: Of longer rows: drop (counted), truncate (the right end, no EOS) or error.
         on_bad_row: What to do with malformed rows: error, or skip (counted by reason).
         mix: What the numbers of ``train`` are: share (of the rows of an epoch), rows (per epoch),
-            repeat (how often each row occurs in an epoch: 2 is twice, 0.5 a different half each
-            epoch), or auto: share if they sum to 1, else repeat.
-        stopping_strategy: How long an epoch is with shares: all_exhausted (every row at least once;
-            default) or first_exhausted (no row twice).
-        val_fraction: Fraction of the training rows held out if ``val`` is not given, at least one
-            row, the same for every seed; 0 for no validation; without, 5 % but at most 1,000 rows,
-            and none of fewer than 20.
+        truncation: Of longer rows: drop (counted), truncate (right end, no EOS) or error.
+        stopping_strategy: Of shares: all_exhausted (every row at least once) or first_exhausted.
+        val_fraction: Fraction of the training rows held out without ``val``, the same for every
+            seed; 0 for none; by default 5 % but at most 1,000 rows, and none of fewer than 20.
         batch_size: Rows per batch and device.
         tokens_per_batch: Maximum tokens per batch, instead of ``batch_size``.
         val_batch_size: Rows per batch in validate, test and predict; without, as in training.
@@ -88,7 +82,7 @@ class SFTDataModule(L.LightningDataModule):
     Attributes:
         tokenizer: The tokenizer, after ``setup``.
         data_hash: Hash of everything that determines the tokens of the rows, after ``setup``.
-        sizes: Rows, tokens and tokens in the loss for each of train, val, test.
+        sizes: Rows, tokens, tokens in the loss and of the longest row, of train, val, test.
         predict_records: The rows of ``predict``, as read.
         predict_prompts: For each of them its index and the token ids of its prompt.
         predict_adapters: Names of the adapters that ``predict`` generates with, set before it; see
@@ -158,6 +152,7 @@ class SFTDataModule(L.LightningDataModule):
         self.predict_prompts: list[Prompt] = []
         self.predict_adapters: list[str] | None = None
         self._splits: dict[str, Split] = {}
+        self._data_state: dict[str, Any] = {}
         self._position: TrainingPosition | None = None
 
     def setup(self, stage: str) -> None:
@@ -179,8 +174,9 @@ class SFTDataModule(L.LightningDataModule):
         )
         self._splits = self.open_splits(stage, tokenize, rank_zero_info)
         self.sizes = {name: split.sizes for name, split in self._splits.items()}
-        fingerprint = json.dumps(self._fingerprint(), sort_keys=True).encode()
-        self.data_hash = hashlib.sha256(fingerprint).hexdigest()
+        fraction = "auto" if self.val_fraction is None else self.val_fraction
+        self._data_state = data_state(self._splits, None if self.paths["val"] else fraction)
+        self.data_hash = self._data_state["data_hash"]
         if stage == "fit":
             self._position = TrainingPosition(self._loaders().plan(self._splits["train"], True))
             for line in describe_rows(self._splits, self.tokenizer, self.token_options.max_length):
@@ -207,15 +203,9 @@ class SFTDataModule(L.LightningDataModule):
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
 
     @property
-    def longest_rows(self) -> dict[str, int]:
-        """The number of tokens of the longest row of each open split."""
-        return {name: int(s.lengths[s.rows].max()) for name, s in self._splits.items()}
-
-    @property
     def tokenized_datasets(self) -> list[TokenizedDataset]:
         """The tokenized sources of the open splits, each once."""
-        parts: list[Any] = [part for s in self._splits.values() for part in s.dataset.datasets]
-        return list({part.folder: part for part in parts}.values())
+        return list({p.folder: p for s in self._splits.values() for p in s.parts}.values())
 
     def train_dataloader(self) -> BatchLoader:
         """Return the training batches of this rank; a resumed run starts where it stopped."""
@@ -250,26 +240,12 @@ class SFTDataModule(L.LightningDataModule):
         """Return the position in the training rows, and what it depends on, as plain values."""
         if self._position is None or self._position.loader is None:
             return {}
-        return self._position.state_dict(self.trainer) | self._data_state()
+        return self._position.state_dict(self.trainer) | self._data_state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume at the position in ``state``; see ``TrainingPosition.load_state_dict``."""
         if not state or (self.trainer and self.trainer.state.fn != TrainerFn.FITTING):
             return
         assert self._position is not None
-        now = self._data_state()
-        self._position.load_state_dict(state, now, self.allow_changed_data, self.trainer)
-
-    def _data_state(self) -> dict[str, Any]:
-        """Return the fingerprint of the data and its files, to compare with a checkpoint's."""
-        return {
-            "fingerprint": self._fingerprint(),
-            "data_hash": self.data_hash,
-            "files": ", ".join(self._splits["train"].names),
-        }
-
-    def _fingerprint(self) -> dict[str, Any]:
-        """Return what determines the tokens of each split."""
-        splits: dict[str, Any] = {name: s.fingerprint for name, s in self._splits.items()}
-        fraction = "auto" if self.val_fraction is None else self.val_fraction
-        return {**splits, "val_fraction": None if self.paths["val"] else fraction}
+        now, changed = self._data_state, self.allow_changed_data
+        self._position.load_state_dict(state, now, changed, self.trainer)

@@ -13,6 +13,7 @@ from peft_lightning.data.batching import RowIndices, WeightedSource
 from peft_lightning.data.files.sources import Source, as_list, find_source
 from peft_lightning.data.per_source import source_names
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
+from peft_lightning.files import sha256_of_json
 from peft_lightning.messages import UserError
 
 Tokenize = Callable[[Source], TokenizedDataset]
@@ -48,18 +49,24 @@ class Split:
         return np.unique(np.concatenate([source.rows for source in self.sources]))
 
     @property
+    def parts(self) -> list[TokenizedDataset]:
+        """The tokens of the sources, those of equal content once."""
+        parts: list[Any] = self.dataset.datasets
+        return parts
+
+    @property
     def folders(self) -> set[Path]:
         """The folders of the tokens of its sources; sources of equal content share one."""
-        parts: list[Any] = self.dataset.datasets
-        return {part.folder for part in parts}
+        return {part.folder for part in self.parts}
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The numbers of rows as the files have them, of tokens, and of tokens in the loss."""
+        """The numbers of rows of the files, of all tokens, of those in the loss and in one row."""
         return {
             "rows": len(np.unique(self.records[self.rows])),
             "tokens": int(self.lengths[self.rows].sum()),
             "loss_tokens": int(self.num_loss_tokens[self.rows].sum()),
+            "longest_row": int(self.lengths[self.rows].max()),
         }
 
 
@@ -148,3 +155,21 @@ def open_split(given: GivenSources, tokenize: Tokenize, log: Callable[[str], Non
         given.names,
         given.labels,
     )
+
+
+def data_state(splits: Mapping[str, Split], held_out: float | str | None) -> dict[str, Any]:
+    """Return what determines the tokens of a run, to compare with a checkpoint's.
+
+    Args:
+        splits: The open splits.
+        held_out: The fraction of the training rows that is validated on, "auto" for the default;
+            None if the validation rows are given.
+    """
+    fingerprint: dict[str, Any] = {name: split.fingerprint for name, split in splits.items()}
+    fingerprint["val_fraction"] = held_out
+    train = splits.get("train")
+    return {
+        "fingerprint": fingerprint,
+        "data_hash": sha256_of_json(fingerprint),
+        "files": ", ".join(train.names) if train else "",
+    }

@@ -27,7 +27,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from peft_lightning.files import atomic_folder
+from peft_lightning.files import atomic_folder, sha256_of_json
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
@@ -237,4 +237,4 @@ def _digest(ids: NDArray[np.int64]) -> bytes:
 
 
 def _name(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return sha256_of_json(facts)[:32]

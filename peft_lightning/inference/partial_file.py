@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from peft_lightning.files import atomic_text
+from peft_lightning.files import atomic_text, sha256_of_json
 from peft_lightning.process.signals import STOP
 
 
@@ -103,4 +103,4 @@ def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 def run_hash(*facts: Any) -> str:
     """Return a hash of ``facts``, everything that the answers depend on, as JSON."""
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+    return sha256_of_json(facts)

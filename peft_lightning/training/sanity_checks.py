@@ -111,9 +111,10 @@ def check_positions(trainer: L.Trainer, module: Any) -> None:
         UserError: If a row is longer than the learned positions. If positions are computed, as
             rotary ones are, the row is only said to be longer than those the model knows.
     """
-    rows: dict[str, int] = getattr(trainer.datamodule, "longest_rows", {})  # type: ignore[attr-defined]
+    sizes: dict[str, Any] = getattr(trainer.datamodule, "sizes", {})  # type: ignore[attr-defined]
     virtual = getattr(module.adapter, "num_virtual_tokens", 0)
-    longest, positions = max(rows.values(), default=0), positions_of(module.model)
+    longest = max((size.get("longest_row", 0) for size in sizes.values()), default=0)
+    positions = positions_of(module.model)
     if positions.number is None or longest + virtual <= positions.number:
         return
     length = f"{longest} tokens" + (f" and {virtual} virtual ones" if virtual else "")

@@ -421,7 +421,12 @@ def test_no_validation_is_possible(data, monkeypatch):
 def test_sizes_count_rows_tokens_and_tokens_in_the_loss(data):
     module = data()
     module.setup("fit")
-    assert module.sizes["val"] == {"rows": 3, "tokens": 3 * 4, "loss_tokens": 3 * 3}
+    assert module.sizes["val"] == {
+        "rows": 3,
+        "tokens": 3 * 4,
+        "loss_tokens": 3 * 3,
+        "longest_row": 4,
+    }
 
 
 def test_several_sources_with_weights_are_one_epoch(data, jsonl):

@@ -1,13 +1,12 @@
 """Tokenizers: loading, fingerprints, and the special tokens around a text."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from peft_lightning.data.tokens.template_sources import set_template
+from peft_lightning.files import sha256_of_json
 from peft_lightning.messages import UserError
 
 
@@ -73,7 +72,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     else:
         facts["class"] = type(tokenizer).__name__
         facts["vocabulary"] = sorted(tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(facts)
 
 
 def special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
