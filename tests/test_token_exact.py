@@ -118,6 +118,7 @@ def test_two_processes_give_the_same_update(batch_size, base, ten_rows, format, 
     assert_same(load_file(out), expected)
 
 
+@pytest.mark.slow
 def test_validation_is_the_weighted_mean_over_its_rows(base, ten_rows, tmp_path):
     data = {"val": str(ten_rows), "format": "weighted_rows.row", "val_batch_size": 3}
     options = {"max_epochs": 15, "module": {"optimizer": lambda p: torch.optim.Adam(p, lr=0.03)}}

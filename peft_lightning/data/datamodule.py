@@ -65,7 +65,7 @@ class SFTDataModule(L.LightningDataModule):
         truncation: Of longer rows: drop (counted), truncate (the right end, no EOS) or error.
         on_bad_row: What to do with malformed rows: error, or skip (counted by reason).
         mix: What the numbers of ``train`` are: share (of the rows of an epoch), rows (per epoch),
-        truncation: Of longer rows: drop (counted), truncate (right end, no EOS) or error.
+            repeat (how often each row occurs), or auto: share if they sum to 1, else repeat.
         stopping_strategy: Of shares: all_exhausted (every row at least once) or first_exhausted.
         val_fraction: Fraction of the training rows held out without ``val``, the same for every
             seed; 0 for none; by default 5 % but at most 1,000 rows, and none of fewer than 20.

@@ -130,7 +130,8 @@ def step(point: Point, folder: Path, options: Any) -> Point:
     adapter = LoRA(r=point["rank"], target_modules="all-linear", layers_to_transform=upper)
     rows = max(1, TOKENS // point["length"])
     write_long_rows(folder / "rows.jsonl", rows * (WARM_UP + MEASURED), point["length"])
-    data = {"max_length": point["length"], "batch_size": rows, "val_fraction": 0}
+    cut = {"max_length": point["length"], "truncation": "truncate"}
+    data = {**cut, "batch_size": rows, "val_fraction": 0}
     clock, module = fit(model, adapter, folder, options, data, cache_hidden_states=point["cached"])
     trained = [p.numel() for p in module.parameters() if p.requires_grad]
     return {
