@@ -1,16 +1,21 @@
 """The data files of a folder or a pattern: which are there, and which are meant."""
 
 import glob
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from peft_lightning.data.files.compressed import DAMAGE
 from peft_lightning.data.files.data_files import RECOGNISED, DataFile, data_file, kind_of
 from peft_lightning.data.files.json_files import layout_of_file
+from peft_lightning.data.files.saved_datasets import (
+    DICT_FILE,
+    SIDE_FILES,
+    STATE_FILE,
+    read_object,
+    saved_files,
+)
 from peft_lightning.data.files.split_names import (
     MEANT,
     SPLIT_WORDS,
@@ -20,8 +25,6 @@ from peft_lightning.data.files.split_names import (
 )
 from peft_lightning.messages import UserError, shortened
 
-STATE_FILE, DICT_FILE = "state.json", "dataset_dict.json"  # of datasets' save_to_disk
-SIDE_FILES = (STATE_FILE, DICT_FILE, "dataset_info.json", "dataset_infos.json")
 WILDCARDS = "*?["
 
 
@@ -58,7 +61,7 @@ def find_files(
     local = Path(path).expanduser()
     if local.is_dir():
         if (local / DICT_FILE).is_file():
-            names = _read_object(local / DICT_FILE).get("splits")
+            names = read_object(local / DICT_FILE).get("splits")
             chosen = _chosen([str(name) for name in names or []], purpose, split, path)
             inner = [find_files(str(local / name), None, None, encoding) for name in chosen]
             rest = tuple(f"{name}/" for name in names or [] if name not in chosen)
@@ -107,7 +110,7 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
 
 def _data_files(names: list[Path], encoding: str | None) -> tuple[list[DataFile], list[Path]]:
     """Return the data files among ``names``, and the other files."""
-    saved = {path.parent: _saved_files(path.parent) for path in names if path.name == STATE_FILE}
+    saved = {path.parent: saved_files(path.parent) for path in names if path.name == STATE_FILE}
     files: list[DataFile] = []
     left_out: list[Path] = []
     for path in names:
@@ -126,36 +129,6 @@ def _data_files(names: list[Path], encoding: str | None) -> tuple[list[DataFile]
         left_out += [file.path for file in single]
     files.sort(key=lambda file: file.path.parent)  # stable: the order of a saved state stays
     return files, left_out
-
-
-def _saved_files(folder: Path) -> list[DataFile] | None:
-    """Return the files of a folder written by ``save_to_disk`` in their order; None for another."""
-    state = _read_object(folder / STATE_FILE)
-    entries = state.get("_data_files")
-    if not isinstance(entries, list):
-        return None
-    if state.get("_indices_data_files"):
-        raise UserError(f"{folder}: saved with indices; save it again with a newer `datasets`")
-    columns = None if state.get("_output_all_columns") else state.get("_format_columns")
-    kept = tuple(map(str, columns)) if isinstance(columns, list) else None
-    files = []
-    for entry in entries:
-        name = str(entry.get("filename")) if isinstance(entry, dict) else ""
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise UserError(f"{folder}/{STATE_FILE} names {name!r}, which is not in this folder")
-        files.append(DataFile(path, "arrow", columns=kept))
-    return files
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: damaged, not a JSON object; copy the folder again")
-    return content
 
 
 def _is_single_row(file: DataFile, encoding: str | None) -> bool:

@@ -32,7 +32,9 @@ def written_keys(lines: Sequence[bytes]) -> list[int]:
     colons = np.flatnonzero(content == _COLON)
     before, second = content[colons - 1], content[colons - 2]
     is_end = before == _QUOTE
-    is_unknown = _IS_BLANK[before] & _IS_QUOTE_OR_BLANK[second]
+    is_unknown = np.zeros_like(is_end)
+    if not is_end.all():
+        is_unknown = _IS_BLANK[before] & _IS_QUOTE_OR_BLANK[second]
     is_escaped = is_end & (second == _BACKSLASH)
     if is_escaped.any():
         is_end &= ~is_escaped
@@ -88,5 +90,5 @@ def num_keys(value: Any) -> int:
 
 
 def _per_line(places: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count places by the line that they are in; ``ends`` are those of the lines."""
-    return np.bincount(np.searchsorted(ends, places, side="right"), minlength=len(ends))
+    """Count ascending places by the line that they are in; ``ends`` are those of the lines."""
+    return np.diff(np.searchsorted(places, ends), prepend=0)
