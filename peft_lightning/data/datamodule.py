@@ -174,8 +174,7 @@ class SFTDataModule(L.LightningDataModule):
         )
         self._splits = self.open_splits(stage, tokenize, rank_zero_info)
         self.sizes = {name: split.sizes for name, split in self._splits.items()}
-        fraction = "auto" if self.val_fraction is None else self.val_fraction
-        self._data_state = data_state(self._splits, None if self.paths["val"] else fraction)
+        self._data_state = data_state(self._splits, self.paths["val"], self.val_fraction)
         self.data_hash = self._data_state["data_hash"]
         if stage == "fit":
             self._position = TrainingPosition(self._loaders().plan(self._splits["train"], True))

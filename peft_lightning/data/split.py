@@ -157,16 +157,17 @@ def open_split(given: GivenSources, tokenize: Tokenize, log: Callable[[str], Non
     )
 
 
-def data_state(splits: Mapping[str, Split], held_out: float | str | None) -> dict[str, Any]:
+def data_state(splits: Mapping[str, Split], val: Any, val_fraction: float | None) -> dict[str, Any]:
     """Return what determines the tokens of a run, to compare with a checkpoint's.
 
     Args:
         splits: The open splits.
-        held_out: The fraction of the training rows that is validated on, "auto" for the default;
-            None if the validation rows are given.
+        val: The validation rows, if they are given.
+        val_fraction: The fraction of the training rows that is validated on otherwise.
     """
     fingerprint: dict[str, Any] = {name: split.fingerprint for name, split in splits.items()}
-    fingerprint["val_fraction"] = held_out
+    fraction = "auto" if val_fraction is None else val_fraction
+    fingerprint["val_fraction"] = None if val else fraction
     train = splits.get("train")
     return {
         "fingerprint": fingerprint,
