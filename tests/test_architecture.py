@@ -73,10 +73,10 @@ BEFORE_THE_COMMAND_IS_KNOWN = [
 ]
 ONE_PLACE = {  # what is done in one way, and where
     "get_close_matches": "messages.py",
-    "file_digest": "files.py",
-    "sha256(json": "files.py",
-    "os.replace": "files.py",
-    ".rename(": "files.py",
+    "file_digest": "files/checksums.py",
+    "sha256(json": "files/checksums.py",
+    "os.replace": "files/atomic.py",
+    ".rename(": "files/atomic.py",
 }
 RAISES_BUGS = {"kernels/native/attention.py"}  # and nothing that a user can cause
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}

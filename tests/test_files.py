@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_lightning import files
-from peft_lightning.files import atomic_folder, atomic_text, existing_folder
+from peft_lightning.files import atomic, atomic_folder, atomic_text, existing_folder
 
 CRASHED = 9
 STEPS = ["fsync", "mkdir", "rename", "replace", "rmdir", "unlink"]  # of the module os
@@ -50,7 +49,7 @@ def crash_at(step, action):
 
         for name in STEPS:
             setattr(os, name, counting(getattr(os, name)))
-        files._exchange = counting(files._exchange)
+        atomic._exchange = counting(atomic._exchange)
         status = 1
         with contextlib.suppress(BaseException):
             action()
@@ -66,7 +65,7 @@ def crash_at(step, action):
 def exchange(request, monkeypatch):
     """Whether the file system can exchange two names in one step."""
     if not request.param:
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
     return request.param
 
 
@@ -177,9 +176,9 @@ def test_an_error_of_the_disk_leaves_a_whole_folder(name, exchange, tmp_path, mo
 def test_everything_is_on_the_disk_before_names_change(tmp_path, monkeypatch):
     write(tmp_path / "x", "old")
     events = []
-    sync, exchange = files._sync, files._exchange
-    monkeypatch.setattr(files, "_sync", lambda p: (events.append(p.name), sync(p)))
-    monkeypatch.setattr(files, "_exchange", lambda a, b: (events.append("!"), exchange(a, b))[1])
+    sync, exchange = atomic._sync, atomic._exchange
+    monkeypatch.setattr(atomic, "_sync", lambda p: (events.append(p.name), sync(p)))
+    monkeypatch.setattr(atomic, "_exchange", lambda a, b: (events.append("!"), exchange(a, b))[1])
     write(tmp_path / "x", "new")
     assert {"a", "b", "sub"} <= set(events[: events.index("!")])
     assert events[events.index("!") + 1] == tmp_path.name

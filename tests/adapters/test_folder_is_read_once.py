@@ -83,7 +83,7 @@ def test_a_run_from_a_folder_a_model_to_answer_and_a_bank_read_the_adapter_once(
 
 def test_a_file_is_hashed_again_only_if_it_has_changed(places, monkeypatch):
     folder = Path(places[1])
-    monkeypatch.setattr("peft_lightning.files._CLOCK_STEP", 0)
+    monkeypatch.setattr("peft_lightning.files.checksums._CLOCK_STEP", 0)
     hashed = Counter()
     file_digest = hashlib.file_digest
 
