@@ -20,7 +20,7 @@ from jsonargparse import Namespace
 from peft_lightning import CausalLMModule, SFTDataModule
 from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import options_of
-from peft_lightning.cli.help import FILE, PREDICT, PROG
+from peft_lightning.cli.help import FILE, ONLY, PROG
 
 WIDTH = 100
 
@@ -34,6 +34,8 @@ GENERAL = [
     ("--print_config", "Print the whole configuration as YAML, and stop."),
     ("--debug", "Show the traceback of an error."),
 ]
+
+FIT_ONLY = [("--verbose", "Say how every part of a step is computed.")]
 
 PREDICT_ONLY = [
     (
@@ -67,7 +69,8 @@ def short_help() -> str:
     """Return the text of the file."""
     lines = [f"usage: {PROG} {{command}} --config FILE [--OPTION VALUE ...]", "", "{summary}", ""]
     lines += [*_table("general", GENERAL)[:-1]]
-    lines += [PREDICT + line for line in _table("", PREDICT_ONLY)[1:-1]]
+    for command, options in (("fit", FIT_ONLY), ("predict", PREDICT_ONLY)):
+        lines += [ONLY.format(command) + line for line in _table("", options)[1:-1]]
     lines += ["", *_table("model", _options(CausalLMModule, "--model."))]
     lines.append("adapters: --model.adapter NAME, or --model.adapter.OPTION VALUE for one option")
     for adapter in sorted(_leaves(Adapter), key=lambda c: (c.__module__, c.__name__)):

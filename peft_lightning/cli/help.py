@@ -6,7 +6,8 @@ from pathlib import Path
 
 PROG = "python -m peft_lightning"
 FILE = Path(__file__).with_name("help.txt")  # written by scripts/write_help.py
-PREDICT = "predict|"  # begins a line that only predict has
+COMMANDS_WITH_OPTIONS = ("fit", "predict")
+ONLY = "{}|"  # begins a line that only one command has
 
 
 def command_help(command: str, summary: str) -> str:
@@ -17,7 +18,7 @@ def command_help(command: str, summary: str) -> str:
         summary: What it does, in one line.
     """
     lines = FILE.read_text("utf-8").splitlines()
-    if command != "predict":
-        lines = [line for line in lines if not line.startswith(PREDICT)]
-    text = "\n".join(line.removeprefix(PREDICT) for line in lines)
+    others = tuple(ONLY.format(name) for name in COMMANDS_WITH_OPTIONS if name != command)
+    lines = [line for line in lines if not line.startswith(others)]
+    text = "\n".join(line.removeprefix(ONLY.format(command)) for line in lines)
     return text.replace("{command}", command).replace("{summary}", summary)
