@@ -32,7 +32,7 @@ PHASES = {
     "imports of torch": (FIT, "", 1.5),
     "tokenizing": (FIT, "format prompt_completion", 0.0),
     "loading": (FIT, "kept", 0.5),
-    "first step": (FIT, "on the CPU", 0.5),
+    "first step": (FIT, "threads", 0.5),
     "a later step": (FIT, "step 2/", 0.7),
     "validation": ([*FIT, "--trainer.val_check_interval", "1"], "validating", 1.0),
     "generation": (GENERATE, "", 9.0),
