@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 L = 6
-# of tiny.py's models: sums of 48 terms (intermediate_size); in each of 2 layers the queries,
-# scores, values, output, gate and down-projection follow on each other, then comes the head
-TERMS, FORWARD = 48, 2 * 6 + 1
+# of tiny.py's models: sums of 48 terms (intermediate_size); in each of 2 layers a norm, queries,
+# scores, their softmax, values, output, a norm, gate and down-projection follow on each other, then
+# come the last norm and the head
+TERMS, FORWARD = 48, 2 * 9 + 2
 BACKWARD = 3 * FORWARD  # each product again for the gradient of its input, and of its weight
 
 

@@ -66,7 +66,7 @@ class Split:
             "rows": len(np.unique(self.records[self.rows])),
             "tokens": int(self.lengths[self.rows].sum()),
             "loss_tokens": int(self.num_loss_tokens[self.rows].sum()),
-            "longest_row": int(self.lengths[self.rows].max()),
+            "longest_row": int(self.lengths[self.rows].max(initial=0)),
         }
 
 
@@ -132,7 +132,7 @@ def open_split(given: GivenSources, tokenize: Tokenize, log: Callable[[str], Non
     distinct = {part.folder: part for part in parts.values()}
     ends = np.cumsum([len(part) for part in distinct.values()])
     records = [part.records for part in distinct.values()]
-    starts = np.cumsum([0, *(int(numbers[-1]) + 1 for numbers in records)])
+    starts = np.cumsum([0, *(int(numbers[-1]) + 1 if len(numbers) else 0 for numbers in records)])
     rows = {
         folder: np.arange(end - len(part), end)
         for (folder, part), end in zip(distinct.items(), ends, strict=True)

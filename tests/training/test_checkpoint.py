@@ -173,7 +173,7 @@ def test_a_save_that_is_due_at_the_end_of_an_epoch_without_validation_is_made(ba
         ({"adapter": LoRA(r=2, target_modules=["q_proj"])}, r"target_modules: .*q_proj"),
         ({"adapter": LoRA(r=2, lora_alpha=7)}, r"lora_alpha: 32 in the checkpoint, 7 configured"),
         ({"adapter": PromptTuning()}, r"peft_type: 'LORA' in the checkpoint, 'PROMPT_TUNING'"),
-        ({"data": {"max_length": 30}}, r"data"),
+        ({"data": {"train_on": "all"}}, r"data"),
     ],
     ids=["rank", "targets", "alpha", "method", "data"],
 )

@@ -120,7 +120,7 @@ def test_a_terminal_of_80_columns_is_never_filled_by_the_bar(seen):
 
 def test_nothing_of_the_bar_is_left_and_no_line_is_torn(seen):
     lines = [line for line in seen.screen() if line]
-    assert not [line for line in lines if "epoch" in line or "starting" in line]
+    assert not [line for line in lines if line.startswith(("epoch", "starting"))]
     notes = ("format prompt_completion", "kept", "held out", "trained 1", "the result is in")
     for note in notes:
         assert len([line for line in lines if note in line]) == 1, (note, lines)

@@ -61,6 +61,7 @@ class AuditedSource:
         self.notes, self.locations = notes, locations
         self.folder = Path(source.name)
         self.records = np.repeat(np.arange(len(notes.sequences)), notes.sequences)
+        self.tokens_hash = ""  # the tokens are not kept
         self.meta: dict[str, Any] = {"source": source.name, "fingerprint": {}, "findings": []}
 
     def __len__(self) -> int:

@@ -74,6 +74,8 @@ def find_files(
                 f"{path} has no splits, leave [{split}] out; data.max_rows limits the rows"
             )
         return FoundFiles((file,))
+    elif local.is_symlink() and not local.exists():
+        raise _broken_link(local)
     elif local.exists():
         raise UserError(f"{path}: a pipe or device; rows are read several times, write a file")
     elif any(character in path for character in WILDCARDS):
@@ -106,6 +108,12 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
                 yield from _walk(path, seen)
         elif path.is_file():
             yield path
+        elif path.is_symlink() and kind_of(path.name) is not None:
+            raise _broken_link(path)
+
+
+def _broken_link(path: Path) -> UserError:
+    return UserError(f"{path}: a link to {os.readlink(path)}, which is not there")
 
 
 def _data_files(names: list[Path], encoding: str | None) -> tuple[list[DataFile], list[Path]]:

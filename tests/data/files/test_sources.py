@@ -7,6 +7,7 @@ import pytest
 
 from files_of_rows import ROWS, content_of, lines, records
 from peft_lightning.data.files.sources import find_source
+from peft_lightning.messages import UserError
 
 
 @pytest.fixture
@@ -170,8 +171,16 @@ def test_links_are_followed_once(tree, tmp_path):
     folder = tree("data/a.jsonl", "other/b.jsonl")
     os.symlink(tmp_path / "other", tmp_path / "data" / "link")
     os.symlink(tmp_path / "data", tmp_path / "data" / "loop")
-    os.symlink(tmp_path / "nowhere", tmp_path / "data" / "broken.jsonl")
+    os.symlink(tmp_path / "nowhere", tmp_path / "data" / "notes.txt")
     assert names(f"{folder}/data") == ["data/a.jsonl", "other/b.jsonl"]
+
+
+@pytest.mark.parametrize("path", ["data", "data/broken.jsonl", "data/*.jsonl"])
+def test_a_data_file_that_is_a_link_to_nowhere_is_named(tree, tmp_path, path):
+    folder = tree("data/a.jsonl")
+    os.symlink(tmp_path / "nowhere", tmp_path / "data" / "broken.jsonl")
+    with pytest.raises(UserError, match=r"broken\.jsonl: a link to .*nowhere, which is not there"):
+        find_source(f"{folder}/{path}")
 
 
 @pytest.mark.parametrize(
