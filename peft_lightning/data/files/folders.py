@@ -80,6 +80,8 @@ def find_files(
         raise UserError(f"{path}: a pipe or device; rows are read several times, write a file")
     elif any(character in path for character in WILDCARDS):
         matches = [Path(m) for m in glob.glob(str(local), recursive=True)]
+        if broken := [match for match in matches if match.is_symlink() and not match.exists()]:
+            raise _broken_link(broken[0])
         names = sorted({f for m in matches for f in (_walk(m, set()) if m.is_dir() else [m])})
         if not names:
             return None
