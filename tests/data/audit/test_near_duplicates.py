@@ -14,6 +14,8 @@ from peft_lightning.data.audit.near_duplicates import (
 )
 from peft_lightning.data.audit.shingles import LENGTH, TABLE_BITS, Texts, common_shingles, shingles
 
+pytestmark = pytest.mark.slow
+
 NOTHING = np.zeros(2**TABLE_BITS, dtype=bool)
 
 

@@ -17,6 +17,8 @@ from peft_lightning.data.rows.row_parser import RowParser
 from peft_lightning.data.rows.turns import THOUGHTS, TRAIN_DETAILS
 from peft_lightning.messages import UserError
 
+pytestmark = pytest.mark.slow
+
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 SPAN = {"begin_offset": 0, "end_offset": 0, "train": True}

@@ -10,6 +10,8 @@ from peft_lightning.data.tokens.tokenization import RowTokenizer
 from template_families import FAMILIES
 from toy_tokenizers import byte_tokenizer, fallback_tokenizer, gpt2_tokenizer
 
+pytestmark = pytest.mark.slow
+
 TOKENIZERS = {"bytes": byte_tokenizer, "fallback": fallback_tokenizer, "gpt2": gpt2_tokenizer}
 ROWS = 12  # of each family and tokenizer
 
