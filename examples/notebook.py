@@ -78,7 +78,7 @@ assert answer(PROMPT, adapter) == answered
 #
 # base = load_base_model(BASE, dtype="float32")
 # theirs = PeftModel.from_pretrained(base, "runs/notebook/adapter")
-# from peft_lightning.data.tokens.tokenization import encode_prompt
+# from peft_lightning.data import encode_prompt
 # prompt = torch.tensor([encode_prompt(tokenizer, PROMPT)])
 # difference = theirs(prompt).logits - model(prompt).logits
 # print("HF PEFT's logits differ from ours by at most", difference.abs().max().item())

@@ -21,10 +21,11 @@ from peft_lightning.base_model.weights import open_weights
 from peft_lightning.commands.card import model_card
 from peft_lightning.commands.inspect import inspect
 from peft_lightning.commands.push import push
+from peft_lightning.data import encode_prompt
 from peft_lightning.data.records import RowError
 from peft_lightning.data.rows.formats import messages
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
-from peft_lightning.data.tokens.tokenization import RowTokenizer, encode_prompt
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.data.tokens.tokenizer import load_tokenizer as load_other_tokenizer
 from peft_lightning.files import SUMS_FILE
 from peft_lightning.hub import adapter_folder

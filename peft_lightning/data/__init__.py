@@ -19,15 +19,16 @@ from peft_lightning.data.rows import (
     RowParser,
     resolve_format,
 )
+from peft_lightning.data.tokens.prompt_encoding import PromptEncoder, encode_prompt
 from peft_lightning.data.tokens.template_sources import load_templates, set_template
 from peft_lightning.data.tokens.templates import ChatTemplate
-from peft_lightning.data.tokens.tokenization import encode_prompt
 
 __all__ = [
     "ChatTemplate",
     "Conversation",
     "Message",
     "PlainText",
+    "PromptEncoder",
     "Row",
     "RowError",
     "RowOptions",

@@ -15,7 +15,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from peft_lightning.data import encode_prompt
+from peft_lightning.data import PromptEncoder
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.messages import UserError
 
@@ -150,7 +150,8 @@ def generate_texts(
         max_new_tokens: Largest number of tokens of an answer.
         **options: Those of ``generate_tokens``.
     """
-    rows = [encode_prompt(tokenizer, p) if isinstance(p, str) else p for p in prompts]
+    encoder = PromptEncoder(tokenizer)
+    rows = [encoder.encode(p) if isinstance(p, str) else p for p in prompts]
     answers = generate_tokens(model, adapter, tokenizer, rows, max_new_tokens, **options)
     return [decode_answer(tokenizer, ids) for ids in answers]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from peft_lightning.data import (
+    PromptEncoder,
     Row,
     RowError,
     RowOptions,
@@ -16,8 +18,6 @@ from peft_lightning.data import (
     find_source,
     resolve_format,
 )
-from peft_lightning.data.options import TokenOptions
-from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.files import read_text
 from peft_lightning.messages import UserError
 
@@ -61,7 +61,10 @@ def read_prompts(
         options = RowOptions("prompt_completion", system_prompt=options.system_prompt)
     else:
         assert file is not None
-        found = iter(find_source(file, "predict", options.encoding).records())
+        source = find_source(file, "predict", options.encoding)
+        if summary := source.summary():
+            print(summary, file=sys.stderr)
+        found = iter(source.records())
     prompts = list(_parsed(found, options, str(file)))
     if not prompts:
         raise UserError(f"there is no prompt in {file or '--prompt'}")
@@ -77,10 +80,10 @@ def encode_prompts(
         UserError: If the chat template refuses a prompt; the message names its line.
     """
     rows = []
-    row_tokenizer = RowTokenizer(tokenizer, options=TokenOptions(template_date=None))
+    encoder = PromptEncoder(tokenizer)
     for prompt in prompts:
         try:
-            rows.append(row_tokenizer.encode_prompt(prompt.row))
+            rows.append(encoder.encode(prompt.row))
         except RowError as error:
             raise UserError(f"{prompt.where}: {error}") from error
     return rows

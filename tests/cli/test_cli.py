@@ -19,7 +19,7 @@ from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
 from peft_lightning.__main__ import no_collecting
 from peft_lightning.adapters import LoRA, load_adapter, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
-from peft_lightning.data.tokens.tokenization import encode_prompt
+from peft_lightning.data import encode_prompt
 from peft_lightning.inference.generate import generate_tokens
 
 ROOT = Path(__file__).parents[2]

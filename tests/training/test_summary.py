@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from peft_lightning import LoRA
-from peft_lightning.data.tokens.tokenization import encode_prompt
+from peft_lightning.data import encode_prompt
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.kernels.native.library import kernels_state
 from peft_lightning.training.summary import Summary, trained_table

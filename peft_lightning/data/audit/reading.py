@@ -67,9 +67,6 @@ class AuditedSource:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict[str, NDArray[Any]]:
-        raise NotImplementedError("the tokens of an audited source are not kept")
-
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Number of tokens of each sequence, (sequences,)."""

@@ -149,9 +149,7 @@ def _source(module: str, file: Path) -> str:
 def _own_file(module: str) -> Path | None:
     """Return the file of a module that is not part of an installed package."""
     package = module.partition(".")[0]
-    if package in (*sys.stdlib_module_names, "peft_lightning") or not _is_own(
-        _file_of(package), package
-    ):
+    if package in _NEVER_OWN or not _is_own(_file_of(package), package):
         return None
     file = _file_of(module)
     return file if file is not None and file.is_file() and _is_own(file, module) else None

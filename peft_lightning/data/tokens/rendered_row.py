@@ -23,6 +23,7 @@ class RenderedRow:
         add_special_prefix: Whether the special tokens that the tokenizer puts before a text, such
             as BOS, precede it; a chat template prints them itself.
         findings: What the reader of the data should hear of.
+        rest: What was cut off the text, because it is longer than rows may be anyway.
     """
 
     text: str
@@ -32,6 +33,7 @@ class RenderedRow:
     eos_weight: float | None = None
     add_special_prefix: bool = False
     findings: tuple[Finding, ...] = ()
+    rest: str = ""
 
     @classmethod
     def of_marked(

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peft_lightning.data.options import TokenOptions
 from peft_lightning.data.records import DroppedRowError, Finding, LongRowError, RowError
-from peft_lightning.data.rows.conversations import Conversation, Message, PlainText, Row
+from peft_lightning.data.rows.conversations import Row
 from peft_lightning.data.tokens.rendered_row import RenderedRow
 from peft_lightning.data.tokens.rendering import RowRenderer
 from peft_lightning.data.tokens.special_tokens import SpecialTokens
@@ -124,16 +124,25 @@ class RowTokenizer:
         return [self._shortened(text) for text in rendered]
 
     def _shortened(self, row: RenderedRow) -> RenderedRow:
-        """Cut a text whose first part alone has more than ``max_length`` tokens."""
+        """Cut a text whose first part alone has more than ``max_length`` tokens.
+
+        Tokenizers need more than linear time for a long text without white space.
+        """
         size = self._certainly_long
         if len(row.text) <= 2 * size:
             return row
+        text, rest = row.text[: size + 1], row.text[size + 1 :]
         spans = [(s, min(e, size + 1), w) for s, e, w in row.spans if s < size]
         answers = [(s, min(e, size + 1)) for s, e in row.answers if s <= size]
         literals = [(s, e) for s, e in row.literals if e <= size]
-        return replace(
-            row, text=row.text[: size + 1], spans=spans, answers=answers, literals=literals
-        )
+        return replace(row, text=text, spans=spans, answers=answers, literals=literals, rest=rest)
+
+    def _num_tokens(self, text: str) -> int:
+        """Return the number of tokens of a long text, in pieces: at most one too many for each."""
+        size = self._certainly_long
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        encoded = self.tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"]
+        return sum(map(len, encoded))
 
     def _prefix_of(self, row: RenderedRow, ids: list[int]) -> list[int]:
         """Return the special tokens before a text; never a second BOS."""
@@ -157,6 +166,8 @@ class RowTokenizer:
         max_length, length = self.options.max_length, len(input_ids)
         if length <= max_length:
             return TokenizedRow(input_ids, weights, findings=row.findings)
+        if row.rest:
+            length += self._num_tokens(row.rest)
         detail = f"{length} tokens"
         if self.options.truncation == "error":
             return LongRowError(f"longer than max_length {max_length}", detail, length)
@@ -167,28 +178,3 @@ class RowTokenizer:
             reason = f"no token in the loss within max_length {max_length}"
             return DroppedRowError(reason, detail, length)
         return TokenizedRow(input_ids, weights, length - max_length, row.findings)
-
-
-def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str | Sequence[Message] | Row,
-    chat_template: str | None = None,
-) -> list[int]:
-    """Return the token ids of a prompt: those that precede the completion in a training row.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        prompt: Messages, a row without its completion, or a text. A text is a user's message if
-            there is a template, else plain text.
-        chat_template: As for ``load_templates``.
-
-    Raises:
-        UserError: If there are messages but no template, or the template refuses them.
-    """
-    if isinstance(prompt, str):
-        message = {"role": "user", "content": prompt}
-        row: Row = Conversation([message], plain=PlainText([(prompt, False)]))
-    else:
-        row = prompt if isinstance(prompt, (Conversation, PlainText)) else Conversation(prompt)
-    today = TokenOptions(template_date=None)
-    return RowTokenizer(tokenizer, chat_template, today).encode_prompt(row)

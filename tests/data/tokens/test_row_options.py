@@ -5,11 +5,12 @@ import datetime
 import pytest
 from tokenizers import AddedToken
 
+from peft_lightning.data import encode_prompt
 from peft_lightning.data.options import TokenOptions
 from peft_lightning.data.records import RowError
 from peft_lightning.data.rows.conversations import Conversation, PlainText
 from peft_lightning.data.rows.formats import FORMATS
-from peft_lightning.data.tokens.tokenization import RowTokenizer, encode_prompt
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from template_families import FAMILIES, HERMES_CALLS
 from toy_tokenizers import CHATML, MARKED, byte_tokenizer, show
 

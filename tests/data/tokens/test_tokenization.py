@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizer
 
+from peft_lightning.data import encode_prompt
 from peft_lightning.data.options import TokenOptions
 from peft_lightning.data.records import DroppedRowError, LongRowError, RowCounts, RowError
 from peft_lightning.data.rows.conversations import Conversation, PlainText
 from peft_lightning.data.rows.formats import FORMATS
-from peft_lightning.data.tokens.tokenization import RowTokenizer, encode_prompt
+from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.data.tokens.tokenizer import tokenizer_fingerprint
 from toy_tokenizers import (
     CHATML,
@@ -380,3 +381,16 @@ def test_the_dtypes_are_those_the_cache_keeps():
     ((encoded,),) = RowTokenizer(byte_tokenizer()).tokenize([PlainText([("ab", True)])])
     assert encoded.input_ids.dtype == np.int32
     assert encoded.loss_weights.dtype == np.float32
+
+
+@pytest.mark.parametrize("letters", [4_999, 5_000, 20_000])
+def test_the_length_of_a_text_that_is_tokenized_in_pieces_is_that_of_all_of_it(letters):
+    row = PlainText([("p", False), ("a" * letters, True)])
+    options = TokenOptions(max_length=16)
+    row_tokenizer = RowTokenizer(byte_tokenizer(), None, options)
+    assert row_tokenizer._certainly_long * 2 < letters  # so it is cut before it is tokenized
+    (dropped,) = row_tokenizer.tokenize([row])
+    assert dropped.length == len(byte_tokenizer()("p" + "a" * letters)["input_ids"]) + 1  # EOS
+    options = TokenOptions(max_length=16, truncation="truncate")
+    ((cut,),) = RowTokenizer(byte_tokenizer(), None, options).tokenize([row])
+    assert cut.input_ids.tolist() == byte_tokenizer()("p" + "a" * 15)["input_ids"]
