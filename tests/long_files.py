@@ -1,0 +1,29 @@
+"""The files whose tests take longest, longest first: each worker begins with those.
+
+With whole files as the units of work, one of minutes that began last would run alone at the end. A
+run names the files that should be here. The order is all that counts.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+LONG = 45  # seconds, above which a file is to be in the list
+
+LONG_FILES = [
+    "tests/slurm/test_slurm.py",
+    "tests/training/cluster/test_stop.py",
+]
+
+
+def start_order(nodeid: str) -> int:
+    """Return the place of a test's file among those that are started first; the rest is equal."""
+    file = nodeid.partition("::")[0]
+    return LONG_FILES.index(file) if file in LONG_FILES else len(LONG_FILES)
+
+
+def missing(durations: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Return the seconds of the files that should be in the list, from those of tests."""
+    seconds: dict[str, float] = defaultdict(float)
+    for nodeid, duration in durations:
+        seconds[nodeid.partition("::")[0]] += duration
+    return {f: s for f, s in seconds.items() if s > LONG and f not in LONG_FILES}
