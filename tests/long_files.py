@@ -11,7 +11,23 @@ LONG = 45  # seconds, above which a file is to be in the list
 
 LONG_FILES = [
     "tests/slurm/test_slurm.py",
+    "tests/kernels/test_compiled_layers.py",
+    "tests/kernels/test_machine.py",
+    "tests/training/test_resume.py",
+    "tests/training/cluster/test_preemption.py",
     "tests/training/cluster/test_stop.py",
+    "tests/scripts/test_gpu_check.py",
+    "tests/commands/test_audit.py",
+    "tests/kernels/native/test_elementwise.py",
+    "tests/training/cluster/test_strategies.py",
+    "tests/cli/test_bad_input.py",
+    "tests/data/test_datamodule.py",
+    "tests/training/test_progress_bar.py",
+    "tests/kernels/test_precision.py",
+    "tests/test_examples.py",
+    "tests/cli/test_cli.py",
+    "tests/export/test_merged_folder.py",
+    "tests/test_fuzz.py",
 ]
 
 
