@@ -11,6 +11,7 @@ from peft_lightning.adapters.folder import adapter_files
 from peft_lightning.messages import UserError
 from peft_lightning.training.cluster.fsdp2 import gather_full, shard_like
 from peft_lightning.training.precision import say_if_changed, types_used
+from peft_lightning.training.prediction import prompt_facts
 from peft_lightning.training.run_identity import check_same_run, run_name
 
 
@@ -48,6 +49,7 @@ def add_to_checkpoint(module: Any, checkpoint: dict[str, Any]) -> None:
         "run": run_name(module.trainer),
         **({"quantization": module.quantization} if module.quantization else {}),
         **(types := types_used(module)),
+        **prompt_facts(module),
     }
     tensor_file, _, texts = adapter_files(module.adapter, module.model, facts, module.tokenizer)
     checkpoint["adapter_files"] = (tensor_file, texts)
