@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from peft_lightning.data.options import RowOptions, TokenOptions
+from peft_lightning.data.rows.column_paths import root_of
 from peft_lightning.data.rows.columns import PromptTemplate
 from peft_lightning.data.tokens.template_sources import is_template_source, with_date
 from peft_lightning.messages import UserError
@@ -135,7 +136,8 @@ class PromptFormat:
         prompt = self.prompt
         if "prompt" in options.columns or options.format not in ("auto", "prompt_completion"):
             prompt = None
-        if prompt is not None and not set(PromptTemplate(prompt).columns).issubset(columns):
+        needed = PromptTemplate(prompt).columns if prompt else ()
+        if not all(root_of(column, columns) in columns for column in needed):
             prompt = None
         return replace(options, system_prompt=self.system_prompt, prompt=options.prompt or prompt)
 
