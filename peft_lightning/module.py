@@ -68,11 +68,11 @@ class CausalLMModule(AdapterModule):
     ) -> None:
         super().__init__()
         self.configured_adapter = adapter
-        self.init_from, adapter = build_model.adapter_to_train(adapter, init_from)
+        self.init_from, adapter, prompts = build_model.adapter_to_train(adapter, init_from)
         build_model.check_options(adapter, learning_rate, activation_checkpointing)
         self.base_model_name, self.revision, self.adapter = base_model, revision, adapter
         self.learning_rate = adapter.learning_rate if learning_rate is None else learning_rate
-        self.optimizer, self.lr_schedule = optimizer, lr_schedule
+        self.optimizer, self.lr_schedule, self.prompt_format = optimizer, lr_schedule, prompts
         self.dtype_name, self.quantization = dtype, quantization
         self.activation_checkpointing, self.compile_layers = activation_checkpointing, compile
         self.cache_hidden_states, self.hidden_cache_gib = cache_hidden_states, hidden_cache_gib

@@ -9,6 +9,7 @@ from torch import Tensor
 from peft_lightning.adapters.folder import Texts, adapter_files
 from peft_lightning.messages import UserError
 from peft_lightning.training.precision import say_if_changed, types_used
+from peft_lightning.training.prediction import prompt_facts
 from peft_lightning.training.run_identity import check_same_run, run_name
 
 
@@ -38,6 +39,7 @@ def files_beside(
         **({"quantization": module.quantization} if module.quantization else {}),
         **({"added_tensors": sorted(added)} if added else {}),
         **types_used(module),
+        **prompt_facts(module),
     }
     tensor_file, _, texts = adapter_files(module.adapter, module.model, facts, module.tokenizer)
     return tensor_file, texts
