@@ -17,6 +17,7 @@ from peft_lightning.kernels.attention import FLAT_ATTENTION
 from peft_lightning.kernels.patch import patch_model
 from peft_lightning.loss import CausalLMLoss
 from peft_lightning.messages import UserError
+from peft_lightning.training.module_state import tensors_of_model
 from peft_lightning.training.precision import precision_of_run, say_if_emulated
 from peft_lightning.training.warm_start import adapter_to_continue, attach_trained
 
@@ -106,6 +107,7 @@ def build_model(module: Any) -> None:
         given = module.configured_adapter
         module.adapter = attach_trained(model, module.init_from, given, module.fingerprint)
     module.model = model
+    module.built_tensors = tensors_of_model(model)
     shares_prefix = leaves_inputs(module.adapter) and not module.compile_layers
     module.outputs = CausalLMLoss(model, module.adapter, shares_prefix)
 
