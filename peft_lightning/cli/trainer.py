@@ -31,6 +31,7 @@ from peft_lightning.cli.predictions import KeptPredictions
 from peft_lightning.cli.save_config import SaveConfig
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.data.trained_prompts import common_format
+from peft_lightning.inference.load import named_folders
 from peft_lightning.inference.prompt_formats import formats_of
 from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
@@ -289,7 +290,7 @@ class PeftCLI(LightningCLI):
     def _use_trained_prompts(self, datamodule: SFTDataModule) -> None:
         """Make prompts as the adapters were trained with; options that are given win."""
         config = self.config_init["predict"]
-        formats = formats_of(config.ckpt_path, config.adapter, {})
+        formats = formats_of(named_folders(config.adapter, config.ckpt_path))
         chosen = self.chosen["predict"].get("data") or Namespace()
         given = [name for name, value in vars(chosen).items() if value is not None]
         datamodule.use_prompt_format(common_format(formats), given)
