@@ -7,7 +7,6 @@ else that Lightning saves. Nothing of the frozen base model is in it.
 
 from __future__ import annotations
 
-import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
@@ -24,6 +22,7 @@ from peft_lightning.adapters.folder import write_files
 from peft_lightning.files import existing_folder, require_undamaged, sealed_folder
 from peft_lightning.messages import UserError
 from peft_lightning.process.signals import STOP
+from peft_lightning.training.saved_state import read_state, write_state
 
 STATE_FILE = "trainer_state.pt"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -37,6 +36,9 @@ class AdapterCheckpointIO(CheckpointIO):
     the texts of the others.
     """
 
+    def __init__(self) -> None:
+        self._told: set[str] = set()  # types of which ``write_state`` has warned
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
@@ -48,8 +50,7 @@ class AdapterCheckpointIO(CheckpointIO):
         try:
             with sealed_folder(path, previous) as folder:
                 write_files(folder, tensor_file, tensors, texts)
-                with (folder / STATE_FILE).open("wb") as file:
-                    torch.save(state, file)
+                write_state(state, folder / STATE_FILE, self._told)
         except (OSError, RuntimeError) as error:
             if (refusal := _of_the_system(error)) is None:
                 raise
@@ -71,12 +72,7 @@ class AdapterCheckpointIO(CheckpointIO):
                 "new run from an adapter's weights, give it as model.init_from"
             )
         require_undamaged(folder)
-        try:
-            state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(
-                f"{folder / STATE_FILE} cannot be read, it may be damaged: {error}"
-            ) from None
+        state = read_state(folder / STATE_FILE, weights_only)
         state["state_dict"] = {
             name: tensor
             for file in sorted(folder.glob("*.safetensors"))
