@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,12 +15,13 @@ from peft_lightning.hidden_cache.cache import cache_of_run
 from peft_lightning.training import adapter_state, build_model, gradients, prediction
 from peft_lightning.training.callbacks import default_callbacks
 from peft_lightning.training.evaluation import Evaluation
+from peft_lightning.training.load_from_checkpoint import LoadsFromCheckpoint
 from peft_lightning.training.optimizer import configure_optimizers
 from peft_lightning.training.schedules import Cosine, Schedule
 from peft_lightning.training.trainer import prepare_trainer
 
 
-class CausalLMModule(L.LightningModule):
+class CausalLMModule(LoadsFromCheckpoint, L.LightningModule):
     """Trains one adapter on a frozen causal language model.
 
     Override ``nll`` for another loss: it returns a sum and a count, so gradient accumulation and
@@ -71,6 +71,7 @@ class CausalLMModule(L.LightningModule):
         quantization: str | None = None,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters()
         self.configured_adapter = adapter
         self.init_from, adapter = build_model.adapter_to_train(adapter, init_from)
         build_model.check_options(adapter, learning_rate, activation_checkpointing)
@@ -191,10 +192,3 @@ class CausalLMModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         adapter_state.check_checkpoint(self, checkpoint)
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, base_model: str | None = None, **kwargs: Any
-    ) -> CausalLMModule:
-        """Build a module from an adapter folder, on another ``base_model`` if that has moved."""
-        return build_model.load_trained(cls, checkpoint_path, base_model, kwargs)

@@ -83,4 +83,5 @@ def fill_adapter(model: Namespace, given: Namespace | None, checkpoint: str | No
 def default_loggers(root: str) -> list[Logger]:
     """Return a CSV and a TensorBoard logger that write to ``<root>/logs/version_<n>``."""
     csv = CSVLogger(root, name="logs")
-    return [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
+    board = TensorBoardLogger(root, name="logs", version=csv.version, default_hp_metric=False)
+    return [csv, board]
