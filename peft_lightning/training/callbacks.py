@@ -14,6 +14,7 @@ from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.preemption import StopOnSignal
 from peft_lightning.training.generations import LogGenerations
 from peft_lightning.training.logged_hyperparameters import LogHyperparameters
+from peft_lightning.training.logger_checkpoints import UploadCheckpoints
 from peft_lightning.training.out_of_memory import OutOfMemoryAdvice
 from peft_lightning.training.progress_bar import TokenProgressBar
 from peft_lightning.training.rng_state import RNGState
@@ -40,7 +41,7 @@ def default_callbacks(callbacks: list[Callback]) -> list[Callback]:
         RNGState(),
         SanityChecks(),
     ]
-    wanted += [Throughput(), LogGenerations(), Summary(), LogHyperparameters()]
+    wanted += [Throughput(), LogGenerations(), Summary(), LogHyperparameters(), UploadCheckpoints()]
     for default in [c for c in callbacks if _is_lightnings_default(c)]:
         callbacks.remove(default)
         is_bar = isinstance(default, ProgressBar)
