@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from os import PathLike, fspath
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.core.mixins import HyperparametersMixin
 
@@ -34,6 +34,7 @@ class PlainHyperparameters(HyperparametersMixin):
     """
 
     logs_hyperparameters = True
+    row_arguments: ClassVar[frozenset[str]] = frozenset()  # whose lists of dicts are data
 
     def save_hyperparameters(
         self,
@@ -52,8 +53,11 @@ class PlainHyperparameters(HyperparametersMixin):
         super().save_hyperparameters(*args, ignore=ignore, frame=caller, logger=False)
 
     def _set_hparams(self, hp: Any) -> None:
-        values = plain(dict(self._to_hparams_dict(hp)))
-        super()._set_hparams({k: v for k, v in values.items() if k not in _OF_THE_CLI})
+        given = {k: v for k, v in dict(self._to_hparams_dict(hp)).items() if k not in _OF_THE_CLI}
+        rows = self.row_arguments
+        super()._set_hparams(
+            {k: plain(without_rows(v) if k in rows else v) for k, v in given.items()}
+        )
 
 
 def plain(value: Any) -> Any:
@@ -93,6 +97,17 @@ def plain(value: Any) -> Any:
         return name  # a model or a tokenizer of transformers
     text = str(value) if type(value).__module__ == "torch" else ""  # torch.float32, cuda:0
     return text if text and "\n" not in text and "(" not in text else _not_saved(value)
+
+
+def without_rows(value: Any) -> Any:
+    """Return a value with ``{"not_saved": "24 rows"}`` in place of each list of dicts in it."""
+    if isinstance(value, Mapping):
+        return {name: without_rows(inner) for name, inner in value.items()}
+    if not isinstance(value, list | tuple):
+        return value
+    if any(isinstance(inner, Mapping) for inner in value) and not any(map(is_not_saved, value)):
+        return {NOT_SAVED: f"{len(value):,} rows"}
+    return [without_rows(inner) for inner in value]
 
 
 def dotted_path(value: Any) -> str | None:

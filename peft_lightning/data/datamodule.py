@@ -90,6 +90,8 @@ class SFTDataModule(PlainHyperparameters, L.LightningDataModule):
             ``assign_adapters``. None for the trained adapter.
     """
 
+    row_arguments = frozenset({"train", "val", "test", "predict"})
+
     def __init__(
         self,
         train: str | list[str] | dict[str, float] | None = None,

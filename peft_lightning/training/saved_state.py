@@ -84,7 +84,7 @@ def write_state(state: Mapping[str, Any], file: Path, told: set[str]) -> None:
         if (reason := _unpicklable(state)) is None:
             raise
         raise UserError(reason) from error
-    if _is_read_back(file):
+    if _is_read_back(_without_tensors(dict(state))):
         return
     found = {place: value for place, value in _leaves(dict(state)) if not _is_read_back(value)}
     for place in found.keys() - told:
@@ -129,29 +129,32 @@ def _save(value: Any, file: Path | io.BytesIO) -> None:
     torch.save(value, file, pickle_module=_pickle)
 
 
-def _load(file: Path | io.BytesIO, lazily: bool = False) -> Any:
-    """Read what runs no code; with ``lazily``, the numbers in tensors only when they are used."""
-    known = _known(file)
+def _load(file: Path | io.BytesIO) -> Any:
+    """Read what runs no code."""
+    for_names, for_values = file, file
     if isinstance(file, io.BytesIO):
-        file.seek(0)
-    with safe_globals([*_HARMLESS, *known]):
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=lazily)
+        for_names, for_values = (io.BytesIO(file.getbuffer()) for _ in range(2))
+    with safe_globals([*_HARMLESS, *_known(for_names)]):
+        return torch.load(for_values, map_location="cpu", weights_only=True)
 
 
 def _is_read_back(value: Any) -> bool:
-    """Whether a value, or the content of a file that is a path, is read without the user's trust.
-
-    A path is of a file just written; all others are written to memory.
-    """
-    file = value
-    if not isinstance(value, Path):
-        _save(value, file := io.BytesIO())
-        file.seek(0)
+    """Whether a value is read without the user's trust."""
+    _save(value, file := io.BytesIO())
     try:
-        _load(file, lazily=isinstance(file, Path))
+        _load(file)
     except (RuntimeError, pickle.UnpicklingError, AttributeError, ImportError, TypeError):
         return False
     return True
+
+
+def _without_tensors(value: Any) -> Any:
+    """Return what is in nested dicts, lists and tuples without the tensors, which are all read."""
+    if type(value) is dict:
+        return {name: _without_tensors(inner) for name, inner in value.items()}
+    if type(value) in (list, tuple):
+        return [_without_tensors(inner) for inner in value]
+    return None if type(value) in (torch.Tensor, torch.nn.Parameter) else value
 
 
 def _known(file: Path | io.BytesIO) -> list[type]:

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from cli_driver import drive
 from peft_lightning import CausalLMModule, Constant, LoRA, SFTDataModule
-from peft_lightning.hyperparameters import plain, without_secrets
+from peft_lightning.hyperparameters import plain, without_rows, without_secrets
 from peft_lightning.training.logged_hyperparameters import run_hyperparameters
 from tiny_run import fit
 
@@ -138,6 +138,16 @@ def test_hparams_hold_all_arguments_of_module_and_data_without_any_call(base, ro
     assert is_plain(dict(data.hparams))
     assert data.hparams["train"] == str(rows)
     assert data.hparams.batch_size == 3
+
+
+def test_rows_in_hand_are_data_and_no_hyperparameter():
+    hand = [{"prompt": "a", "completion": "b"}] * 2
+    assert without_rows(["a.jsonl", hand]) == ["a.jsonl", {"not_saved": "2 rows"}]
+    assert without_rows({"home": hand}) == {"home": {"not_saved": "2 rows"}}
+    assert without_rows({"a.jsonl": 0.5}) == {"a.jsonl": 0.5}
+    data = SFTDataModule(test={"home": hand}, columns={"prompt": "question"})
+    assert data.hparams["test"] == {"home": {"not_saved": "2 rows"}}
+    assert data.hparams["columns"] == {"prompt": "question"}
 
 
 def test_what_is_ignored_is_not_in_hparams(base):
