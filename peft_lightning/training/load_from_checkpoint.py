@@ -48,7 +48,7 @@ class LoadsFromCheckpoint(PlainHyperparameters):
             hparams_file: A YAML or CSV file with the configuration, a logger's ``hparams.yaml`` for
                 example, instead of the one in the checkpoint.
             strict: False to load the tensors that there are, and warn of the others. Otherwise
-                missing and unexpected ones are an error.
+                missing and unexpected ones are an error; by default ``strict_loading`` decides.
             weights_only: False for a checkpoint that is trusted: the classes that it names are
                 imported, and its trainer's state is unpickled, which can run code.
             kwargs: Arguments of the constructor that are used instead of the saved ones:
@@ -69,7 +69,7 @@ class LoadsFromCheckpoint(PlainHyperparameters):
         saved = dict((checkpoint or {}).get(OF_MODULE) or {})
         if hparams_file is not None:
             saved = _hparams_of(hparams_file)
-        module = _build(cls, folder, saved, kwargs, strict, trusted=weights_only is False)
+        module = _build(cls, folder, saved, kwargs, strict=strict, trusted=weights_only is False)
         if checkpoint is not None:
             _load(module, checkpoint, strict)
         elif isinstance(module.adapter, Full):
@@ -79,10 +79,15 @@ class LoadsFromCheckpoint(PlainHyperparameters):
 
 
 def _build(
-    kind: type, folder: Path, saved: Mapping[str, Any], given: dict[str, Any], strict: Any,
+    kind: type,
+    folder: Path,
+    saved: Mapping[str, Any],
+    given: dict[str, Any],
+    *,
+    strict: bool | None,
     trusted: bool,
-) -> Any:  # fmt: skip
-    """Return a module with its model; the adapter has the tensors of ``folder`` if it can."""
+) -> Any:
+    """Return a module with its model, and the tensors of ``folder`` if its adapter is that one."""
     adapter, facts = read_adapter_config(folder)
     takes = accepted(kind)
     fixed: dict[str, Any] = {"adapter": adapter, "init_from": None}
@@ -122,7 +127,7 @@ def _call(kind: type, arguments: dict[str, Any], given: dict[str, Any]) -> Any:
 def _load(module: Any, checkpoint: dict[str, Any], strict: bool | None) -> None:
     """Load what a checkpoint holds of a module, as Lightning does."""
     tensors = checkpoint["state_dict"]
-    if strict is not False:
+    if module.strict_loading if strict is None else strict:
         check_checkpoint(module, checkpoint)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(tensors)
