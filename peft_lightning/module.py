@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import lightning as L
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from peft_lightning.adapters import Adapter, LoRA
-from peft_lightning.hidden_cache.cache import cache_of_run
-from peft_lightning.training import adapter_state, build_model, gradients, prediction
-from peft_lightning.training.callbacks import default_callbacks
-from peft_lightning.training.evaluation import Evaluation
+from peft_lightning.training import build_model, prediction
+from peft_lightning.training.adapter_module import AdapterModule
+from peft_lightning.training.clipping import clip
 from peft_lightning.training.load_from_checkpoint import LoadsFromCheckpoint
 from peft_lightning.training.optimizer import configure_optimizers
 from peft_lightning.training.schedules import Cosine, Schedule
-from peft_lightning.training.trainer import prepare_trainer
 
 
-class CausalLMModule(LoadsFromCheckpoint, L.LightningModule):
+class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
     """Trains one adapter on a frozen causal language model.
 
     Override ``nll`` for another loss: it returns a sum and a count, so gradient accumulation and
@@ -73,11 +69,11 @@ class CausalLMModule(LoadsFromCheckpoint, L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.configured_adapter = adapter
-        self.init_from, adapter = build_model.adapter_to_train(adapter, init_from)
+        self.init_from, adapter, prompts = build_model.adapter_to_train(adapter, init_from)
         build_model.check_options(adapter, learning_rate, activation_checkpointing)
         self.base_model_name, self.revision, self.adapter = base_model, revision, adapter
         self.learning_rate = adapter.learning_rate if learning_rate is None else learning_rate
-        self.optimizer, self.lr_schedule = optimizer, lr_schedule
+        self.optimizer, self.lr_schedule, self.prompt_format = optimizer, lr_schedule, prompts
         self.dtype_name, self.quantization = dtype, quantization
         self.activation_checkpointing, self.compile_layers = activation_checkpointing, compile
         self.cache_hidden_states, self.hidden_cache_gib = cache_hidden_states, hidden_cache_gib
@@ -92,7 +88,6 @@ class CausalLMModule(LoadsFromCheckpoint, L.LightningModule):
         self.bank: Any = None  # the adapters that predict uses, if it uses several
         self.answer_folders: dict[str, str] = {}
         self.correct: Tensor | None = None  # correct predictions of the last nll, if it counts them
-        self.step_sums, self.evaluation = gradients.StepSums(), Evaluation()
 
     def configure_model(self) -> None:
         """Load the base, freeze it and attach the adapter; once, however often it is called."""
@@ -107,21 +102,12 @@ class CausalLMModule(LoadsFromCheckpoint, L.LightningModule):
         """Add the adapter's new tokens to another tokenizer that the data goes through."""
         build_model.extend_tokenizer(self, tokenizer)
 
-    def setup(self, stage: str) -> None:
-        prepare_trainer(self.trainer)
-
-    def configure_callbacks(self) -> list[L.Callback]:
-        return default_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure_optimizers(self, CausalLMModule)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the optimizer updates."""
         return [p for p in self.parameters() if p.requires_grad]
-
-    def on_fit_start(self) -> None:
-        self.outputs.frozen = cache_of_run(self) if self.cache_hidden_states else None
 
     def nll(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the summed loss in nats and the tokens in it, both weighted by their weights."""
@@ -141,30 +127,26 @@ class CausalLMModule(LoadsFromCheckpoint, L.LightningModule):
         return self.outputs.path()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        return self.step_sums.add(*self.nll(batch), batch)  # a sum: below, the gradient is a mean's
+        return self.mean_loss(*self.nll(batch), batch)
 
-    def on_before_optimizer_step(self, optimizer: optim.Optimizer) -> None:
-        """Divide by the tokens of the whole step, whatever its micro-batches and processes."""
-        gradients.finish_gradients(self, CausalLMModule)
+    def mean_loss(self, nll: Tensor, tokens: Tensor | float, batch: Any) -> Tensor:
+        """Return the mean loss per token of a batch, for a ``training_step`` to return.
+
+        Its tokens are counted: the gradient of an optimizer step is that of the mean over all its
+        tokens, whatever its micro-batches and processes.
+        """
+        return self.step_sums.mean(nll, tokens, batch)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip, unless ``on_before_optimizer_step`` has done so. An override replaces both."""
-        options = (optimizer, gradient_clip_val, gradient_clip_algorithm)
-        gradients.clip_gradients(self, CausalLMModule, *options)
+        clip(optimizer, gradient_clip_val, gradient_clip_algorithm, self.step_sums.norm)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.correct = None
         self.evaluation.update(*self.nll(batch), self.correct, batch)  # which nll has set
 
     test_step = validation_step
-
-    def on_validation_epoch_end(self) -> None:
-        self.evaluation.log(self, "val")
-
-    def on_test_epoch_end(self) -> None:
-        self.evaluation.log(self, "test")
 
     def answer_with(self, folders: list[str]) -> list[str]:
         """Let ``predict`` use the adapters of ``folders``, NAME=FOLDER each; return the names."""
@@ -178,17 +160,3 @@ class CausalLMModule(LoadsFromCheckpoint, L.LightningModule):
     ) -> list[str]:
         """Return the greedy answers to prompts: texts (in the chat template) or token ids."""
         return prediction.generate_texts(self, prompts, max_new_tokens)
-
-    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Return the adapter's tensors under HF PEFT's names; nothing of the frozen base."""
-        return adapter_state.adapter_tensors(self, prefix)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load the adapter's tensors; missing, unexpected and misshapen ones are an error."""
-        return adapter_state.load_adapter_tensors(self, state_dict)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        adapter_state.add_to_checkpoint(self, checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        adapter_state.check_checkpoint(self, checkpoint)

@@ -56,6 +56,7 @@ ALSO = {
     "hyperparameters.py": {"lightning"},
     "training/load_from_checkpoint.py": {"yaml"},
     "training/logger_checkpoints.py": {"wandb"},
+    "process/network.py": {"huggingface_hub"},
     "export/gguf.py": {"gguf"},
     "export/gguf_layout.py": {"gguf"},
     "export/gguf_tokenizer.py": {"gguf"},
