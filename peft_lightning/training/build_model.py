@@ -105,7 +105,8 @@ def build_model(module: Any) -> None:
         module.adapter.attach(model)
     else:
         given = module.configured_adapter
-        module.adapter = attach_trained(model, module.init_from, given, module.fingerprint)
+        facts = (module.fingerprint, trainer is None)  # without one, by load_from_checkpoint
+        module.adapter = attach_trained(model, module.init_from, given, *facts)
     module.model = model
     module.built_tensors = tensors_of_model(model)
     shares_prefix = leaves_inputs(module.adapter) and not module.compile_layers

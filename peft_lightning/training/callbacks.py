@@ -52,8 +52,8 @@ def with_default_callbacks(
         return [kind() for kind in kinds if not any(isinstance(c, kind) for c in kept)]
 
     first = new(LossLog, BeforeAveraging, RunDir, RunIdentity, OutOfMemoryAdvice, RNGState)
-    first += new(LogHyperparameters, UploadCheckpoints)
     last = new(AfterAveraging, SanityChecks, Throughput, LogGenerations, Summary, HiddenStates)
+    last += new(LogHyperparameters, UploadCheckpoints)
     if any(isinstance(callback, ProgressBar) for callback in defaults):
         last.append(TokenProgressBar())
     last += new(StopOnSignal)

@@ -52,7 +52,7 @@ class AdapterCheckpointIO(CheckpointIO):
 
     def __init__(self, module: Any = None) -> None:
         self.module = module
-        self._told: set[str] = set()  # places of which ``write_state`` has warned
+        self._told: set[str] = set()  # types of which ``write_state`` has warned
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None

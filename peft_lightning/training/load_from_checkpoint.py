@@ -19,7 +19,7 @@ from peft_lightning.files import existing_folder, read_text
 from peft_lightning.hyperparameters import PlainHyperparameters, plain
 from peft_lightning.messages import UserError, shortened
 from peft_lightning.training.checkpoint import STATE_FILE, AdapterCheckpointIO
-from peft_lightning.training.checkpoint_facts import check_checkpoint, checkpoint_facts
+from peft_lightning.training.checkpoint_facts import check_base, check_checkpoint
 from peft_lightning.training.construct import accepted, arguments_from
 from peft_lightning.training.saved_state import OF_MODULE
 
@@ -126,15 +126,19 @@ def _call(kind: type, arguments: dict[str, Any], given: dict[str, Any]) -> Any:
 
 def _load(module: Any, checkpoint: dict[str, Any], strict: bool | None) -> None:
     """Load what a checkpoint holds of a module, as Lightning does."""
-    is_strict = module.strict_loading if strict is None else strict
-    if not is_strict:
-        checkpoint["adapter"] = checkpoint_facts(module)["adapter"]  # another one is asked for
-    check_checkpoint(module, checkpoint)
+    tensors = checkpoint["state_dict"]
+    if module.strict_loading if strict is None else strict:
+        check_checkpoint(module, checkpoint)
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(tensors)
+        return
+    check_base(module, checkpoint)
     module.on_load_checkpoint(checkpoint)
-    keys = module.load_state_dict(checkpoint["state_dict"], strict=is_strict)
-    for names, what in ((keys.missing_keys, "missing"), (keys.unexpected_keys, "unexpected")):
+    own = module.state_dict()
+    for names, what in ((own.keys() - tensors, "missing"), (tensors.keys() - own, "unexpected")):
         if names:
             rank_zero_warn(f"{len(names)} tensors are {what}: {shortened(sorted(names))}")
+    module.load_state_dict({name: tensors.get(name, tensor) for name, tensor in own.items()})
 
 
 def _hparams_of(file: str | Path) -> dict[str, Any]:
