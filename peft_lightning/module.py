@@ -16,8 +16,8 @@ from peft_lightning.hidden_cache.cache import cache_of_run
 from peft_lightning.training import adapter_state, build_model, gradients, prediction
 from peft_lightning.training.callbacks import default_callbacks
 from peft_lightning.training.evaluation import Evaluation
+from peft_lightning.training.lr_schedule import DEFAULT_SCHEDULE, LRScheduleOption
 from peft_lightning.training.optimizer import configure_optimizers
-from peft_lightning.training.schedules import Cosine, Schedule
 from peft_lightning.training.trainer import prepare_trainer
 
 
@@ -33,7 +33,7 @@ class CausalLMModule(L.LightningModule):
         adapter: What is trained: LoRA, PromptTuning, Full; PTuning or PrefixTuning, from a folder.
         learning_rate: Peak learning rate; by default the one its adapter recommends.
         optimizer: A torch optimizer by class path; by default AdamW without weight decay.
-        lr_schedule: Factor on the learning rate over the run.
+        lr_schedule: Cosine, Linear, Constant, a scheduler of torch, or a function of the step.
         dtype: Of the base: auto, float32, bfloat16 or float16. The adapter is always float32.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         activation_checkpointing: Recompute activations in the backward pass; do not keep them.
@@ -55,7 +55,7 @@ class CausalLMModule(L.LightningModule):
         adapter: Adapter = LoRA(),  # noqa: B008  (frozen)
         learning_rate: float | None = None,
         optimizer: OptimizerCallable | None = None,
-        lr_schedule: Schedule = Cosine(),  # noqa: B008  (frozen)
+        lr_schedule: LRScheduleOption = DEFAULT_SCHEDULE,
         dtype: str = "auto",
         activation_checkpointing: bool = False,
         compile: bool = False,
@@ -76,8 +76,8 @@ class CausalLMModule(L.LightningModule):
         build_model.check_options(adapter, learning_rate, activation_checkpointing)
         self.base_model_name, self.revision, self.adapter = base_model, revision, adapter
         self.learning_rate = adapter.learning_rate if learning_rate is None else learning_rate
-        self.optimizer, self.lr_schedule = optimizer, lr_schedule
-        self.dtype_name, self.quantization = dtype, quantization
+        self.optimizer, self.given_learning_rate = optimizer, learning_rate
+        self.dtype_name, self.quantization, self.lr_schedule = dtype, quantization, lr_schedule
         self.activation_checkpointing, self.compile_layers = activation_checkpointing, compile
         self.cache_hidden_states, self.hidden_cache_gib = cache_hidden_states, hidden_cache_gib
         self.sample_prompts = sample_prompts or []

@@ -57,7 +57,7 @@ ERRORS = {
     "abbreviated_option": (["--model.base_mod", "x"], None, r"'base_mod'.*'base_model'"),
     "wrong_adapter": (["--model.adapter", "Lora"], None, r"Adapter 'Lora'.*'LoRA'.*PromptTuning"),
     "wrong_optimizer": (["--model.optimizer", "AdamX"], None, r"Optimizer 'AdamX'; did you mean"),
-    "wrong_schedule": (["--model.lr_schedule", "Cosin"], None, r"Schedule 'Cosin'.*'Cosine'"),
+    "wrong_schedule": (["--model.lr_schedule", "Cosin"], None, r"LRScheduler 'Cosin'.*'Cosine'"),
     "wrong_callback": (
         ["--trainer.callbacks+", "EarlyStoping"],
         None,
