@@ -72,6 +72,11 @@ class BatchLoader:
         return self._length
 
     @property
+    def dataset(self) -> Any:
+        """The rows, by whose number Lightning limits a batch size that it tries."""
+        return self._dataset
+
+    @property
     def sampler(self) -> "BatchLoader":
         """The loader itself, because Lightning calls ``set_epoch`` on the sampler of a loader."""
         return self

@@ -23,12 +23,19 @@ class Loaders:
         seed: Seed of the order of the training rows.
         pad_id: Token id of the padding.
         trainer: Says which rank this is; None for the only one.
+        collate_fn: Makes a batch from tokenized rows; None for that of the layout.
     """
 
     def __init__(
-        self, options: BatchOptions, seed: int, pad_id: int, trainer: Trainer | None
+        self,
+        options: BatchOptions,
+        seed: int,
+        pad_id: int,
+        trainer: Trainer | None,
+        collate_fn: Callable[..., Any] | None = None,
     ) -> None:
         self.options, self.seed, self.pad_id = options, seed, pad_id
+        self.collate_fn = collate_fn
         self.rank, self.world_size = (0, 1)
         if trainer is not None:
             self.rank, self.world_size = trainer.global_rank, trainer.world_size
@@ -58,8 +65,8 @@ class Loaders:
             names: Names of the sources, for batches of one source each, with its name as
                 ``source``; empty for batches that mix sources.
         """
-        collate: Callable[[Any], Batch] = flat_collate
-        if self.options.layout == "padded":
+        collate: Callable[[Any], Batch] = self.collate_fn or flat_collate
+        if self.collate_fn is None and self.options.layout == "padded":
             collate = functools.partial(padded_collate, pad_id=self.pad_id)
         batches, length, names = batches_of_rank(plan, self.rank, names)
         return BatchLoader(split.dataset, batches, length, collate, self.options.num_workers, names)
