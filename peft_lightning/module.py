@@ -11,11 +11,11 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn, optim
 
-from peft_lightning.adapters import Adapter, LoRA
+from peft_lightning.adapters import LoRA
 from peft_lightning.hidden_cache.cache import cache_of_run
 from peft_lightning.training import adapter_state, build_model, gradients, prediction
 from peft_lightning.training.callbacks import default_callbacks
-from peft_lightning.training.evaluation import Evaluation
+from peft_lightning.training.evaluation import Evaluation, with_source
 from peft_lightning.training.lr_schedule import DEFAULT_SCHEDULE, LRScheduleOption
 from peft_lightning.training.optimizer import configure_optimizers
 from peft_lightning.training.trainer import prepare_trainer
@@ -51,8 +51,8 @@ class CausalLMModule(L.LightningModule):
 
     def __init__(
         self,
-        base_model: str,
-        adapter: Adapter = LoRA(),  # noqa: B008  (frozen)
+        base_model: build_model.BaseModelOption,
+        adapter: build_model.AdapterOption = LoRA(),  # noqa: B008  (frozen)
         learning_rate: float | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_schedule: LRScheduleOption = DEFAULT_SCHEDULE,
@@ -71,10 +71,12 @@ class CausalLMModule(L.LightningModule):
         quantization: str | None = None,
     ) -> None:
         super().__init__()
-        self.configured_adapter = adapter
+        self.configured_adapter = adapter = build_model.adapter_of(adapter)
         self.init_from, adapter = build_model.adapter_to_train(adapter, init_from)
         build_model.check_options(adapter, learning_rate, activation_checkpointing)
-        self.base_model_name, self.revision, self.adapter = base_model, revision, adapter
+        base = build_model.base_of(base_model, dtype, quantization, revision)
+        self.base_model_name, self.given_base = base
+        self.revision, self.adapter = revision, adapter
         self.learning_rate = adapter.learning_rate if learning_rate is None else learning_rate
         self.optimizer, self.given_learning_rate = optimizer, learning_rate
         self.dtype_name, self.quantization, self.lr_schedule = dtype, quantization, lr_schedule
@@ -84,11 +86,9 @@ class CausalLMModule(L.LightningModule):
         self.sample_max_new_tokens = sample_max_new_tokens
         self.predict_max_new_tokens = predict_max_new_tokens
         self.attn_implementation, self.trust_remote_code = attn_implementation, trust_remote_code
-        self.model: Any = None  # set by build_model, as the loss is
-        self.outputs: Any = None
-        self.tokenizer: Any = None
+        unset: Any = None  # until build_model; the bank, of several adapters, until predict
+        self.model = self.outputs = self.tokenizer = self.bank = unset
         self.fingerprint: dict[str, Any] | None = None
-        self.bank: Any = None  # the adapters that predict uses, if it uses several
         self.answer_folders: dict[str, str] = {}
         self.correct: Tensor | None = None  # correct predictions of the last nll, if it counts them
         self.step_sums, self.evaluation = gradients.StepSums(), Evaluation()
@@ -153,8 +153,8 @@ class CausalLMModule(L.LightningModule):
         options = (optimizer, gradient_clip_val, gradient_clip_algorithm)
         gradients.clip_gradients(self, CausalLMModule, *options)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.correct = None
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.correct, batch = None, with_source(self.trainer, batch, dataloader_idx)
         self.evaluation.update(*self.nll(batch), self.correct, batch)  # which nll has set
 
     test_step = validation_step

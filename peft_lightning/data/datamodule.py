@@ -82,7 +82,7 @@ class SFTDataModule(TunableBatches, L.LightningDataModule):
         num_workers: Processes that read batches ahead; 0 is fast enough for text.
         cache_dir: Folder for tokenized rows; without, ~/.cache/peft_lightning/tokens.
         allow_changed_data: Whether a checkpoint may be resumed with other data.
-        collate_fn: Function from a list of tokenized rows to a batch; without, that of ``layout``.
+        collate_fn: Makes a batch of tokenized rows; without, by ``layout``.
 
     Attributes:
         tokenizer: The tokenizer, after ``setup``.

@@ -47,6 +47,8 @@ class BatchLoader:
         epoch: The epoch that is iterated over.
         position: Number of batches of ``epoch`` that were yielded, or skipped by ``resume``.
         before_epoch: Called by ``set_epoch`` with the epoch, if set.
+        dataset: The rows, whose number is the largest batch size that Lightning's tuner tries;
+            None if batches are no numbers of rows.
     """
 
     batch_sampler = None  # Lightning reads this attribute and ``sampler``
@@ -61,6 +63,7 @@ class BatchLoader:
         source_names: Sequence[str] = (),
     ) -> None:
         self._source_names = source_names
+        self.dataset = dataset
         self._dataset, self._batches, self._collate = dataset, batches, collate
         self._num_workers, self._length = num_workers, length
         self.before_epoch: Callable[[int], None] | None = None
@@ -70,11 +73,6 @@ class BatchLoader:
 
     def __len__(self) -> int:
         return self._length
-
-    @property
-    def dataset(self) -> Any:
-        """The rows, by whose number Lightning limits a batch size that it tries."""
-        return self._dataset
 
     @property
     def sampler(self) -> "BatchLoader":

@@ -69,7 +69,11 @@ class Loaders:
         if self.collate_fn is None and self.options.layout == "padded":
             collate = functools.partial(padded_collate, pad_id=self.pad_id)
         batches, length, names = batches_of_rank(plan, self.rank, names)
-        return BatchLoader(split.dataset, batches, length, collate, self.options.num_workers, names)
+        workers = self.options.num_workers
+        loader = BatchLoader(split.dataset, batches, length, collate, workers, names)
+        if self.options.tokens_per_batch is not None:
+            loader.dataset = None
+        return loader
 
     def prompts(self, prompts: Sequence[Prompt], tasks: Sequence[tuple[int, Any]]) -> BatchLoader:
         """Return prompts padded on the left, with the ``index`` of their records.

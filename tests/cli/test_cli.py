@@ -138,7 +138,7 @@ ERRORS = {
     "another_kind_of_schedule": (
         [],
         "model: {lr_schedule: {class_path: torch.optim.lr_scheduler.StepLR}}\n",
-        r"StepLR is no Schedule.*Cosine",
+        r"StepLR needs 'step_size'",
     ),
     "wrong_callback_option": (
         [],
