@@ -33,7 +33,7 @@ class CausalLMModule(L.LightningModule):
         adapter: What is trained: LoRA, PromptTuning, Full; PTuning or PrefixTuning, from a folder.
         learning_rate: Peak learning rate; by default the one its adapter recommends.
         optimizer: A torch optimizer by class path; by default AdamW without weight decay.
-        lr_schedule: Cosine, Linear, Constant, a scheduler of torch, or a function of the step.
+        lr_schedule: Of the learning rate: ours, torch's, or a function of the step.
         dtype: Of the base: auto, float32, bfloat16 or float16. The adapter is always float32.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         activation_checkpointing: Recompute activations in the backward pass; do not keep them.
