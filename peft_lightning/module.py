@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from peft_lightning.adapters import LoRA
-from peft_lightning.hidden_cache.cache import cache_of_run
-from peft_lightning.training import adapter_state, build_model, gradients, prediction
-from peft_lightning.training.callbacks import default_callbacks
-from peft_lightning.training.evaluation import Evaluation, with_source
+from peft_lightning.training import build_model, prediction
+from peft_lightning.training.adapter_module import AdapterModule
+from peft_lightning.training.clipping import clip
+from peft_lightning.training.evaluation import with_source
+from peft_lightning.training.given_base import AdapterOption, BaseModelOption, adapter_of, base_of
 from peft_lightning.training.lr_schedule import DEFAULT_SCHEDULE, LRScheduleOption
 from peft_lightning.training.optimizer import configure_optimizers
-from peft_lightning.training.trainer import prepare_trainer
 
 
-class CausalLMModule(L.LightningModule):
+class CausalLMModule(AdapterModule):
     """Trains one adapter on a frozen causal language model.
 
     Override ``nll`` for another loss: it returns a sum and a count, so gradient accumulation and
@@ -33,7 +31,7 @@ class CausalLMModule(L.LightningModule):
         adapter: What is trained: LoRA, PromptTuning, Full; PTuning or PrefixTuning, from a folder.
         learning_rate: Peak learning rate; by default the one its adapter recommends.
         optimizer: A torch optimizer by class path; by default AdamW without weight decay.
-        lr_schedule: Of the learning rate: ours, torch's, or a function of the step.
+        lr_schedule: Cosine, Linear, Constant, a scheduler of torch, or a function of the step.
         dtype: Of the base: auto, float32, bfloat16 or float16. The adapter is always float32.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         activation_checkpointing: Recompute activations in the backward pass; do not keep them.
@@ -51,8 +49,8 @@ class CausalLMModule(L.LightningModule):
 
     def __init__(
         self,
-        base_model: build_model.BaseModelOption,
-        adapter: build_model.AdapterOption = LoRA(),  # noqa: B008  (frozen)
+        base_model: BaseModelOption,
+        adapter: AdapterOption = LoRA(),  # noqa: B008  (frozen)
         learning_rate: float | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_schedule: LRScheduleOption = DEFAULT_SCHEDULE,
@@ -71,27 +69,28 @@ class CausalLMModule(L.LightningModule):
         quantization: str | None = None,
     ) -> None:
         super().__init__()
-        self.configured_adapter = adapter = build_model.adapter_of(adapter)
-        self.init_from, adapter = build_model.adapter_to_train(adapter, init_from)
+        self.configured_adapter = adapter = adapter_of(adapter)
+        self.init_from, adapter, prompts = build_model.adapter_to_train(adapter, init_from)
         build_model.check_options(adapter, learning_rate, activation_checkpointing)
-        base = build_model.base_of(base_model, dtype, quantization, revision)
-        self.base_model_name, self.given_base = base
+        self.base_model_name, self.given_base = base_of(base_model, dtype, quantization, revision)
         self.revision, self.adapter = revision, adapter
         self.learning_rate = adapter.learning_rate if learning_rate is None else learning_rate
-        self.optimizer, self.given_learning_rate = optimizer, learning_rate
-        self.dtype_name, self.quantization, self.lr_schedule = dtype, quantization, lr_schedule
+        self.given_learning_rate, self.lr_schedule = learning_rate, lr_schedule
+        self.optimizer, self.prompt_format = optimizer, prompts
+        self.dtype_name, self.quantization = dtype, quantization
         self.activation_checkpointing, self.compile_layers = activation_checkpointing, compile
         self.cache_hidden_states, self.hidden_cache_gib = cache_hidden_states, hidden_cache_gib
         self.sample_prompts = sample_prompts or []
         self.sample_max_new_tokens = sample_max_new_tokens
         self.predict_max_new_tokens = predict_max_new_tokens
         self.attn_implementation, self.trust_remote_code = attn_implementation, trust_remote_code
-        unset: Any = None  # until build_model; the bank, of several adapters, until predict
-        self.model = self.outputs = self.tokenizer = self.bank = unset
+        self.model: Any = None  # set by build_model, as the loss is
+        self.outputs: Any = None
+        self.tokenizer: Any = None
         self.fingerprint: dict[str, Any] | None = None
+        self.bank: Any = None  # the adapters that predict uses, if it uses several
         self.answer_folders: dict[str, str] = {}
         self.correct: Tensor | None = None  # correct predictions of the last nll, if it counts them
-        self.step_sums, self.evaluation = gradients.StepSums(), Evaluation()
 
     def configure_model(self) -> None:
         """Load the base, freeze it and attach the adapter; once, however often it is called."""
@@ -106,21 +105,12 @@ class CausalLMModule(L.LightningModule):
         """Add the adapter's new tokens to another tokenizer that the data goes through."""
         build_model.extend_tokenizer(self, tokenizer)
 
-    def setup(self, stage: str) -> None:
-        prepare_trainer(self.trainer)
-
-    def configure_callbacks(self) -> list[L.Callback]:
-        return default_callbacks(self.trainer.callbacks)  # type: ignore[attr-defined]
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure_optimizers(self, CausalLMModule)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the optimizer updates."""
         return [p for p in self.parameters() if p.requires_grad]
-
-    def on_fit_start(self) -> None:
-        self.outputs.frozen = cache_of_run(self) if self.cache_hidden_states else None
 
     def nll(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the summed loss in nats and the tokens in it, both weighted by their weights."""
@@ -140,30 +130,26 @@ class CausalLMModule(L.LightningModule):
         return self.outputs.path()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        return self.step_sums.add(*self.nll(batch), batch)  # a sum: below, the gradient is a mean's
+        return self.mean_loss(*self.nll(batch), batch)
 
-    def on_before_optimizer_step(self, optimizer: optim.Optimizer) -> None:
-        """Divide by the tokens of the whole step, whatever its micro-batches and processes."""
-        gradients.finish_gradients(self, CausalLMModule)
+    def mean_loss(self, nll: Tensor, tokens: Tensor | float, batch: Any) -> Tensor:
+        """Return the mean loss per token of a batch, for a ``training_step`` to return.
+
+        Its tokens are counted: the gradient of an optimizer step is that of the mean over all its
+        tokens, whatever its micro-batches and processes.
+        """
+        return self.step_sums.mean(nll, tokens, batch)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip, unless ``on_before_optimizer_step`` has done so. An override replaces both."""
-        options = (optimizer, gradient_clip_val, gradient_clip_algorithm)
-        gradients.clip_gradients(self, CausalLMModule, *options)
+        clip(optimizer, gradient_clip_val, gradient_clip_algorithm, self.step_sums.norm)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.correct, batch = None, with_source(self.trainer, batch, dataloader_idx)
         self.evaluation.update(*self.nll(batch), self.correct, batch)  # which nll has set
 
     test_step = validation_step
-
-    def on_validation_epoch_end(self) -> None:
-        self.evaluation.log(self, "val")
-
-    def on_test_epoch_end(self) -> None:
-        self.evaluation.log(self, "test")
 
     def answer_with(self, folders: list[str]) -> list[str]:
         """Let ``predict`` use the adapters of ``folders``, NAME=FOLDER each; return the names."""
@@ -177,20 +163,6 @@ class CausalLMModule(L.LightningModule):
     ) -> list[str]:
         """Return the greedy answers to prompts: texts (in the chat template) or token ids."""
         return prediction.generate_texts(self, prompts, max_new_tokens)
-
-    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Return the adapter's tensors under HF PEFT's names; nothing of the frozen base."""
-        return adapter_state.adapter_tensors(self, prefix)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load the adapter's tensors; missing, unexpected and misshapen ones are an error."""
-        return adapter_state.load_adapter_tensors(self, state_dict)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        adapter_state.add_to_checkpoint(self, checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        adapter_state.check_checkpoint(self, checkpoint)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

@@ -20,7 +20,8 @@ mypy=$!
 trap 'kill "$mypy" 2> /dev/null || true; rm -f "$types"' EXIT
 
 status=0
-.venv/bin/python -m pytest -n auto --dist loadfile "$@" || status=$?
+# whole files, in the order of tests/long_files.py
+.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@" || status=$?
 if ! wait "$mypy"; then
   cat "$types"
   exit 1

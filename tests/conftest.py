@@ -1,4 +1,4 @@
-"""Fixtures of all tests, the kinds of tests, and the number of workers."""
+"""Fixtures of all tests, the kinds of tests and their order, and the number of workers."""
 
 import os
 import re
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import long_files
 from kinds import kinds
 
 LEFT_OUT = {"process": "start processes", "training": "train a run", "slow": "are slow"}
@@ -33,7 +34,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests with their kinds; leave out by ``--fast`` what takes long."""
+    """Mark tests with their kinds, leave out by ``--fast`` what takes long, and order the rest."""
     left: dict[str, list[pytest.Item]] = {kind: [] for kind in LEFT_OUT}
     kept = []
     for item in items:
@@ -42,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(kind)
         long = [kind for kind in LEFT_OUT if item.get_closest_marker(kind)]
         (left[long[0]] if long and config.getoption("fast") else kept).append(item)
-    items[:] = kept
+    items[:] = sorted(kept, key=lambda item: long_files.start_order(item.nodeid))
     config.hook.pytest_deselected(items=[item for part in left.values() for item in part])
     config.stash[LEFT_COUNTS] = {kind: len(part) for kind, part in left.items()}
     if hasattr(config, "workeroutput"):
@@ -65,11 +66,15 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say which tests --fast should leave out, and which it has left out."""
+    """Say which tests --fast should leave out and which it has, and which files are long."""
     for report in terminalreporter.stats.get("passed", []):
         seconds = dict(report.user_properties).get("seconds", 0)
         if seconds > LONG and not LEFT_OUT.keys() & report.keywords.keys():
             terminalreporter.write_line(f"to be marked slow ({seconds:.0f} s): {report.nodeid}")
+    reports = [r for part in terminalreporter.stats.values() for r in part if hasattr(r, "when")]
+    durations = [(report.nodeid, report.duration) for report in reports]
+    for file, seconds in long_files.missing(durations).items():
+        terminalreporter.write_line(f"to be put into long_files.py ({seconds:.0f} s): {file}")
     counts = config.stash.get(LEFT_COUNTS, {})
     if config.getoption("fast") and counts:
         parts = ", ".join(f"{counts[kind]} that {what}" for kind, what in LEFT_OUT.items())

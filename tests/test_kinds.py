@@ -2,18 +2,22 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 import cli_driver
 import exactness
+import long_files
 import processes
 import test_cli
 import test_rms_norm
 import tiny_run
 from kinds import _of_processor, _reached
 from rounding import assert_first_adam_step, assert_near, rounding_error
+
+ROOT = Path(__file__).parents[1]
 
 
 def starts_by_a_method():
@@ -84,3 +88,20 @@ def test_a_step_of_adamw_may_differ_where_the_gradient_is_rounding_alone():
     assert_first_adam_step(moved, other, gradient, rate=0.1)
     with pytest.raises(AssertionError):
         assert_first_adam_step(moved, other, torch.ones(3), rate=0.1)
+
+
+def test_long_files_start_first_in_their_order_and_are_there():
+    long = long_files.LONG_FILES
+    given = ["tests/test_a.py::x", *(f"{file}::x" for file in reversed(long)), "tests/test_a.py::y"]
+    ordered = sorted(given, key=long_files.start_order)
+    assert ordered == [*(f"{file}::x" for file in long), "tests/test_a.py::x", "tests/test_a.py::y"]
+    assert [file for file in long if not (ROOT / file).is_file()] == []
+
+
+def test_a_file_of_many_seconds_that_is_not_among_the_long_ones_is_named():
+    listed = long_files.LONG_FILES[0]
+    half = long_files.LONG / 2
+    tests = [("tests/test_a.py::x", half + 1), (f"{listed}::x", 100), ("tests/test_b.py::x", half)]
+    assert long_files.missing([*tests, ("tests/test_a.py::y", half)]) == {
+        "tests/test_a.py": 2 * half + 1
+    }

@@ -6,8 +6,8 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import lightning as L
 import pytest
 import yaml
 
+import warm_python
 from cli_driver import ENVIRONMENT, drive, saved_step, wait_for
 from peft_lightning import CausalLMModule, LoRA, SFTDataModule
 from peft_lightning.adapters import Adapter
@@ -296,15 +297,13 @@ def test_the_table_of_formats_has_every_format_with_the_columns_it_needs():
 def test_sigterm_gives_the_status_that_it_says_and_leaves_a_checkpoint(user):
     said = re.search(r"^\| SIGTERM \| .* \| (\d+) \|$", README, re.MULTILINE)[1]
     root = user / "runs" / "stopped"
-    command = [sys.executable, "-m", "peft_lightning", "fit", "--config", "configs/lora.yaml"]
+    command = ["-m", "peft_lightning", "fit", "--config", "configs/lora.yaml"]
     command += ["--trainer.max_steps", "-1", "--trainer.max_epochs", "10000"]
     command += ["--trainer.default_root_dir", str(root), "--trainer.enable_progress_bar", "false"]
-    process = subprocess.Popen(
-        command, cwd=user, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    process = warm_python.start(command, cwd=user, env=ENVIRONMENT, stderr=subprocess.PIPE)
     last = root / "checkpoints" / "last.ckpt"
     wait_for(last)
-    process.terminate()
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == int(said), errors.decode()
-    assert f"stopped at step {saved_step(last)}; " in errors.decode()
+    assert process.returncode == int(said), errors
+    assert f"stopped at step {saved_step(last)}; " in errors

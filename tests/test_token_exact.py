@@ -1,10 +1,6 @@
 """However a step's rows are cut up, its update is that of the mean over all its tokens."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +9,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from safetensors.torch import load_file
 
 from exactness import defined, train
+from processes import in_processes, outcome
 from tiny_run import byte_tokenizer, fit, write_base, write_rows
 from weighted_rows import weight_of
 
-HERE = Path(__file__).parent
 FORMATS = {"rows": "auto", "rows with weights": "weighted_rows.row"}
 ROWS = 10
 CUTS = {
@@ -88,34 +84,29 @@ def test_a_token_budget_gives_the_same_update(base, tmp_path):
     assert_same(ours, defined(base, rows, [6]))
 
 
-@pytest.mark.parametrize("batch_size", [4, 1])
-def test_two_processes_give_the_same_update(batch_size, base, ten_rows, format, expected, tmp_path):
-    options = {
-        "data": {"batch_size": batch_size, "format": format},
-        "accumulate_grad_batches": 4 // batch_size,
-        "strategy": "ddp",
-        "devices": 2,
+@pytest.fixture(scope="module")
+def of_two_processes(base, ten_rows, tmp_path_factory):
+    """A folder of runs of two processes, by format and the batch size of each."""
+    runs = {
+        f"{format} {size}": {
+            "base": str(base),
+            "rows": str(ten_rows),
+            "data": {"batch_size": size, "format": format, "shuffle": False},
+            "trainer": {"accumulate_grad_batches": 4 // size},
+        }
+        for format in FORMATS.values()
+        for size in (4, 1)
     }
-    out = tmp_path / "weights.safetensors"
-    subprocess.run(
-        [
-            sys.executable,
-            HERE / "drivers" / "exact_driver.py",
-            base,
-            ten_rows,
-            tmp_path / "run",
-            out,
-        ],
-        check=True,
-        timeout=300,
-        env={
-            **os.environ,
-            "EXACT_OPTIONS": json.dumps(options),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{HERE}:{HERE}/drivers:{HERE.parent}",
-        },
-    )
-    assert_same(load_file(out), expected)
+    folder = tmp_path_factory.mktemp("two")
+    in_processes(2, folder, runs)
+    return folder
+
+
+@pytest.mark.parametrize("batch_size", [4, 1])
+def test_two_processes_give_the_same_update(batch_size, format, expected, of_two_processes):
+    name = f"{format} {batch_size}"
+    assert outcome(of_two_processes, name)["error"] is None
+    assert_same(load_file(of_two_processes / name / "weights.safetensors"), expected)
 
 
 @pytest.mark.slow

@@ -50,6 +50,16 @@ def test_it_is_stopped_by_signals_from_its_first_moment_on(number):
     assert program.wait(60) == -number
 
 
+def test_its_streams_can_be_read_while_it_runs_and_to_their_end():
+    code = "import sys; print('first', flush=True); sys.stdin.read(); print('y' * 200_000)"
+    code += "; print('z' * 200_000, file=sys.stderr)"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    program = warm_python.start(["-c", code], **pipes)
+    assert program.stdout.readline() == "first\n"
+    assert program.communicate(60) == ("y" * 200_000 + "\n", "z" * 200_000 + "\n")
+    assert program.returncode == 0
+
+
 def test_programs_run_beside_each_other_and_know_nothing_of_each_other(tmp_path):
     wait = (
         "import os, pathlib, sys, time\n"

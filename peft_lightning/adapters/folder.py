@@ -20,6 +20,7 @@ from peft_lightning.messages import UserError, shortened
 
 CONFIG_FILE = "adapter_config.json"
 FACTS_FILE = "peft_lightning.json"
+ADDED_FILE = "added_tensors.safetensors"  # of a subclass of CausalLMModule
 FORMAT_VERSION = 1
 
 Texts = Mapping[str, str | bytes]

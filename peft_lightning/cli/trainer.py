@@ -36,6 +36,8 @@ from peft_lightning.cli.fit_defaults import (
 from peft_lightning.cli.predictions import KeptPredictions
 from peft_lightning.cli.save_config import SaveConfig
 from peft_lightning.data.datamodule import SFTDataModule
+from peft_lightning.data.trained_prompts import common_format
+from peft_lightning.inference.prompt_formats import formats_of
 from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
 from peft_lightning.training.checkpoint_path import NO_CHECKPOINT, checkpoint_path
@@ -296,9 +298,18 @@ class PeftCLI(LightningCLI):
             )
         given = self.config_init["predict"].adapter or []
         datamodule.predict_adapters = self.model.answer_with(given) if given else None
+        self._use_trained_prompts(datamodule)
         path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
         kept = KeptPredictions(self.model, datamodule, path)
         batches: Any = self.trainer.predict(datamodule=datamodule, **kwargs)
         answers = sorted((a for batch in batches for a in batch), key=lambda a: a["index"])
         kept.finish(answers)
         rank_zero_info(f"{len(answers)} answers are in {path}")
+
+    def _use_trained_prompts(self, datamodule: SFTDataModule) -> None:
+        """Make prompts as the adapters were trained with; options that are given win."""
+        config = self.config_init["predict"]
+        formats = formats_of(config.ckpt_path, config.adapter, {})
+        chosen = self.chosen["predict"].get("data") or Namespace()
+        given = [name for name, value in vars(chosen).items() if value is not None]
+        datamodule.use_prompt_format(common_format(formats), given)

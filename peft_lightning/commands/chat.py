@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peft_lightning.process.signals import STOP
 
@@ -26,7 +26,11 @@ def chat(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    prompt_template: str | None = None,
     chat_template: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    template_date: str | None = None,
+    special_tokens_in_text: str | None = None,
     dtype: str = "auto",
     quantization: str | None = None,
     device: str = "auto",
@@ -41,12 +45,19 @@ def chat(
             its base model.
         base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         adapter: An adapter to switch to, FOLDER or NAME=FOLDER; may be given several times.
-        system: System message of the conversation.
+        system: System message of the conversation; without, the one of the training.
         max_new_tokens: Largest number of tokens of an answer.
         temperature: Sampling temperature; 0 takes the most probable token each time.
         top_p: Sample only from the most probable tokens whose probabilities sum up to this.
         seed: Seed of the samples.
-        chat_template: Path of a Jinja file; without, the tokenizer's own template.
+        prompt_template: What a message fills, "Question: {question}"; "" for nothing; without,
+            the one of the training.
+        chat_template: Path of a Jinja file; without, the one of the training.
+        chat_template_kwargs: Variables of the chat template, beside those of the training.
+        template_date: Date, YYYY-MM-DD, that a chat template prints as today's, or today; without,
+            the one of the training.
+        special_tokens_in_text: Special tokens in messages: encode (as text), keep or error;
+            without, as in training.
         dtype: Data type of the base's weights: float32, bfloat16, float16, or auto: as saved if the
             processor multiplies that, else float32.
         quantization: 4bit or 8bit: quantize the base's linear layers with bitsandbytes.
@@ -57,12 +68,22 @@ def chat(
     """
     from peft_lightning.inference.chat_session import ChatSession
     from peft_lightning.inference.load import load_inference_model
+    from peft_lightning.inference.prompt_formats import formats_of, say_formats
 
+    given = {
+        "system_prompt": system,
+        "prompt": prompt_template,
+        "chat_template": chat_template,
+        "chat_template_kwargs": chat_template_kwargs,
+        "template_date": template_date,
+        "special_tokens_in_text": special_tokens_in_text,
+    }
+    formats = formats_of(ckpt_path, adapter, given)
     loaded = load_inference_model(
         base_model,
         ckpt_path,
         adapter,
-        chat_template=chat_template,
+        prompt_formats=formats,
         dtype=dtype,
         device=device,
         allow_base_mismatch=allow_base_mismatch,
@@ -70,7 +91,8 @@ def chat(
         revision=revision,
         quantization=quantization,
     )
-    session = ChatSession(loaded, system, max_new_tokens, temperature, top_p, seed)
+    session = ChatSession(loaded, max_new_tokens, temperature, top_p, seed)
+    say_formats(formats)
     names = ", ".join(loaded.bank.names)
     print(f"{HELP}\nadapters: {names}; now {session.adapter}", file=sys.stderr)
     STOP.forget([signal.SIGINT])  # from here on Ctrl-C stops an answer, not the command

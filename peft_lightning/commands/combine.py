@@ -49,6 +49,8 @@ def combine(
     updates = [arithmetic.updates_of(adapter, tensors) for adapter, tensors, _ in read]
     weights = [weight for _, weight in parts]
     found, retained = arithmetic.combine(updates, weights, method, rank, density, seed)
+    if "prompts" not in facts and any("prompts" in r[2] for r in read):
+        print("these adapters were trained with different prompts, and the result has no own ones")
     facts["made_of"] = {"method": method, "adapters": [[Path(f).name, w] for f, w in parts]}
     write_updates(out, found, facts, any(map(has_transposed_layers, folders)))
     print(describe_updates(out, found, retained))

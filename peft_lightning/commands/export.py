@@ -57,6 +57,7 @@ def export(
     from transformers import AutoConfig
 
     from peft_lightning.base_model.load import find_device, require_dtype
+    from peft_lightning.data import PromptFormat
     from peft_lightning.export.gguf_file import (
         read_checkpoint,
         write_adapter_file,
@@ -78,6 +79,8 @@ def export(
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     base, folder, saved = read_checkpoint(ckpt_path, base_model)
+    if saved is not None and (said := str(PromptFormat.of_folder(saved.facts, folder))):
+        print(f"it was trained with prompts of another form, to be given where it answers: {said}")
     if type == "adapter":
         write_adapter_file(Path(out), base, folder, saved, wanted, allow_base_mismatch, options)
         print(f"exported: {out}; use it as llama-cli -m BASE.gguf --lora {out}")

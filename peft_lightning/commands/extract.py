@@ -73,6 +73,7 @@ def extract(
     total = kept / sum(u.squared_norm for u in found)
     made_of = {"method": "extract", "rank": rank, "retain": retain, "model": Path(tuned).name}
     own = {"base_model": name, "base_fingerprint": fingerprint, "made_of": made_of}
+    own |= {name: facts[name] for name in ("prompts",) if name in facts}
     own |= {"retained_energy": total, "left_out": rest}
     updates = {u.layer: (u.b, u.a) for u in found}
     write_updates(out, updates, own, any(u.is_transposed for u in found))

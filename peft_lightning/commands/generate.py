@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from peft_lightning.messages import UserError
 
@@ -24,6 +25,9 @@ def generate(
     roles: dict[str, str] | None = None,
     prompt_template: str | None = None,
     chat_template: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    template_date: str | None = None,
+    special_tokens_in_text: str | None = None,
     batch_size: int = 32,
     dtype: str = "auto",
     quantization: str | None = None,
@@ -50,12 +54,19 @@ def generate(
         temperature: Sampling temperature; 0 takes the most probable token each time.
         top_p: Sample only from the most probable tokens whose probabilities sum up to this.
         seed: Seed of the samples.
-        system: System message for prompts that have none.
+        system: System message for prompts that have none; without, the one of the training.
         format: Format of the rows in the file: auto, a format's name, or a dotted path.
         columns: Columns of the format, each with the column of the file that stands for it.
         roles: Names of roles in the file, each with the role that is meant.
-        prompt_template: A prompt with columns of the file in braces: "Question: {question}".
-        chat_template: Path of a Jinja file, or "none" for plain text; without, the tokenizer's own.
+        prompt_template: A prompt with columns of the file in braces: "Question: {question}", or
+            with one for the text of --prompt; "" for none; without, the one of the training.
+        chat_template: Path of a Jinja file, or "none" for plain text; without, the one of the
+            training.
+        chat_template_kwargs: Variables of the chat template, beside those of the training.
+        template_date: Date, YYYY-MM-DD, that a chat template prints as today's, or today; without,
+            the one of the training.
+        special_tokens_in_text: Special tokens in prompts: encode (as text), keep or error; without,
+            as in training.
         batch_size: Number of prompts in a batch.
         dtype: Data type of the base's weights: float32, bfloat16, float16, or auto: as saved if the
             processor multiplies that, else float32.
@@ -70,24 +81,30 @@ def generate(
     from peft_lightning.data import RowOptions
     from peft_lightning.inference.answers import answer_prompts
     from peft_lightning.inference.load import load_inference_model
+    from peft_lightning.inference.prompt_formats import formats_of, say_formats
     from peft_lightning.inference.prompts import read_prompts
 
     if output is not None and Path(output).is_dir():
         raise UserError(f"output {output} is a folder: give the name of a JSONL file")
     texts = [prompt] if isinstance(prompt, str) else prompt
-    options = RowOptions(
-        format,
-        columns=columns or {},
-        roles=roles or {},
-        prompt=prompt_template,
-        system_prompt=system,
-    )
-    prompts = read_prompts(texts, file, options)  # before the model, as its errors are quick
+    options = RowOptions(format, columns=columns or {}, roles=roles or {}, prompt=prompt_template)
+    given = {
+        "system_prompt": system,
+        "prompt": prompt_template,
+        "chat_template": chat_template,
+        "chat_template_kwargs": chat_template_kwargs,
+        "template_date": template_date,
+        "special_tokens_in_text": special_tokens_in_text,
+    }
+    formats = formats_of(ckpt_path, adapter, given)
+    prompts = read_prompts(texts, file, options)
+    for prompt_format in formats.values():  # before the model, as its errors are quick
+        prompts.rows(prompt_format)
     loaded = load_inference_model(
         base_model,
         ckpt_path,
         adapter,
-        chat_template=chat_template,
+        prompt_formats=formats,
         dtype=dtype,
         device=device,
         allow_base_mismatch=allow_base_mismatch,
@@ -95,6 +112,7 @@ def generate(
         revision=revision,
         quantization=quantization,
     )
+    say_formats(formats, prompts)
     answers = answer_prompts(
         loaded,
         prompts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,8 @@ def merge(
     from peft_lightning.adapters.folder import read_adapter
     from peft_lightning.adapters.merge import require_mergeable
     from peft_lightning.base_model.load import find_device, require_dtype
+    from peft_lightning.data import PromptFormat
+    from peft_lightning.data.tokens.template_sources import is_template_source
     from peft_lightning.export.merged_folder import size_in_bytes, write_merged
     from peft_lightning.export.unverified import (
         UNFINISHED,
@@ -75,6 +78,7 @@ def merge(
     sample = TEXT if text is None else read_text(text)
     adapter, _, facts = saved = read_adapter(ckpt_path := str(adapter_folder(ckpt_path)))
     require_mergeable(adapter, ckpt_path)
+    prompts = PromptFormat.of_folder(facts, ckpt_path)
     base = base_model or facts["base_model"]
     if not base:
         raise UserError(f"{ckpt_path} does not name its base model: give it with --base_model")
@@ -90,12 +94,17 @@ def merge(
         write_merged(
             folder, ckpt_path, base, wanted, size, allow_base_mismatch, options, quantization, saved
         )
+        if is_template_source(template := prompts.chat_template or ""):
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+            prompts = replace(prompts, chat_template=None)
         if verify:
             (folder / UNVERIFIED).write_text(UNFINISHED)
     files = sorted(Path(out).glob("*.safetensors"))
     print(
         f"merged: {out}, {len(files)} x safetensors, {sum(f.stat().st_size for f in files):,} bytes"
     )
+    if said := str(prompts):
+        print(f"it was trained with prompts of another form, to be given where it answers: {said}")
     if not verify:
         return
     found = compare(

@@ -9,6 +9,7 @@ from ``datamodule``, because it needs Lightning; the names below do not.
 
 from peft_lightning.data.files import find_source
 from peft_lightning.data.options import RowOptions
+from peft_lightning.data.prompt_format import PromptFormat
 from peft_lightning.data.prompts import assign_adapters
 from peft_lightning.data.records import RowError
 from peft_lightning.data.rows import (
@@ -19,6 +20,7 @@ from peft_lightning.data.rows import (
     RowParser,
     resolve_format,
 )
+from peft_lightning.data.rows.columns import PromptTemplate
 from peft_lightning.data.tokens.prompt_encoding import PromptEncoder, encode_prompt
 from peft_lightning.data.tokens.template_sources import load_templates, set_template
 from peft_lightning.data.tokens.templates import ChatTemplate
@@ -29,6 +31,8 @@ __all__ = [
     "Message",
     "PlainText",
     "PromptEncoder",
+    "PromptFormat",
+    "PromptTemplate",
     "Row",
     "RowError",
     "RowOptions",

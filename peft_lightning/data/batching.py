@@ -1,6 +1,7 @@
 """Which rows form which batch in which epoch: a function of the seed and the epoch."""
 
 import bisect
+import functools
 import heapq
 import math
 from collections.abc import Sequence
@@ -24,26 +25,61 @@ EPOCHS_TO_FILL, FEW_ROWS = 4, 50_000
 class WeightedSource:
     """The rows of one source, and how often each of them occurs in an epoch.
 
+    A record of a file may have become several rows of tokens; an epoch has all of them or none.
+
     Args:
-        rows: (rows,) Their indices in the dataset.
-        weight: Occurrences of each row per epoch, above 0: 2 means twice, 0.5 means a different
-            half of the rows in each epoch.
+        rows: (rows,) Their indices in the dataset, in increasing order.
+        weight: Occurrences of each record per epoch, above 0: 2 means twice, 0.5 means a different
+            half of the records in each epoch.
+        records: (all rows of the dataset,) Number of the record that each row is made of, not
+            decreasing; None if each row is a record.
     """
 
     rows: RowIndices
     weight: float = 1.0
+    records: NDArray[np.int64] | None = None
+
+    @functools.cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """The number of rows of each record, (records,)."""
+        if self.records is None:
+            return np.ones(len(self.rows), dtype=np.int64)
+        return np.unique(self.records[self.rows], return_counts=True)[1].astype(np.int64)
 
     @property
-    def rows_per_epoch(self) -> int:
-        """Number of rows in each epoch, at least one."""
-        return max(1, round(self.weight * len(self.rows)))
+    def num_records(self) -> int:
+        """Number of records."""
+        return len(self.counts)
+
+    @property
+    def records_per_epoch(self) -> int:
+        """Number of records in each epoch, at least one."""
+        return max(1, round(self.weight * self.num_records))
+
+    @property
+    def varies(self) -> bool:
+        """Whether epochs differ in their records."""
+        return self.records_per_epoch % self.num_records > 0
+
+    def most_rows(self, seed: int) -> int:
+        """Return the number of rows of the epoch that has most of all."""
+        repeats, extra = divmod(self.records_per_epoch, self.num_records)
+        shuffled = self.counts[self._order(seed)]
+        ends = np.cumsum(np.concatenate([[0], shuffled, shuffled[:extra]]))
+        turns = ends[extra:] - ends[: len(ends) - extra]
+        return int(repeats * self.counts.sum() + turns.max())
 
     def rows_of_epoch(self, seed: int, epoch: int) -> RowIndices:
-        """Return the rows of an epoch: as many in each, fractions taken in turn from a shuffle."""
-        repeats, extra = divmod(self.rows_per_epoch, len(self.rows))
-        shuffled = np.random.default_rng((seed, len(self.rows))).permutation(self.rows)
-        turn = np.take(shuffled, np.arange(epoch * extra, (epoch + 1) * extra), mode="wrap")
-        return np.concatenate([np.tile(self.rows, repeats), np.sort(turn)])
+        """Return the rows of an epoch; fractions of the records in turn from a shuffle."""
+        repeats, extra = divmod(self.records_per_epoch, self.num_records)
+        places = np.arange(epoch * extra, (epoch + 1) * extra)
+        is_taken = np.zeros(self.num_records, dtype=bool)
+        is_taken[np.take(self._order(seed), places, mode="wrap")] = True
+        turn = self.rows[np.repeat(is_taken, self.counts)]
+        return np.concatenate([np.tile(self.rows, repeats), turn])
+
+    def _order(self, seed: int) -> NDArray[np.int64]:
+        return np.random.default_rng((seed, self.num_records)).permutation(self.num_records)
 
 
 class BatchPlan:
@@ -100,10 +136,10 @@ class BatchPlan:
         self.padded, self.shuffle, self.seed, self.world_size = padded, shuffle, seed, world_size
         self.resumed = (0, 0)  # an epoch, and the number of its rows that are skipped
         if tokens_per_batch is None:
-            steps = math.ceil(len(self._rows(0)) / (batch_size * world_size))
+            steps = math.ceil(sum(s.most_rows(seed) for s in sources) / (batch_size * world_size))
             self._max_filled = steps * world_size
         else:
-            varies = shuffle or any(s.rows_per_epoch % len(s.rows) for s in sources)
+            varies = shuffle or any(s.varies for s in sources)
             epochs = range(EPOCHS_TO_FILL if varies and len(lengths) <= FEW_ROWS else 1)
             self._max_filled = max(len(self._fill(self._rows(epoch))) for epoch in epochs)
             self._max_filled += int(0.005 * self._max_filled) if varies else 0
@@ -121,17 +157,21 @@ class BatchPlan:
                 ``accumulate_grad_batches``.
         """
         rows, step = self._rows(0), batches_per_step * self.world_size
+        records = sum(source.records_per_epoch for source in self.sources)
+        sequences = f" ({len(rows):,} sequences)" if len(rows) != records else ""
         tokens = int(self.lengths[rows].sum())
         mean = tokens / len(self)
         parts = f" ({step} batches of {mean:,.0f})" if step > 1 else ""
-        filled = f"data.batch_size is {self.batch_size} rows; data.tokens_per_batch fills instead"
+        unit = "sequences" if sequences else "rows"
+        filled = f"data.batch_size is {self.batch_size} {unit}; data.tokens_per_batch fills instead"
         if self.tokens_per_batch is not None:
             share = mean / self.tokens_per_batch
             filled = f"data.tokens_per_batch {self.tokens_per_batch:,} is filled to {share:.0%}"
         padding = ", padding not counted" if self.padded else ""
         return (
-            f"an epoch: {len(rows):,} rows, {tokens:,} tokens, {math.ceil(len(self) / step):,}"
-            f" steps of {step * mean:,.0f} tokens on average{parts}{padding}; {filled}"
+            f"an epoch: {records:,} rows{sequences}, {tokens:,} tokens,"
+            f" {math.ceil(len(self) / step):,} steps of {step * mean:,.0f} tokens on average"
+            f"{parts}{padding}; {filled}"
         )
 
     def batches(self, epoch: int) -> list[RowIndices]:
@@ -142,6 +182,8 @@ class BatchPlan:
             rows = self._rows(epoch)[skipped:]
             steps = [rows[i : i + size] for i in range(0, len(rows), size)]
             batches = [part for step in steps for part in np.array_split(step, self.world_size)]
+            if not skipped and len(batches) < self._length:  # other epochs have more rows
+                batches = halve_largest(batches, self._length)
         else:
             batches, number = self._batches_within_budget(epoch), self._length
             if skipped:

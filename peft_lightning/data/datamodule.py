@@ -23,6 +23,7 @@ from peft_lightning.data.loader import BatchLoader
 from peft_lightning.data.loaders import Loaders
 from peft_lightning.data.mixing import read_mixture
 from peft_lightning.data.options import BatchOptions, RowOptions, TokenOptions
+from peft_lightning.data.prompt_format import PromptFormat
 from peft_lightning.data.prompts import Prompt, assign_adapters, read_prompts
 from peft_lightning.data.records import Record
 from peft_lightning.data.resume import TrainingPosition
@@ -32,6 +33,7 @@ from peft_lightning.data.splits import check_val_fraction, open_splits
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.data.tokens.tokenizer import padding_id, tokenizer_for
+from peft_lightning.data.trained_prompts import prompt_format_of, use_prompt_format
 from peft_lightning.data.tunable import TunableBatches
 
 DATE_NOTICE = "the chat template prints today's date: in rows it is data.template_date, {}"
@@ -90,6 +92,7 @@ class SFTDataModule(TunableBatches, L.LightningDataModule):
         sizes: Rows, tokens, tokens in the loss and of the longest row, of train, val, test.
         predict_records: The rows of ``predict``, as read.
         predict_prompts: For each of them its index and the token ids of its prompt.
+        prompt_format: How the prompts of the rows are made, after ``setup``; a checkpoint keeps it.
         predict_adapters: Names of the adapters that ``predict`` generates with, set before it; see
             ``assign_adapters``. None for the trained adapter.
     """
@@ -160,16 +163,21 @@ class SFTDataModule(TunableBatches, L.LightningDataModule):
         self.predict_records: list[Record] = []
         self.predict_prompts: list[Prompt] = []
         self.predict_adapters: list[str] | None = None
+        self.prompt_format: PromptFormat | None = None
         self._splits: dict[str, Split] = {}
         self._data_state: dict[str, Any] = {}
         self._position: TrainingPosition | None = None
 
     def setup(self, stage: str) -> None:
         """Tokenize the rows that ``stage`` needs, or load their tokens from the cache."""
-        row_tokenizer = self.row_tokenizer(self.trainer.lightning_module if self.trainer else None)
+        stage = TrainerFn(stage).value
+        module = self.trainer.lightning_module if self.trainer else None
+        if stage == "predict" and (trained := getattr(module, "prompt_format", None)):
+            self.use_prompt_format(trained)
+        row_tokenizer = self.row_tokenizer(module)
+        self.prompt_format = prompt_format_of(self, row_tokenizer)
         if row_tokenizer.date:
             rank_zero_info(DATE_NOTICE.format(row_tokenizer.date))
-        stage = TrainerFn(stage).value
         if stage == "predict":
             self.predict_records, self.predict_prompts = read_prompts(
                 self.paths["predict"], row_tokenizer, self.row_options, log=rank_zero_info
@@ -191,6 +199,11 @@ class SFTDataModule(TunableBatches, L.LightningDataModule):
                 rank_zero_info(line)
             steps = getattr(self.trainer, "accumulate_grad_batches", 1)
             rank_zero_info(self._position.plan.summary(steps))
+
+    def use_prompt_format(self, trained: PromptFormat, given: list[str] | None = None) -> None:
+        """Make the prompts of ``predict`` as an adapter's; see ``trained_prompts.py``."""
+        if taken := use_prompt_format(self, trained, given):
+            rank_zero_info(f"prompts as the adapter was trained with: {taken}")
 
     def row_tokenizer(self, module: Any) -> RowTokenizer:
         """Return what tokenizes the rows, with the tokenizer of ``module`` if no other is given."""

@@ -47,9 +47,11 @@ class BatchLoader:
         epoch: The epoch that is iterated over.
         position: Number of batches of ``epoch`` that were yielded, or skipped by ``resume``.
         before_epoch: Called by ``set_epoch`` with the epoch, if set.
-        dataset: The rows, whose number is the largest batch size that Lightning's tuner tries;
-            None if batches are no numbers of rows.
+        dataset: The rows, whose number is the largest batch size that Lightning's tuner tries. It
+            is there only if batches are numbers of rows.
     """
+
+    dataset: Any
 
     batch_sampler = None  # Lightning reads this attribute and ``sampler``
 
@@ -63,7 +65,6 @@ class BatchLoader:
         source_names: Sequence[str] = (),
     ) -> None:
         self._source_names = source_names
-        self.dataset = dataset
         self._dataset, self._batches, self._collate = dataset, batches, collate
         self._num_workers, self._length = num_workers, length
         self.before_epoch: Callable[[int], None] | None = None

@@ -71,8 +71,8 @@ class Loaders:
         batches, length, names = batches_of_rank(plan, self.rank, names)
         workers = self.options.num_workers
         loader = BatchLoader(split.dataset, batches, length, collate, workers, names)
-        if self.options.tokens_per_batch is not None:
-            loader.dataset = None
+        if self.options.tokens_per_batch is None and not self.overfits:
+            loader.dataset = split.dataset  # with it, Lightning would make another for overfitting
         return loader
 
     def prompts(self, prompts: Sequence[Prompt], tasks: Sequence[tuple[int, Any]]) -> BatchLoader:

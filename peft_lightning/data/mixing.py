@@ -39,7 +39,8 @@ class Mixture:
         """Return how often each row of each source occurs in an epoch, for ``WeightedSource``.
 
         Args:
-            num_rows: Rows of each source, at least one.
+            num_rows: Rows of each source's files, at least one; not sequences of tokens, of which
+                a row may become several.
         """
         numbers = self.numbers or (1.0,) * len(num_rows)
         if self.kind == "repeat":
@@ -138,24 +139,19 @@ def epoch_table(
     Args:
         names: The sources as the user wrote them.
         sources: Their rows to train on.
-        loss_tokens: (all rows,) Number of tokens in the loss of each row.
+        loss_tokens: (all sequences,) Number of tokens in the loss of each.
     """
-    taken = np.array([source.rows_per_epoch for source in sources])
-    tokens = taken * [loss_tokens[source.rows].mean() for source in sources]
-    rows = [("training source", "rows", "rows an epoch", "each", "share", "of loss tokens")]
-    for i, (name, source) in enumerate(zip(names, sources, strict=True)):
-        size, count = len(source.rows), int(taken[i])
-        share, of_loss = taken[i] / taken.sum(), tokens[i] / tokens.sum()
-        rows.append(
-            (
-                name,
-                f"{size:,}",
-                f"{count:,}",
-                f"{count / size:,.2f} x",
-                f"{share:.1%}",
-                f"{of_loss:.1%}",
-            )
-        )
+    taken = np.array([source.records_per_epoch for source in sources])
+    sizes = np.array([source.num_records for source in sources])
+    tokens = taken * [loss_tokens[source.rows].sum() for source in sources] / sizes
+    rows = [["training source", "rows", "rows an epoch", "each", "share", "of loss tokens"]]
+    for name, size, count, of_loss in zip(names, sizes, taken, tokens, strict=True):
+        row = [name, f"{size:,}", f"{count:,}", f"{count / size:,.2f} x"]
+        rows.append([*row, f"{count / taken.sum():.1%}", f"{of_loss / tokens.sum():.1%}"])
+    if any(len(source.rows) > size for source, size in zip(sources, sizes, strict=True)):
+        rows[0].append("sequences a row")
+        for row, source, size in zip(rows[1:], sources, sizes, strict=True):
+            row.append(f"{len(source.rows) / size:.2f}")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([f"{row[0]:<{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows

@@ -133,7 +133,7 @@ def open_split(given: GivenSources, tokenize: Tokenize, log: Callable[[str], Non
     distinct = {part.folder: part for part in parts.values()}
     ends = np.cumsum([len(part) for part in distinct.values()])
     records = [part.records for part in distinct.values()]
-    starts = np.cumsum([0, *(int(numbers[-1]) + 1 if len(numbers) else 0 for numbers in records)])
+    starts = np.cumsum([0, *(int(found[-1]) + 1 if len(found) else 0 for found in records)])
     rows = {
         folder: np.arange(end - len(part), end)
         for (folder, part), end in zip(distinct.items(), ends, strict=True)
@@ -143,12 +143,13 @@ def open_split(given: GivenSources, tokenize: Tokenize, log: Callable[[str], Non
         if len(same) > 1:
             alike = f"{same[0]} is" if len(set(same)) == 1 else f"{', '.join(same)} are one source"
             log(f"{given.option}: {alike} given {len(same)} times, and read as often")
+    numbers = np.concatenate([n + first for n, first in zip(records, starts, strict=False)])
     return Split(
         ConcatDataset(distinct.values()),
         np.concatenate([part.lengths for part in distinct.values()]),
         np.concatenate([part.num_loss_tokens for part in distinct.values()]),
-        np.concatenate([start + numbers for start, numbers in zip(starts, records, strict=False)]),
-        [WeightedSource(rows[parts[name].folder]) for name in given.names],
+        numbers,
+        [WeightedSource(rows[parts[name].folder], records=numbers) for name in given.names],
         [
             {**parts[name].meta["fingerprint"], "tokens": parts[name].tokens_hash}
             for name in given.names

@@ -100,7 +100,7 @@ def mixed(split: Split, mixture: Mixture) -> Split:
                 f"{name}: all of its rows are held out for validation, so none is left to train on;"
                 " give data.val, or lower data.val_fraction"
             )
-    weights = mixture.weights([len(source.rows) for source in split.sources])
+    weights = mixture.weights([source.num_records for source in split.sources])
     pairs = zip(split.sources, weights, strict=True)
     return replace(
         split,

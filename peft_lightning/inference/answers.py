@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from peft_lightning.data import assign_adapters
 from peft_lightning.inference.generate import decode_answer
 from peft_lightning.inference.load import InferenceModel
 from peft_lightning.inference.partial_file import PartialAnswers, digests, run_hash
-from peft_lightning.inference.prompts import Prompt, encode_prompts
+from peft_lightning.inference.prompts import Prompts
 from peft_lightning.process.progress import Progress
 
 
@@ -38,7 +37,7 @@ class Answer:
 
 def answer_prompts(
     loaded: InferenceModel,
-    prompts: Sequence[Prompt],
+    prompts: Prompts,
     output: str | None = None,
     **options: Any,
 ) -> list[Answer]:
@@ -57,9 +56,11 @@ def answer_prompts(
     Raises:
         UserError: If a row names an unknown adapter, or a prompt cannot be encoded.
     """
-    encoded = {id(t): encode_prompts(prompts, t) for t in loaded.tokenizers.values()}
-    rows = {name: encoded[id(tokenizer)] for name, tokenizer in loaded.tokenizers.items()}
-    tasks = assign_adapters([prompt.record for prompt in prompts], loaded.names)
+    tasks = assign_adapters(prompts.records, loaded.names)
+    rows = {
+        name: prompts.encode(loaded.tokenizers[name], loaded.prompt_formats[name])
+        for name in dict.fromkeys(name for _, name in tasks)
+    }
     facts: list[Any] = [rows, tasks, options, loaded.fingerprint, str(loaded.model.dtype)]
     facts += [loaded.quantization, *(digests(loaded.bank.tensors(name)) for name in loaded.names)]
     progress = Progress("answering", len(tasks), "prompts")
@@ -85,7 +86,7 @@ def answer_prompts(
             )
         several = len(tasks) > len(prompts)
         answers = [
-            Answer(prompts[row].record, name if several else None, kept.texts[number])
+            Answer(prompts.records[row], name if several else None, kept.texts[number])
             for number, (row, name) in enumerate(tasks)
         ]
         kept.finish(answer.as_json() for answer in answers)

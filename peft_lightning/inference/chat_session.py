@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import TextStreamer
 
-from peft_lightning.data import Conversation, Message, encode_prompt
+from peft_lightning.data import Message, PromptFormat, encode_prompt
 from peft_lightning.inference.generate import decode_answer
 from peft_lightning.inference.load import InferenceModel
 from peft_lightning.messages import UserError
@@ -14,8 +14,8 @@ class ChatSession:
     """A conversation in which answers are printed while they are generated.
 
     Args:
-        loaded: The base model and its adapters; the first adapter answers until ``use``.
-        system: System message of the conversation.
+        loaded: The base model and its adapters; the first adapter answers until ``use``. Their
+            prompt formats give the system message and what the user's messages fill.
         max_new_tokens: Largest number of tokens of an answer.
         temperature: Divisor of the logits; 0 takes the most probable token.
         top_p: Sample only from the most probable tokens whose probabilities sum up to this.
@@ -28,7 +28,6 @@ class ChatSession:
     def __init__(
         self,
         loaded: InferenceModel,
-        system: str | None = None,
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -41,7 +40,6 @@ class ChatSession:
             )
         self.loaded, self.seed, self.max_new_tokens = loaded, seed, max_new_tokens
         self._sampling = {"temperature": temperature, "top_p": top_p}
-        self._start: list[Message] = [{"role": "system", "content": system}] if system else []
         self.reset()
         self.use(loaded.names[0])
 
@@ -55,8 +53,8 @@ class ChatSession:
         self.loaded.bank.use(name)
 
     def reset(self) -> None:
-        """Forget all messages but the system message."""
-        self.messages = list(self._start)
+        """Forget all messages."""
+        self.messages: list[Message] = []
 
     def answer(self, text: str) -> str:
         """Return the answer to a user message, and add both to the conversation.
@@ -66,9 +64,11 @@ class ChatSession:
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         tokenizer = self.loaded.tokenizers[self.adapter]
+        prompt_format = self.loaded.prompt_formats[self.adapter]
+        asked = [_filled(message, prompt_format) for message in messages]
         [ids] = self.loaded.generate(
             self.adapter,
-            [encode_prompt(tokenizer, Conversation(messages))],
+            [encode_prompt(tokenizer, asked, prompt_format)],
             self.max_new_tokens,
             **self._sampling,
             seed=self.seed + len(messages),
@@ -77,3 +77,9 @@ class ChatSession:
         answer = decode_answer(tokenizer, ids)
         self.messages = [*messages, {"role": "assistant", "content": answer}]
         return answer
+
+
+def _filled(message: Message, prompt_format: PromptFormat) -> Message:
+    if message["role"] != "user":
+        return message
+    return {**message, "content": prompt_format.filled(message["content"])}

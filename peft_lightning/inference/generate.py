@@ -15,7 +15,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from peft_lightning.data import PromptEncoder
+from peft_lightning.data import PromptEncoder, PromptFormat
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.messages import UserError
 
@@ -137,6 +137,7 @@ def generate_texts(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str] | Sequence[Sequence[int]],
     max_new_tokens: int = 128,
+    prompt_format: PromptFormat = PromptFormat(),  # noqa: B008  (frozen)
     **options: Any,
 ) -> list[str]:
     """Answer prompts, and decode the answers without special tokens and surrounding white space.
@@ -148,9 +149,10 @@ def generate_texts(
         prompts: Texts, each of which becomes a user message if there is a chat template; or token
             ids, which are used as they are.
         max_new_tokens: Largest number of tokens of an answer.
+        prompt_format: How texts become token ids.
         **options: Those of ``generate_tokens``.
     """
-    encoder = PromptEncoder(tokenizer)
+    encoder = PromptEncoder(tokenizer, prompt_format)
     rows = [encoder.encode(p) if isinstance(p, str) else p for p in prompts]
     answers = generate_tokens(model, adapter, tokenizer, rows, max_new_tokens, **options)
     return [decode_answer(tokenizer, ids) for ids in answers]

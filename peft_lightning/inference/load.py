@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from peft_lightning.adapters.folder import read_adapter
 from peft_lightning.adapters.full import Full
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.base_model.load import find_device
-from peft_lightning.data import set_template
+from peft_lightning.data import PromptFormat, set_template
+from peft_lightning.data.tokens.tokenizer import load_tokenizer as load_named_tokenizer
 from peft_lightning.hub import adapter_folder
 from peft_lightning.inference.generate import generate_tokens
 from peft_lightning.kernels.float32_compute import compute_as_the_run
@@ -29,8 +30,10 @@ class InferenceModel:
     Args:
         model: The base model.
         bank: The adapters by name.
-        tokenizers: The tokenizer for each name of ``bank``; an adapter with new tokens has a
-            copy that knows them.
+        tokenizers: The tokenizer for each name of ``bank``; an adapter with new tokens or a chat
+            template of its own has a copy that knows them.
+        prompt_formats: How prompts are made for each name of ``bank``, as its adapter was trained;
+            ``base`` answers the prompts of the first adapter.
         fingerprint: Fingerprint of the base model.
         quantization: 4bit, 8bit, or None.
     """
@@ -38,6 +41,7 @@ class InferenceModel:
     model: Any
     bank: AdapterBank
     tokenizers: dict[str, Any]
+    prompt_formats: dict[str, PromptFormat]
     fingerprint: dict[str, Any]
     quantization: str | None = None
 
@@ -66,7 +70,7 @@ def load_inference_model(
     ckpt_path: str | None,
     adapters: Sequence[str] | None,
     *,
-    chat_template: str | None = None,
+    prompt_formats: Mapping[str, PromptFormat] | None = None,
     dtype: str = "auto",
     device: str = "auto",
     allow_base_mismatch: bool = False,
@@ -80,8 +84,8 @@ def load_inference_model(
         base_model: The base model; None for the one that the adapters name.
         ckpt_path: Folder of the first adapter, or of a fully fine-tuned model.
         adapters: Further adapters, ``NAME=FOLDER``, or a folder, which is then its own name.
-        chat_template: Path of a Jinja file, or ``none`` for plain text; None for the tokenizer's
-            own template.
+        prompt_formats: How prompts are made for each adapter, or for ``base`` if there is none;
+            None for as they were trained.
         dtype: Data type of the base's weights; auto for the saved one if the processor multiplies
             that, else float32.
         device: auto for the GPU if there is one.
@@ -97,6 +101,10 @@ def load_inference_model(
     folders = [*([ckpt_path] if ckpt_path else []), *(adapters or [])]
     named = named_folders(folders)
     found = {name: read_adapter(folder) for name, folder in named.items()}
+    formats = dict(prompt_formats or {})
+    if not formats:
+        formats = {n: PromptFormat.of_folder(found[n].facts, named[n]) for n in named}
+    formats.setdefault(BASE, next(iter(formats.values()), PromptFormat()))
     tokenizer_name = model
     for name, (adapter, _, facts) in found.items():
         if isinstance(adapter, Full):
@@ -117,21 +125,33 @@ def load_inference_model(
     device = find_device(device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     tokenizer = load_tokenizer(tokenizer_name or model, **options)
-    set_template(tokenizer, chat_template)
     base = load_base_model(model, dtype=dtype, device=device, quantization=quantization, **options)
     if (choice := choice_of(base)) and (notice := emulation_notice(choice, "--dtype auto")):
         print(notice, file=sys.stderr)
     fingerprint = base_fingerprint(base)
     compute_as_the_run(base, None)
     bank = AdapterBank(base, fingerprint, allow_base_mismatch)
-    tokenizers = {BASE: tokenizer}
+    tokenizers = {BASE: _tokenizer_of(tokenizer, formats[BASE])}
     for name, folder in named.items():
         bank.add(name, folder, found[name])
-        tokenizers[name] = tokenizer
-        if found[name].adapter.metadata().get("new_tokens"):
-            tokenizers[name] = copy.deepcopy(tokenizer)
+        tokenizers[name] = tokenizers[BASE]
+        has_tokens = bool(found[name].adapter.metadata().get("new_tokens"))
+        if has_tokens or formats[name].tokenizes_otherwise(formats[BASE]):
+            tokenizers[name] = _tokenizer_of(copy.deepcopy(tokenizer), formats[name])
+        if has_tokens:
             found[name].adapter.with_tokenizer(tokenizers[name])
-    return InferenceModel(base, bank, tokenizers, fingerprint, quantization)
+    return InferenceModel(base, bank, tokenizers, formats, fingerprint, quantization)
+
+
+def _tokenizer_of(tokenizer: Any, prompt_format: PromptFormat) -> Any:
+    """Return the tokenizer of the prompts, which is ``tokenizer`` unless they name another one.
+
+    It gets their chat template, whose tokens end an answer.
+    """
+    if prompt_format.tokenizer is not None:
+        tokenizer = load_named_tokenizer(prompt_format.tokenizer)
+    set_template(tokenizer, prompt_format.chat_template)
+    return tokenizer
 
 
 def named_folders(folders: Sequence[str]) -> dict[str, str]:

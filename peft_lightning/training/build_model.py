@@ -10,33 +10,35 @@ from transformers import PreTrainedTokenizerBase
 
 from peft_lightning.adapters import Adapter, Full, read_adapter
 from peft_lightning.adapters.bank import AdapterBank
-from peft_lightning.adapters.folder import read_adapter_config
+from peft_lightning.adapters.folder import read_adapter_config, read_facts
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.data import PromptFormat
 from peft_lightning.hidden_cache.cache import leaves_inputs
 from peft_lightning.kernels.attention import FLAT_ATTENTION
 from peft_lightning.kernels.patch import patch_model
 from peft_lightning.loss import CausalLMLoss
 from peft_lightning.messages import UserError
-from peft_lightning.training.given_base import (
-    AdapterOption,
-    BaseModelOption,
-    adapter_of,
-    base_of,
-)
+from peft_lightning.training.module_state import tensors_of_model
 from peft_lightning.training.precision import precision_of_run, say_if_emulated
 from peft_lightning.training.warm_start import adapter_to_continue, attach_trained
 
-__all__ = ["AdapterOption", "BaseModelOption", "adapter_of", "base_of"]
 
-
-def adapter_to_train(adapter: Adapter, init_from: str | None) -> tuple[Path | None, Adapter]:
-    """Return the folder that training starts from, if it starts from one, and the adapter.
+def adapter_to_train(
+    adapter: Adapter, init_from: str | None
+) -> tuple[Path | None, Adapter, PromptFormat | None]:
+    """Return the folder that training starts from, the adapter, and the prompts of its training.
 
     Args:
         adapter: As configured.
         init_from: As configured; the adapter is the one in there.
+
+    Returns:
+        Folder and prompts are None if training does not start from a folder.
     """
-    return (None, adapter) if init_from is None else adapter_to_continue(init_from)
+    if init_from is None:
+        return None, adapter, None
+    folder, adapter = adapter_to_continue(init_from)
+    return folder, adapter, PromptFormat.of_folder(read_facts(folder), folder)
 
 
 def check_options(adapter: Adapter, learning_rate: float | None, checkpointing: bool) -> None:
@@ -96,6 +98,7 @@ def build_model(module: Any) -> None:
         given = module.configured_adapter
         module.adapter = attach_trained(model, module.init_from, given, module.fingerprint)
     module.model = model
+    module.built_tensors = tensors_of_model(model)
     shares_prefix = leaves_inputs(module.adapter) and not module.compile_layers
     module.outputs = CausalLMLoss(model, module.adapter, shares_prefix)
 
@@ -169,6 +172,7 @@ def load_trained(
     whole = isinstance(adapter, Full)
     options |= {"adapter": adapter} if whole else {"init_from": str(folder)}
     module = kind(base_model or facts["base_model"], **options)
+    module.prompt_format = PromptFormat.of_folder(facts, folder)
     module.configure_model()
     if whole:
         adapter.load_state_dict(module.model, read_adapter(folder).tensors)

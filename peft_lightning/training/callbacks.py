@@ -1,4 +1,4 @@
-"""The callbacks of every run, in place of Lightning's defaults."""
+"""The callbacks of every run, beside the user's and in place of Lightning's defaults."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
     TQDMProgressBar,
 )
+from lightning.pytorch.trainer.connectors.callback_connector import _CallbackConnector
 
+from peft_lightning.training.averaging import AfterAveraging, BeforeAveraging
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.preemption import StopOnSignal
 from peft_lightning.training.generations import LogGenerations
+from peft_lightning.training.hidden_states import HiddenStates
+from peft_lightning.training.loss_log import LossLog
 from peft_lightning.training.out_of_memory import OutOfMemoryAdvice
 from peft_lightning.training.progress_bar import TokenProgressBar
 from peft_lightning.training.rng_state import RNGState
@@ -23,34 +27,40 @@ from peft_lightning.training.summary import Summary
 from peft_lightning.training.throughput import Throughput
 
 
-def default_callbacks(callbacks: list[Callback]) -> list[Callback]:
-    """Return what exact resume and a readable run need beside the trainer's own callbacks.
+def with_default_callbacks(callbacks: list[Callback]) -> list[Callback]:
+    """Return a trainer's callbacks with those that exact resume and a readable run need.
+
+    A class of ours that is there already stays as it was given. What Lightning adds itself because
+    nothing was given, a ``ModelCheckpoint`` and a progress bar without options, makes room for
+    ours. A callback of the user stays, and ours come beside it: a ``ModelCheckpoint`` saves what it
+    is told to, and ``last.ckpt`` is kept all the same.
 
     Args:
-        callbacks: The trainer's. Lightning's own defaults are taken out; ours come in their place.
-
-    Returns:
-        Those to add: none of a class that is there already.
+        callbacks: The trainer's. It has no ``ModelCheckpoint`` if checkpoints are disabled.
     """
-    wanted: list[Callback] = [
-        RunDir(),
-        RunIdentity(),
-        OutOfMemoryAdvice(),
-        RNGState(),
-        SanityChecks(),
-    ]
-    wanted += [Throughput(), LogGenerations(), Summary()]
-    for default in [c for c in callbacks if _is_lightnings_default(c)]:
-        callbacks.remove(default)
-        is_bar = isinstance(default, ProgressBar)
-        wanted.append(TokenProgressBar() if is_bar else AdapterCheckpoint())
-    wanted.append(StopOnSignal())
-    present = {type(callback) for callback in callbacks}
-    return [callback for callback in wanted if type(callback) not in present]
+    kept = [callback for callback in callbacks if not _is_default(callback)]
+
+    def new(*kinds: type[Callback]) -> list[Callback]:
+        return [kind() for kind in kinds if not any(isinstance(c, kind) for c in kept)]
+
+    first = new(LossLog, BeforeAveraging, RunDir, RunIdentity, OutOfMemoryAdvice, RNGState)
+    last = new(AfterAveraging, SanityChecks, Throughput, LogGenerations, Summary, HiddenStates)
+    if any(isinstance(c, ProgressBar) and _is_default(c) for c in callbacks):
+        last.append(TokenProgressBar())
+    last += new(StopOnSignal)
+    if any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
+        last += new(AdapterCheckpoint)
+    return _CallbackConnector._reorder_callbacks([*first, *kept, *last])
 
 
-def _is_lightnings_default(callback: Callback) -> bool:
-    """Whether Lightning added ``callback`` itself, where ours takes the place."""
-    if type(callback) is ModelCheckpoint:
-        return callback.dirpath is None and callback.filename is None and callback.monitor is None
-    return type(callback) in (RichProgressBar, TQDMProgressBar)
+def _is_default(callback: Callback) -> bool:
+    """Whether ``callback`` is as Lightning adds it itself, where ours takes the place."""
+    kind = type(callback)
+    if kind not in (ModelCheckpoint, TQDMProgressBar, RichProgressBar):
+        return False
+    return _options(callback) == _options(kind())
+
+
+def _options(callback: Callback) -> dict[str, str]:
+    """Return what the constructor of a callback has set."""
+    return {name: repr(value) for name, value in vars(callback).items()}

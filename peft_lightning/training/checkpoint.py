@@ -8,6 +8,7 @@ else that Lightning saves. Nothing of the frozen base model is in it.
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,36 +19,56 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from safetensors.torch import load_file
 
-from peft_lightning.adapters.folder import write_files
+from peft_lightning.adapters.folder import ADDED_FILE, write_files
 from peft_lightning.files import existing_folder, require_undamaged, sealed_folder
-from peft_lightning.messages import UserError
+from peft_lightning.messages import UserError, check_choice
 from peft_lightning.process.signals import STOP
+from peft_lightning.training.checkpoint_facts import (
+    check_checkpoint,
+    checkpoint_facts,
+    files_beside,
+)
+from peft_lightning.training.cluster.fsdp2 import fingerprint
+from peft_lightning.training.module_state import adapter_tensors
 
 STATE_FILE = "trainer_state.pt"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+LESS_IS_BETTER = {"loss", "nll", "perplexity", "ppl", "error", "wer", "cer", "mse", "mae", "rmse"}
+MORE_IS_BETTER = {"accuracy", "acc", "f1", "match", "em", "bleu", "rouge", "rouge1", "rouge2"}
+MORE_IS_BETTER |= {"rougel", "meteor", "precision", "recall", "auc", "auroc", "score", "reward"}
+MORE_IS_BETTER |= {"chrf", "mcc", "r2"}
 
 
 class AdapterCheckpointIO(CheckpointIO):
     """Writes Lightning's checkpoint as an adapter folder, atomically, and reads it back.
 
-    ``CausalLMModule.on_save_checkpoint`` leaves the adapter's files in the checkpoint under
-    ``"adapter_files"``: the name of the tensor file, whose tensors are the ``state_dict``, and
-    the texts of the others.
+    Args:
+        module: The ``CausalLMModule`` whose checkpoints are written, and compared when they are
+            read; None to read without comparing.
     """
+
+    def __init__(self, module: Any = None) -> None:
+        self.module = module
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        state = dict(checkpoint)
+        state = {**checkpoint, **checkpoint_facts(self.module)}
         tensors = state.pop("state_dict")
-        tensor_file, texts = state.pop("adapter_files")
+        names = adapter_tensors(self.module)
+        added = {name: tensor for name, tensor in tensors.items() if name not in names}
+        tensors = {name: tensor for name, tensor in tensors.items() if name in names}
+        tensor_file, texts = files_beside(self.module, state, added)
         path = Path(path)
         previous = path.with_name(PREVIOUS) if path.name == LAST else None
         try:
             with sealed_folder(path, previous) as folder:
                 write_files(folder, tensor_file, tensors, texts)
+                if added:
+                    write_files(folder, ADDED_FILE, added, {})
                 with (folder / STATE_FILE).open("wb") as file:
                     torch.save(state, file)
         except (OSError, RuntimeError) as error:
@@ -82,10 +103,41 @@ class AdapterCheckpointIO(CheckpointIO):
             for file in sorted(folder.glob("*.safetensors"))
             for name, tensor in load_file(file).items()
         }
+        if self.module is not None:
+            check_checkpoint(self.module, state)
         return state
 
     def remove_checkpoint(self, path: str | Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
+
+
+class WrappedCheckpointIO(CheckpointIO):
+    """Hands everything to a plugin that wraps another, such as Lightning's ``AsyncCheckpointIO``.
+
+    ``Strategy.checkpoint_io`` would make such a plugin wrap a ``TorchCheckpointIO`` whenever it is
+    asked for.
+
+    Args:
+        wrapper: The plugin.
+        wrapped: What it wraps.
+    """
+
+    def __init__(self, wrapper: Any, wrapped: AdapterCheckpointIO) -> None:
+        self.wrapper = wrapper
+        wrapper.checkpoint_io = wrapped
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.wrapper.save_checkpoint(*args, **kwargs)
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        loaded: dict[str, Any] = self.wrapper.load_checkpoint(*args, **kwargs)
+        return loaded
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        self.wrapper.remove_checkpoint(path)
+
+    def teardown(self) -> None:
+        self.wrapper.teardown()
 
 
 def _of_the_system(error: BaseException | None) -> OSError | None:
@@ -108,20 +160,35 @@ class AdapterCheckpoint(ModelCheckpoint):
     Args:
         every_n_steps: Optimizer steps between two saves of ``last.ckpt``; it is also saved after
             each validation and at the end.
-        monitor: The logged value whose minimum is kept as ``best.ckpt``.
+        monitor: The logged value whose best is kept as ``best.ckpt``.
         dirpath: Folder of both; ``<default_root_dir>/checkpoints`` if None.
+        mode: Which of two values is better: min, max, or auto, by the name of the value.
+
+    Raises:
+        UserError: If ``every_n_steps`` is no number of steps, or ``mode`` is needed.
     """
 
     def __init__(
-        self, every_n_steps: int = 50, monitor: str = "val/loss", dirpath: str | None = None
+        self,
+        every_n_steps: int = 50,
+        monitor: str = "val/loss",
+        dirpath: str | None = None,
+        mode: str = "auto",
     ) -> None:
         if every_n_steps < 1:
             raise UserError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        check_choice("mode", mode, ("auto", "min", "max"))
         super().__init__(
-            dirpath=dirpath, filename="best", monitor=monitor, enable_version_counter=False
+            dirpath=dirpath,
+            filename="best",
+            monitor=monitor,
+            mode=better(monitor) if mode == "auto" else mode,
+            enable_version_counter=False,
         )
+        self._says_what_is_missing = True
         self.every_n_steps = every_n_steps
         self._saved_step = -1
+        self._saved_weights: list[torch.Tensor] | None = None
         self._state: dict[str, Any] | None = None
         self._only_validates = False
 
@@ -180,13 +247,25 @@ class AdapterCheckpoint(ModelCheckpoint):
             with STOP.held():  # both are of this validation
                 if self.monitor in candidates:
                     self._save_topk_checkpoint(trainer, candidates)
+                elif self._says_what_is_missing:
+                    self._says_what_is_missing = False
+                    logged = ", ".join(sorted(candidates.keys() - {"epoch", "step"}))
+                    rank_zero_info(
+                        f"no best.ckpt is kept: {self.monitor} was not logged in the validation; "
+                        f"log it, or name another as monitor of AdapterCheckpoint: {logged}"
+                    )
                 self._saved_step = -1  # the best score so far belongs to the state
                 self.save_now(trainer, validated=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave ``last.ckpt`` as validation or the last step left it: before the epoch's end."""
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Save the end of the run, also where a callback has changed the last step's weights."""
+        if self._saved_weights is not None:
+            now = [fingerprint(p) for p in pl_module.trainable_parameters()]
+            if not all(map(torch.equal, now, self._saved_weights)):
+                self._saved_step = -1
         self.save_now(trainer)
 
     def save_now(
@@ -203,6 +282,9 @@ class AdapterCheckpoint(ModelCheckpoint):
         if self._saved_step == trainer.global_step or trainer.fast_dev_run:
             return
         self._saved_step = trainer.global_step
+        self._saved_weights = [
+            fingerprint(p) for p in trainer.lightning_module.trainable_parameters()
+        ]
         assert self.dirpath is not None
         self.last_model_path = str(Path(self.dirpath) / LAST)
         within_validation = trainer.validating and not validated
@@ -219,7 +301,24 @@ class AdapterCheckpoint(ModelCheckpoint):
         """Let a checkpoint that is saved within a step be of the moment before it."""
         state = dict(self._state or {})
         checkpoint["loops"].update(state.pop("loops", {}))
+        checkpoint["state_dict"].update(state.pop("buffers", {}))
         checkpoint.update(state)
+
+
+def better(monitor: str) -> str:
+    """Return min or max, as the name of a logged value tells which is better.
+
+    Raises:
+        UserError: If it does not tell.
+    """
+    words = set(re.split(r"[^a-z0-9]+", monitor.lower()))
+    is_less, is_more = bool(words & LESS_IS_BETTER), bool(words & MORE_IS_BETTER)
+    if is_less == is_more:
+        raise UserError(
+            f"whether a smaller or a larger {monitor} is better is not known: give "
+            "AdapterCheckpoint mode min or max"
+        )
+    return "min" if is_less else "max"
 
 
 def at_step_boundary(trainer: L.Trainer) -> bool:

@@ -1,4 +1,4 @@
-"""Gradient clipping, in the same pass over the gradients as the division by a step's tokens."""
+"""Gradient clipping, by the norm that is logged: it is computed once for both."""
 
 from __future__ import annotations
 
@@ -27,47 +27,14 @@ def require_clip_val(value: float | None) -> None:
         )
 
 
-def clips_with_rescale(module: Any, base: type) -> bool:
-    """Whether ``rescale`` clips too, so that nothing is left for ``configure_gradient_clipping``.
-
-    Only the norm is clipped so, and only where no code of a subclass runs between the two: it
-    would see clipped gradients, or change the norm.
-
-    Args:
-        module: The ``CausalLMModule`` that trains.
-        base: ``CausalLMModule`` itself.
-    """
-    return (
-        bool(module.trainer.gradient_clip_val)
-        and not _by_value(module.trainer.gradient_clip_algorithm)
-        and not has_own_clipping(module, base)
-        and not is_overridden("on_before_optimizer_step", module, base)
-    )
-
-
 def has_own_clipping(module: Any, base: type) -> bool:
     """Whether a subclass of ``base`` overrides ``configure_gradient_clipping``."""
     return is_overridden("configure_gradient_clipping", module, base)
 
 
-def rescale(grads: list[Tensor], scale: float, clip_val: float | None) -> Tensor:
-    """Multiply gradients by ``scale``, then clip their norm, in one pass.
-
-    Args:
-        grads: All gradients of a step, sharded or not; changed in place.
-        scale: Makes them those of the loss's mean.
-        clip_val: Largest norm of the result; None for no clipping.
-
-    Returns:
-        The norm of the scaled gradients before clipping, a scalar.
-    """
-    norm = total_norm(grads) * scale
-    factor = scale if clip_val is None else scale * _coefficient(norm, clip_val)
-    torch._foreach_mul_(grads, factor)
-    return norm
-
-
-def clip(optimizer: Optimizable, clip_val: float | None, algorithm: Any) -> None:
+def clip(
+    optimizer: Optimizable, clip_val: float | None, algorithm: Any, norm: Tensor | None = None
+) -> None:
     """Clip the gradients of an optimizer's parameters, in place.
 
     As ``LightningModule.clip_gradients``, and also for a fused optimizer: in mixed precision
@@ -77,21 +44,17 @@ def clip(optimizer: Optimizable, clip_val: float | None, algorithm: Any) -> None
         optimizer: Its parameters have the gradients.
         clip_val: Largest norm, or absolute value; None or 0 for no clipping.
         algorithm: "norm" or "value"; None for "norm".
+        norm: That of these gradients, if it is known.
     """
     if not clip_val:
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if _by_value(algorithm):
+    if str(getattr(algorithm, "value", algorithm)).lower() == "value":
         nn.utils.clip_grad_value_(parameters, clip_val)
         return
     grads = [p.grad for p in parameters if p.grad is not None]
-    torch._foreach_mul_(grads, _coefficient(total_norm(grads), clip_val))
-
-
-def _coefficient(norm: Tensor, clip_val: float) -> float:
-    quotient = clip_val / (norm.item() + EPSILON)
-    return 1.0 if quotient > 1 else quotient  # a norm of nan gives nan, as in torch
-
-
-def _by_value(algorithm: Any) -> bool:
-    return str(getattr(algorithm, "value", algorithm)).lower() == "value"
+    if not grads:
+        return
+    coefficient = clip_val / ((total_norm(grads) if norm is None else norm).item() + EPSILON)
+    if not coefficient > 1:  # a norm of nan gives nan, as in torch
+        torch._foreach_mul_(grads, coefficient)

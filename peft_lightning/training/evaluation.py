@@ -29,8 +29,8 @@ class TokenMean(Metric):
 
     def update(self, total: Tensor, tokens: Tensor) -> None:
         """Add the sum over some tokens, and their number or the sum of their weights."""
-        self.total += total
-        self.tokens += tokens
+        self.total = self.total + total  # not in place: reset in inference mode makes tensors
+        self.tokens = self.tokens + tokens  # that cannot be changed outside of it
 
     def compute(self) -> Tensor:
         """Return the mean, nan of no tokens."""
@@ -54,7 +54,7 @@ class TokenMeans(nn.Module):
             correct: Tokens that were predicted correctly, or the sum of their weights; None if
                 they were not counted.
         """
-        self.nll.update(nll.detach(), tokens)
+        self.nll.update(nll.detach(), torch.as_tensor(tokens, device=nll.device))
         if correct is not None:
             self.correct.update(correct, tokens)
 
@@ -94,9 +94,7 @@ class Evaluation(nn.Module):
         self.all = TokenMeans()
         self.sources: dict[str, TokenMeans] = {}  # not a ModuleDict: a name may contain a dot
 
-    def update(
-        self, nll: Tensor, tokens: Tensor, correct: Tensor | None, batch: dict[str, Any]
-    ) -> None:
+    def update(self, nll: Tensor, tokens: Tensor, correct: Tensor | None, batch: Any) -> None:
         """Add a batch, as ``TokenMeans.update``; its ``source`` names its source, if any.
 
         Raises:
@@ -104,13 +102,19 @@ class Evaluation(nn.Module):
         """
         SanityChecks.check_weights(tokens, batch)
         self.all.update(nll, tokens, correct)
-        source = batch.get("source")
+        source = batch.get("source") if isinstance(batch, Mapping) else None
         if source is None:
             return
         if source not in self.sources:  # of the same device and dtype
             self.sources[source] = copy.deepcopy(self.all)
             self.sources[source].reset()
         self.sources[source].update(nll, tokens, correct)
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self.all.reset()
+        for means in self.sources.values():
+            means.reset()
 
     def log(self, module: Any, stage: str) -> None:
         """Log the means over all batches, and over those of each source."""

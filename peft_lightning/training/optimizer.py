@@ -25,13 +25,17 @@ def configure_optimizers(module: Any, base: type) -> OptimizerLRSchedulerConfig:
         base: ``CausalLMModule`` itself.
     """
     optimizer = build_optimizer(module, has_own_clipping(module, base))
-    configured = _options(optimizer)
+    configured: list[dict[str, Any]] = []
+
+    def note(optimizer: Optimizer, state: Any) -> None:
+        configured[:] = _options(optimizer)  # also of groups that a subclass has added
 
     def restore(optimizer: Optimizer) -> None:
         for group, options in zip(optimizer.param_groups, configured, strict=True):
             group.update(options)
 
     optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
+    optimizer.register_load_state_dict_pre_hook(note)
     optimizer.register_load_state_dict_post_hook(restore)
     requested = requested_rate(module)
     schedule = make_schedule(optimizer, module.lr_schedule, module.trainer, requested)

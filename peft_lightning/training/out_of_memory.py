@@ -7,10 +7,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 from peft_lightning.kernels.machine import find_machine
 from peft_lightning.kernels.precision import HALF, choose
+from peft_lightning.training.batch_size import count_rows, token_batches
 
 _MESSAGES = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
 
@@ -26,8 +26,7 @@ class OutOfMemoryAdvice(Callback):
     """Adds to an error for lack of memory a note on the batch and on what would need less."""
 
     def __init__(self) -> None:
-        self._ids: Tensor | None = None
-        self._positions: Tensor | None = None
+        self._batch: Any = None
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -43,7 +42,7 @@ class OutOfMemoryAdvice(Callback):
     on_predict_batch_start = on_validation_batch_start  # type: ignore[assignment]
 
     def _remember(self, batch: Any) -> None:
-        self._ids, self._positions = batch.get("input_ids"), batch.get("position_ids")
+        self._batch = batch
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -53,8 +52,11 @@ class OutOfMemoryAdvice(Callback):
 
     def _advice(self, trainer: Any, module: Any) -> str:
         """Return what memory was needed for, and the options that need less of it."""
-        tokens, rows = self._size()
+        tokens = sum(part["input_ids"].numel() for part in token_batches(self._batch))
+        rows = count_rows(self._batch)
         needed = f"a batch of {tokens:,} tokens in {rows} rows" if rows else "loading the model"
+        if self._batch is not None and not rows:
+            needed = "a batch"
         options = []
         if rows > 1:
             options.append(f"data.tokens_per_batch {tokens // 2}")
@@ -68,15 +70,6 @@ class OutOfMemoryAdvice(Callback):
             options.append("model.activation_checkpointing true")
         options += _smaller_weights(trainer, module)
         return f"memory was not enough for {needed}: try {', '.join(options) or 'a smaller model'}"
-
-    def _size(self) -> tuple[int, int]:
-        """Return the tokens and rows of the batch; 0 if there was none yet."""
-        if self._ids is None:
-            return 0, 0
-        rows = len(self._ids)
-        if rows == 1 and self._positions is not None:  # rows laid end to end, each from 0
-            rows = int((self._positions.cpu() == 0).sum())
-        return self._ids.numel(), rows
 
 
 def _smaller_weights(trainer: Any, module: Any) -> list[str]:

@@ -25,13 +25,13 @@ def planned_steps(trainer: Any) -> float:
     batches = trainer.num_training_batches  # of this process, limit_train_batches included
     if batches == math.inf:
         return most
-    factors = _accumulation(trainer)
-    steps, factor = 0, factors[0]
-    for epoch in range(max(trainer.max_epochs, 1)):
-        factor = factors.get(epoch, factor)
-        steps += math.ceil(batches / factor)  # the last step of an epoch may be of fewer batches
-        if steps >= most:
-            break
+    factors = sorted(_accumulation(trainer).items())
+    last = max(trainer.max_epochs, 1)
+    ends = [min(epoch, last) for epoch, _ in factors[1:]] + [last]
+    steps = 0
+    for (begin, factor), end in zip(factors, ends, strict=True):
+        of_epoch = math.ceil(batches / factor)  # the last step of an epoch may be of fewer batches
+        steps += of_epoch * max(0, end - begin)
     return min(most, steps)
 
 

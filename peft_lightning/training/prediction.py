@@ -6,6 +6,9 @@ from typing import Any
 
 from peft_lightning.adapters import attached_adapter
 from peft_lightning.adapters.folder import read_adapter_config
+from peft_lightning.data import PromptFormat
+from peft_lightning.data.prompt_format import FACT
+from peft_lightning.data.tokens.tokenizer import tokenizer_for
 from peft_lightning.inference import generate
 from peft_lightning.inference.load import named_folders
 from peft_lightning.messages import UserError
@@ -61,9 +64,33 @@ def generate_texts(
 
     Args:
         module: The ``CausalLMModule``.
-        prompts: Texts, which go into the chat template, or token ids.
+        prompts: Texts, which become prompts as those of the training rows, or token ids.
         max_new_tokens: Length limit of an answer.
     """
-    model, tokenizer = module.model, module.load_tokenizer()
+    model, (tokenizer, prompt_format) = module.model, prompts_of(module)
     adapter = attached_adapter(model)
-    return generate.generate_texts(model, adapter, tokenizer, prompts, max_new_tokens)
+    options = {"prompt_format": prompt_format}
+    return generate.generate_texts(model, adapter, tokenizer, prompts, max_new_tokens, **options)
+
+
+def prompts_of(module: Any) -> tuple[Any, PromptFormat]:
+    """Return the tokenizer of a module's prompts, and how they are made.
+
+    Both are those of the run's data; without, of the folder that the module was loaded from.
+    """
+    data: Any = getattr(module._trainer, "datamodule", None)
+    if getattr(data, "prompt_format", None) is not None:
+        return data.tokenizer, data.prompt_format
+    prompt_format = getattr(module, "prompt_format", None) or PromptFormat()
+    tokenizer = module.load_tokenizer()
+    if prompt_format.tokenizer is not None:
+        tokenizer = tokenizer_for(module, prompt_format.tokenizer, prompt_format.chat_template)
+    return tokenizer, prompt_format
+
+
+def prompt_facts(module: Any) -> dict[str, Any]:
+    """Return how the prompts of the run's rows were made, for ``peft_lightning.json``."""
+    data = getattr(module._trainer, "datamodule", None)
+    prompt_format = getattr(data, "prompt_format", None)
+    facts = prompt_format.facts() if prompt_format is not None else {}
+    return {FACT: facts} if facts else {}

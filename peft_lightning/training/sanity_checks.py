@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -53,14 +54,15 @@ class SanityChecks(Callback):
         return [fingerprint(p) for p in module.trainable_parameters()]
 
     @staticmethod
-    def check_weights(tokens: Tensor | float, batch: dict[str, Any]) -> None:
+    def check_weights(tokens: Tensor | float, batch: Any) -> None:
         """Raise UserError if ``nll`` counts tokens although the rows give them weights.
 
         Args:
             tokens: The count that ``nll`` returns; the sum of the weights is a float.
             batch: The batch, with ``loss_weights`` if a weight is neither 0 nor 1.
         """
-        if "loss_weights" in batch and not torch.as_tensor(tokens).is_floating_point():
+        has_weights = isinstance(batch, Mapping) and "loss_weights" in batch
+        if has_weights and not torch.as_tensor(tokens).is_floating_point():
             raise UserError(
                 "the rows have weights in the loss, and nll counts tokens: multiply each token's "
                 "loss by labelled_weights(batch), and return the sum of these weights as the count"

@@ -152,6 +152,8 @@ class ScheduledLR(LRScheduler):
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         factor = self.schedule.factor(self.last_epoch, self.total_steps)
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:  # that were added since
+            self.base_lrs.append(group.setdefault("initial_lr", group["lr"]))
         return [float(base) * factor for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:

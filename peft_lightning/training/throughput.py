@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from peft_lightning.training.batch_size import count_tokens
 from peft_lightning.training.checkpoint import at_step_boundary
 
 
@@ -21,13 +22,6 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def useful_tokens(batch: dict[str, Any]) -> int:
-    """Return the number of tokens of ``batch`` that are no padding."""
-    if "attention_mask" in batch:
-        return int(batch["attention_mask"].sum())
-    return batch["input_ids"].numel()
 
 
 class Throughput(Callback):
@@ -60,10 +54,10 @@ class Throughput(Callback):
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         outputs: Any,
-        batch: dict[str, Any],
+        batch: Any,
         batch_idx: int,
     ) -> None:
-        tokens = useful_tokens(batch) * trainer.world_size  # those of the other ranks are alike
+        tokens = count_tokens(batch) * trainer.world_size  # those of the other ranks are alike
         spent = time.perf_counter() - self._batch_start
         self._waiting = self._waiting[0] + tokens, self._waiting[1] + spent
         if at_step_boundary(trainer):  # a step that is cut off is made again
@@ -72,9 +66,8 @@ class Throughput(Callback):
             self._waiting = (0, 0.0)
         self._times.append((spent, tokens))
         rate = sum(n for _, n in self._times) / max(1e-9, sum(s for s, _ in self._times))
-        values = {
-            "tokens_per_second": rate,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
-        }
+        values = {"tokens_per_second": rate} if self.tokens else {}
+        if trainer.optimizers:
+            values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         pl_module.log_dict(values, prog_bar=True, rank_zero_only=True)
         pl_module.log("peak_memory_mib", peak_memory(pl_module.device) / 2**20, rank_zero_only=True)

@@ -121,7 +121,7 @@ class TorchSchedule(LRScheduler):
             "plateau_epoch": self.plateau_epoch,
             "changed": [
                 {k: v for k, v in group.items() if k not in start or start[k] != v}
-                for group, start in zip(now, self._start, strict=True)
+                for group, start in zip(now, self._starts(), strict=True)
             ],
         }
 
@@ -139,9 +139,14 @@ class TorchSchedule(LRScheduler):
             )
         self.scheduler.load_state_dict(state_dict["scheduler"])
         self.steps, self.plateau_epoch = state_dict["step"], state_dict["plateau_epoch"]
-        pairs = zip(self.optimizer.param_groups, self._start, state_dict["changed"], strict=True)
+        groups = self.optimizer.param_groups
+        pairs = zip(groups, self._starts(), state_dict["changed"], strict=True)
         for group, start, changed in pairs:
             group.update({**start, **changed})
+
+    def _starts(self) -> list[dict[str, Any]]:
+        """Return the options that each group began with; of those added since, the present ones."""
+        return self._start + _hyperparameters(self.optimizer)[len(self._start) :]
 
     def _difference(self, saved: dict[str, Any]) -> str:
         name = type(self.scheduler).__name__

@@ -638,17 +638,10 @@ def test_the_printed_config_holds_the_rate_of_the_run_and_can_be_incomplete(runs
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_status_130(user):
-    command = [sys.executable, "-m", "peft_lightning", "fit", "--config", "good.yaml"]
+    command = ["-m", "peft_lightning", "fit", "--config", "good.yaml"]
     command += ["--trainer.max_steps", "-1", "--trainer.max_epochs", "10000"]
     command += ["--trainer.default_root_dir", "stopped"]
-    process = subprocess.Popen(
-        command,
-        cwd=user,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = warm_python.start(command, cwd=user, env=ENVIRONMENT, stderr=subprocess.PIPE)
     last = user / "stopped" / "checkpoints" / "last.ckpt"
     wait_for(last)
     process.send_signal(signal.SIGINT)

@@ -136,7 +136,7 @@ def test_a_path_is_a_file(data, jsonl):
 def test_data_sets_have_shares(data):
     first, second = (datasets.Dataset.from_list(rows) for rows in (ROWS, VAL))
     split = data({first: 1.0, second: 4.0})._splits["train"]
-    assert [source.rows_per_epoch for source in split.sources] == [22, 12]
+    assert [source.records_per_epoch for source in split.sources] == [22, 12]
 
 
 def test_splits_are_taken_for_what_they_are_meant(data):

@@ -67,7 +67,7 @@ def test_shares_are_exact_to_the_row_whatever_the_sizes(strategy):
         mixture = Mixture("share", tuple(shares), strategy)
         weights = mixture.weights(sizes)
         taken = [
-            WeightedSource(np.arange(size), weight).rows_per_epoch
+            WeightedSource(np.arange(size), weight).records_per_epoch
             for size, weight in zip(sizes, weights, strict=True)
         ]
         limit = max if strategy == "all_exhausted" else min
@@ -158,3 +158,43 @@ def test_the_table_shows_rows_and_shares_of_rows_and_of_tokens_in_the_loss():
     ]
     assert lines[0].split("  ")[0] == "training source"
     assert len({len(line) for line in lines}) == 1
+
+
+def test_rows_and_shares_count_records_also_where_these_become_several_sequences():
+    counts = [[1] * 6, [1, 3, 2, 4]]  # sequences of each record: 6 and 10
+    records = np.repeat(np.arange(10), counts[0] + counts[1])
+    rows = [np.arange(6), np.arange(6, 16)]
+    for train, options, expected in [
+        ({"a": 0.5, "b": 0.5}, {}, [6, 6]),
+        ({"a": 2, "b": 3}, {"mix": "rows"}, [2, 3]),
+        ({"a": 0.5, "b": 1.5}, {"mix": "repeat"}, [3, 6]),
+    ]:
+        weights = read_mixture(train, **options).weights([6, 4])
+        sources = [
+            WeightedSource(r, weight, records) for r, weight in zip(rows, weights, strict=True)
+        ]
+        plan = BatchPlan(np.ones(16, dtype=int), sources, batch_size=3)
+        for epoch in range(9):
+            seen = np.bincount(np.concatenate(plan.batches(epoch)), minlength=16)
+            first = seen[np.unique(records, return_index=True)[1]]
+            assert [first[:6].sum(), first[6:].sum()] == expected
+            assert (seen == first[records]).all()  # a record is taken whole
+            assert len(plan.batches(epoch)) == len(plan)
+            assert all(len(batch) <= 3 for batch in plan.batches(epoch))
+
+
+def test_the_table_and_the_summary_count_records_and_say_how_many_sequences_they_are():
+    records = np.array([0, 1, 2, 2, 2, 3])
+    sources = [
+        WeightedSource(np.arange(2), 1, records),
+        WeightedSource(np.arange(2, 6), 1.5, records),
+    ]
+    lines = epoch_table(["a", "b"], sources, np.array([1, 1, 2, 2, 2, 2])).splitlines()
+    assert [line.split() for line in lines[1:]] == [  # 2 * 1 and 3 * 8 / 2 tokens
+        ["a", "2", "2", "1.00", "x", "40.0%", "14.3%", "1.00"],
+        ["b", "2", "3", "1.50", "x", "60.0%", "85.7%", "2.00"],
+    ]
+    assert lines[0].endswith("sequences a row")
+    plan = BatchPlan(np.ones(6, dtype=int), [*sources[1:], sources[0]])
+    assert plan.summary().startswith("an epoch: 5 rows (")
+    assert "data.batch_size is 8 sequences" in plan.summary()

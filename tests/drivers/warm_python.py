@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,11 +31,15 @@ _servers: dict[tuple[tuple[str, str], ...], tuple[subprocess.Popen[bytes], socke
 
 
 class Program:
-    """A program that was started; ``returncode`` is None until it has been waited for."""
+    """A program that was started; ``returncode`` is None until it has been waited for.
 
-    def __init__(self, args: list[str], status: IO[str]) -> None:
+    ``stdout`` and ``stderr`` are to be read where ``start`` was given subprocess.PIPE for them.
+    """
+
+    def __init__(self, args: list[str], status: IO[str], pipes: list[IO[str] | None]) -> None:
         self.args, self.returncode = args, None
         self._status = status
+        self.stdout, self.stderr = pipes
         self.pid = int(status.readline())
 
     def wait(self, timeout: float) -> int:
@@ -45,6 +50,20 @@ class Program:
                 raise subprocess.TimeoutExpired(self.args, timeout)
             time.sleep(0.005)
         return self.returncode
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Wait for the end; return what is left to read of standard output and errors."""
+        pipes = [pipe for pipe in (self.stdout, self.stderr) if pipe]
+        with ThreadPoolExecutor(2) as threads:
+            reading = {pipe: threads.submit(pipe.read) for pipe in pipes}
+            try:
+                self.wait(timeout)
+            finally:
+                self.kill()  # or the threads would read for ever
+        texts = {pipe: text.result() for pipe, text in reading.items()}
+        for pipe in pipes:
+            pipe.close()
+        return texts.get(self.stdout, ""), texts.get(self.stderr, "")
 
     def poll(self) -> int | None:
         """Return the exit status, or None while the program runs."""
@@ -67,22 +86,32 @@ def start(
     cwd: Path | None = None,
     env: dict[str, str] | None = None,
     stdin: IO[Any] | None = None,
-    stdout: IO[Any] | None = None,
-    stderr: IO[Any] | None = None,
+    stdout: IO[Any] | int | None = None,
+    stderr: IO[Any] | int | None = None,
 ) -> Program:
-    """Start a program, of one thread if ``env`` is not given; other streams are /dev/null."""
+    """Start a program, of one thread if ``env`` is not given; other streams are /dev/null.
+
+    ``stdout`` and ``stderr`` may be subprocess.PIPE, to be read as text.
+    """
     args, env = (
         [str(arg) for arg in args],
         dict({**os.environ, "OMP_NUM_THREADS": "1"} if env is None else env),
     )
     request = {"args": args, "cwd": str(cwd or Path.cwd()), "env": env}
     read, write = os.pipe()
-    with open(os.devnull, "r+b") as null:
-        streams = [(stream or null).fileno() for stream in (stdin, stdout, stderr)]
+    pipes: list[IO[str] | None] = [None, None]
+    with contextlib.ExitStack() as files:
+        null = files.enter_context(open(os.devnull, "r+b"))
+        streams = [(stdin or null).fileno()]
+        for i, stream in enumerate((stdout, stderr)):
+            if stream == subprocess.PIPE:
+                end, begin = os.pipe()
+                pipes[i], stream = open(end), files.enter_context(open(begin, "w"))  # noqa: SIM115
+            streams.append((stream or null).fileno())
         socket.send_fds(_server(env), [json.dumps(request).encode()], [*streams, write])
     os.close(write)
     status = open(read)  # noqa: SIM115  (closed when the program has ended)
-    program = Program(args, status)
+    program = Program(args, status, pipes)
     os.set_blocking(read, False)
     return program
 

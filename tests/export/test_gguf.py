@@ -168,7 +168,11 @@ def test_a_tied_output_embedding_has_no_place_in_a_lora_file(tmp_path):
 # ---- a merged model ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("base", "dtype"),
+    [*((name, "bfloat16") for name in ARCHITECTURES), ("llama", "float32"), ("llama", "float16")],
+    indirect=["base"],
+)
 def test_our_loader_reads_the_logits_of_the_merged_folder(base, tmp_path, dtype, capsys):
     ckpt = write_adapter(base, tmp_path / "ckpt", LORAS["patterns"])
     file = tmp_path / "model.gguf"

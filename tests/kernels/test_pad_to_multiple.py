@@ -108,13 +108,16 @@ def test_under_autocast_a_float32_base_is_computed_in_whole_blocks(bases):
     assert widths == [BLOCK]
 
 
-@pytest.mark.parametrize(("given", "kept"), [(None, "256"), ("1024", "1024")])
-def test_how_many_products_are_kept_is_the_environments_to_say(given, kept):
+@pytest.mark.parametrize(
+    ("given", "kept", "module"),
+    [(None, "256", "module"), ("1024", "1024", "kernels.pad_to_multiple")],
+)
+def test_how_many_products_are_kept_is_the_environments_to_say(given, kept, module):
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     environment = {k: v for k, v in os.environ.items() if k != name}
     if given is not None:
         environment[name] = given
-    code = f"import os, peft_lightning.module; print(os.environ[{name!r}])"
+    code = f"import os, peft_lightning.{module}; print(os.environ[{name!r}])"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == kept

@@ -1,4 +1,4 @@
-"""Gradients are clipped as torch defines it, in the pass that divides them by a step's tokens."""
+"""Gradients are clipped as torch defines it, by the norm that is logged."""
 
 import pytest
 import torch
@@ -8,7 +8,8 @@ from torch import nn
 
 from exactness import RATE, defined, sgd, train
 from peft_lightning import CausalLMModule
-from peft_lightning.training.clipping import rescale
+from peft_lightning.training import clipping, loss_log
+from peft_lightning.training.clipping import clip
 from peft_lightning.training.schedules import Constant
 from tiny_run import fit, write_base, write_rows
 
@@ -92,29 +93,46 @@ def test_a_norm_below_0_is_refused(wrong, gpt2, ten_rows, tmp_path):
 
 
 @pytest.mark.parametrize("largest", [0.5, 1e6, None])
-def test_the_gradients_are_gone_through_once_and_are_those_of_torch(largest, monkeypatch):
+@pytest.mark.parametrize("is_known", [True, False])
+def test_clipped_gradients_are_those_of_torch_whether_their_norm_is_known_or_not(largest, is_known):
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.zeros(n, dtype=torch.float64)) for n in (5, 70)]
     for p in parameters:
         p.grad = torch.randn_like(p)
     ours = [p.grad.clone() for p in parameters]
-    calls = []
-    multiply = torch._foreach_mul_
-    monkeypatch.setattr(torch, "_foreach_mul_", lambda *a: (calls.append(a), multiply(*a)))
-    norm = rescale(ours, 3.0, largest)
-    assert len(calls) == 1
-    for p in parameters:
-        p.grad *= 3.0
+    optimizer = sgd([nn.Parameter(torch.zeros_like(grad)) for grad in ours])
+    for p, grad in zip(optimizer.param_groups[0]["params"], ours, strict=True):
+        p.grad = grad
     theirs = nn.utils.clip_grad_norm_(parameters, float("inf") if largest is None else largest)
-    torch.testing.assert_close(norm, theirs, rtol=1e-12, atol=0)
+    clip(optimizer, largest, "norm", theirs if is_known else None)
     for grad, p in zip(ours, parameters, strict=True):
         torch.testing.assert_close(grad, p.grad, rtol=1e-12, atol=0)
 
 
-def test_gradients_that_are_not_numbers_stay_so():
+@pytest.mark.parametrize("norm", [None, torch.tensor(float("nan"))])
+def test_gradients_that_are_not_numbers_stay_so(norm):
+    optimizer = sgd([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))])
     grads = [torch.tensor([1.0, float("nan")]), torch.tensor([2.0])]
-    rescale(grads, 1.0, 0.5)
+    for p, grad in zip(optimizer.param_groups[0]["params"], grads, strict=True):
+        p.grad = grad
+    clip(optimizer, 0.5, None, norm)
     assert all(g.isnan().all() for g in grads)  # as torch does: the loss's guard sees it next
+
+
+@pytest.mark.parametrize(
+    ("cls", "times"), [(CausalLMModule, 1), ("changed", 2)], ids=["ours", "an override"]
+)
+def test_the_norm_is_computed_again_only_if_the_gradients_may_have_changed(
+    cls, times, gpt2, ten_rows, tmp_path, monkeypatch
+):
+    calls = []
+    for room in (loss_log, clipping):
+        computed = room.total_norm
+        monkeypatch.setattr(room, "total_norm", lambda g, f=computed: (calls.append(g), f(g))[1])
+    options = {"data": {"batch_size": 8}, "gradient_clip_val": LITTLE, "max_steps": 1}
+    options["module_class"] = Changed if cls == "changed" else cls
+    train(gpt2, ten_rows, tmp_path / "run", **options)
+    assert len(calls) == times
 
 
 def test_the_logged_norm_is_that_before_clipping(gpt2, ten_rows, tmp_path):
@@ -151,7 +169,6 @@ class Ours(CausalLMModule):
 
 class Changed(CausalLMModule):
     def on_before_optimizer_step(self, optimizer):
-        super().on_before_optimizer_step(optimizer)
         self.before = norm_of([p.grad for p in self.trainable_parameters()])
         for p in self.trainable_parameters():
             p.grad += 1

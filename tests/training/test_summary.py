@@ -13,8 +13,8 @@ from peft_lightning import LoRA
 from peft_lightning.data import encode_prompt
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.kernels.native.library import kernels_state
+from peft_lightning.training.batch_size import count_tokens
 from peft_lightning.training.summary import Summary, trained_table
-from peft_lightning.training.throughput import useful_tokens
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, fit, write_base
 
@@ -122,11 +122,11 @@ def test_a_trial_run_shows_samples_and_writes_nothing(base, rows, tmp_path, caps
     assert not (tmp_path / "run").exists()
 
 
-def test_useful_tokens_leave_out_padding():
+def test_count_tokens_leave_out_padding():
     ids = torch.zeros(2, 5)
     mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
-    assert useful_tokens({"input_ids": ids, "attention_mask": mask}) == 7
-    assert useful_tokens({"input_ids": ids}) == 10
+    assert count_tokens({"input_ids": ids, "attention_mask": mask}) == 7
+    assert count_tokens({"input_ids": ids}) == 10
 
 
 def test_sample_answers_use_the_template_that_the_data_were_written_in(base, rows, tmp_path):

@@ -75,6 +75,8 @@ def has_transposed_layers(folder: Path) -> bool:
 def common_base(folders: list[str], facts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return ``base_model`` and ``base_fingerprint`` of adapters of one base.
 
+    Those that were trained with the same prompts pass them on, as "prompts".
+
     Args:
         folders: The adapters' folders, for the error.
         facts: The facts of each of them, as ``read_facts`` returns them.
@@ -90,9 +92,11 @@ def common_base(folders: list[str], facts: list[dict[str, Any]]) -> dict[str, An
                 f"{fact['base_model']} and {known[0][1]['base_model']}"
             )
     names = [fact["base_model"] for fact in facts if fact["base_model"]]
+    prompts = [fact.get("prompts") for fact in facts]
     return {
         "base_model": names[0] if names else None,
         "base_fingerprint": known[0][1]["base_fingerprint"] if known else None,
+        **({"prompts": prompts[0]} if prompts[0] and all(p == prompts[0] for p in prompts) else {}),
     }
 
 

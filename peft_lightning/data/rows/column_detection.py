@@ -6,6 +6,7 @@ from typing import Any
 
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import Record
+from peft_lightning.data.rows.column_paths import root_of
 from peft_lightning.data.rows.formats import COMPLETION_COLUMNS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 from peft_lightning.data.rows.loss_flags import LABELS, ROW_WEIGHTS
 from peft_lightning.messages import UserError, did_you_mean
@@ -51,7 +52,8 @@ def named_columns(
                 f"data.columns: no format has a column {column!r}; there are"
                 f" {', '.join(_COLUMNS)}{did_you_mean(column, _COLUMNS)}"
             )
-        if name not in found and not (prompts_only and column in COMPLETION_COLUMNS.values()):
+        is_there = root_of(str(name), found) in found
+        if not is_there and not (prompts_only and column in COMPLETION_COLUMNS.values()):
             raise UserError(
                 f"{source}: data.columns says that {column} is {name!r}, but the columns are"
                 f" {list(found)}{did_you_mean(str(name), found)}"

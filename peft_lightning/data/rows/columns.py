@@ -6,34 +6,42 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from peft_lightning.data.records import Finding, Record, RowError
+from peft_lightning.data.rows.column_paths import root_of, value_at
 from peft_lightning.data.rows.text_values import as_text
 from peft_lightning.messages import UserError, did_you_mean
 
 
-def renamed(record: Record, columns: Mapping[str, str]) -> Record:
+def renamed(record: Record, columns: Mapping[str, str], optional: str = "") -> Record:
     """Return ``record`` with the columns of its format.
 
     Args:
         record: A row.
-        columns: Columns of the format, each with the column of the row that stands for it.
+        columns: Columns of the format, each with the column of the row that stands for it, or with
+            a path into one.
+        optional: A column of the format that may be missing.
 
     Raises:
-        RowError: If the row has none of a column's name.
+        RowError: If a path leads nowhere.
     """
     if not columns:
         return record
-    sources = set(columns.values())
+    sources = {root_of(source, record) for source in columns.values()}
     kept = {key: value for key, value in record.items() if key not in sources}
     for column, source in columns.items():
-        if source in record:
-            kept[column] = record[source]
-        else:
+        try:
+            kept[column] = value_at(record, source)
+        except KeyError:
             kept.pop(column, None)
+        except RowError:
+            if column != optional:
+                raise
     return kept
 
 
 class PromptTemplate:
     """A template of prompts with columns in braces, such as ``Question: {question}``.
+
+    A path into a column may stand for it: ``{answers.text[0]}``.
 
     A number is written as JSON writes it, a list or object as JSON text.
 
@@ -65,7 +73,7 @@ class PromptTemplate:
             UserError: If one is not; suggests a similar name.
         """
         columns = list(columns)
-        if missing := [name for name in self.columns if name not in columns]:
+        if missing := [name for name in self.columns if root_of(name, columns) not in columns]:
             raise UserError(
                 f"{source}: data.prompt has {{{missing[0]}}}, but the columns are {columns}"
                 + did_you_mean(missing, columns)
@@ -85,9 +93,13 @@ class PromptTemplate:
         return "".join(pieces)
 
     def _text(self, record: Record, name: str, findings: list[Finding]) -> str:
-        value: Any = record.get(name)
+        try:
+            value: Any = value_at(record, name)
+        except KeyError:
+            value = None
         if value is None:
-            state = "is null" if name in record else f"is missing: there are {list(record)}"
+            known = root_of(name, record) in record
+            state = "is null" if known else f"is missing: there are {list(record)}"
             raise RowError(f"column {name!r} of data.prompt {state}", "write '' for no text")
         if isinstance(value, str):
             return value

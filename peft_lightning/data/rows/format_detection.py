@@ -15,6 +15,7 @@ from peft_lightning.data.rows.column_detection import (
     prompt_and_completion,
     refuse_preferences,
 )
+from peft_lightning.data.rows.column_paths import root_of
 from peft_lightning.data.rows.columns import PromptTemplate
 from peft_lightning.data.rows.formats import FORMATS, REQUIRED_COLUMNS
 from peft_lightning.messages import UserError
@@ -67,7 +68,7 @@ def detect_format(
     found = tuple(record)
     mapping = named_columns(found, source, options, prompts_only)
     template = options.prompt and PromptTemplate(options.prompt)
-    present = (set(found) - set(mapping.values())) | set(mapping)
+    present = (set(found) - {root_of(name, found) for name in mapping.values()}) | set(mapping)
     if template:
         template.require_columns(found, source)
         present |= {"prompt"}

@@ -11,6 +11,7 @@ from peft_lightning.data.rows.formats import COMPLETION_COLUMNS, TURN_COLUMNS
 from peft_lightning.data.rows.json_text import parse_json
 from peft_lightning.data.rows.loss_flags import LABELS, ROW_FLAGS, TURN_FLAGS
 from peft_lightning.data.rows.roles import CALL, parse_role
+from peft_lightning.data.rows.turn_pairs import with_pairs_as_turns
 from peft_lightning.data.rows.turns import CONTENT_KEYS, ROLE_KEYS, TRAIN_DETAILS
 
 
@@ -30,7 +31,7 @@ def with_placeholder(record: Record, name: str, roles: Mapping[str, str]) -> Rec
     column = TURN_COLUMNS.get(name, "")
     turns = parse_json(record.get(column), "messages")
     if isinstance(turns, list) and turns:
-        turns = [_without_flags(turn) for turn in turns]
+        turns = [_without_flags(turn) for turn in with_pairs_as_turns(turns)]
         while turns and _role_of(turns[-1], roles) == CALL:
             turns.pop()
         if turns and _role_of(turns[-1], roles) == "assistant":

@@ -6,6 +6,7 @@ from functools import cache, lru_cache
 
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import Finding, Record, RowError
+from peft_lightning.data.rows.column_paths import root_of, unread_beside
 from peft_lightning.data.rows.columns import PromptTemplate, renamed
 from peft_lightning.data.rows.conversations import (
     Conversation,
@@ -16,7 +17,12 @@ from peft_lightning.data.rows.conversations import (
     with_system,
 )
 from peft_lightning.data.rows.format_detection import ResolvedFormat, detect_format
-from peft_lightning.data.rows.formats import FORMATS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS
+from peft_lightning.data.rows.formats import (
+    COMPLETION_COLUMNS,
+    FORMATS,
+    OPTIONAL_COLUMNS,
+    REQUIRED_COLUMNS,
+)
 from peft_lightning.data.rows.loss_flags import LABELS, ROW_FLAGS, is_label, row_weight
 from peft_lightning.data.rows.prompt_records import with_placeholder, without_completion
 from peft_lightning.data.rows.roles import roles_with
@@ -48,6 +54,9 @@ class RowParser:
         self.system_prompt = options.system_prompt
         self.roles = roles_with(options.roles)
         self.template = PromptTemplate(options.prompt) if options.prompt else None
+        self._read = dict.fromkeys(resolved.columns.values()).keys()
+        if self.template:
+            self._read = dict.fromkeys([*self._read, *self.template.columns]).keys()
         self.user_format = None
         if resolved.name not in FORMATS:
             self.user_format = load_user_format(resolved.name)
@@ -105,10 +114,13 @@ class RowParser:
         findings: list[Finding] = []
         name, columns, flags, known = resolved.name, record, *_columns_of(resolved.name)
         if resolved.columns:
-            columns = renamed(record, resolved.columns)
+            optional = COMPLETION_COLUMNS.get(name, "") if prompts_only else ""
+            columns = renamed(record, resolved.columns, optional)
             findings += _replaced(record, resolved.columns)
+        if not prompts_only and not record.keys() >= self._read:
+            findings += unread_beside(record, self._read)
         if self.template:
-            used = frozenset(self.template.columns)
+            used = frozenset(root_of(column, record) for column in self.template.columns)
             findings += _unused(columns, {"prompt"} - used)
             columns = {**columns, "prompt": self.template.fill(record, findings)}
             flags, known = flags - used, known | used

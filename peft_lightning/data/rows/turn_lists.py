@@ -8,6 +8,7 @@ from peft_lightning.data.rows.conversations import Conversation, Message, Parts
 from peft_lightning.data.rows.json_text import parse_json
 from peft_lightning.data.rows.loss_flags import parse_loss_mask
 from peft_lightning.data.rows.roles import ROLES
+from peft_lightning.data.rows.turn_pairs import with_pairs_as_turns
 from peft_lightning.data.rows.turns import loss_of, parse_turn
 
 
@@ -34,6 +35,7 @@ def parse_turns(
         what = "an empty one" if turns == [] else f"{type(turns).__name__}"
         right = "write [{'role': 'user', 'content': ...}, {'role': 'assistant', 'content': ...}]"
         raise RowError("messages are not a list of messages", f"got {what}; {right}")
+    turns = with_pairs_as_turns(turns)
     mask = None if loss_mask is None else parse_loss_mask(loss_mask, len(turns))
     messages: list[Message] = []
     weights: list[float] = []

@@ -4,9 +4,18 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from peft_lightning.data.options import TokenOptions
-from peft_lightning.data.rows.conversations import Conversation, Message, PlainText, Row
+from peft_lightning.data.prompt_format import PromptFormat
+from peft_lightning.data.rows.conversations import (
+    Conversation,
+    Message,
+    PlainText,
+    Row,
+    has_system,
+    with_system,
+)
 from peft_lightning.data.tokens.tokenization import RowTokenizer
+
+DEFAULT = PromptFormat()
 
 
 class PromptEncoder:
@@ -14,37 +23,47 @@ class PromptEncoder:
 
     Args:
         tokenizer: The model's tokenizer.
-        chat_template: As for ``load_templates``. A template that prints today's date prints it.
+        prompt_format: How the training rows were made. By default, the tokenizer's own template
+            makes the prompt, and one that prints today's date prints it.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
+        self, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat = DEFAULT
     ) -> None:
-        today = TokenOptions(template_date=None)
-        self._row_tokenizer = RowTokenizer(tokenizer, chat_template, today)
+        self.prompt_format = prompt_format
+        self._row_tokenizer = RowTokenizer(
+            tokenizer, prompt_format.chat_template, prompt_format.token_options()
+        )
 
     def encode(self, prompt: str | Sequence[Message] | Row) -> list[int]:
         """Return the token ids of a prompt.
 
         Args:
-            prompt: Messages, a row without its completion, or a text. A text is a user's message
-                if there is a template, else plain text.
+            prompt: Messages, a row without its completion, or a text. A text fills the template of
+                the prompt, and is a user's message if there is a chat template, else plain text. A
+                row is as the prompt format says already.
 
         Raises:
             UserError: If there are messages but no template, or the template refuses them.
         """
+        if isinstance(prompt, (Conversation, PlainText)):
+            return self._row_tokenizer.encode_prompt(prompt)
         if isinstance(prompt, str):
-            message = {"role": "user", "content": prompt}
-            row: Row = Conversation([message], plain=PlainText([(prompt, False)]))
+            text = self.prompt_format.filled(prompt)
+            message = {"role": "user", "content": text}
+            row = Conversation([message], plain=PlainText([(text, False)]))
         else:
-            row = prompt if isinstance(prompt, (Conversation, PlainText)) else Conversation(prompt)
+            row = Conversation(prompt)
+        system = self.prompt_format.system_prompt
+        if system is not None and not has_system(row):
+            row = with_system(row, system)
         return self._row_tokenizer.encode_prompt(row)
 
 
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | Sequence[Message] | Row,
-    chat_template: str | None = None,
+    prompt_format: PromptFormat = DEFAULT,
 ) -> list[int]:
     """Return the token ids of one prompt; of several, by ``PromptEncoder``."""
-    return PromptEncoder(tokenizer, chat_template).encode(prompt)
+    return PromptEncoder(tokenizer, prompt_format).encode(prompt)

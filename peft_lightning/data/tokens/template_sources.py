@@ -31,7 +31,7 @@ def load_templates(tokenizer: PreTrainedTokenizerBase, chat_template: str | None
         return {"default": own} if own else {}
     if chat_template == "none":
         return {}
-    if "{%" in chat_template or "{{" in chat_template:
+    if is_template_source(chat_template):
         return {"default": chat_template}
     path = Path(chat_template).expanduser()
     if not path.is_file():
@@ -46,6 +46,11 @@ def load_templates(tokenizer: PreTrainedTokenizerBase, chat_template: str | None
             " chat template; give a Jinja file that renders the list 'messages'"
         )
     return {"default": source}
+
+
+def is_template_source(text: str) -> bool:
+    """Whether a text is a chat template, and not the path of one."""
+    return "{%" in text or "{{" in text
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:

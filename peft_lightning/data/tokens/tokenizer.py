@@ -35,7 +35,7 @@ def tokenizer_for(
         module: The LightningModule, or None. Its ``load_tokenizer`` provides the base model's
             tokenizer; its ``extend_tokenizer`` adds the adapter's new tokens to a given one.
         tokenizer: A hub id, a folder or a tokenizer; None for the base model's.
-        chat_template: As for ``load_templates``; also set on the base model's tokenizer, so that
+        chat_template: As for ``load_templates``; also set on a tokenizer that is loaded, so that
             the module generates with it.
 
     Raises:
@@ -44,6 +44,7 @@ def tokenizer_for(
     if tokenizer is not None:
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer = load_tokenizer(tokenizer)
+            set_template(tokenizer, chat_template)
         if hasattr(module, "extend_tokenizer"):
             module.extend_tokenizer(tokenizer)
         return tokenizer

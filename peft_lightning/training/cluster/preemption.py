@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from peft_lightning.kernels.decoder_layers import decoder_layers
 from peft_lightning.process import slurm
 from peft_lightning.process.signals import STOP, STOP_SIGNALS, StopSignal, own_line
+from peft_lightning.training.averaging import swap_back
 from peft_lightning.training.checkpoint import (
     AdapterCheckpoint,
     at_step_boundary,
@@ -158,6 +159,7 @@ class StopOnSignal(Callback):
             resumed = f"; {trainer.ckpt_path} stays as it is" if trainer.ckpt_path else ""
             rank_zero_info(f"{name}: stopped before the first step, nothing to save{resumed}")
             return
+        swap_back(trainer, trainer.lightning_module)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, AdapterCheckpoint):
                 callback.save_now(trainer, state=self._boundary)

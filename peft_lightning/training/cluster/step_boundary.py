@@ -15,6 +15,7 @@ from lightning.pytorch.trainer import call
 from torch import Tensor
 
 from peft_lightning.training.checkpoint import validation_due
+from peft_lightning.training.module_state import added_buffers
 
 PLAIN = {int, float, bool, str, type(None)}
 
@@ -37,6 +38,7 @@ def step_boundary(trainer: Any, before_validation: bool = False) -> dict[str, An
         "global_step": trainer.global_step,
         "loops": {"fit_loop": progress},
         "callbacks": copied(call._call_callbacks_state_dict(trainer)),
+        "buffers": added_buffers(trainer.lightning_module),
     }
     if (data := trainer.datamodule) is not None and (position := data.state_dict()):
         state[type(data).__qualname__] = dict(position)  # all in it but the position is fixed

@@ -364,3 +364,86 @@ def test_without_a_well_formed_row_any_format_will_do():
 def test_rows_to_generate_from_may_lack_their_completions(columns, options, name, mapping):
     resolved = detect(columns, prompts_only=True, **options)
     assert (resolved.name, resolved.columns) == (name, mapping)
+
+
+SQUAD = {
+    "context": "The cat sat.",
+    "question": "Who sat?",
+    "answers": {"text": ["The cat", "cat"], "answer_start": [0, 4]},
+}
+
+
+@pytest.mark.parametrize(
+    ("record", "columns", "expected"),
+    [
+        (SQUAD, {"prompt": "question", "completion": "answers.text[0]"}, ["Who sat?", "The cat"]),
+        (SQUAD, {"prompt": "question", "completion": "answers.text[1]"}, ["Who sat?", "cat"]),
+        (
+            {"q": "x", "answer": {"value": "y", "aliases": []}},  # TriviaQA's
+            {"prompt": "q", "completion": "answer.value"},
+            ["x", "y"],
+        ),
+        (
+            {"qa": [{"q": "x", "a": "y"}]},
+            {"prompt": "qa[0].q", "completion": "qa[0].a"},
+            ["x", "y"],
+        ),
+        ({"q": "x", "a": '{"b": ["y"]}'}, {"prompt": "q", "completion": "a.b[0]"}, ["x", "y"]),
+        ({"q": "x", "a.b": "y", "a": {"b": 1}}, {"prompt": "q", "completion": "a.b"}, ["x", "y"]),
+        ({"q": "x", "a.b": {"c": "y"}}, {"prompt": "q", "completion": "a.b.c"}, ["x", "y"]),
+        (
+            {"data": {"turns": [{"from": "user", "value": "x"}, {"from": "gpt", "value": "y"}]}},
+            {"messages": "data.turns"},
+            ["x", "y"],
+        ),
+    ],
+)
+def test_a_path_leads_into_the_objects_of_a_column(record, columns, expected):
+    assert texts(parse(record, columns=columns)) == expected
+
+
+def test_a_template_takes_paths_too():
+    template = "{context}\n{question} {answers.answer_start[0]}"
+    row = parse(SQUAD, prompt=template, columns={"completion": "answers.text[0]"})
+    assert texts(row) == ["The cat sat.\nWho sat? 0", "The cat"]
+    assert row.findings == (Finding("number taken as text", "answers.answer_start[0]"),)
+
+
+def test_what_no_path_reads_of_a_column_is_a_finding():
+    columns = {"prompt": "question", "completion": "answers.text[0]"}
+    row = parse(SQUAD, columns=columns)
+    assert Finding("unused column", "answers.answer_start") in row.findings
+    assert Finding("unused column", "answers") not in row.findings
+    row = parse({"q": "x", "a": ["y", "z"]}, columns={"prompt": "q", "completion": "a[0]"})
+    assert row.findings == (Finding("unused column", "a[...]"),)
+
+
+@pytest.mark.parametrize(
+    ("answers", "path", "message"),
+    [
+        ({"text": []}, "answers.text[0]", r"no value at 'answers\.text\[0\]': answers\.text has 0"),
+        ({"txt": ["a"]}, "answers.text[0]", r"answers has \['txt'\]; did you mean txt\?"),
+        ([{"text": "a"}], "answers.text", r"is no object but list; write answers\[0\]\.text"),
+        ("a", "answers[0]", r"answers is no list but str"),
+        ({"text": ["a"]}, "answers.text[x]", r"a path is written as answers\.text or"),
+        ({"text": ["a"]}, "answers..text", r"a path is written as"),
+        ({"text": None}, "answers.text[0]", "completion"),
+        (None, "answers.text[0]", "completion"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_an_error_of_the_row(answers, path, message):
+    columns = {"prompt": "question", "completion": path}
+    with pytest.raises(RowError, match=message):
+        parse({"question": "q", "answers": answers}, columns=columns)
+
+
+def test_rows_to_generate_from_need_not_have_what_a_path_to_the_completion_leads_to():
+    options = RowOptions(columns={"prompt": "q", "completion": "a.text[0]"})
+    for record in ({"q": "x"}, {"q": "x", "a": {"text": []}}):
+        resolved = detect_format(record, "x", options, prompts_only=True)
+        assert texts(RowParser(resolved, options).prompt(record)) == ["x"]
+
+
+def test_a_path_into_a_column_that_is_not_there_is_an_error():
+    with pytest.raises(UserError, match=r"is 'answrs\.text', but .* did you mean answers"):
+        detect(["question", "answers"], columns={"completion": "answrs.text"})

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizer
 
-from peft_lightning.data import encode_prompt
+from peft_lightning.data import PromptFormat, encode_prompt
 from peft_lightning.data.options import TokenOptions
 from peft_lightning.data.records import DroppedRowError, LongRowError, RowCounts, RowError
 from peft_lightning.data.rows.conversations import Conversation, PlainText
@@ -288,7 +288,7 @@ def test_a_rows_tokens_before_the_answer_are_those_to_generate_from(template, ma
             continue
         row = FORMATS["prompt_completion"]({"prompt": prompt, "completion": answer})
         ((encoded,),) = RowTokenizer(tokenizer, template).tokenize([row])
-        ids = encode_prompt(tokenizer, prompt, template)
+        ids = encode_prompt(tokenizer, prompt, PromptFormat(chat_template=template))
         assert encoded.input_ids[: len(ids)].tolist() == ids
         assert encoded.loss_weights[: len(ids)].sum() == 0
         assert encoded.loss_weights[len(ids)]

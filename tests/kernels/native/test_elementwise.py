@@ -2,13 +2,15 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+import warm_python
+from peft_lightning.files import user_cache
 from peft_lightning.kernels.attention_cpu import Causal, cpu_attention
 from peft_lightning.kernels.native import elementwise, library
 from peft_lightning.kernels.native.attention import multiplied, native_attention, takes_attention
@@ -17,12 +19,33 @@ pytestmark = pytest.mark.usefixtures("with_kernels")
 SAYS = "from peft_lightning.kernels.native.library import kernels_state; print(kernels_state())"
 
 
-def in_a_process(code, cache, **environment):
-    """Return what a new interpreter prints, with ``cache`` as the user's cache folder."""
-    variables = {**os.environ, "XDG_CACHE_HOME": str(cache), **environment}
+# A compiler that writes the library that c++ has made of the same sources. It takes no processor
+# time, but a second, so that builds that begin together do overlap.
+QUICK_COMPILER = """#!/bin/sh
+[ "$1" = --version ] && exec c++ --version
+for word; do [ "$before" = -o ] && target=$word; before=$word; done
+case " $* " in *" -shared "*) exec cp {made} "$target" ;; esac
+sleep 1
+: > "$target"
+"""
+
+
+def in_a_process(code, cache=None, **environment):
+    """Return what a new interpreter prints; ``cache`` replaces the user's cache folder."""
+    caches = {"XDG_CACHE_HOME": str(cache)} if cache else {}
+    variables = {**os.environ, **caches, **environment}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     return done.stdout.strip(), done.stderr
+
+
+@pytest.fixture
+def quick_compiler(tmp_path):
+    name = library._identity(shutil.which("c++"))
+    file = tmp_path / "quick_c++"
+    file.write_text(QUICK_COMPILER.format(made=user_cache("kernels") / f"{name}.so"))
+    file.chmod(0o755)
+    return str(file)
 
 
 def require_products(dtype):
@@ -115,9 +138,10 @@ def test_keys_without_queries_come_before_those_of_the_queries(dtype, dims, wind
         assert (ours.double() - theirs).norm() <= allowed * theirs.norm()
 
 
-def test_vectors_are_no_wider_than_those_of_torch(tmp_path):
+def test_vectors_are_no_wider_than_those_of_torch():
+    """The library may be there already: its name is a hash of the flags, too."""
     code = f"{SAYS}; from peft_lightning.kernels.native.library import _flags; print(*_flags())"
-    said, _ = in_a_process(code, tmp_path, ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2")
+    said, _ = in_a_process(code, ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2")
     assert said.startswith("compiled kernels")
     assert "-mno-avx512f" in said.split()
 
@@ -161,31 +185,34 @@ def test_other_tensors_are_left_to_torch():
     assert taken == [None] * 5
 
 
-def test_the_library_is_built_once_and_leaves_nothing_else(tmp_path):
-    killed = tmp_path / f"peft_lightning/kernels/.build.999999999.{platform.node()}.tmp"
+def test_the_library_is_built_once_and_leaves_nothing_else(tmp_path, quick_compiler):
+    cache = tmp_path / "cache"
+    killed = cache / f"peft_lightning/kernels/.build.999999999.{platform.node()}.tmp"
     killed.mkdir(parents=True)
-    said, told = in_a_process(SAYS, tmp_path)
+    said, told = in_a_process(SAYS, cache)
     assert said == "compiled kernels"
     assert "compiling" in told
-    (file,) = (tmp_path / "peft_lightning" / "kernels").iterdir()
+    (file,) = (cache / "peft_lightning" / "kernels").iterdir()
     before = file.stat().st_mtime_ns
-    said, told = in_a_process(SAYS, tmp_path)
+    said, told = in_a_process(SAYS, cache)
     assert (said, "compiling" in told) == ("compiled kernels", False)
     file.write_bytes(b"")
-    said, told = in_a_process(SAYS, tmp_path)
-    assert (said, "compiling" in told) == ("compiled kernels", True)
+    said, _ = in_a_process(SAYS, cache, CXX=quick_compiler)
+    assert said == "compiled kernels"
     assert file.stat().st_mtime_ns > before
 
 
-def test_processes_that_build_it_at_once_do_not_disturb_each_other(tmp_path):
-    variables = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", SAYS]
-    running = [
-        subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    assert [process.communicate()[0].strip() for process in running] == ["compiled kernels"] * 3
-    assert len(list((tmp_path / "peft_lightning" / "kernels").iterdir())) == 1
+def test_processes_that_build_it_at_once_do_not_disturb_each_other(tmp_path, quick_compiler):
+    cache = tmp_path / "cache"
+    variables = {**os.environ, "XDG_CACHE_HOME": str(cache), "CXX": quick_compiler}
+    files = [(tmp_path / str(number)).open("w+") for number in range(3)]
+    running = [warm_python.start(["-c", SAYS], env=variables, stdout=file) for file in files]
+    assert [program.wait(60) for program in running] == [0] * 3
+    for file in files:
+        file.seek(0)
+        assert file.read().strip() == "compiled kernels"
+        file.close()
+    assert len(list((cache / "peft_lightning" / "kernels").iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -205,12 +232,13 @@ def test_without_the_library_the_reason_is_said(environment, reason, tmp_path):
     )
     broken.chmod(0o755)
     variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **environment}
-    said, _ = in_a_process(SAYS, variables.pop("XDG_CACHE_HOME", tmp_path), **variables)
-    assert said.startswith("no compiled kernels: ")
-    assert reason in said
+    caches = {"XDG_CACHE_HOME": str(tmp_path)}
+    done = warm_python.run(["-c", SAYS], env={**os.environ, **caches, **variables})
+    assert done.stdout.startswith("no compiled kernels: ")
+    assert reason in done.stdout
 
 
 def test_a_switch_that_is_neither_on_nor_off_is_an_error():
-    with pytest.raises(subprocess.CalledProcessError) as error:
-        in_a_process(SAYS, Path("/nowhere"), **{library.SWITCH: "0"})
-    assert "PEFT_LIGHTNING_KERNELS must be on or off, got '0'" in error.value.stderr
+    done = warm_python.run(["-c", SAYS], env={**os.environ, library.SWITCH: "0"})
+    assert done.returncode == 1
+    assert "PEFT_LIGHTNING_KERNELS must be on or off, got '0'" in done.stderr

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
+import warm_python
 from cli_driver import ENVIRONMENT, saved_step
 from peft_lightning import CausalLMModule, PromptTuning
 from peft_lightning.process.signals import STOP, StopSignal
@@ -75,6 +76,9 @@ def row(record):
 """
 
 
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+
 @pytest.fixture
 def user(tmp_path, base, rows):
     (tmp_path / "rows.jsonl").write_text(rows.read_text())
@@ -83,10 +87,11 @@ def user(tmp_path, base, rows):
 
 
 def command(user, base, folder, *options, workers=0, accumulate=1):
+    """Return the arguments of Python that train in ``folder``."""
     model = MODEL.replace("BASE", str(base)) + ", adapter: {class_path: LoRA, init_args: {r: 2}}}"
     text = CONFIG.replace("WORKERS", str(workers)).replace("ACCUMULATE", str(accumulate))
     (user / "run.yaml").write_text(model + text)
-    start = [sys.executable, "-m", "peft_lightning", "fit", "--config", "run.yaml"]
+    start = ["-m", "peft_lightning", "fit", "--config", "run.yaml"]
     return [*start, "--trainer.default_root_dir", folder, *options]
 
 
@@ -102,9 +107,13 @@ def stop_after(process, batches):
 @pytest.mark.parametrize(("workers", "accumulate"), [(0, 1), (2, 4)])
 def test_a_stopped_run_goes_on_to_the_same_weights(user, base, workers, accumulate):
     options = {"workers": workers, "accumulate": accumulate}
-    run = {"cwd": user, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    slow = subprocess.Popen(
-        command(user, base, "stopped", **options), env={**ENVIRONMENT, "SLOW": "1"}, **run
+    steps = 32 // accumulate
+    until = ["--trainer.max_steps", str(steps)]
+    slow = warm_python.start(
+        command(user, base, "stopped", *until, **options),
+        cwd=user,
+        env={**ENVIRONMENT, "SLOW": "1"},
+        **PIPES,
     )
     stop_after(slow, 7)
     _, errors = slow.communicate(timeout=60)
@@ -113,14 +122,13 @@ def test_a_stopped_run_goes_on_to_the_same_weights(user, base, workers, accumula
     assert errors.count("SIGTERM") == 1  # the workers say nothing
     last = user / "stopped" / "checkpoints" / "last.ckpt"
     state = torch.load(last / "trainer_state.pt", weights_only=True)
-    assert 7 // accumulate <= state["global_step"] < 30
+    assert 7 // accumulate <= state["global_step"] < steps
     loop = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
     assert loop["ready"] % accumulate == 0 or loop["ready"] == 12  # 23 rows, batches of 2
 
     for folder, more in (("stopped", ["--ckpt_path", "last"]), ("whole", [])):
-        done = subprocess.run(
-            command(user, base, folder, *more, **options), env=ENVIRONMENT, timeout=120, **run
-        )
+        arguments = command(user, base, folder, *until, *more, **options)
+        done = warm_python.run(arguments, cwd=user, env=ENVIRONMENT)
         assert done.returncode == 0, done.stderr
     ours, whole = (
         load_file(user / name / "checkpoints" / "last.ckpt" / "adapter_model.safetensors")
@@ -131,13 +139,11 @@ def test_a_stopped_run_goes_on_to_the_same_weights(user, base, workers, accumula
 
 
 def test_a_second_ctrl_c_ends_at_once(user, base):
-    process = subprocess.Popen(
+    process = warm_python.start(
         command(user, base, "twice", accumulate=1000),
         cwd=user,
         env={**ENVIRONMENT, "SLOW": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        **PIPES,
     )
     for line in process.stdout:
         if line == "batch\n":
@@ -165,9 +171,8 @@ def imports_torch(process):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("moment", [listens, imports_torch])
 def test_a_signal_during_the_imports_ends_at_once_in_one_line(moment, number, user, base):
-    process = subprocess.Popen(
-        command(user, base, "early"), cwd=user, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-    )
+    fresh = [sys.executable, *command(user, base, "early")]
+    process = subprocess.Popen(fresh, cwd=user, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     while not moment(process):
         time.sleep(0.002)
         assert process.poll() is None
@@ -178,12 +183,11 @@ def test_a_signal_during_the_imports_ends_at_once_in_one_line(moment, number, us
 
 
 def test_signals_after_the_last_step_leave_the_status_of_success(user, base):
-    process = subprocess.Popen(
+    process = warm_python.start(
         command(user, base, "late", "--trainer.max_steps", "1"),
         cwd=user,
         env=ENVIRONMENT,
         stderr=subprocess.PIPE,
-        text=True,
     )
     for line in process.stderr:
         if "`Trainer.fit` stopped" in line:
@@ -197,23 +201,18 @@ def test_signals_after_the_last_step_leave_the_status_of_success(user, base):
 
 def test_a_run_that_fails_has_failed_even_if_a_signal_meets_its_end(user, base):
     fails = ["--trainer.callbacks+", "slow.Fails"]
-    done = subprocess.run(
-        command(user, base, "fails", *fails), cwd=user, env=ENVIRONMENT, capture_output=True,
-        text=True, timeout=60,
-    )  # fmt: skip
+    done = warm_python.run(command(user, base, "fails", *fails), cwd=user, env=ENVIRONMENT)
     assert done.returncode == 1, done.stderr
     assert done.stderr.endswith("error: an odd error\n")
     assert "stopped" not in done.stderr
 
 
 def test_all_processes_stop_when_one_has_a_signal_and_the_first_tells_which(user, base):
-    process = subprocess.Popen(
+    process = warm_python.start(
         command(user, base, "two", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
         cwd=user,
         env={**ENVIRONMENT, "SLOW": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        **PIPES,
     )
     while process.stdout.readline() != "batch\n":
         assert process.poll() is None
@@ -332,16 +331,12 @@ def test_what_is_remembered_of_a_step_is_not_changed_by_the_next(base, rows, tmp
 
 def test_a_signal_while_two_processes_start_ends_both(user, base):
     (user / "slow.py").write_text(SLOW + TOKENISES_SLOWLY)
-    process = subprocess.Popen(
-        [
-            *command(user, base, "both", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
-            *["--data.format", "slow.row"],
-        ],
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    process = warm_python.start(
+        command(user, base, "both", *two, "--data.format", "slow.row"),
         cwd=user,
         env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        **PIPES,
     )
     while process.stdout.readline() != "tokenizing\n":
         assert process.poll() is None

@@ -1,0 +1,61 @@
+"""AdapterModule: a LightningModule whose state is an adapter's, and that prepares its trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+
+from peft_lightning.training import module_state
+from peft_lightning.training.evaluation import Evaluation
+from peft_lightning.training.gradients import StepSums
+from peft_lightning.training.trainer import attach
+
+
+class AdapterModule(L.LightningModule):
+    """What Lightning and torch ask of a module beside its steps; the base of ``CausalLMModule``.
+
+    Everything that a run depends on is done by callbacks and loops of the trainer, which gets them
+    when the trainer is set. So a subclass may override any hook of Lightning without ``super()``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.built_tensors: dict[str, bool] = {}  # of the model as it was built
+        self.loaded_prefix = ""
+        self.step_sums, self.evaluation = StepSums(), Evaluation()
+        self.register_load_state_dict_post_hook(module_state.forget_frozen)
+
+    @property
+    def trainer(self) -> L.Trainer:
+        """The trainer; it gets what a run needs of it when Lightning sets it, before all hooks."""
+        return super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: L.Trainer | None) -> None:
+        L.LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
+        attach(trainer, self)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return what is trained or a subclass has added; nothing of the frozen base.
+
+        The adapter's tensors have HF PEFT's names. The arguments are ``nn.Module``'s.
+        """
+        return module_state.state_dict(self, *args, **kwargs)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load what ``state_dict`` returns.
+
+        Raises:
+            UserError: If ``strict``, and tensors are missing, unexpected or misshapen.
+        """
+        if strict:
+            module_state.check_fits(self, state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        module_state.load_adapter(self, state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args)

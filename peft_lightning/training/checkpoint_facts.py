@@ -1,0 +1,64 @@
+"""What a checkpoint says of the run that it is of, and with what a resumed run is compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from peft_lightning.adapters.folder import Texts, adapter_files
+from peft_lightning.messages import UserError
+from peft_lightning.training.precision import say_if_changed, types_used
+from peft_lightning.training.prediction import prompt_facts
+from peft_lightning.training.run_identity import check_same_run, run_name
+
+
+def checkpoint_facts(module: Any) -> dict[str, Any]:
+    """Return what a resumed run is compared with, for its ``trainer_state.pt``."""
+    return {
+        "adapter": _adapter_config(module),
+        "base_fingerprint": module.fingerprint,
+        "types": types_used(module),
+    }
+
+
+def files_beside(
+    module: Any, checkpoint: dict[str, Any], added: dict[str, Tensor]
+) -> tuple[str, Texts]:
+    """Return the name of the adapter's tensor file, and the content of the files beside it.
+
+    Args:
+        module: The ``CausalLMModule``.
+        checkpoint: Lightning's.
+        added: What a subclass of the module has added to the state.
+    """
+    facts = {
+        "base_fingerprint": module.fingerprint,
+        "step": checkpoint["global_step"],
+        "run": run_name(module.trainer),
+        **({"quantization": module.quantization} if module.quantization else {}),
+        **({"added_tensors": sorted(added)} if added else {}),
+        **types_used(module),
+        **prompt_facts(module),
+    }
+    tensor_file, _, texts = adapter_files(module.adapter, module.model, facts, module.tokenizer)
+    return tensor_file, texts
+
+
+def check_checkpoint(module: Any, checkpoint: dict[str, Any]) -> None:
+    """Compare a checkpoint with the run that continues from it.
+
+    Raises:
+        UserError: If it was trained with another adapter or on another base model.
+    """
+    check_same_run(checkpoint["adapter"], _adapter_config(module))
+    if checkpoint["base_fingerprint"] != module.fingerprint:
+        raise UserError(
+            f"the checkpoint belongs to another base model: {checkpoint['base_fingerprint']} "
+            f"there, {module.fingerprint} for {module.base_model_name}"
+        )
+    say_if_changed(checkpoint.get("types"), module)
+
+
+def _adapter_config(module: Any) -> dict[str, Any]:
+    return {**module.adapter.hf_config(module.model), **module.adapter.metadata()}

@@ -1,0 +1,45 @@
+"""The files whose tests take longest, longest first: each worker begins with those.
+
+With whole files as the units of work, one of minutes that began last would run alone at the end. A
+run names the files that should be here. The order is all that counts.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+LONG = 45  # seconds, above which a file is to be in the list
+
+LONG_FILES = [
+    "tests/slurm/test_slurm.py",
+    "tests/kernels/test_compiled_layers.py",
+    "tests/kernels/test_machine.py",
+    "tests/training/test_resume.py",
+    "tests/training/cluster/test_preemption.py",
+    "tests/training/cluster/test_stop.py",
+    "tests/scripts/test_gpu_check.py",
+    "tests/commands/test_audit.py",
+    "tests/kernels/native/test_elementwise.py",
+    "tests/training/cluster/test_strategies.py",
+    "tests/cli/test_bad_input.py",
+    "tests/data/test_datamodule.py",
+    "tests/training/test_progress_bar.py",
+    "tests/kernels/test_precision.py",
+    "tests/test_examples.py",
+    "tests/cli/test_cli.py",
+    "tests/export/test_merged_folder.py",
+    "tests/test_fuzz.py",
+]
+
+
+def start_order(nodeid: str) -> int:
+    """Return the place of a test's file among those that are started first; the rest is equal."""
+    file = nodeid.partition("::")[0]
+    return LONG_FILES.index(file) if file in LONG_FILES else len(LONG_FILES)
+
+
+def missing(durations: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Return the seconds of the files that should be in the list, from those of tests."""
+    seconds: dict[str, float] = defaultdict(float)
+    for nodeid, duration in durations:
+        seconds[nodeid.partition("::")[0]] += duration
+    return {f: s for f, s in seconds.items() if s > LONG and f not in LONG_FILES}
