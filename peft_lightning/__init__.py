@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from peft_lightning.data.datamodule import SFTDataModule
     from peft_lightning.module import CausalLMModule
     from peft_lightning.training.schedules import Constant, Cosine, Linear, Schedule
+    from peft_lightning.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ _HOME = {
     "PromptTuning": "adapters",
     "SFTDataModule": "data.datamodule",
     "Schedule": "training.schedules",
+    "Trainer": "training.trainer",
     "load_adapter": "adapters.folder",
     "load_base_model": "base_model",
     "load_tokenizer": "base_model",
@@ -63,6 +65,7 @@ __all__ = [
     "PromptTuning",
     "SFTDataModule",
     "Schedule",
+    "Trainer",
     "load_adapter",
     "load_base_model",
     "load_tokenizer",

@@ -52,6 +52,7 @@ ALSO = {
     "base_model/resolve.py": {"huggingface_hub"},
     "hidden_cache/cache.py": {"lightning"},
     "hub.py": {"huggingface_hub"},
+    "process/network.py": {"huggingface_hub"},
     "export/gguf.py": {"gguf"},
     "export/gguf_layout.py": {"gguf"},
     "export/gguf_tokenizer.py": {"gguf"},
