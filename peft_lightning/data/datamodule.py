@@ -20,7 +20,7 @@ from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
 from peft_lightning.data.description import describe_rows
 from peft_lightning.data.files.in_hand import NamedRows, Rows, TrainRows, in_hand
 from peft_lightning.data.loader import BatchLoader
-from peft_lightning.data.loaders import Loaders
+from peft_lightning.data.loaders import Loaders, require_equal_data
 from peft_lightning.data.mixing import read_mixture
 from peft_lightning.data.options import BatchOptions, RowOptions, TokenOptions
 from peft_lightning.data.prompt_format import PromptFormat
@@ -192,7 +192,8 @@ class SFTDataModule(TunableBatches, L.LightningDataModule):
         self._splits = self.open_splits(stage, tokenize, rank_zero_info)
         self.sizes = {name: split.sizes for name, split in self._splits.items()}
         self._data_state = data_state(self._splits, self.paths["val"], self.val_fraction)
-        self.data_hash = self._data_state["data_hash"]
+        self.data_hash = str(self._data_state["data_hash"])
+        require_equal_data(self.data_hash)
         if stage == "fit":
             self._position = TrainingPosition(self._loaders().plan(self._splits["train"], True))
             for line in describe_rows(self._splits, self.tokenizer, self.token_options.max_length):

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from lightning import Trainer
 
 from peft_lightning.data.batching import BatchPlan
@@ -13,6 +14,7 @@ from peft_lightning.data.options import BatchOptions
 from peft_lightning.data.per_source import batches_of_rank
 from peft_lightning.data.prompts import Prompt, prompt_batches
 from peft_lightning.data.split import Split
+from peft_lightning.messages import UserError
 
 
 class Loaders:
@@ -87,3 +89,20 @@ class Loaders:
         examples, batches = prompt_batches(prompts, tasks, size, self.rank, self.world_size)
         collate = functools.partial(prompt_collate, pad_id=self.pad_id)
         return BatchLoader(examples, lambda _: batches, len(batches), collate)
+
+
+def require_equal_data(data_hash: str) -> None:
+    """Check that all processes of a run have the same rows, as those of files are.
+
+    Raises:
+        UserError: In every process, if they differ.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    hashes: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(hashes, data_hash)
+    if other := [rank for rank, found in enumerate(hashes) if found != hashes[0]]:
+        raise UserError(
+            f"process {other[0]} has other rows than the first one: a stream or a list must give "
+            "the same rows in the same order in every process, so seed what shuffles it"
+        )

@@ -163,4 +163,4 @@ def replan(trainer: Any, module: Any) -> None:
             rates = [float(module.learning_rate)] * len(schedule.base_lrs)
         if rates is not None or total != schedule.planned_steps:
             schedule.replan(rates, total)
-    module.planned_learning_rate = module.learning_rate
+        module.planned_learning_rate = module.learning_rate

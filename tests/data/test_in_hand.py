@@ -18,6 +18,7 @@ from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.data.files.plain_values import plain_value
 from peft_lightning.data.files.rows_in_hand import RowsInHand
 from peft_lightning.data.rows.format_functions import format_name
+from processes import in_processes, outcome
 from toy_tokenizers import byte_tokenizer
 
 ROWS = [{"prompt": "p" * (i % 7), "completion": f"{i:02d}" + "c" * (i * 5 % 11)} for i in range(22)]
@@ -390,3 +391,11 @@ def test_a_chat_template_is_a_path(data, tmp_path):
     file = tmp_path / "template.jinja"
     file.write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}")
     assert tokens(data(chat_template=file)) == tokens(data(chat_template=str(file)))
+
+
+def test_processes_with_other_rows_are_refused_all_of_them(base, rows, tmp_path):
+    options = {"base": str(base), "rows": str(rows), "rows_of_rank": True}
+    in_processes(2, tmp_path, {"differing": options})
+    for rank in range(2):
+        said = outcome(tmp_path, "differing", rank)["error"]
+        assert "process 1 has other rows than the first one" in said
