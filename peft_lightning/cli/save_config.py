@@ -60,6 +60,7 @@ def without_resume(config: Namespace, init_from: str | None) -> Namespace:
     run = config.clone()
     run.pop("ckpt_path", None)
     run.pop("verbose", None)
+    run.pop("weights_only", None)
     data = run.data.init_args if "init_args" in run.data else run.data
     if "allow_changed_data" in data:
         data.allow_changed_data = False

@@ -135,7 +135,7 @@ class PeftCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the command that runs, with the Trainer's arguments that are not options."""
         method = set(inspect.signature(getattr(L.Trainer, self.command)).parameters)
-        return {self.command: method - {"ckpt_path", "verbose"}}
+        return {self.command: method - {"ckpt_path", "verbose", "weights_only"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser that raises its errors and does not accept abbreviations."""

@@ -35,11 +35,12 @@ from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.data.tokens.tokenizer import padding_id, tokenizer_for
 from peft_lightning.data.trained_prompts import prompt_format_of, use_prompt_format
 from peft_lightning.data.tunable import TunableBatches
+from peft_lightning.hyperparameters import PlainHyperparameters
 
 DATE_NOTICE = "the chat template prints today's date: in rows it is data.template_date, {}"
 
 
-class SFTDataModule(TunableBatches, L.LightningDataModule):
+class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule):
     """Data for supervised fine-tuning, tokenized once and batched without padding.
 
     docs/data-rows.md and docs/data-files.md say which rows and files are read.
@@ -97,6 +98,8 @@ class SFTDataModule(TunableBatches, L.LightningDataModule):
             ``assign_adapters``. None for the trained adapter.
     """
 
+    row_arguments = frozenset({"train", "val", "test", "predict"})
+
     def __init__(
         self,
         train: TrainRows | None = None,
@@ -136,6 +139,7 @@ class SFTDataModule(TunableBatches, L.LightningDataModule):
         collate_fn: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters()
         given = {"train": train, "val": val, "test": test, "predict": predict}
         self.paths = {name: in_hand(v, f"data.{name}", max_rows) for name, v in given.items()}
         check_val_fraction(val_fraction)

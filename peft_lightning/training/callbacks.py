@@ -18,6 +18,8 @@ from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.preemption import StopOnSignal
 from peft_lightning.training.generations import LogGenerations
 from peft_lightning.training.hidden_states import HiddenStates
+from peft_lightning.training.logged_hyperparameters import LogHyperparameters
+from peft_lightning.training.logger_checkpoints import UploadCheckpoints
 from peft_lightning.training.loss_log import LossLog
 from peft_lightning.training.out_of_memory import OutOfMemoryAdvice
 from peft_lightning.training.progress_bar import TokenProgressBar
@@ -51,6 +53,7 @@ def with_default_callbacks(
 
     first = new(LossLog, BeforeAveraging, RunDir, RunIdentity, OutOfMemoryAdvice, RNGState)
     last = new(AfterAveraging, SanityChecks, Throughput, LogGenerations, Summary, HiddenStates)
+    last += new(LogHyperparameters, UploadCheckpoints)
     if any(isinstance(callback, ProgressBar) for callback in defaults):
         last.append(TokenProgressBar())
     last += new(StopOnSignal)

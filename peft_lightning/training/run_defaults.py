@@ -24,7 +24,8 @@ TRAINER_DEFAULTS = {
 def default_loggers(root: str) -> list[Logger]:
     """Return a CSV and a TensorBoard logger that write to ``<root>/logs/version_<n>``."""
     csv = CSVLogger(root, name="logs")
-    return [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
+    board = TensorBoardLogger(root, name="logs", version=csv.version, default_hp_metric=False)
+    return [csv, board]
 
 
 def fill_epochs(trainer: Any) -> bool:
