@@ -67,7 +67,8 @@ def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
 
     import peft_lightning
     from exactness import sgd
-    from peft_lightning.training.checkpoint import AdapterCheckpoint, AdapterCheckpointIO
+    from peft_lightning.training.checkpoint import AdapterCheckpoint
+    from peft_lightning.training.checkpoint_io import AdapterCheckpointIO
     from peft_lightning.training.schedules import Constant
     from tiny_run import fit
 

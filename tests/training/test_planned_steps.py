@@ -31,8 +31,8 @@ class Planned(L.Callback):
         {"max_epochs": 3, "max_steps": 7},
         {"max_epochs": -1, "max_steps": 7},
         {"max_epochs": 2, "max_time": "00:01:00:00"},
-        {"max_epochs": 4, "callbacks": [GradientAccumulationScheduler({1: 2, 3: 4})]},
-        {"max_epochs": 4, "max_steps": 9, "callbacks": [GradientAccumulationScheduler({0: 3})]},
+        {"max_epochs": 4, "schedule": {1: 2, 3: 4}},
+        {"max_epochs": 4, "max_steps": 9, "schedule": {0: 3}},
         {"max_epochs": 2, "data": {"tokens_per_batch": 160, "batch_size": 1}},
         {"max_epochs": 1, "overfit_batches": 2},
     ],
@@ -40,8 +40,10 @@ class Planned(L.Callback):
 )
 def test_a_run_makes_the_steps_that_were_planned(base, rows, tmp_path, options):
     planned = Planned()
-    callbacks = [planned, *options.get("callbacks", [])]
-    trainer = fit(base, rows, tmp_path / "run", **{**options, "callbacks": callbacks})
+    options = {**options, "callbacks": [planned]}
+    if schedule := options.pop("schedule", None):
+        options["callbacks"].append(GradientAccumulationScheduler(schedule))
+    trainer = fit(base, rows, tmp_path / "run", **options)
     assert planned.steps == trainer.global_step
 
 
