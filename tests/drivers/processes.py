@@ -4,6 +4,7 @@
 FOLDER/runs.json.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -53,6 +54,12 @@ def outcome(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
     return json.loads((folder / name / f"rank{rank}.json").read_text())
 
 
+def named(kind: str) -> Any:
+    """Return a class of ours, or one of a dotted path."""
+    module, _, name = kind.rpartition(".")
+    return getattr(importlib.import_module(module or "peft_lightning"), name)
+
+
 def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
     """Make one run in this process; with others, each process calls this."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +67,6 @@ def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
     from lightning.pytorch.callbacks import Callback
     from safetensors.torch import save_file
 
-    import peft_lightning
     from exactness import sgd
     from peft_lightning.training.checkpoint import AdapterCheckpoint, AdapterCheckpointIO
     from peft_lightning.training.schedules import Constant
@@ -121,7 +127,7 @@ def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
             Path(options["base"]),
             Path(options["rows"]),
             folder / "run",
-            adapter=getattr(peft_lightning, kind)(**fields),
+            adapter=named(kind)(**fields),
             callbacks=[watch, AdapterCheckpoint(every_n_steps=options.get("every", 1000))],
             ckpt_path=options.get("ckpt_path"),
             data={"val_fraction": 0, "cache_dir": str(folder.parent / "cache")}
