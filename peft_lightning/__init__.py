@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from peft_lightning.messages import UserError
     from peft_lightning.module import CausalLMModule
     from peft_lightning.training.schedules import Constant, Cosine, Linear, Schedule
+    from peft_lightning.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ _HOME = {
     "PromptTuning": "adapters",
     "SFTDataModule": "data.datamodule",
     "Schedule": "training.schedules",
+    "Trainer": "training.trainer",
     "UserError": "messages",
     "load_adapter": "adapters.folder",
     "load_base_model": "base_model",
@@ -65,6 +67,7 @@ __all__ = [
     "PromptTuning",
     "SFTDataModule",
     "Schedule",
+    "Trainer",
     "UserError",
     "load_adapter",
     "load_base_model",

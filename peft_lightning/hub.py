@@ -10,9 +10,10 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from peft_lightning.base_model.resolve import FILES, hub_answers, nearest_place
+from peft_lightning.base_model.resolve import FILES, nearest_place
 from peft_lightning.files import existing_folder
 from peft_lightning.messages import UserError
+from peft_lightning.process.network import hub_answers
 
 _REPO = re.compile(
     r"[\w-][\w.-]*/[\w-][\w.-]*(@(?!.*\.\.)[\w./-]+)?"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
@@ -13,11 +12,12 @@ from peft_lightning.adapters import Adapter, LoRA
 from peft_lightning.training import build_model, prediction
 from peft_lightning.training.adapter_module import AdapterModule
 from peft_lightning.training.clipping import clip
+from peft_lightning.training.load_from_checkpoint import LoadsFromCheckpoint
 from peft_lightning.training.optimizer import configure_optimizers
 from peft_lightning.training.schedules import Cosine, Schedule
 
 
-class CausalLMModule(AdapterModule):
+class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
     """Trains one adapter on a frozen causal language model.
 
     Override ``nll`` for another loss: it returns a sum and a count, so gradient accumulation and
@@ -67,6 +67,7 @@ class CausalLMModule(AdapterModule):
         quantization: str | None = None,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters()
         self.configured_adapter = adapter
         self.init_from, adapter, prompts = build_model.adapter_to_train(adapter, init_from)
         build_model.check_options(adapter, learning_rate, activation_checkpointing)
@@ -159,10 +160,3 @@ class CausalLMModule(AdapterModule):
     ) -> list[str]:
         """Return the greedy answers to prompts: texts (in the chat template) or token ids."""
         return prediction.generate_texts(self, prompts, max_new_tokens)
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, base_model: str | None = None, **kwargs: Any
-    ) -> CausalLMModule:
-        """Build a module from an adapter folder, on another ``base_model`` if that has moved."""
-        return build_model.load_trained(cls, checkpoint_path, base_model, kwargs)

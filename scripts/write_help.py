@@ -30,6 +30,10 @@ GENERAL = [
         "--ckpt_path last|best|none|FOLDER",
         "Checkpoint; fit continues from it bit for bit. none: from the beginning, untrained.",
     ),
+    (
+        "--weights_only false",
+        "The checkpoint is trusted: all of its trainer's state is unpickled, which can run code.",
+    ),
     ("--seed_everything INT", "Seed of every random generator (0)."),
     ("--print_config", "Print the whole configuration as YAML, and stop."),
     ("--debug", "Show the traceback of an error."),

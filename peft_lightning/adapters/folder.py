@@ -128,15 +128,27 @@ def save_adapter(
         write_files(temporary, tensor_file, tensors, texts)
 
 
-def read_adapter(folder: str | Path) -> SavedAdapter:
+def read_adapter(folder: str | Path, is_whole: bool = False) -> SavedAdapter:
     """Read an adapter's folder, ours or HF PEFT's.
+
+    Args:
+        folder: The folder.
+        is_whole: Whether weights of the base that were trained beside the adapter are loaded too,
+            by a class of ``CausalLMModule``.
 
     Raises:
         FileNotFoundError: If the folder or a file of it is not there.
         UserError: If a file is damaged, cannot be read, or sets an option that is not
-            implemented.
+            implemented; or if weights of the base were trained, unless ``is_whole``.
     """
     adapter, facts = read_adapter_config(folder)
+    of_base = [n for n in facts.get("added_tensors", []) if str(n).startswith("model.")]
+    if of_base and not is_whole:
+        raise UserError(
+            f"{folder} is more than an adapter: {shortened(of_base)} of the base were trained too, "
+            f"and are in its {ADDED_FILE}. The class that was trained has them: "
+            f"load_from_checkpoint({str(folder)!r})"
+        )
     return SavedAdapter(adapter, load_file(existing_folder(folder) / adapter.tensor_file), facts)
 
 

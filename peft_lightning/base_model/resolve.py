@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from peft_lightning.files import user_cache
 from peft_lightning.messages import UserError, did_you_mean
+from peft_lightning.process.network import hub_answers
 
 # weights, configs, tokenizers and templates, as names on the hub
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
@@ -115,18 +115,3 @@ def nearest_place(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path()
     names = [p.name for p in folder.iterdir() if p.is_dir() or p.suffix == ".gguf"]
     return did_you_mean(path.name, names, most=3, show=lambda name: str(folder / name))
-
-
-@cache
-def hub_answers() -> bool:
-    """Whether the model hub can be reached: asked once, as transformers would retry for 70 s."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # whatever the HTTP client of this release raises
-        return False
-    return True

@@ -1,26 +1,16 @@
-"""Defaults of the trainer commands: options of the Trainer, learning rate, adapter, loggers."""
+"""Defaults of the trainer commands that follow from options: learning rate and adapter."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import find_class
-from peft_lightning.cli.fit_defaults import CLIP_VAL
 from peft_lightning.messages import UserError
 from peft_lightning.training.warm_start import adapter_to_continue, conflict
-
-TRAINER_DEFAULTS = {
-    "use_distributed_sampler": False,  # the data module orders the rows, to resume
-    "enable_model_summary": False,  # training.summary prints a table of the trained parameters
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 5,
-    "gradient_clip_val": CLIP_VAL,
-}
 
 
 def fill_learning_rate(model: Namespace, given: Namespace) -> None:
@@ -78,9 +68,3 @@ def fill_adapter(model: Namespace, given: Namespace | None, checkpoint: str | No
         model.adapter = Namespace(class_path=path, init_args=Namespace(own.options()))
     elif (configured := model.adapter.class_path.rpartition(".")[2]) != name:
         raise UserError(conflict(configured, model.init_from, own))
-
-
-def default_loggers(root: str) -> list[Logger]:
-    """Return a CSV and a TensorBoard logger that write to ``<root>/logs/version_<n>``."""
-    csv = CSVLogger(root, name="logs")
-    return [csv, TensorBoardLogger(root, name="logs", version=csv.version)]

@@ -1,4 +1,4 @@
-"""Defaults of ``fit``: epochs, gradient clipping and the base model."""
+"""Defaults of ``fit``: the base model, and what is said of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from typing import Any
 from peft_lightning.cli.class_lookup import options_of
 from peft_lightning.cli.config_index import ConfigIndex
 from peft_lightning.files import user_cache
-from peft_lightning.messages import UserError
-
-EPOCHS = 3  # Lightning's 1,000 would also stretch the learning rate schedule
-CLIP_VAL = 1.0  # the default of HF's Trainer
 
 TWO_OPTIONS = (
     "fit needs two options: --model.base_model NAME, a hub id, a model's folder or a GGUF file, "
@@ -56,29 +52,6 @@ def what_is_missing(index: ConfigIndex, fault: str) -> str:
         "python scripts/get_smollm2.py gets it, or give another as --model.base_model: a hub id, "
         "a model's folder or a GGUF file"
     )
-
-
-def fill_epochs(trainer: Any) -> bool:
-    """Limit a run to ``EPOCHS`` epochs if it has no other limit.
-
-    Args:
-        trainer: The trainer's options; changed in place.
-
-    Returns:
-        Whether ``max_epochs`` was set.
-
-    Raises:
-        UserError: If only ``min_steps`` is given, which can be longer than ``EPOCHS``.
-    """
-    if trainer.max_epochs is not None or trainer.max_steps != -1 or trainer.max_time is not None:
-        return False
-    if trainer.min_steps is not None:
-        raise UserError(
-            f"trainer.min_steps is {trainer.min_steps}, and nothing says when training ends: give "
-            "trainer.max_steps or trainer.max_epochs"
-        )
-    trainer.max_epochs = max(EPOCHS, trainer.min_epochs or 0)
-    return True
 
 
 def what_is_default(index: ConfigIndex, trainer: Any, epochs_filled: bool) -> str | None:

@@ -60,6 +60,7 @@ def without_resume(config: Namespace, init_from: str | None) -> Namespace:
     run = config.clone()
     run.pop("ckpt_path", None)
     run.pop("verbose", None)
+    run.pop("weights_only", None)
     run.data.allow_changed_data = False
     if init_from is not None:
         section = run.model.init_args if "init_args" in run.model else run.model

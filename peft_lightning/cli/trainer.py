@@ -20,16 +20,10 @@ from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import find_class
 from peft_lightning.cli.config_errors import RecordingParser, explain
 from peft_lightning.cli.config_index import ConfigIndex, default_root
-from peft_lightning.cli.defaults import (
-    TRAINER_DEFAULTS,
-    default_loggers,
-    fill_adapter,
-    fill_learning_rate,
-)
+from peft_lightning.cli.defaults import fill_adapter, fill_learning_rate
 from peft_lightning.cli.errors import innermost, one_line
 from peft_lightning.cli.fit_defaults import (
     default_base_model,
-    fill_epochs,
     what_is_default,
     what_is_missing,
 )
@@ -37,6 +31,7 @@ from peft_lightning.cli.predictions import KeptPredictions
 from peft_lightning.cli.save_config import SaveConfig
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.data.trained_prompts import common_format
+from peft_lightning.inference.load import named_folders
 from peft_lightning.inference.prompt_formats import formats_of
 from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
@@ -44,7 +39,8 @@ from peft_lightning.training.checkpoint_path import NO_CHECKPOINT, checkpoint_pa
 from peft_lightning.training.clipping import require_clip_val
 from peft_lightning.training.cluster.strategies import require_supported
 from peft_lightning.training.log_filters import filter_logs
-from peft_lightning.training.precision import check_devices, settle_resources
+from peft_lightning.training.precision import settle_resources
+from peft_lightning.training.run_defaults import TRAINER_DEFAULTS, fill_epochs
 from peft_lightning.training.run_end import run_ended
 from peft_lightning.training.schedules import Schedule
 from peft_lightning.training.summary import Summary, rank_zero_print
@@ -134,7 +130,7 @@ class PeftCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the command that runs, with the Trainer's arguments that are not options."""
         method = set(inspect.signature(getattr(L.Trainer, self.command)).parameters)
-        return {self.command: method - {"ckpt_path", "verbose"}}
+        return {self.command: method - {"ckpt_path", "verbose", "weights_only"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser that raises its errors and does not accept abbreviations."""
@@ -239,13 +235,10 @@ class PeftCLI(LightningCLI):
             raise UserError(one_line(innermost(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Build the trainer, with CSV and TensorBoard loggers unless others are given."""
+        """Build the trainer, in the precision that suits the dtype of the base."""
         trainer = self.config_init[self.command].trainer
-        if trainer.logger in (None, True):
-            kwargs["logger"] = default_loggers(trainer.default_root_dir)
         kwargs["precision"] = precision_option(trainer, self.model.dtype_name)
         built = super().instantiate_trainer(**kwargs)
-        check_devices(built)
         if self.config_init[self.command].get("verbose"):
             built.callbacks.append(Summary(verbose=True))  # type: ignore[attr-defined]
         settle_resources(built)  # before it starts the other processes
@@ -297,7 +290,7 @@ class PeftCLI(LightningCLI):
     def _use_trained_prompts(self, datamodule: SFTDataModule) -> None:
         """Make prompts as the adapters were trained with; options that are given win."""
         config = self.config_init["predict"]
-        formats = formats_of(config.ckpt_path, config.adapter, {})
+        formats = formats_of(named_folders(config.adapter, config.ckpt_path))
         chosen = self.chosen["predict"].get("data") or Namespace()
         given = [name for name, value in vars(chosen).items() if value is not None]
         datamodule.use_prompt_format(common_format(formats), given)

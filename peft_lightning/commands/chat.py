@@ -67,7 +67,7 @@ def chat(
         revision: Branch, tag or commit of a hub id.
     """
     from peft_lightning.inference.chat_session import ChatSession
-    from peft_lightning.inference.load import load_inference_model
+    from peft_lightning.inference.load import load_inference_model, named_folders
     from peft_lightning.inference.prompt_formats import formats_of, say_formats
 
     given = {
@@ -78,11 +78,11 @@ def chat(
         "template_date": template_date,
         "special_tokens_in_text": special_tokens_in_text,
     }
-    formats = formats_of(ckpt_path, adapter, given)
+    folders = named_folders(adapter, ckpt_path)
+    formats = formats_of(folders, given)
     loaded = load_inference_model(
         base_model,
-        ckpt_path,
-        adapter,
+        folders,
         prompt_formats=formats,
         dtype=dtype,
         device=device,

@@ -80,7 +80,7 @@ def generate(
         raise UserError("give either --prompt, a text, or --file, a file of prompts")
     from peft_lightning.data import RowOptions
     from peft_lightning.inference.answers import answer_prompts
-    from peft_lightning.inference.load import load_inference_model
+    from peft_lightning.inference.load import load_inference_model, named_folders
     from peft_lightning.inference.prompt_formats import formats_of, say_formats
     from peft_lightning.inference.prompts import read_prompts
 
@@ -96,14 +96,14 @@ def generate(
         "template_date": template_date,
         "special_tokens_in_text": special_tokens_in_text,
     }
-    formats = formats_of(ckpt_path, adapter, given)
+    folders = named_folders(adapter, ckpt_path)
+    formats = formats_of(folders, given)
     prompts = read_prompts(texts, file, options)
     for prompt_format in formats.values():  # before the model, as its errors are quick
         prompts.rows(prompt_format)
     loaded = load_inference_model(
         base_model,
-        ckpt_path,
-        adapter,
+        folders,
         prompt_formats=formats,
         dtype=dtype,
         device=device,

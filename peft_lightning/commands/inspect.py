@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import pickle
 import statistics
 from pathlib import Path
 from typing import Any
@@ -41,12 +40,9 @@ def inspect(
 
 def _checkpoint(file: Path) -> dict[str, Any]:
     """Return step, epoch and position in the data; only plain values are unpickled."""
-    import torch
+    from peft_lightning.training.saved_state import read_state
 
-    try:
-        state = torch.load(file, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
-        raise UserError(f"{file} cannot be read: damaged, or it holds code, not run") from None
+    state = read_state(file)
     data: dict[str, Any] = next((v for k, v in state.items() if k.endswith("DataModule")), {})
     plain = {k: v for k, v in data.items() if isinstance(v, int | float | str)}
     plain |= data.get("epoch_rows", {})  # skipped and limited

@@ -29,7 +29,7 @@ from peft_lightning.files import sealed_folder, sha256_of_json, user_cache
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
-VERSION = 2  # increase it when the same rows would give other tokens
+VERSION = 3  # increase it when the same rows would give other tokens or findings
 
 
 def load_or_tokenize(

@@ -31,11 +31,12 @@ from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.data.tokens.tokenizer import padding_id, tokenizer_for
 from peft_lightning.data.trained_prompts import prompt_format_of, use_prompt_format
+from peft_lightning.hyperparameters import PlainHyperparameters
 
 DATE_NOTICE = "the chat template prints today's date: in rows it is data.template_date, {}"
 
 
-class SFTDataModule(L.LightningDataModule):
+class SFTDataModule(PlainHyperparameters, L.LightningDataModule):
     """Data for supervised fine-tuning, tokenized once and batched without padding.
 
     docs/data-rows.md and docs/data-files.md say which rows and files are read.
@@ -92,6 +93,8 @@ class SFTDataModule(L.LightningDataModule):
             ``assign_adapters``. None for the trained adapter.
     """
 
+    row_arguments = frozenset({"train", "val", "test", "predict"})
+
     def __init__(
         self,
         train: str | list[str] | dict[str, float] | None = None,
@@ -130,6 +133,7 @@ class SFTDataModule(L.LightningDataModule):
         allow_changed_data: bool = False,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters()
         self.paths: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}
         check_val_fraction(val_fraction)
         self.mixture = read_mixture(train, mix, stopping_strategy)

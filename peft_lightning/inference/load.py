@@ -67,8 +67,7 @@ class InferenceModel:
 
 def load_inference_model(
     base_model: str | None,
-    ckpt_path: str | None,
-    adapters: Sequence[str] | None,
+    folders: Mapping[str, str],
     *,
     prompt_formats: Mapping[str, PromptFormat] | None = None,
     dtype: str = "auto",
@@ -82,8 +81,8 @@ def load_inference_model(
 
     Args:
         base_model: The base model; None for the one that the adapters name.
-        ckpt_path: Folder of the first adapter, or of a fully fine-tuned model.
-        adapters: Further adapters, ``NAME=FOLDER``, or a folder, which is then its own name.
+        folders: The folder of each adapter by its name, as ``named_folders`` returns them, or that
+            of a fully fine-tuned model alone.
         prompt_formats: How prompts are made for each adapter, or for ``base`` if there is none;
             None for as they were trained.
         dtype: Data type of the base's weights; auto for the saved one if the processor multiplies
@@ -97,9 +96,7 @@ def load_inference_model(
     Raises:
         UserError: If there is no base model, an adapter does not fit it, or an option is wrong.
     """
-    model = base_model
-    folders = [*([ckpt_path] if ckpt_path else []), *(adapters or [])]
-    named = named_folders(folders)
+    model, named = base_model, dict(folders)
     found = {name: read_adapter(folder) for name, folder in named.items()}
     formats = dict(prompt_formats or {})
     if not formats:
@@ -154,16 +151,21 @@ def _tokenizer_of(tokenizer: Any, prompt_format: PromptFormat) -> Any:
     return tokenizer
 
 
-def named_folders(folders: Sequence[str]) -> dict[str, str]:
+def named_folders(folders: Sequence[str] | None, ckpt_path: str | None = None) -> dict[str, str]:
     """Return the folders of ``NAME=FOLDER`` by name; a folder alone is its own name.
 
     A folder may be ``owner/name@revision`` on the hub.
+
+    Args:
+        folders: The adapters.
+        ckpt_path: Another one, which is the first.
 
     Raises:
         UserError: If two adapters have the same name.
         FileNotFoundError: If a folder does not exist.
     """
     named = {}
+    folders = [*([ckpt_path] if ckpt_path else []), *(folders or [])]
     for folder in folders:
         name, equals, path = folder.partition("=")
         is_named = equals and "/" not in name and not Path(folder).is_dir()

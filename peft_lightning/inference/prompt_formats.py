@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from peft_lightning.adapters.bank import BASE
 from peft_lightning.adapters.folder import read_facts
 from peft_lightning.data import PromptFormat
-from peft_lightning.inference.load import named_folders
 from peft_lightning.inference.prompts import Prompts
 
 
 def formats_of(
-    ckpt_path: str | None, adapters: Sequence[str] | None, given: Mapping[str, Any]
+    folders: Mapping[str, str], given: Mapping[str, Any] | None = None
 ) -> dict[str, PromptFormat]:
     """Return the format of the prompts for each adapter; for ``base`` alone if there is none.
 
     Args:
-        ckpt_path: Folder of the first adapter, or of a fully fine-tuned model.
-        adapters: Further adapters, as for ``load_inference_model``.
+        folders: The adapters' folders by name.
         given: Fields of ``PromptFormat`` that the user gives, and that win.
 
     Raises:
         UserError: If a folder's file cannot be read, or a field has a value that it cannot have.
     """
-    named = named_folders([*([ckpt_path] if ckpt_path else []), *(adapters or [])])
-    formats = {name: PromptFormat.of_folder(read_facts(f), f) for name, f in named.items()}
+    formats = {name: PromptFormat.of_folder(read_facts(f), f) for name, f in folders.items()}
     formats = formats or {BASE: PromptFormat()}
-    return {name: own.with_given(given) for name, own in formats.items()}
+    return {name: own.with_given(given or {}) for name, own in formats.items()}
 
 
 def say_formats(formats: Mapping[str, PromptFormat], prompts: Prompts | None = None) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from peft_lightning.adapters import Adapter, Full, read_adapter
+from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.bank import AdapterBank
-from peft_lightning.adapters.folder import read_adapter_config, read_facts
+from peft_lightning.adapters.folder import read_facts
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.data import PromptFormat
 from peft_lightning.hidden_cache.cache import leaves_inputs
@@ -105,7 +105,8 @@ def build_model(module: Any) -> None:
         module.adapter.attach(model)
     else:
         given = module.configured_adapter
-        module.adapter = attach_trained(model, module.init_from, given, module.fingerprint)
+        facts = (module.fingerprint, trainer is None)  # without one, by load_from_checkpoint
+        module.adapter = attach_trained(model, module.init_from, given, *facts)
     module.model = model
     module.built_tensors = tensors_of_model(model)
     shares_prefix = leaves_inputs(module.adapter) and not module.compile_layers
@@ -131,25 +132,3 @@ def extend_tokenizer(module: Any, tokenizer: Any) -> None:
     """Add the new tokens of a module's adapter to another tokenizer, with the model's ids."""
     tokenizer_of(module)
     module.adapter.with_tokenizer(tokenizer)
-
-
-def load_trained(
-    kind: Any, folder: str | Path, base_model: str | None, options: dict[str, Any]
-) -> Any:
-    """Return a ``CausalLMModule`` with the trained adapter of ``folder``.
-
-    Args:
-        kind: The class of the module.
-        folder: A checkpoint or an adapter's folder.
-        base_model: The base; None for the one that the folder names.
-        options: Further arguments of the constructor.
-    """
-    adapter, facts = read_adapter_config(Path(folder))
-    whole = isinstance(adapter, Full)
-    options |= {"adapter": adapter} if whole else {"init_from": str(folder)}
-    module = kind(base_model or facts["base_model"], **options)
-    module.prompt_format = PromptFormat.of_folder(facts, folder)
-    module.configure_model()
-    if whole:
-        adapter.load_state_dict(module.model, read_adapter(folder).tensors)
-    return module

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning.pytorch.callbacks import (
     Callback,
     ModelCheckpoint,
@@ -16,6 +18,8 @@ from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.preemption import StopOnSignal
 from peft_lightning.training.generations import LogGenerations
 from peft_lightning.training.hidden_states import HiddenStates
+from peft_lightning.training.logged_hyperparameters import LogHyperparameters
+from peft_lightning.training.logger_checkpoints import UploadCheckpoints
 from peft_lightning.training.loss_log import LossLog
 from peft_lightning.training.out_of_memory import OutOfMemoryAdvice
 from peft_lightning.training.progress_bar import TokenProgressBar
@@ -27,7 +31,9 @@ from peft_lightning.training.summary import Summary
 from peft_lightning.training.throughput import Throughput
 
 
-def with_default_callbacks(callbacks: list[Callback]) -> list[Callback]:
+def with_default_callbacks(
+    callbacks: list[Callback], given: Sequence[Callback] = ()
+) -> list[Callback]:
     """Return a trainer's callbacks with those that exact resume and a readable run need.
 
     A class of ours that is there already stays as it was given. What Lightning adds itself because
@@ -37,15 +43,18 @@ def with_default_callbacks(callbacks: list[Callback]) -> list[Callback]:
 
     Args:
         callbacks: The trainer's. It has no ``ModelCheckpoint`` if checkpoints are disabled.
+        given: Those of them that the user is known to have given, also if without options.
     """
-    kept = [callback for callback in callbacks if not _is_default(callback)]
+    defaults = [c for c in callbacks if _is_default(c) and all(c is not g for g in given)]
+    kept = [callback for callback in callbacks if callback not in defaults]
 
     def new(*kinds: type[Callback]) -> list[Callback]:
         return [kind() for kind in kinds if not any(isinstance(c, kind) for c in kept)]
 
     first = new(LossLog, BeforeAveraging, RunDir, RunIdentity, OutOfMemoryAdvice, RNGState)
     last = new(AfterAveraging, SanityChecks, Throughput, LogGenerations, Summary, HiddenStates)
-    if any(isinstance(c, ProgressBar) and _is_default(c) for c in callbacks):
+    last += new(LogHyperparameters, UploadCheckpoints)
+    if any(isinstance(callback, ProgressBar) for callback in defaults):
         last.append(TokenProgressBar())
     last += new(StopOnSignal)
     if any(isinstance(callback, ModelCheckpoint) for callback in callbacks):

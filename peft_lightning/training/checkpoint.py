@@ -7,7 +7,6 @@ else that Lightning saves. Nothing of the frozen base model is in it.
 
 from __future__ import annotations
 
-import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from peft_lightning.training.checkpoint_facts import (
 )
 from peft_lightning.training.cluster.fsdp2 import fingerprint
 from peft_lightning.training.module_state import adapter_tensors
+from peft_lightning.training.saved_state import read_state, write_state
 
 STATE_FILE = "trainer_state.pt"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -52,6 +52,7 @@ class AdapterCheckpointIO(CheckpointIO):
 
     def __init__(self, module: Any = None) -> None:
         self.module = module
+        self._told: set[str] = set()  # types of which ``write_state`` has warned
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -69,8 +70,7 @@ class AdapterCheckpointIO(CheckpointIO):
                 write_files(folder, tensor_file, tensors, texts)
                 if added:
                     write_files(folder, ADDED_FILE, added, {})
-                with (folder / STATE_FILE).open("wb") as file:
-                    torch.save(state, file)
+                write_state(state, folder / STATE_FILE, self._told)
         except (OSError, RuntimeError) as error:
             if (refusal := _of_the_system(error)) is None:
                 raise
@@ -92,12 +92,7 @@ class AdapterCheckpointIO(CheckpointIO):
                 "new run from an adapter's weights, give it as model.init_from"
             )
         require_undamaged(folder)
-        try:
-            state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(
-                f"{folder / STATE_FILE} cannot be read, it may be damaged: {error}"
-            ) from None
+        state = read_state(folder / STATE_FILE, weights_only)
         state["state_dict"] = {
             name: tensor
             for file in sorted(folder.glob("*.safetensors"))

@@ -52,12 +52,17 @@ def check_checkpoint(module: Any, checkpoint: dict[str, Any]) -> None:
         UserError: If it was trained with another adapter or on another base model.
     """
     check_same_run(checkpoint["adapter"], _adapter_config(module))
+    check_base(module, checkpoint)
+    say_if_changed(checkpoint.get("types"), module)
+
+
+def check_base(module: Any, checkpoint: dict[str, Any]) -> None:
+    """Raise UserError if a checkpoint was trained on another base model than that of ``module``."""
     if checkpoint["base_fingerprint"] != module.fingerprint:
         raise UserError(
             f"the checkpoint belongs to another base model: {checkpoint['base_fingerprint']} "
             f"there, {module.fingerprint} for {module.base_model_name}"
         )
-    say_if_changed(checkpoint.get("types"), module)
 
 
 def _adapter_config(module: Any) -> dict[str, Any]:

@@ -111,10 +111,10 @@ def say_if_changed(saved: dict[str, str] | None, module: Any) -> None:
 
     Args:
         saved: What ``types_used`` returned when the checkpoint was written.
-        module: That is trained from now on.
+        module: That is trained from now on; nothing is said of one without a trainer.
     """
     now = types_used(module)
-    if saved is None or saved == now or module.trainer.state.fn != "fit":
+    if saved is None or saved == now or module._trainer is None or module.trainer.state.fn != "fit":
         return
     before, after = (
         f"{types.get('precision')} over {types['dtype']} weights" for types in (saved, now)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import lightning as L
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -16,7 +19,18 @@ from peft_lightning.training.callbacks import with_default_callbacks
 from peft_lightning.training.checkpoint import AdapterCheckpointIO, WrappedCheckpointIO
 from peft_lightning.training.cluster.strategies import require_supported
 from peft_lightning.training.gradients import TokenWeightedOptimization
-from peft_lightning.training.precision import AUTO, resolve_precision, settle_resources
+from peft_lightning.training.precision import (
+    AUTO,
+    check_devices,
+    resolve_precision,
+    settle_resources,
+)
+from peft_lightning.training.run_defaults import (
+    ROOT,
+    TRAINER_DEFAULTS,
+    default_loggers,
+    fill_epochs,
+)
 
 PrecisionName = (
     Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
@@ -24,9 +38,18 @@ PrecisionName = (
     | Literal["32", "bf16", "16", "64", 32, 16, 64]
 )
 
+LIGHTNINGS: dict[str, Any] = {
+    name: parameter.default
+    for name, parameter in inspect.signature(L.Trainer.__init__).parameters.items()
+    if name not in ("self", "precision")
+}
+
 
 class Trainer(L.Trainer):
-    """Lightning's Trainer.
+    """Lightning's Trainer with the defaults of ``python -m peft_lightning fit``.
+
+    These are: 3 epochs, gradient norm clipped at 1, the precision that suits the processor, no
+    sanity check and no model summary, a CSV and a TensorBoard logger, the folder runs/default.
 
     Args:
         precision: auto for what suits the processor, or one of Lightning's.
@@ -34,7 +57,20 @@ class Trainer(L.Trainer):
     """
 
     def __init__(self, precision: PrecisionName | None = "auto", **kwargs: Any) -> None:
-        super().__init__(precision=precision, **kwargs)  # type: ignore[arg-type]
+        is_bare = bool(kwargs.get("barebones"))  # for measuring Lightning's own overhead
+        for name, value in ({} if is_bare else TRAINER_DEFAULTS).items():
+            kwargs.setdefault(name, value)
+        options = SimpleNamespace(**{**LIGHTNINGS, **kwargs, "precision": precision})
+        if fill_epochs(options):
+            kwargs["max_epochs"] = options.max_epochs
+        kwargs["default_root_dir"] = root = str(options.default_root_dir or ROOT)
+        if options.logger in (None, True) and not is_bare:
+            kwargs["logger"] = default_loggers(root)
+        callbacks = options.callbacks or []
+        self.given_callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
+        self.precision_is_auto = precision == AUTO
+        super().__init__(precision=precision_option(options, AUTO), **kwargs)
+        check_devices(self)
 
 
 def attach(trainer: Any, module: Any) -> None:
@@ -52,13 +88,44 @@ def attach(trainer: Any, module: Any) -> None:
     require_supported(trainer.strategy)
     settle_resources(trainer)
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # wanted
-    trainer.callbacks = with_default_callbacks(trainer.callbacks)
+    if isinstance(trainer, Trainer):
+        _settle_precision(trainer, module)
+    elif trainer.state.fn == "fit":
+        _limit_epochs(trainer)
+    given = getattr(trainer, "given_callbacks", [])
+    trainer.callbacks = with_default_callbacks(trainer.callbacks, given)
     trainer.strategy.checkpoint_io = _checkpoint_io(trainer.strategy, module)
     steps = trainer.fit_loop.epoch_loop
     if not isinstance(steps.automatic_optimization, TokenWeightedOptimization):
         progress = steps.automatic_optimization.optim_progress
         steps.automatic_optimization = TokenWeightedOptimization(trainer)
         steps.automatic_optimization.optim_progress = progress
+
+
+def _limit_epochs(trainer: Any) -> None:
+    """Give a Trainer of Lightning's own, with no limit, the epochs of ``fit`` in place of 1,000."""
+    loop = trainer.fit_loop
+    is_timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)
+    limits = SimpleNamespace(
+        max_epochs=loop.max_epochs,
+        max_steps=trainer.max_steps,
+        max_time=True if is_timed else None,
+        min_steps=trainer.min_steps,
+        min_epochs=loop.min_epochs,
+    )
+    if fill_epochs(limits):
+        loop.max_epochs = limits.max_epochs
+        rank_zero_info(
+            f"no max_epochs: {limits.max_epochs} epochs, in place of Lightning's 1,000; "
+            "peft_lightning.Trainer has all defaults of fit"
+        )
+
+
+def _settle_precision(trainer: Trainer, module: Any) -> None:
+    """Let ``auto`` be float32 for a module whose frozen weights are to be float32."""
+    wanted = resolve_precision(AUTO, trainer.accelerator, module.dtype_name)
+    if trainer.precision_is_auto and wanted == "32-true" != trainer.precision:
+        trainer.strategy.precision_plugin = Precision()
 
 
 def _checkpoint_io(strategy: Any, module: Any) -> CheckpointIO:

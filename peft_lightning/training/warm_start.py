@@ -39,7 +39,11 @@ def adapter_to_continue(init_from: str) -> tuple[Path, Adapter]:
 
 
 def attach_trained(
-    model: Any, folder: Path, given: Adapter, fingerprint: dict[str, Any] | None
+    model: Any,
+    folder: Path,
+    given: Adapter,
+    fingerprint: dict[str, Any] | None,
+    is_whole: bool = False,
 ) -> Adapter:
     """Attach the adapter of ``folder`` with its weights, to train on.
 
@@ -48,6 +52,7 @@ def attach_trained(
         folder: The adapter's.
         given: The configured adapter: that of the folder, or the default, which is none.
         fingerprint: The base's.
+        is_whole: Whether what was trained beside the adapter is loaded next.
 
     Returns:
         The adapter as it is on this base: HF PEFT's folder of an enlarged one holds whole
@@ -57,7 +62,7 @@ def attach_trained(
         UserError: If ``given`` is another adapter, it was trained on another base, or it does
             not fit.
     """
-    own, _, facts = saved = read_adapter(folder)
+    own, _, facts = saved = read_adapter(folder, is_whole)
     if facts["base_fingerprint"] is None:
         rank_zero_info(
             f"{folder} does not remember its base's fingerprint: that it was trained on "

@@ -75,7 +75,7 @@ def test_a_run_from_a_folder_a_model_to_answer_and_a_bank_read_the_adapter_once(
     assert reads.pop("ckpt") == 1
     CausalLMModule.load_from_checkpoint(ckpt)
     assert reads.pop("ckpt") == 1
-    load_inference_model(base, ckpt, None)
+    load_inference_model(base, {"ckpt": ckpt})
     assert reads.pop("ckpt") == 1
     AdapterBank(load_base_model(base)).add("name", ckpt)
     assert reads.pop("ckpt") == 1

@@ -106,7 +106,8 @@ def test_the_exit_status_tells_clean_from_findings_and_errors(audit, tmp_path):
     noted = write(tmp_path / "noted.jsonl", [row | {"id": i} for i, row in enumerate(CLEAN)])
     odd = write(tmp_path / "odd.jsonl", [*CLEAN, CLEAN[3]])
     status, out, _ = audit(clean)
-    assert (status, "no findings" in out, "no notes" in out) == (0, True, True), out
+    assert (status, out.count("no findings"), out.count("no notes")) == (0, 1, 1), out
+    assert out.endswith("\nno findings and no notes\n")
     status, out, _ = audit(noted)
     assert (status, "no findings" in out) == (0, True), out
     assert re.search(r"notes:\n +24  unused column id\n +\S+noted.jsonl:1\n", out)
@@ -367,6 +368,22 @@ def test_rows_are_shown_of_all_training_files_and_none_of_validation(base, tmp_p
     assert {place.partition(":")[0] for place in places} == {"a.jsonl", "b.jsonl"}
     splits = {name: split["sequences"] for name, split in report["counts"]["splits"].items()}
     assert splits == {"train": 48, "val": 24}
+
+
+def test_the_same_prompt_with_different_answers_is_a_finding(audit, found, tmp_path):
+    rows = [*CLEAN, {"prompt": CLEAN[3]["prompt"], "completion": "Something else entirely"}]
+    status, report = found(write(tmp_path / "odd.jsonl", rows))
+    kind = "same prompt with different answers"
+    [finding] = [finding for finding in report["findings"] if finding["kind"] == kind]
+    assert (status, finding["count"], finding["note"]) == (1, 2, False)
+    assert finding["example"].endswith("odd.jsonl:4")
+    assert re.search(r"2 answers, another in \S+odd.jsonl:25$", finding["detail"])
+
+
+def test_copies_and_rows_without_a_prompt_have_no_different_answers(found, tmp_path):
+    for rows in ([*CLEAN, CLEAN[3]], [{"text": row["completion"]} for row in CLEAN]):
+        _, report = found(write(tmp_path / "x.jsonl", rows))
+        assert "same prompt" not in str(report["findings"])
 
 
 def test_json_goes_to_a_file_of_that_name(audit, found, tmp_path):

@@ -126,7 +126,7 @@ def test_options_of_the_command_line_win(trained, dated, spy, capsys):
     assert "Be long." in said
     assert "2025-02-04" in said
     assert "Q:" not in said
-    tokenizer = load_inference_model(str(dated), None, None).tokenizers["base"]
+    tokenizer = load_inference_model(str(dated), {}).tokenizers["base"]
     text = tokenizer.decode(spy.rows[0])
     for piece in ("2025-02-04sad", "Be long.", "user\nwhy?"):
         assert piece in text

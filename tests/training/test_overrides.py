@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
 )
 from torch import nn
 
+from cli_driver import drive
 from exactness import defined, train
 from peft_lightning import CausalLMModule, LoRA
 from tiny_run import fit, write_base, write_rows
@@ -347,6 +348,34 @@ def test_what_a_subclass_adds_is_saved_and_restored_bit_for_bit(base, rows, tmp_
     resumed = fit(base, rows, tmp_path / "resumed", ckpt_path=saves.path, **options)
     assert_equal(state, resumed.lightning_module.state_dict())
     assert resumed.lightning_module.seen == whole.lightning_module.seen
+    last = tmp_path / "whole" / "checkpoints" / "last.ckpt"
+    assert_equal(state, WithHead.load_from_checkpoint(last).state_dict())
+    with pytest.raises(ValueError, match=r"unexpected in the file: .*head"):
+        CausalLMModule.load_from_checkpoint(last)
+
+
+@pytest.mark.parametrize("command", ["generate", "merge", "export", "fit"])
+def test_a_folder_with_trained_weights_of_the_base_is_refused_where_they_would_be_missing(
+    command, base, rows, tmp_path
+):
+    options = {"module_class": WithHead, "data": {"val_fraction": 0}, "max_steps": 1}
+    fit(base, rows, tmp_path / "run", **options)
+    last = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    args = {
+        "generate": ["generate", f"--ckpt_path={last}", "--prompt=hello"],
+        "merge": ["merge", last, "merged"],
+        "export": ["export", last, "model.gguf"],
+        "fit": [
+            "fit",
+            f"--model.base_model={base}",
+            f"--model.init_from={last}",
+            f"--data.train={rows}",
+        ],
+    }
+    ((status, _, error),) = drive(tmp_path, [args[command]])
+    assert status == 2
+    assert "model.model.norm.weight" in error
+    assert "load_from_checkpoint" in error
 
 
 def test_a_checkpoint_without_what_a_subclass_adds_is_refused(base, rows, tmp_path):

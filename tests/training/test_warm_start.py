@@ -198,7 +198,7 @@ def test_a_module_takes_the_adapter_of_the_folder_and_its_rate(ran):
     with pytest.raises(ValueError, match=r"model.adapter is PromptTuning.* holds PTuning"):
         other.configure_model()
     checkpoint = folder / "run_encoded" / "checkpoints" / "last.ckpt"
-    again = CausalLMModule.load_from_checkpoint(checkpoint, str(folder / "base"))
+    again = CausalLMModule.load_from_checkpoint(checkpoint, base_model=str(folder / "base"))
     assert torch.equal(again.model.prompt_embeddings, tensors(checkpoint)["prompt_embeddings"])
 
 
@@ -276,7 +276,7 @@ def test_hf_pefts_folder_of_an_enlarged_model_is_continued_on_the_plain_base(tmp
     )
     theirs = peft.get_peft_model(model, config)
     theirs.save_pretrained(tmp_path / "theirs")
-    module = CausalLMModule.load_from_checkpoint(tmp_path / "theirs", str(place))
+    module = CausalLMModule.load_from_checkpoint(tmp_path / "theirs", base_model=str(place))
     ids = torch.tensor([[5, size, size + 1, 9]])
     assert_near(module.model(ids).logits, theirs(ids).logits)
     rows = [n for n in module.state_dict() if n.endswith("trainable_tokens_delta")]

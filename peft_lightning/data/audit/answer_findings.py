@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from peft_lightning.data.audit.corpus import Corpus
 from peft_lightning.data.audit.findings import AuditFinding
+from peft_lightning.data.audit.row_notes import MOST_EXAMPLES
 
 MOST_LABELS = 100  # distinct answers; more are no labels
 ROWS_PER_LABEL = 10  # on average, at least
@@ -25,6 +26,7 @@ def answer_findings(corpus: Corpus) -> list[AuditFinding]:
     found = [
         _finding(corpus, "answer that is empty", used & (lengths == 0)),
         _finding(corpus, "answer that repeats itself", corpus.array("loops") & used),
+        _of_the_same_prompt(corpus),
     ]
     if labels and counts[0] >= IMBALANCE * counts[-1]:
         rare = used & (hashes == values[-1])
@@ -40,6 +42,28 @@ def answer_findings(corpus: Corpus) -> list[AuditFinding]:
                 detail = f"{_text(corpus, value)} in {count / used.sum():.1%} of the rows"
                 found.append(_finding(corpus, "same answer", used & (hashes == value), detail))
     return [finding for finding in found if finding is not None]
+
+
+def _of_the_same_prompt(corpus: Corpus) -> AuditFinding | None:
+    """Return a finding about the rows whose prompt has another answer in another row."""
+    prompts, answers = corpus.array("prompt_hashes"), corpus.array("answer_hashes")
+    rows = np.flatnonzero(corpus.is_used & (prompts != 0))
+    pairs = np.unique(np.stack([prompts[rows], answers[rows]], axis=1), axis=0)
+    values, counts = np.unique(pairs[:, 0], return_counts=True)
+    several = values[counts > 1]
+    found = rows[np.isin(prompts[rows], several)]
+    if not len(found):
+        return None
+    examples = []
+    for prompt in dict.fromkeys(prompts[found].tolist()):
+        first, *others = found[prompts[found] == prompt]
+        other = next(i for i in others if answers[i] != answers[first])
+        like = f"{int((counts[values == prompt])[0])} answers, another in {corpus.location(other)}"
+        examples.append((corpus.location(int(first)), like))
+        if len(examples) == MOST_EXAMPLES:
+            break
+    kind = "same prompt with different answers"
+    return AuditFinding(kind, len(found), examples[0][0], examples[0][1], examples=examples)
 
 
 def answer_counts(corpus: Corpus) -> dict[str, Any]:

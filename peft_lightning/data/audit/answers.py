@@ -26,12 +26,14 @@ class Answers:
     Args:
         hashes: (rows,) uint64, equal for equal answers.
         lengths: (rows,) int32, in tokens.
+        prompts: (rows,) uint64, equal for equal tokens before the last answer; 0 for rows without.
         loops: (rows,) whether most of the answer repeats itself.
         texts: The texts of some short answers, by their hash.
     """
 
     hashes: NDArray[np.uint64]
     lengths: NDArray[np.int32]
+    prompts: NDArray[np.uint64]
     loops: NDArray[np.bool_]
     texts: dict[int, str]
 
@@ -60,7 +62,8 @@ class AnswerReader:
                 continue
             self._known.add(value)
             texts[value] = str(self.tokenizer.decode(ids)).strip()
-        return Answers(hashes, lengths, repeated_share(answers) >= LOOP_SHARE, texts)
+        prompts = np.array([prompt_hash(row[-1]) for row in rows], dtype=np.uint64)
+        return Answers(hashes, lengths, prompts, repeated_share(answers) >= LOOP_SHARE, texts)
 
     def _tokens(self, row: Sequence[TokenizedRow]) -> NDArray[np.int32]:
         parts = [part.input_ids[part.loss_weights != 0] for part in row]
@@ -74,6 +77,14 @@ def hash_of(*arrays: NDArray[Any]) -> int:
     for array in arrays:
         digest.update(array.tobytes())
     return int.from_bytes(digest.digest(), "little")
+
+
+def prompt_hash(row: TokenizedRow) -> int:
+    """Return a hash of the tokens before the last answer; 0 if there is at most BOS before it."""
+    in_loss = np.flatnonzero(row.loss_weights)
+    gaps = np.flatnonzero(np.diff(in_loss) > 1)
+    start = in_loss[gaps[-1] + 1] if len(gaps) else in_loss[0]
+    return hash_of(row.input_ids[:start]) if start > 1 else 0
 
 
 def repeated_share(answers: Sequence[NDArray[np.int32]]) -> NDArray[np.float64]:

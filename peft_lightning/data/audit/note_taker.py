@@ -69,6 +69,7 @@ class NoteTaker:
             lengths=np.array([_length(result) for result in results], dtype=np.int64),
             row_hashes=spread(np.array(hashes, dtype=np.uint64), np.uint64),
             answer_hashes=spread(answers.hashes, np.uint64),
+            prompt_hashes=spread(answers.prompts, np.uint64),
             answer_lengths=spread(answers.lengths, np.int32),
             loops=spread(answers.loops, np.bool_),
             signatures=spread(signatures(own, self.common).reshape(-1, BINS), np.uint8),

@@ -66,6 +66,7 @@ class RowNotes:
         lengths: int64, the tokens of the longest of them, before truncation; 0 if not known.
         row_hashes: uint64, equal for rows of equal tokens and weights.
         answer_hashes: uint64, equal for rows of equal answers.
+        prompt_hashes: uint64, equal for rows of equal tokens before the last answer; 0 for none.
         answer_lengths: int32, tokens of the answer.
         loops: Whether the answer repeats itself.
         signatures: (records, BINS), of the text without system messages.
@@ -85,6 +86,7 @@ class RowNotes:
     lengths: NDArray[Any]
     row_hashes: NDArray[Any]
     answer_hashes: NDArray[Any]
+    prompt_hashes: NDArray[Any]
     answer_lengths: NDArray[Any]
     loops: NDArray[Any]
     signatures: NDArray[Any]

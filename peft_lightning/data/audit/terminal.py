@@ -96,6 +96,9 @@ def _lengths(lengths: dict[str, Any]) -> Iterator[str]:
 
 
 def _findings(findings: list[AuditFinding]) -> Iterator[str]:
+    if not findings:
+        yield "no findings and no notes"
+        return
     for title, is_note in (("findings", False), ("notes", True)):
         some = [finding for finding in findings if finding.is_note == is_note]
         if not some:

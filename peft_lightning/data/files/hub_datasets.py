@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from peft_lightning.data.files.arrow_files import ROWS, plain_rows
 from peft_lightning.data.files.split_names import choose_split
 from peft_lightning.data.records import LocatedRecord
 from peft_lightning.messages import UserError
+from peft_lightning.process.network import hub_answers
 
 FORMS = (
     "a data set of the hub is owner/name, with :config, @revision and [split] as in"
@@ -104,7 +106,8 @@ class HubName:
         """
         from datasets import load_dataset  # slow to import and rarely needed
 
-        loaded = load_dataset(self.name, self.config, split=self.split, revision=self.revision)
+        with _one_attempt():
+            loaded = load_dataset(self.name, self.config, split=self.split, revision=self.revision)
         if not isinstance(loaded, dict):
             return [loaded]
         shown = f"{self.name}:{self.config}" if self.config else self.name
@@ -120,13 +123,47 @@ class HubName:
         from huggingface_hub import snapshot_download
 
         assert self.file is not None
-        folder = snapshot_download(
-            self.name,
-            repo_type="dataset",
-            revision=self.revision,
-            allow_patterns=[self.file, f"{self.file}/*"],
-        )
+        with _one_attempt():
+            folder = snapshot_download(
+                self.name,
+                repo_type="dataset",
+                revision=self.revision,
+                allow_patterns=[self.file, f"{self.file}/*"],
+            )
         return Path(folder) / self.file
+
+
+@contextmanager
+def _one_attempt() -> Iterator[None]:
+    """Let `datasets` and the hub's client use their caches alone if the hub cannot be reached.
+
+    They would otherwise try each request again for half a minute.
+    """
+    if hub_answers():
+        yield
+        return
+    import datasets.config
+    from huggingface_hub import constants
+
+    places: list[Any] = [datasets.config, constants]
+    before = [(place, place.HF_HUB_OFFLINE) for place in places]
+    for place, _ in before:
+        place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in before:
+            place.HF_HUB_OFFLINE = value
+
+
+def why_not_loaded(error: Exception) -> str:
+    """Return in one line why a data set could not be loaded."""
+    is_offline = isinstance(error, ConnectionError)
+    is_offline |= type(error).__name__ == "LocalEntryNotFoundError"  # of huggingface_hub
+    if is_offline and not hub_answers():
+        return "it cannot be reached, or HF_HUB_OFFLINE is set, and the cache does not have it"
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}"
 
 
 def hub_rows(dataset: Any, name: str) -> Iterator[LocatedRecord]:

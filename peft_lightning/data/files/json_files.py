@@ -14,7 +14,12 @@ from peft_lightning.data.files.json_rows import (
     repeated_key,
     require_row,
 )
-from peft_lightning.data.files.json_structure import num_keys, surrogate_escapes, written_keys
+from peft_lightning.data.files.json_structure import (
+    KeyCounter,
+    num_keys,
+    surrogate_escapes,
+    written_keys,
+)
 from peft_lightning.data.files.split_names import split_of
 from peft_lightning.data.files.text_files import TextFile
 from peft_lightning.data.records import LocatedRecord, Record, RowError
@@ -139,11 +144,11 @@ def _parse_document(text_file: TextFile, file: DataFile) -> tuple[Any, bool]:
 
 def _read_lines(text_file: TextFile) -> Iterator[LocatedRecord]:
     path = str(text_file.file.path)
-    number = 1
+    number, counter = 1, KeyCounter()
     for lines in text_file.blocks_of_lines():
         keys, halves, codec = written_keys(lines), surrogate_escapes(lines), text_file.codec
         for i, line in enumerate(lines):
-            record: Record | RowError | None = plain_row(line, codec, keys[i])
+            record: Record | RowError | None = plain_row(line, codec, keys[i], counter)
             if record is None:
                 record = _parsed_exactly(line, text_file)
             elif halves and halves[i]:

@@ -7,7 +7,7 @@ tokenizer takes. ``exactly`` finds both, and takes half as long again.
 import json
 from typing import Any
 
-from peft_lightning.data.files.json_structure import has_keys
+from peft_lightning.data.files.json_structure import KeyCounter
 from peft_lightning.data.records import MAX_ROW_SIZE, Record, RowError
 
 
@@ -54,20 +54,21 @@ def parse_json(text: str, exactly: bool = False) -> Any:
     return value
 
 
-def plain_row(line: bytes, codec: str, num_keys: int) -> Record | None:
+def plain_row(line: bytes, codec: str, num_keys: int, counter: KeyCounter) -> Record | None:
     """Return the row of a line, or None where ``parse_row`` is to say what is wrong with it.
 
     Args:
         line: The line, in the encoding ``codec``.
         codec: Its encoding.
         num_keys: The number of keys in the line, of ``written_keys``.
+        counter: Counts those of the row.
     """
     if len(line) > MAX_ROW_SIZE:
         return None
     try:
         text = line.decode(codec).strip()
         value, end = _parse(text)
-        if end == len(text) and type(value) is dict and has_keys(value, num_keys):
+        if end == len(text) and type(value) is dict and counter.has_keys(value, num_keys):
             return value
     except (ValueError, RecursionError):
         pass

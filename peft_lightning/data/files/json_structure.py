@@ -6,6 +6,8 @@ at once, where a key ends with a quote before a colon, and in the value of each 
 numbers differ is a line parsed again.
 """
 
+import copy
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNKNOWN = -1  # the number of keys of a line in which they cannot be told from single bytes
+MOST_CHANGES = 8  # of a column, above which its next value is not compared
 _QUOTE, _COLON, _BACKSLASH = b'":\\'
 _IS_BLANK = np.isin(np.arange(256), list(b" \t\n\r"))  # by the byte
 _IS_QUOTE_OR_BLANK = np.isin(np.arange(256), list(b'" \t\n\r'))
@@ -62,30 +65,55 @@ def surrogate_escapes(lines: Sequence[bytes]) -> list[int] | None:
     return counts
 
 
-def has_keys(value: dict[str, Any], number: int) -> bool:
-    """Whether a parsed object and all objects in it have ``number`` keys together."""
-    keys = len(value)
-    for column in value.values():
-        if type(column) is list and column and type(column[0]) is dict:
-            try:
-                keys += sum(map(dict.__len__, column))  # messages
-            except TypeError:  # there are other values beside them
-                break
-    return keys == number or num_keys(value) == number
+class KeyCounter:
+    """Compares the keys of rows with those that their lines have.
+
+    Many rows have the same tools, whose count is remembered by their column. A column that changes
+    is counted in each row.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Any, int]] = {}
+        self._changes: Counter[str] = Counter()
+
+    def has_keys(self, value: dict[str, Any], number: int) -> bool:
+        """Whether a parsed object and all objects in it have ``number`` keys together."""
+        keys = len(value)
+        for column in value.values():
+            if type(column) is list and column and type(column[0]) is dict:
+                try:
+                    keys += sum(map(dict.__len__, column))  # messages
+                except TypeError:  # there are other values beside them
+                    break
+        return keys == number or self._num_keys(value) == number
+
+    def _num_keys(self, value: dict[str, Any]) -> int:
+        keys = len(value)
+        for name, column in value.items():
+            if type(column) is not dict and type(column) is not list:
+                continue
+            same, count = self._known.get(name, (None, 0))
+            if same != column:
+                count = num_keys(column)
+                self._changes[name] += 1
+                if self._changes[name] <= MOST_CHANGES:  # a copy, as the row may be changed
+                    self._known[name] = (copy.deepcopy(column), count)
+                else:
+                    self._known.pop(name, None)
+            keys += count
+        return keys
 
 
 def num_keys(value: Any) -> int:
-    """Return the number of keys of all objects in a parsed value.
-
-    Raises:
-        RecursionError: If it is nested too deeply.
-    """
-    keys = 0
-    if type(value) is dict:
-        keys, value = len(value), value.values()
-    for inner in value:
-        if type(inner) is dict or type(inner) is list:
-            keys += num_keys(inner)
+    """Return the number of keys of all objects in a parsed value."""
+    keys, containers = 0, [value]
+    for container in containers:  # which grows
+        if type(container) is dict:
+            keys += len(container)
+            container = container.values()
+        for inner in container:
+            if type(inner) is dict or type(inner) is list:
+                containers.append(inner)
     return keys
 
 

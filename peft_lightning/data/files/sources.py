@@ -12,7 +12,7 @@ from peft_lightning.data.files.csv_files import SEPARATORS, dialect_of
 from peft_lightning.data.files.data_files import DataFile, kind_of
 from peft_lightning.data.files.encodings import check_encoding
 from peft_lightning.data.files.folders import WILDCARDS, find_files
-from peft_lightning.data.files.hub_datasets import FORMS, HubName, hub_rows
+from peft_lightning.data.files.hub_datasets import FORMS, HubName, hub_rows, why_not_loaded
 from peft_lightning.data.files.readers import estimated_num_rows, read_file
 from peft_lightning.data.files.split_names import MEANT
 from peft_lightning.data.records import LocatedRecord
@@ -189,12 +189,11 @@ def _from_hub(path: str, missing: str, purpose: str | None, encoding: str | None
     except UserError:
         raise
     except Exception as error:
-        first_line = (str(error).splitlines() or [""])[0]
         missing = f"{path}:" if is_address else f"{missing};"
         raise UserError(
             f"{missing} {'a' if is_address else 'nor could a'} data set of that name"
             f"{' could not' if is_address else ''} be loaded from the hub"
-            f" ({type(error).__name__}: {first_line}); {FORMS}"
+            f" ({why_not_loaded(error)}); {FORMS}"
         ) from error
     return source
 

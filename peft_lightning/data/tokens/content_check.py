@@ -115,6 +115,15 @@ def _texts_of_answer(message: Message) -> Iterator[tuple[str, str]]:
             yield "calls", text
 
 
+def pieces_of_answer(message: Message) -> Iterator[tuple[str, str]]:
+    """Yield thought, answer and the names of called tools of a message, each if there is one."""
+    thought = thought_of(message)
+    calls = (call.get("function", call) for call in message.get("tool_calls") or [])
+    pieces = [("thought", thought.text), ("answer", thought.answer)]
+    pieces += [("tool call", str(function["name"])) for function in calls]
+    yield from ((what, text) for what, text in pieces if text.strip())
+
+
 def _leaves(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value

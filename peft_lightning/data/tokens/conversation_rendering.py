@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from peft_lightning.data.options import TokenOptions
-from peft_lightning.data.records import RowError
+from peft_lightning.data.records import Finding, RowError
 from peft_lightning.data.rows.conversations import Conversation
 from peft_lightning.data.tokens.answer_ends import AnswerEnds
-from peft_lightning.data.tokens.content_check import ContentCheck, with_remedy
+from peft_lightning.data.tokens.content_check import ContentCheck, pieces_of_answer, with_remedy
 from peft_lightning.data.tokens.generated_turns import Turn, generated_turn, sequences_of
-from peft_lightning.data.tokens.marks import PART, THOUGHT_END, has_escaped_marks, has_marks
+from peft_lightning.data.tokens.marks import PART, THOUGHT_END, Span, has_escaped_marks, has_marks
 from peft_lightning.data.tokens.preparation import Preparation
 from peft_lightning.data.tokens.rendered_row import RenderedRow, WeightedSpan
 from peft_lightning.data.tokens.templates import ChatTemplate
+
+OUTSIDE = "outside the chat template's generation blocks, so not in the loss:"
 
 
 class ConversationRenderer:
@@ -58,7 +60,7 @@ class ConversationRenderer:
         context = self._context(row, [i for i in answers if i < chosen[-1] and i not in chosen])
         rendered = []
         for last, contained in sequences_of(turns):
-            spans = [span for turn in contained for span in self._spans(row, turn)]
+            spans = [span for turn in contained for span in self._spans(row, turn, findings)]
             if self.options.train_on == "all" and last is turns[-1]:
                 spans = [(0, len(last.text), 1.0), *(span for span in spans if span[2] != 1)]
             known = [turn for turn in (*context, *turns) if turn is last or turn.begins(last.text)]
@@ -118,7 +120,7 @@ class ConversationRenderer:
                 continue
         return turns
 
-    def _spans(self, row: Conversation, turn: Turn) -> list[WeightedSpan]:
+    def _spans(self, row: Conversation, turn: Turn, findings: list[Finding]) -> list[WeightedSpan]:
         """Return the spans of a turn in its text with their weights."""
         start, end, text = turn.start, turn.end, turn.text
         weight = row.weight(turn.index)
@@ -138,14 +140,15 @@ class ConversationRenderer:
             found = text.rfind(THOUGHT_END, start, end)
             if found >= 0:
                 spans.append((start, found, 0.0))
-        return self._within_blocks(row, turn, spans)
+        return self._within_blocks(row, turn, spans, findings)
 
     def _within_blocks(
-        self, row: Conversation, turn: Turn, spans: list[WeightedSpan]
+        self, row: Conversation, turn: Turn, spans: list[WeightedSpan], findings: list[Finding]
     ) -> list[WeightedSpan]:
         """Leave out of the loss what a template with generation blocks does not mark as generated.
 
-        The end-of-turn token belongs to an answer whether or not it is inside the block.
+        The end-of-turn token belongs to an answer whether or not it is inside the block. A part of
+        the message that is outside is a finding.
         """
         if not self.template.has_generation_blocks(row.tools):
             return spans
@@ -161,12 +164,22 @@ class ConversationRenderer:
             )
         if self.ends.special_tokens.is_only_special(text[blocks[-1][1] : turn.end]):
             blocks[-1] = (blocks[-1][0], turn.end)
+        for what, said in pieces_of_answer(row.messages[turn.index]):
+            at = text.find(said.strip(), turn.start, turn.end)
+            if at >= 0 and _covered(blocks, at, at + len(said.strip())) < len(said.strip()):
+                is_thought = what == "thought" and self.options.reasoning == "mask"
+                findings += [] if is_thought else [Finding(OUTSIDE, what)]
         return [
             (max(start, first), min(end, last), weight)
             for start, end, weight in spans
             for first, last in blocks
             if max(start, first) < min(end, last)
         ]
+
+
+def _covered(blocks: Sequence[Span], start: int, end: int) -> int:
+    """Return how many characters from ``start`` to ``end`` are in blocks."""
+    return sum(max(0, min(end, last) - max(start, first)) for first, last in blocks)
 
 
 def _places(row: Conversation, turns: Sequence[Turn]) -> list[tuple[int, int]]:

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from peft_lightning.data.audit.answer_findings import is_labels
-from peft_lightning.data.audit.answers import LOOP_TOKENS, NGRAM, AnswerReader, repeated_share
+from peft_lightning.data.audit.answers import (
+    LOOP_TOKENS,
+    NGRAM,
+    AnswerReader,
+    prompt_hash,
+    repeated_share,
+)
 from peft_lightning.data.tokens.tokenization import TokenizedRow
 from toy_tokenizers import byte_tokenizer
 
@@ -59,3 +65,16 @@ def test_the_answer_of_a_row_of_several_sequences_is_all_of_theirs():
 )
 def test_answers_are_labels_if_they_are_few_and_each_is_frequent(counts, labels):
     assert is_labels(np.array(counts)) == labels
+
+
+def test_prompts_are_equal_if_all_before_the_last_answer_is():
+    ids = np.arange(9, dtype=np.int32)
+
+    def of(weights, ids=ids):
+        return prompt_hash(TokenizedRow(ids, np.array(weights, dtype=np.float32)))
+
+    whole = of([0, 0, 1, 1, 0, 0, 1, 1, 1])
+    assert whole == of([0, 0, 0, 0, 0, 0, 1, 0.5, 1])  # the same tokens before the sixth
+    assert whole == of([0, 0, 0, 0, 0, 0, 1, 1, 1], np.array([*range(6), 7, 7, 7], np.int32))
+    assert whole != of([0, 0, 1, 1, 0, 0, 0, 1, 1])
+    assert of([0, 1, 1, 1, 1, 1, 1, 1, 1]) == 0  # no prompt, or BOS alone

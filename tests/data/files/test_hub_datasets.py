@@ -1,6 +1,8 @@
 """Data sets of the hub: the forms of their names, and what is asked of `datasets` and the hub."""
 
 import json
+import socketserver
+import threading
 
 import datasets
 import huggingface_hub
@@ -9,6 +11,7 @@ import pytest
 from files_of_rows import ROWS, lines, places, records
 from peft_lightning.data.files.hub_datasets import HubName
 from peft_lightning.data.files.sources import Source, find_source
+from peft_lightning.process import network
 
 HUB = "https://huggingface.co/datasets/"
 NAMES = [  # what is written, and the name, config, split, revision and file that it says
@@ -200,18 +203,56 @@ def test_what_is_neither_here_nor_on_the_hub_is_an_error_with_both(monkeypatch):
     with pytest.raises(
         ValueError,
         match=r"owner/name: no such file or folder; nor could a data set of that name be loaded"
-        r" from the hub \(\w+: .*\); a data set of the hub is owner/name, with :config, @revision",
+        r" from the hub \(it cannot be reached, or .*\); a data set of the hub is owner/name",
     ):
         find_source("owner/name")
 
 
 def test_both_tries_are_named_in_one_line(monkeypatch):
     def load_dataset(*args, **options):
-        raise ConnectionError("no network\nlong story")
+        raise RuntimeError("no builder\nlong story")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(ValueError, match=r"\(ConnectionError: no network\)") as error:
+    with pytest.raises(ValueError, match=r"\(RuntimeError: no builder\)") as error:
         find_source("owner/name")
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"^https://\S+: a data set of that name could not be loa"):
         find_source(HUB + "owner/name")
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    """A hub that hangs up on everybody; the list has an entry for each who called."""
+    calls = []
+
+    class HangsUp(socketserver.BaseRequestHandler):
+        def handle(self):
+            calls.append(self.client_address)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), HangsUp) as server:
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr("datasets.config.HF_ENDPOINT", address)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        network.hub_answers.cache_clear()
+        yield calls
+        server.shutdown()
+    network.hub_answers.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["trian", "owner/name", "hf://datasets/owner/name/a.jsonl"])
+def test_a_hub_that_cannot_be_reached_is_asked_once_and_said_to_be_so(unreachable, name):
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"\(it cannot be reached, or HF_HUB_OFFLINE is set"):
+            find_source(name)
+    assert len(unreachable) == 1
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+    assert not datasets.config.HF_HUB_OFFLINE
+
+
+def test_what_the_cache_has_is_read_while_the_hub_cannot_be_reached(
+    cached_repository, unreachable, monkeypatch
+):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert records("hf://datasets/owner/name/data/test.jsonl") == ROWS[:1]
+    assert len(unreachable) == 1

@@ -184,3 +184,31 @@ def test_errors_of_a_block_leave_its_other_rows_as_they_are(tmp_path):
     assert [row["a"] for row in rows if isinstance(row, dict)] == [
         i for i in range(100) if i not in (30, 60)
     ]
+
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"a": [{"b": {}}]}}}]
+
+
+@pytest.mark.parametrize("changes", [0, 1, 3, 30])
+def test_a_repeated_key_is_found_also_in_a_column_that_rows_have_in_common(tmp_path, changes):
+    rows = []
+    for i in range(40):
+        tools = json.loads(json.dumps(TOOLS))
+        if changes and i % (40 // changes or 1) == 0:
+            tools[0]["function"]["name"] = f"look{i}"
+        rows.append({"tools": tools, "messages": [{"role": "user", "content": f"{i}"}]})
+    texts = [json.dumps(row) for row in rows]
+    texts[20] = texts[20].replace('"b": {}', '"b": {}, "b": {}')
+    texts[30] = texts[30].replace('"role": "user"', '"role": "user", "role": "user"')
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(texts))
+    found = []
+    for row, _ in find_source(str(path)).records():
+        found.append(row if isinstance(row, RowError) else json.loads(json.dumps(row)))
+        if isinstance(row, dict):
+            row["tools"].clear()  # as a function of the user may do
+    assert [i for i, row in enumerate(found) if isinstance(row, RowError)] == [20, 30]
+    assert "'b' in tools[0].function.parameters.a[0]" in str(found[20])
+    assert [row for i, row in enumerate(found) if i not in (20, 30)] == [
+        row for i, row in enumerate(rows) if i not in (20, 30)
+    ]

@@ -5,9 +5,10 @@ import pytest
 from peft_lightning.data.options import TokenOptions
 from peft_lightning.data.records import RowError
 from peft_lightning.data.rows.conversations import Conversation
+from peft_lightning.data.tokens.conversation_rendering import OUTSIDE
 from peft_lightning.data.tokens.tokenization import RowTokenizer
 from template_families import FAMILIES
-from toy_tokenizers import show
+from toy_tokenizers import byte_tokenizer, show
 
 Q = "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\n"
 C = "<|im_start|>user\nC<|im_end|>\n<|im_start|>assistant\n"
@@ -146,3 +147,33 @@ def test_a_thought_under_a_prompt_that_switches_thinking_off_is_an_error_with_it
     assert isinstance(error, RowError)
     assert "prints something else before an answer than its generation prompt" in str(error)
     assert "reasoning: drop" in str(error)
+
+
+BLOCKS = (  # prints a thought and the calls, and marks the rest as generated
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}"
+    "{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name + '()' }}{% endfor %}"
+    "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CALLS = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "subjects"),
+    [
+        (FIELD, {}, ["thought"]),
+        (FIELD, {"reasoning": "mask"}, []),
+        (PLAIN, {}, []),
+        ({**PLAIN, "tool_calls": CALLS}, {}, ["tool call"]),
+        ({**FIELD, "tool_calls": CALLS}, {}, ["thought", "tool call"]),
+    ],
+)
+def test_what_generation_blocks_leave_out_of_an_answer_is_a_finding(answer, options, subjects):
+    row_tokenizer = RowTokenizer(byte_tokenizer(BLOCKS), options=TokenOptions(**options))
+    ((part,),) = row_tokenizer.tokenize([Conversation([ask(), answer])])
+    assert [f.subject for f in part.findings if f.kind == OUTSIDE] == subjects
+    marked = show(row_tokenizer.tokenizer, part)
+    assert marked.endswith("⟦B<|im_end|>⟧\n")
