@@ -25,6 +25,8 @@ LONG_FILES = [
     "tests/training/test_progress_bar.py",
     "tests/kernels/test_precision.py",
     "tests/adapters/test_own_adapter.py",
+    "tests/test_elsewhere.py",
+    "tests/training/test_overrides.py",
     "tests/test_examples.py",
     "tests/cli/test_cli.py",
     "tests/export/test_merged_folder.py",

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning import Trainer
+from torch import distributed
+from transformers import PreTrainedModel
 
 from peft_lightning.data.batching import BatchPlan
 from peft_lightning.data.collate import Batch, flat_collate, padded_collate, prompt_collate
@@ -13,6 +15,7 @@ from peft_lightning.data.options import BatchOptions
 from peft_lightning.data.per_source import batches_of_rank
 from peft_lightning.data.prompts import Prompt, prompt_batches
 from peft_lightning.data.split import Split
+from peft_lightning.messages import UserError
 
 
 class Loaders:
@@ -22,7 +25,10 @@ class Loaders:
         options: How rows are grouped into batches.
         seed: Seed of the order of the training rows.
         pad_id: Token id of the padding.
-        trainer: Says which rank this is; None for the only one.
+        trainer: Says which rank this is; without, torch.distributed does, if it is used.
+
+    Raises:
+        UserError: If the trainer's module would compute another loss on flat batches.
     """
 
     def __init__(
@@ -32,6 +38,10 @@ class Loaders:
         self.rank, self.world_size = (0, 1)
         if trainer is not None:
             self.rank, self.world_size = trainer.global_rank, trainer.world_size
+            if options.layout == "flat":
+                _require_flat(trainer.lightning_module)
+        elif distributed.is_available() and distributed.is_initialized():  # Fabric, a plain loop
+            self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.overfits = bool(getattr(trainer, "overfit_batches", 0))
 
     def plan(self, split: Split, training: bool) -> BatchPlan:
@@ -76,3 +86,18 @@ class Loaders:
         examples, batches = prompt_batches(prompts, tasks, size, self.rank, self.world_size)
         collate = functools.partial(prompt_collate, pad_id=self.pad_id)
         return BatchLoader(examples, lambda _: batches, len(batches), collate)
+
+
+def _require_flat(module: Any) -> None:
+    """Raise UserError if a module of one's own would give flat batches to a model as they are.
+
+    Without our attention the sequences of a batch see each other, and nothing fails.
+    """
+    if hasattr(module, "nll") or getattr(module, "takes_flat_batches", False):
+        return
+    if module is not None and any(isinstance(m, PreTrainedModel) for m in module.modules()):
+        raise UserError(
+            f"{type(module).__name__} would get flat batches, whose sequences see each other in a "
+            "model's own forward: give SFTDataModule(layout='padded'), or set takes_flat_batches "
+            "= True in its class if it keeps them apart"
+        )
