@@ -1,6 +1,7 @@
 """Our parts in the programs of others: examples/elsewhere, and losses of batches of others."""
 
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
@@ -11,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file
-from torch import distributed
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
 
 import warm_python
@@ -205,19 +205,30 @@ def test_a_module_that_would_mix_the_sequences_of_flat_batches_is_refused_them(t
     fit_foreign(apart(), rows, tmp_path)
 
 
-def test_without_a_trainer_each_process_gets_its_own_rows(tmp_path, rows, monkeypatch):
-    seen = []
-    for rank in range(2):
-        monkeypatch.setattr(distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
-        monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
-        data = SFTDataModule(
-            train=str(rows), tokenizer=byte_tokenizer(), cache_dir=str(tmp_path), val_fraction=0
-        )
-        data.setup("fit")
-        batches = list(data.train_dataloader())
-        seen.append(
-            [tuple(row.tolist()) for b in batches for row in b["input_ids"][0].split(b["seq_lens"])]
-        )
-    count = len(rows.read_text().splitlines())
-    assert len({*seen[0]} | {*seen[1]}) == count == len(seen[0]) + len(seen[1])
+EACH_RANK = """
+import json, sys, torch
+from peft_lightning import SFTDataModule
+from tiny_run import byte_tokenizer
+
+rank, folder, rows = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+)
+data = SFTDataModule(train=rows, tokenizer=byte_tokenizer(), cache_dir=folder, val_fraction=0)
+data.setup("fit")
+parts = [b["input_ids"][0].split(b["seq_lens"]) for b in data.train_dataloader()]
+seen = [row.tolist() for part in parts for row in part]
+open(f"{folder}/{rank}.json", "w").write(json.dumps(seen))
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_without_a_trainer_each_process_gets_its_own_rows(tmp_path, rows):
+    tests = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": f"{tests}:{tests.parent}", "OMP_NUM_THREADS": "1"}
+    args = ["-c", EACH_RANK]
+    ranks = [warm_python.start([*args, rank, tmp_path, rows], env=env) for rank in (0, 1)]
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    seen = [row for rank in (0, 1) for row in json.loads((tmp_path / f"{rank}.json").read_text())]
+    assert len(seen) == len({tuple(row) for row in seen}) == 24

@@ -4,8 +4,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from lightning import Trainer
-from torch import distributed
 from transformers import PreTrainedModel
 
 from peft_lightning.data.batching import BatchPlan
@@ -26,22 +26,34 @@ class Loaders:
         seed: Seed of the order of the training rows.
         pad_id: Token id of the padding.
         trainer: Says which rank this is; without, torch.distributed does, if it is used.
+        collate_fn: Makes a batch from tokenized rows; None for that of the layout.
 
     Raises:
         UserError: If the trainer's module would compute another loss on flat batches.
     """
 
     def __init__(
-        self, options: BatchOptions, seed: int, pad_id: int, trainer: Trainer | None
+        self,
+        options: BatchOptions,
+        seed: int,
+        pad_id: int,
+        trainer: Trainer | None,
+        collate_fn: Callable[..., Any] | None = None,
     ) -> None:
         self.options, self.seed, self.pad_id = options, seed, pad_id
+        self.collate_fn = collate_fn
         self.rank, self.world_size = (0, 1)
         if trainer is not None:
             self.rank, self.world_size = trainer.global_rank, trainer.world_size
             if options.layout == "flat":
                 _require_flat(trainer.lightning_module)
-        elif distributed.is_available() and distributed.is_initialized():  # Fabric, a plain loop
-            self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        elif (
+            torch.distributed.is_available() and torch.distributed.is_initialized()
+        ):  # Fabric, a plain loop
+            self.rank, self.world_size = (
+                torch.distributed.get_rank(),
+                torch.distributed.get_world_size(),
+            )
         self.overfits = bool(getattr(trainer, "overfit_batches", 0))
 
     def plan(self, split: Split, training: bool) -> BatchPlan:
@@ -68,11 +80,15 @@ class Loaders:
             names: Names of the sources, for batches of one source each, with its name as
                 ``source``; empty for batches that mix sources.
         """
-        collate: Callable[[Any], Batch] = flat_collate
-        if self.options.layout == "padded":
+        collate: Callable[[Any], Batch] = self.collate_fn or flat_collate
+        if self.collate_fn is None and self.options.layout == "padded":
             collate = functools.partial(padded_collate, pad_id=self.pad_id)
         batches, length, names = batches_of_rank(plan, self.rank, names)
-        return BatchLoader(split.dataset, batches, length, collate, self.options.num_workers, names)
+        workers = self.options.num_workers
+        loader = BatchLoader(split.dataset, batches, length, collate, workers, names)
+        if self.options.tokens_per_batch is None and not self.overfits:
+            loader.dataset = split.dataset  # with it, Lightning would make another for overfitting
+        return loader
 
     def prompts(self, prompts: Sequence[Prompt], tasks: Sequence[tuple[int, Any]]) -> BatchLoader:
         """Return prompts padded on the left, with the ``index`` of their records.
@@ -100,4 +116,21 @@ def _require_flat(module: Any) -> None:
             f"{type(module).__name__} would get flat batches, whose sequences see each other in a "
             "model's own forward: give SFTDataModule(layout='padded'), or set takes_flat_batches "
             "= True in its class if it keeps them apart"
+        )
+
+
+def require_equal_data(data_hash: str) -> None:
+    """Check that all processes of a run have the same rows, as those of files are.
+
+    Raises:
+        UserError: In every process, if they differ.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    hashes: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(hashes, data_hash)
+    if other := [rank for rank, found in enumerate(hashes) if found != hashes[0]]:
+        raise UserError(
+            f"process {other[0]} has other rows than the first one: a stream or a list must give "
+            "the same rows in the same order in every process, so seed what shuffles it"
         )

@@ -18,8 +18,8 @@ from peft_lightning.data import PromptFormat
 from peft_lightning.files import existing_folder, read_text
 from peft_lightning.hyperparameters import PlainHyperparameters, plain
 from peft_lightning.messages import UserError, shortened
-from peft_lightning.training.checkpoint import STATE_FILE, AdapterCheckpointIO
 from peft_lightning.training.checkpoint_facts import check_base, check_checkpoint
+from peft_lightning.training.checkpoint_io import STATE_FILE, AdapterCheckpointIO
 from peft_lightning.training.construct import accepted, arguments_from
 from peft_lightning.training.saved_state import OF_MODULE
 

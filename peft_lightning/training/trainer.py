@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.training.callbacks import with_default_callbacks
-from peft_lightning.training.checkpoint import AdapterCheckpointIO, WrappedCheckpointIO
+from peft_lightning.training.checkpoint_io import AdapterCheckpointIO, WrappedCheckpointIO
 from peft_lightning.training.cluster.strategies import require_supported
 from peft_lightning.training.gradients import TokenWeightedOptimization
 from peft_lightning.training.precision import (
