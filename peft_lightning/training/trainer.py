@@ -25,6 +25,7 @@ from peft_lightning.training.precision import (
     resolve_precision,
     settle_resources,
 )
+from peft_lightning.training.lightning_parts import let_spikes_resume, require_supported_parts
 from peft_lightning.training.run_defaults import (
     ROOT,
     TRAINER_DEFAULTS,
@@ -57,6 +58,7 @@ class Trainer(L.Trainer):
     """
 
     def __init__(self, precision: PrecisionName | None = "auto", **kwargs: Any) -> None:
+        require_supported(kwargs.get("strategy", "auto"))  # Lightning asks for its packages first
         is_bare = bool(kwargs.get("barebones"))  # for measuring Lightning's own overhead
         for name, value in ({} if is_bare else TRAINER_DEFAULTS).items():
             kwargs.setdefault(name, value)
@@ -81,11 +83,12 @@ def attach(trainer: Any, module: Any) -> None:
     a part out. Nothing is done for a module that is a part of the module that is trained.
 
     Raises:
-        UserError: If the strategy does not work with adapters.
+        UserError: If the strategy, or another part of the trainer, does not work with adapters.
     """
     if trainer is None or trainer.lightning_module is not module:
         return
     require_supported(trainer.strategy)
+    require_supported_parts(trainer)
     settle_resources(trainer)
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # wanted
     if isinstance(trainer, Trainer):
@@ -94,6 +97,7 @@ def attach(trainer: Any, module: Any) -> None:
         _limit_epochs(trainer)
     given = getattr(trainer, "given_callbacks", [])
     trainer.callbacks = with_default_callbacks(trainer.callbacks, given)
+    let_spikes_resume(trainer.callbacks)
     trainer.strategy.checkpoint_io = _checkpoint_io(trainer.strategy, module)
     steps = trainer.fit_loop.epoch_loop
     if not isinstance(steps.automatic_optimization, TokenWeightedOptimization):
