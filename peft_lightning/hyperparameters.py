@@ -161,6 +161,7 @@ def _described(what: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _not_saved(value: Any) -> dict[str, str]:
-    kind = value if hasattr(value, "__qualname__") else type(value)
-    name = getattr(value, "__qualname__", None) or f"a {kind.__qualname__}"
+    is_named = hasattr(value, "__qualname__") and hasattr(value, "__module__")  # no generator
+    kind = value if is_named else type(value)
+    name = value.__qualname__ if is_named else f"a {kind.__qualname__}"
     return {NOT_SAVED: f"{name} of {kind.__module__}"}

@@ -8,13 +8,15 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from peft_lightning.adapters import Adapter, LoRA
+from peft_lightning.adapters import LoRA
 from peft_lightning.training import build_model, prediction
 from peft_lightning.training.adapter_module import AdapterModule
 from peft_lightning.training.clipping import clip
+from peft_lightning.training.evaluation import with_source
+from peft_lightning.training.given_base import AdapterOption, BaseModelOption, adapter_of, base_of
 from peft_lightning.training.load_from_checkpoint import LoadsFromCheckpoint
+from peft_lightning.training.lr_schedule import DEFAULT_SCHEDULE, LRScheduleOption
 from peft_lightning.training.optimizer import configure_optimizers
-from peft_lightning.training.schedules import Cosine, Schedule
 
 
 class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
@@ -29,7 +31,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         adapter: What is trained: LoRA, PromptTuning, Full; PTuning or PrefixTuning, from a folder.
         learning_rate: Peak learning rate; by default the one its adapter recommends.
         optimizer: A torch optimizer by class path; by default AdamW without weight decay.
-        lr_schedule: Factor on the learning rate over the run.
+        lr_schedule: Cosine, Linear, Constant, a scheduler of torch, or a function of the step.
         dtype: Of the base: auto, float32, bfloat16 or float16. The adapter is always float32.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         activation_checkpointing: Recompute activations in the backward pass; do not keep them.
@@ -47,11 +49,11 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
 
     def __init__(
         self,
-        base_model: str,
-        adapter: Adapter = LoRA(),  # noqa: B008  (frozen)
+        base_model: BaseModelOption,
+        adapter: AdapterOption = LoRA(),  # noqa: B008  (frozen)
         learning_rate: float | None = None,
         optimizer: OptimizerCallable | None = None,
-        lr_schedule: Schedule = Cosine(),  # noqa: B008  (frozen)
+        lr_schedule: LRScheduleOption = DEFAULT_SCHEDULE,
         dtype: str = "auto",
         activation_checkpointing: bool = False,
         compile: bool = False,
@@ -68,12 +70,14 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.configured_adapter = adapter
+        self.configured_adapter = adapter = adapter_of(adapter)
         self.init_from, adapter, prompts = build_model.adapter_to_train(adapter, init_from)
         build_model.check_options(adapter, learning_rate, activation_checkpointing)
-        self.base_model_name, self.revision, self.adapter = base_model, revision, adapter
+        self.base_model_name, self.given_base = base_of(base_model, dtype, quantization, revision)
+        self.revision, self.adapter = revision, adapter
         self.learning_rate = adapter.learning_rate if learning_rate is None else learning_rate
-        self.optimizer, self.lr_schedule, self.prompt_format = optimizer, lr_schedule, prompts
+        self.given_learning_rate, self.lr_schedule = learning_rate, lr_schedule
+        self.optimizer, self.prompt_format = optimizer, prompts
         self.dtype_name, self.quantization = dtype, quantization
         self.activation_checkpointing, self.compile_layers = activation_checkpointing, compile
         self.cache_hidden_states, self.hidden_cache_gib = cache_hidden_states, hidden_cache_gib
@@ -142,8 +146,8 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
     ) -> None:
         clip(optimizer, gradient_clip_val, gradient_clip_algorithm, self.step_sums.norm)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.correct = None
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.correct, batch = None, with_source(self.trainer, batch, dataloader_idx)
         self.evaluation.update(*self.nll(batch), self.correct, batch)  # which nll has set
 
     test_step = validation_step

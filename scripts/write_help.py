@@ -98,7 +98,7 @@ def _options(cls: type, prefix: str) -> list[tuple[str, str]]:
         text = " ".join((own.get(name) or action.help or "").split())
         first = re.split(r"(?<=[a-z\d)`\"])\. ", text)[0].rstrip(".")
         default = action.default
-        if isinstance(default, Namespace):  # the class of an adapter or a schedule
+        if isinstance(default, Namespace | dict):  # the class of an adapter or a schedule
             default = default["class_path"].rpartition(".")[2] + "()"
         value = "required" if action.required else str(default)
         rows.append((prefix + name, f"{first}." if value == "None" else f"{first} ({value})"))

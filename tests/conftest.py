@@ -71,7 +71,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         seconds = dict(report.user_properties).get("seconds", 0)
         if seconds > LONG and not LEFT_OUT.keys() & report.keywords.keys():
             terminalreporter.write_line(f"to be marked slow ({seconds:.0f} s): {report.nodeid}")
-    reports = [r for part in terminalreporter.stats.values() for r in part if hasattr(r, "when")]
+    reports = [
+        r for part in terminalreporter.stats.values() for r in part if hasattr(r, "duration")
+    ]
     durations = [(report.nodeid, report.duration) for report in reports]
     for file, seconds in long_files.missing(durations).items():
         terminalreporter.write_line(f"to be put into long_files.py ({seconds:.0f} s): {file}")

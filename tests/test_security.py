@@ -30,7 +30,7 @@ from peft_lightning.data.tokens.tokenizer import load_tokenizer as load_other_to
 from peft_lightning.files import SUMS_FILE
 from peft_lightning.hub import adapter_folder
 from peft_lightning.messages import redacted, without_secrets
-from peft_lightning.training.checkpoint import AdapterCheckpointIO
+from peft_lightning.training.checkpoint_io import AdapterCheckpointIO
 from test_cli import DATA, MODEL
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, fit

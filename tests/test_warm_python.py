@@ -50,6 +50,20 @@ def test_it_is_stopped_by_signals_from_its_first_moment_on(number):
     assert program.wait(60) == -number
 
 
+def test_a_signal_to_one_that_has_just_ended_is_no_error():
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    read, write = os.pipe()
+    os.write(write, f"{ended.pid}\n".encode())
+    program = warm_python.Program(["true"], open(read), [None, None])  # noqa: SIM115
+    os.set_blocking(read, False)
+    program.send_signal(signal.SIGTERM)
+    assert program.returncode is None
+    os.write(write, b"0\n")
+    os.close(write)
+    assert program.wait(60) == 0
+
+
 def test_its_streams_can_be_read_while_it_runs_and_to_their_end():
     code = "import sys; print('first', flush=True); sys.stdin.read(); print('y' * 200_000)"
     code += "; print('z' * 200_000, file=sys.stderr)"

@@ -85,9 +85,9 @@ def fit(
 ) -> L.Trainer:
     """Train a tiny LoRA as the command line would; return the trainer."""
     L.seed_everything(seed, verbose=False)
-    model = module_class(
-        str(base), adapter or LoRA(r=2), **{"learning_rate": 1e-2, **(module or {})}
-    )
+    module = module or {}
+    rate = {} if "optimizer" in module else {"learning_rate": 1e-2}  # which has its own
+    model = module_class(str(base), adapter or LoRA(r=2), **{**rate, **module})
     datamodule = SFTDataModule(
         train=rows if isinstance(rows, list) else str(rows),
         **{"batch_size": 4, "cache_dir": str(root.parent / "cache"), **(data or {})},

@@ -70,9 +70,9 @@ class ConfigIndex:
         """Return the value of ``key`` that overrides the others, None if there is none."""
         return next(reversed(self.all(key)), None)
 
-    def module_class(self) -> ConfigValue | None:
-        """Return the class path of the module, None if no class was given."""
-        names = self.all("model", "model.class_path")
+    def class_of(self, section: str) -> ConfigValue | None:
+        """Return the class path of ``model`` or ``data``, None if no class was given."""
+        names = self.all(section, f"{section}.class_path")
         names = [n for n in names if isinstance(n.value, str) and not is_yaml(n.value)]
         return names[-1] if names else None
 

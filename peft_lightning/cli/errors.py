@@ -12,7 +12,9 @@ from peft_lightning.messages import RunError, UserError, redacted
 
 # one of the reasons that jsonargparse lists, in one line
 UNION_REASON = re.compile(r"(?<= - )(.+?)(?= - | Given value|$)")
-OF_TYPES = re.compile(r"Not a valid subclass|Does not validate|Expected a |Import path|a (class|dict)")
+OF_TYPES = re.compile(
+    r"Not a valid subclass|Does not validate|Expected a |Import path|a (class|dict)"
+)
 PARSER = str(Path(jsonargparse.__file__).parent)
 
 

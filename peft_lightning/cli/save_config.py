@@ -61,7 +61,9 @@ def without_resume(config: Namespace, init_from: str | None) -> Namespace:
     run.pop("ckpt_path", None)
     run.pop("verbose", None)
     run.pop("weights_only", None)
-    run.data.allow_changed_data = False
+    data = run.data.init_args if "init_args" in run.data else run.data
+    if "allow_changed_data" in data:
+        data.allow_changed_data = False
     if init_from is not None:
         section = run.model.init_args if "init_args" in run.model else run.model
         section.init_from = init_from

@@ -114,14 +114,8 @@ class PeftCLI(LightningCLI):
 
     def __init__(self, command: str, args: list[str], index: ConfigIndex) -> None:
         self.command, self.index = command, index
-        named = index.module_class()
-        self.experiment = None if named is None else str(named.value)
-        self.module_class: type = CausalLMModule
-        if named is not None:
-            found = find_class(str(named.value), (CausalLMModule,))
-            if isinstance(found, str):
-                raise UserError(f"{named.where}: model: {found}")
-            self.module_class = found
+        self.experiment, self.module_class = self._class_of("model", CausalLMModule)
+        self.own_data, self.data_class = self._class_of("data", L.LightningDataModule)
         self.default_base = None
         if command == "fit":
             self.default_base = default_base_model(index, self.module_class)
@@ -129,17 +123,28 @@ class PeftCLI(LightningCLI):
             args = [*args, "--model.base_model", self.default_base]
         super().__init__(
             CausalLMModule,
-            SFTDataModule,
+            SFTDataModule if self.own_data is None else L.LightningDataModule,
             trainer_class=Trainer,
             parser_class=Parser,
             args=[command, *args],
             subclass_mode_model=self.experiment is not None,
+            subclass_mode_data=self.own_data is not None,
             save_config_callback=SaveConfig,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+
+    def _class_of(self, section: str, base: type) -> tuple[str | None, type]:
+        """Return the class path of a section that names a class of the user's, and the class."""
+        named = self.index.class_of(section)
+        if named is None:
+            return None, base
+        found = find_class(str(named.value), (base,))
+        if isinstance(found, str):
+            raise UserError(f"{named.where}: {section}: {found}")
+        return str(named.value), found
 
     # ---- parsing ------------------------------------------------------------------------------
 
@@ -158,9 +163,10 @@ class PeftCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Make an experiment's class the default; ``model:`` may hold its arguments alone."""
-        if self.experiment is not None:
-            parser.set_defaults({"model": {"class_path": self.experiment}})
+        """Make a user's class the default; its section may hold its arguments alone."""
+        for section, path in (("model", self.experiment), ("data", self.own_data)):
+            if path is not None:
+                parser.set_defaults({section: {"class_path": path}})
         if self.command == "predict":
             parser.add_argument("--adapter", type=list[str] | None, help=ADAPTER_HELP)
         if self.command == "fit":
@@ -198,7 +204,8 @@ class PeftCLI(LightningCLI):
             config.trainer.default_root_dir = default_root(config.get("config") or [])
         root = Path(config.trainer.default_root_dir).expanduser()
         config.trainer.default_root_dir = str(root)
-        if self.command == "fit" and config.data.train is None:
+        data = config.data if self.own_data is None else config.data.get("init_args", Namespace())
+        if self.command == "fit" and data.get("train", "its own") is None:
             raise UserError(
                 "data.train is required for fit: give it in the config under 'data:' "
                 "or as --data.train"
@@ -296,6 +303,11 @@ class PeftCLI(LightningCLI):
             raise UserError(
                 f"predict runs in one process, got {self.trainer.world_size}; "
                 "give --trainer.devices 1"
+            )
+        if not isinstance(datamodule, SFTDataModule):
+            raise UserError(
+                f"predict writes the rows of an SFTDataModule with their answers: {self.own_data} "
+                "is none, so call trainer.predict in Python"
             )
         given = self.config_init["predict"].adapter or []
         datamodule.predict_adapters = self.model.answer_with(given) if given else None

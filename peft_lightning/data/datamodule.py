@@ -7,6 +7,7 @@ takes the row indices of the batch from its plan (``batching.py``), reads these 
 
 import functools
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,26 +18,29 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
 from peft_lightning.data.description import describe_rows
+from peft_lightning.data.files.in_hand import NamedRows, Rows, TrainRows, in_hand
 from peft_lightning.data.loader import BatchLoader
-from peft_lightning.data.loaders import Loaders
+from peft_lightning.data.loaders import Loaders, require_equal_data
 from peft_lightning.data.mixing import read_mixture
 from peft_lightning.data.options import BatchOptions, RowOptions, TokenOptions
 from peft_lightning.data.prompt_format import PromptFormat
 from peft_lightning.data.prompts import Prompt, assign_adapters, read_prompts
 from peft_lightning.data.records import Record
 from peft_lightning.data.resume import TrainingPosition
+from peft_lightning.data.rows.format_functions import format_name
 from peft_lightning.data.split import Split, Tokenize, data_state
 from peft_lightning.data.splits import check_val_fraction, open_splits
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.data.tokens.tokenizer import padding_id, tokenizer_for
 from peft_lightning.data.trained_prompts import prompt_format_of, use_prompt_format
+from peft_lightning.data.tunable import TunableBatches
 from peft_lightning.hyperparameters import PlainHyperparameters
 
 DATE_NOTICE = "the chat template prints today's date: in rows it is data.template_date, {}"
 
 
-class SFTDataModule(PlainHyperparameters, L.LightningDataModule):
+class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule):
     """Data for supervised fine-tuning, tokenized once and batched without padding.
 
     docs/data-rows.md and docs/data-files.md say which rows and files are read.
@@ -81,6 +85,7 @@ class SFTDataModule(PlainHyperparameters, L.LightningDataModule):
         num_workers: Processes that read batches ahead; 0 is fast enough for text.
         cache_dir: Folder for tokenized rows; without, ~/.cache/peft_lightning/tokens.
         allow_changed_data: Whether a checkpoint may be resumed with other data.
+        collate_fn: Makes a batch of tokenized rows; without, by ``layout``.
 
     Attributes:
         tokenizer: The tokenizer, after ``setup``.
@@ -97,10 +102,10 @@ class SFTDataModule(PlainHyperparameters, L.LightningDataModule):
 
     def __init__(
         self,
-        train: str | list[str] | dict[str, float] | None = None,
-        val: str | list[str] | dict[str, str] | None = None,
-        test: str | list[str] | dict[str, str] | None = None,
-        predict: str | list[str] | None = None,
+        train: TrainRows | None = None,
+        val: NamedRows | None = None,
+        test: NamedRows | None = None,
+        predict: Rows | None = None,
         format: str = "auto",
         columns: dict[str, str] | None = None,
         roles: dict[str, str] | None = None,
@@ -131,15 +136,17 @@ class SFTDataModule(PlainHyperparameters, L.LightningDataModule):
         num_workers: int = 0,
         cache_dir: str | None = None,
         allow_changed_data: bool = False,
+        collate_fn: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.paths: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}
+        given = {"train": train, "val": val, "test": test, "predict": predict}
+        self.paths = {name: in_hand(v, f"data.{name}", max_rows) for name, v in given.items()}
         check_val_fraction(val_fraction)
-        self.mixture = read_mixture(train, mix, stopping_strategy)
+        self.mixture = read_mixture(self.paths["train"], mix, stopping_strategy)
         self.row_options = RowOptions(
-            *(format, on_bad_row, columns or {}, roles or {}, prompt, system_prompt, encoding),
-            max_rows,
+            *(format_name(format), on_bad_row, columns or {}, roles or {}, prompt, system_prompt),
+            *(encoding, max_rows),
         )
         self.token_options = TokenOptions(
             *(train_on, max_length, truncation, reasoning, special_tokens_in_text, system),
@@ -148,11 +155,13 @@ class SFTDataModule(PlainHyperparameters, L.LightningDataModule):
         self.batch_options = BatchOptions(
             batch_size, tokens_per_batch, val_batch_size, layout, shuffle, num_workers
         )
-        self.tokenizer_name, self.chat_template = tokenizer, chat_template
+        self.tokenizer_name = tokenizer
+        self.chat_template = None if chat_template is None else str(chat_template)
         self.val_fraction, self._seed = val_fraction, seed
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-        self.allow_changed_data = allow_changed_data
+        self.allow_changed_data, self.collate_fn = allow_changed_data, collate_fn
         self.tokenizer: Any = None
+        self._tokenizer_of: Any = None  # a weak reference to the module that it is for
         self.data_hash: str | None = None
         self.sizes: dict[str, dict[str, int]] = {}
         self.predict_records: list[Record] = []
@@ -187,7 +196,8 @@ class SFTDataModule(PlainHyperparameters, L.LightningDataModule):
         self._splits = self.open_splits(stage, tokenize, rank_zero_info)
         self.sizes = {name: split.sizes for name, split in self._splits.items()}
         self._data_state = data_state(self._splits, self.paths["val"], self.val_fraction)
-        self.data_hash = self._data_state["data_hash"]
+        self.data_hash = str(self._data_state["data_hash"])
+        require_equal_data(self.data_hash)
         if stage == "fit":
             self._position = TrainingPosition(self._loaders().plan(self._splits["train"], True))
             for line in describe_rows(self._splits, self.tokenizer, self.token_options.max_length):
@@ -202,8 +212,11 @@ class SFTDataModule(PlainHyperparameters, L.LightningDataModule):
 
     def row_tokenizer(self, module: Any) -> RowTokenizer:
         """Return what tokenizes the rows, with the tokenizer of ``module`` if no other is given."""
-        if self.tokenizer is None:
+        is_new = self._tokenizer_of is not None and self._tokenizer_of() is not module
+        if self.tokenizer is None or is_new:
             self.tokenizer = tokenizer_for(module, self.tokenizer_name, self.chat_template)
+            self._splits = {}  # whose tokens were another's
+            self._tokenizer_of = (lambda: None) if module is None else weakref.ref(module)
         return RowTokenizer(self.tokenizer, self.chat_template, self.token_options)
 
     def open_splits(
@@ -250,7 +263,8 @@ class SFTDataModule(PlainHyperparameters, L.LightningDataModule):
         return loaders.rows(split, loaders.plan(split, False), split.labels)
 
     def _loaders(self) -> Loaders:
-        return Loaders(self.batch_options, self.seed, padding_id(self.tokenizer), self.trainer)
+        pad_id, collate = padding_id(self.tokenizer), self.collate_fn
+        return Loaders(self.batch_options, self.seed, pad_id, self.trainer, collate)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the training rows, and what it depends on, as plain values."""

@@ -47,7 +47,11 @@ class BatchLoader:
         epoch: The epoch that is iterated over.
         position: Number of batches of ``epoch`` that were yielded, or skipped by ``resume``.
         before_epoch: Called by ``set_epoch`` with the epoch, if set.
+        dataset: The rows, whose number is the largest batch size that Lightning's tuner tries. It
+            is there only if batches are numbers of rows.
     """
+
+    dataset: Any
 
     batch_sampler = None  # Lightning reads this attribute and ``sampler``
 

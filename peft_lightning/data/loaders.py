@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from lightning import Trainer
 
 from peft_lightning.data.batching import BatchPlan
@@ -13,6 +14,7 @@ from peft_lightning.data.options import BatchOptions
 from peft_lightning.data.per_source import batches_of_rank
 from peft_lightning.data.prompts import Prompt, prompt_batches
 from peft_lightning.data.split import Split
+from peft_lightning.messages import UserError
 
 
 class Loaders:
@@ -23,12 +25,19 @@ class Loaders:
         seed: Seed of the order of the training rows.
         pad_id: Token id of the padding.
         trainer: Says which rank this is; None for the only one.
+        collate_fn: Makes a batch from tokenized rows; None for that of the layout.
     """
 
     def __init__(
-        self, options: BatchOptions, seed: int, pad_id: int, trainer: Trainer | None
+        self,
+        options: BatchOptions,
+        seed: int,
+        pad_id: int,
+        trainer: Trainer | None,
+        collate_fn: Callable[..., Any] | None = None,
     ) -> None:
         self.options, self.seed, self.pad_id = options, seed, pad_id
+        self.collate_fn = collate_fn
         self.rank, self.world_size = (0, 1)
         if trainer is not None:
             self.rank, self.world_size = trainer.global_rank, trainer.world_size
@@ -58,11 +67,15 @@ class Loaders:
             names: Names of the sources, for batches of one source each, with its name as
                 ``source``; empty for batches that mix sources.
         """
-        collate: Callable[[Any], Batch] = flat_collate
-        if self.options.layout == "padded":
+        collate: Callable[[Any], Batch] = self.collate_fn or flat_collate
+        if self.collate_fn is None and self.options.layout == "padded":
             collate = functools.partial(padded_collate, pad_id=self.pad_id)
         batches, length, names = batches_of_rank(plan, self.rank, names)
-        return BatchLoader(split.dataset, batches, length, collate, self.options.num_workers, names)
+        workers = self.options.num_workers
+        loader = BatchLoader(split.dataset, batches, length, collate, workers, names)
+        if self.options.tokens_per_batch is None and not self.overfits:
+            loader.dataset = split.dataset  # with it, Lightning would make another for overfitting
+        return loader
 
     def prompts(self, prompts: Sequence[Prompt], tasks: Sequence[tuple[int, Any]]) -> BatchLoader:
         """Return prompts padded on the left, with the ``index`` of their records.
@@ -76,3 +89,20 @@ class Loaders:
         examples, batches = prompt_batches(prompts, tasks, size, self.rank, self.world_size)
         collate = functools.partial(prompt_collate, pad_id=self.pad_id)
         return BatchLoader(examples, lambda _: batches, len(batches), collate)
+
+
+def require_equal_data(data_hash: str) -> None:
+    """Check that all processes of a run have the same rows, as those of files are.
+
+    Raises:
+        UserError: In every process, if they differ.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    hashes: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(hashes, data_hash)
+    if other := [rank for rank, found in enumerate(hashes) if found != hashes[0]]:
+        raise UserError(
+            f"process {other[0]} has other rows than the first one: a stream or a list must give "
+            "the same rows in the same order in every process, so seed what shuffles it"
+        )

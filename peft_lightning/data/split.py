@@ -106,15 +106,16 @@ def find_sources(paths: Any, option: str, encoding: str | None = None) -> GivenS
         raise UserError(f"{option}: an empty list of data files")
     if isinstance(paths, str) and paths.startswith("{"):  # of the command line, not as typed
         raise UserError(f"{option} maps {maps}, got {paths}")
-    names = list(as_list(paths) if isinstance(paths, str) else paths)
-    labels = source_names(names) if len(names) > 1 else []
+    names = as_list(paths)
+    shown = ["rows" if isinstance(name, Source) else name for name in names]
+    labels = source_names(shown) if len(names) > 1 else []
     if isinstance(paths, Mapping) and option != "data.train":
         names, labels = list(paths.values()), [str(name) for name in names]
-    if not all(isinstance(name, str) for name in names):
+    if not all(isinstance(name, str | Source) for name in names):
         raise UserError(f"{option} maps {maps}, or is a path or a list of paths, got {paths}")
     purpose = option.removeprefix("data.")
-    sources = {name: find_source(name, purpose, encoding) for name in names}
-    return GivenSources(option, names, labels, sources)
+    sources = {str(name): find_source(name, purpose, encoding) for name in names}
+    return GivenSources(option, list(map(str, names)), labels, sources)
 
 
 def open_split(given: GivenSources, tokenize: Tokenize, log: Callable[[str], None]) -> Split:

@@ -78,9 +78,11 @@ def _options_of(data: Any) -> dict[str, Any]:
 
 
 def _values(
-    tokenizer: str | None, chat_template: str | None, rows: RowOptions, tokens: TokenOptions
+    tokenizer: Any, chat_template: str | None, rows: RowOptions, tokens: TokenOptions
 ) -> dict[str, Any]:
     """Return the values of the fields of ``PromptFormat``."""
+    if tokenizer is not None:  # one in hand has the name that it was loaded by, if it was
+        tokenizer = str(getattr(tokenizer, "name_or_path", tokenizer)) or None
     values = {"tokenizer": tokenizer, "chat_template": chat_template}
     values |= {name: getattr(rows, name) for name in _OF_ROWS}
     return values | {name: getattr(tokens, name) for name in _NAMES if name not in values}

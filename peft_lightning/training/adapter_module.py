@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+from torch import Tensor
 
 from peft_lightning.training import module_state
 from peft_lightning.training.evaluation import Evaluation
@@ -23,6 +24,7 @@ class AdapterModule(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.built_tensors: dict[str, bool] = {}  # of the model as it was built
+        self.model_buffers: dict[str, Tensor] | None = None  # that it has got since then
         self.loaded_prefix = ""
         self.step_sums, self.evaluation = StepSums(), Evaluation()
         self.register_load_state_dict_post_hook(module_state.forget_frozen)
@@ -35,6 +37,7 @@ class AdapterModule(L.LightningModule):
     @trainer.setter
     def trainer(self, trainer: L.Trainer | None) -> None:
         L.LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
+        self.model_buffers = None
         attach(trainer, self)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,20 +75,10 @@ def build_model(module: Any) -> None:
             f"compile: true does not go with {type(module.adapter).__name__}, whose virtual "
             "tokens change what is compiled: set model.compile to false"
         )
-    model = load_base_model(
-        module.base_model_name,
-        dtype=module.dtype_name,
-        attn_implementation=(
-            FLAT_ATTENTION if module.attn_implementation == "auto" else module.attn_implementation
-        ),
-        trust_remote_code=module.trust_remote_code,
-        revision=module.revision,
-        quantization=module.quantization,
-        frozen=not module.adapter.trains_base,
-        **precision_of_run(trainer),
-    )
+    model = _base_of(module)
     say_if_emulated(model)
-    tokenizer_of(module)
+    with suppress(UserError) if module.given_base else nullcontext():  # may go without
+        tokenizer_of(module)
     module.fingerprint = base_fingerprint(model)
     module.report = patch_model(
         model,
@@ -116,12 +107,38 @@ def build_model(module: Any) -> None:
     module.outputs = CausalLMLoss(model, module.adapter, shares_prefix)
 
 
+def _base_of(module: Any) -> Any:
+    """Return the base of a ``CausalLMModule``: loaded, or the one that was given."""
+    if module.given_base is not None:
+        return module.given_base.prepared(module)
+    return load_base_model(
+        module.base_model_name,
+        dtype=module.dtype_name,
+        attn_implementation=(
+            FLAT_ATTENTION if module.attn_implementation == "auto" else module.attn_implementation
+        ),
+        trust_remote_code=module.trust_remote_code,
+        revision=module.revision,
+        quantization=module.quantization,
+        frozen=not module.adapter.trains_base,
+        **precision_of_run(module._trainer),
+    )
+
+
 def tokenizer_of(module: Any) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a ``CausalLMModule`` with the new tokens of its adapter.
 
     Loaded once, by the data module before the model is.
+
+    Raises:
+        UserError: If the base is a loaded model that does not say where it is from.
     """
     if module.tokenizer is None:
+        if module.given_base is not None and not module.given_base.model.name_or_path:
+            raise UserError(
+                f"the base model is a loaded {module.base_model_name} without a name_or_path to "
+                "find its tokenizer by: give SFTDataModule(tokenizer=...), or set module.tokenizer"
+            )
         module.tokenizer = load_tokenizer(
             module.base_model_name,
             trust_remote_code=module.trust_remote_code,
@@ -132,6 +149,13 @@ def tokenizer_of(module: Any) -> PreTrainedTokenizerBase:
 
 
 def extend_tokenizer(module: Any, tokenizer: Any) -> None:
-    """Add the new tokens of a module's adapter to another tokenizer, with the model's ids."""
+    """Add the new tokens of a module's adapter to another tokenizer, with the model's ids.
+
+    The tokenizer of a loaded model is the one that is given first, in hand as the model is.
+    """
+    if module.given_base is not None and module.tokenizer is None:
+        module.tokenizer = tokenizer
+        module.adapter = module.adapter.with_tokenizer(tokenizer)
+        return
     tokenizer_of(module)
     module.adapter.with_tokenizer(tokenizer)

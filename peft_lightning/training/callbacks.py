@@ -52,7 +52,9 @@ def with_default_callbacks(
     def new(*kinds: type[Callback]) -> list[Callback]:
         return [kind() for kind in kinds if not any(isinstance(c, kind) for c in kept)]
 
-    first = new(BuildFirst, LossLog, BeforeAveraging, RunDir, RunIdentity, OutOfMemoryAdvice, RNGState)
+    first = new(
+        BuildFirst, LossLog, BeforeAveraging, RunDir, RunIdentity, OutOfMemoryAdvice, RNGState
+    )
     last = new(AfterAveraging, SanityChecks, Throughput, LogGenerations, Summary, HiddenStates)
     last += new(LogHyperparameters, UploadCheckpoints)
     if any(isinstance(callback, ProgressBar) for callback in defaults):

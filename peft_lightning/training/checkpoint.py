@@ -1,147 +1,31 @@
-"""AdapterCheckpoint that are HF PEFT folders, and when they are saved.
-
-A checkpoint is a folder of a few MB: the adapter's own files (``adapter_config.json``,
-``adapter_model.safetensors``, ``peft_lightning.json``) and ``trainer_state.pt`` with everything
-else that Lightning saves. Nothing of the frozen base model is in it.
-"""
+"""AdapterCheckpoint: which checkpoints a run keeps, and when they are saved."""
 
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from safetensors.torch import load_file
 
-from peft_lightning.adapters.folder import ADDED_FILE, write_files
-from peft_lightning.files import existing_folder, require_undamaged, sealed_folder
 from peft_lightning.messages import UserError, check_choice
 from peft_lightning.process.signals import STOP
-from peft_lightning.training.checkpoint_facts import (
-    check_checkpoint,
-    checkpoint_facts,
-    files_beside,
-)
+from peft_lightning.training.checkpoint_io import LAST
 from peft_lightning.training.cluster.fsdp2 import fingerprint
-from peft_lightning.training.lightning_parts import unfreeze_as_saved
-from peft_lightning.training.module_state import adapter_tensors
-from peft_lightning.training.saved_state import read_state, write_state
+from peft_lightning.training.step_progress import (
+    at_step_boundary,
+    validation_due,
+    validation_follows,
+)
 
-STATE_FILE = "trainer_state.pt"
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 LESS_IS_BETTER = {"loss", "nll", "perplexity", "ppl", "error", "wer", "cer", "mse", "mae", "rmse"}
 MORE_IS_BETTER = {"accuracy", "acc", "f1", "match", "em", "bleu", "rouge", "rouge1", "rouge2"}
 MORE_IS_BETTER |= {"rougel", "meteor", "precision", "recall", "auc", "auroc", "score", "reward"}
 MORE_IS_BETTER |= {"chrf", "mcc", "r2"}
-
-
-class AdapterCheckpointIO(CheckpointIO):
-    """Writes Lightning's checkpoint as an adapter folder, atomically, and reads it back.
-
-    Args:
-        module: The ``CausalLMModule`` whose checkpoints are written, and compared when they are
-            read; None to read without comparing.
-    """
-
-    def __init__(self, module: Any = None) -> None:
-        self.module = module
-        self._told: set[str] = set()  # types of which ``write_state`` has warned
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
-        state = {**checkpoint, **checkpoint_facts(self.module)}
-        tensors = state.pop("state_dict")
-        names = adapter_tensors(self.module)
-        added = {name: tensor for name, tensor in tensors.items() if name not in names}
-        tensors = {name: tensor for name, tensor in tensors.items() if name in names}
-        tensor_file, texts = files_beside(self.module, state, added)
-        path = Path(path)
-        previous = path.with_name(PREVIOUS) if path.name == LAST else None
-        try:
-            with sealed_folder(path, previous) as folder:
-                write_files(folder, tensor_file, tensors, texts)
-                if added:
-                    write_files(folder, ADDED_FILE, added, {})
-                write_state(state, folder / STATE_FILE, self._told)
-        except (OSError, RuntimeError) as error:
-            if (refusal := _of_the_system(error)) is None:
-                raise
-            raise OSError(
-                f"{path} cannot be written: {refusal.strerror or refusal}. The checkpoints that "
-                "are there are whole: --ckpt_path last goes on from the last one"
-            ) from error
-
-    def load_checkpoint(
-        self,
-        path: str | Path,
-        map_location: Callable[..., Any] | None = None,
-        weights_only: bool | None = None,
-    ) -> dict[str, Any]:
-        folder = existing_folder(Path(path))
-        if not (folder / STATE_FILE).is_file():
-            raise FileNotFoundError(
-                f"{path} is no checkpoint of a training run: it has no {STATE_FILE}. To start a "
-                "new run from an adapter's weights, give it as model.init_from"
-            )
-        require_undamaged(folder)
-        state = read_state(folder / STATE_FILE, weights_only)
-        state["state_dict"] = {
-            name: tensor
-            for file in sorted(folder.glob("*.safetensors"))
-            for name, tensor in load_file(file).items()
-        }
-        if self.module is not None:
-            check_checkpoint(self.module, state)
-            unfreeze_as_saved(self.module, state)
-        return state
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-class WrappedCheckpointIO(CheckpointIO):
-    """Hands everything to a plugin that wraps another, such as Lightning's ``AsyncCheckpointIO``.
-
-    ``Strategy.checkpoint_io`` would make such a plugin wrap a ``TorchCheckpointIO`` whenever it is
-    asked for.
-
-    Args:
-        wrapper: The plugin.
-        wrapped: What it wraps.
-    """
-
-    def __init__(self, wrapper: Any, wrapped: AdapterCheckpointIO) -> None:
-        self.wrapper = wrapper
-        wrapper.checkpoint_io = wrapped
-
-    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self.wrapper.save_checkpoint(*args, **kwargs)
-
-    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        loaded: dict[str, Any] = self.wrapper.load_checkpoint(*args, **kwargs)
-        return loaded
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        self.wrapper.remove_checkpoint(path)
-
-    def teardown(self) -> None:
-        self.wrapper.teardown()
-
-
-def _of_the_system(error: BaseException | None) -> OSError | None:
-    """Return what the system refused; torch's writer raises an error of its own over it."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
 
 
 class AdapterCheckpoint(ModelCheckpoint):
@@ -316,34 +200,3 @@ def better(monitor: str) -> str:
             "AdapterCheckpoint mode min or max"
         )
     return "min" if is_less else "max"
-
-
-def at_step_boundary(trainer: L.Trainer) -> bool:
-    """Whether the last batch ended with an optimizer step, with no gradient waiting."""
-    return not trainer.fit_loop.epoch_loop._should_accumulate()
-
-
-def validation_follows(trainer: Any) -> bool:
-    """Whether a validation comes before the next batch, or training ends with this one.
-
-    Lightning leaves out a validation that was still due when a checkpoint was saved after a batch.
-    What is saved within it, by ``AdapterCheckpoint.save_now``, begins with it.
-    """
-    loop = trainer.fit_loop
-    if trainer.global_step == trainer.max_steps:
-        return True
-    has_rows = not loop.epoch_loop.val_loop.skip  # if not, it is over before it starts
-    return has_rows and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-
-
-@contextmanager
-def validation_due(trainer: Any) -> Iterator[None]:
-    """Let the progress be that of a validation interrupted in its first batch, all to be done."""
-    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
-    now = progress.state_dict()
-    progress.reset()
-    progress.total.ready = progress.total.started = 1
-    try:
-        yield
-    finally:
-        progress.load_state_dict(now)

@@ -121,3 +121,22 @@ class Evaluation(nn.Module):
         self.all.log(module, stage)
         for name, means in self.sources.items():
             means.log(module, stage, name)
+
+
+def with_source(trainer: Any, batch: Any, index: int) -> Any:
+    """Return a batch of one of several loaders with the name of that loader as its source.
+
+    Args:
+        trainer: Evaluates; its loaders have the names of a mapping, or are counted from 0.
+        batch: Of the loader ``index``. One that names its source, or is no mapping, is returned
+            as it is, as is that of the only loader.
+        index: The ``dataloader_idx`` of Lightning.
+    """
+    combined = trainer._evaluation_loop._combined_loader
+    loaders = None if combined is None else combined.iterables
+    if not isinstance(loaders, dict | list | tuple) or len(loaders) < 2:
+        return batch
+    if not isinstance(batch, Mapping) or batch.get("source") is not None:
+        return batch
+    name = [*loaders][index] if isinstance(loaders, dict) else index
+    return {**batch, "source": str(name)}

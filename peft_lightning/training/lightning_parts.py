@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-from lightning_utilities.core.imports import RequirementCache
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BaseFinetuning,
@@ -17,6 +16,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.plugins import DeepSpeedPrecision, FSDPPrecision
 from lightning.pytorch.trainer import call
+from lightning_utilities.core.imports import RequirementCache
 from torch import nn
 
 from peft_lightning.messages import UserError

@@ -33,6 +33,10 @@ def added_tensors(module: Any) -> dict[str, Tensor]:
     That is its own parameters, buffers and modules, the states of its metrics, and in ``model`` the
     tensors that were not there when it was built, or that were frozen then and are trained now.
     """
+    return _added_beside(module) | _added_to_model(module)
+
+
+def _added_beside(module: Any) -> dict[str, Tensor]:
     found: OrderedDict[str, Any] = OrderedDict()
     nn.Module._save_to_state_dict(module, found, "", keep_vars=True)
     for name, child in module.named_children():
@@ -41,12 +45,18 @@ def added_tensors(module: Any) -> dict[str, Tensor]:
             for path, part in child.named_modules(prefix=name):
                 if isinstance(part, Metric):
                     found |= {f"{path}.{key}": getattr(part, key) for key in part._defaults}
-    if module.model is not None and module.built_tensors and not module.adapter.trains_base:
-        for name, tensor in _named_tensors(module.model):
-            was_trained = module.built_tensors.get(name)
-            if was_trained is None or (tensor.requires_grad and not was_trained):
-                found[f"model.{name}"] = tensor
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _added_to_model(module: Any) -> dict[str, Tensor]:
+    if module.model is None or not module.built_tensors or module.adapter.trains_base:
+        return {}
+    known = module.built_tensors
+    return {
+        f"model.{name}": tensor
+        for name, tensor in _named_tensors(module.model)
+        if name not in known or (tensor.requires_grad and not known[name])
+    }
 
 
 def tensors_of_model(model: nn.Module) -> dict[str, bool]:
@@ -59,9 +69,15 @@ def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def added_buffers(module: Any) -> dict[str, Tensor]:
-    """Return copies of what a subclass has added and an optimizer does not change."""
-    added = added_tensors(module).items()
-    return {name: t.detach().clone() for name, t in added if not isinstance(t, nn.Parameter)}
+    """Return copies of what a subclass has added and an optimizer does not change.
+
+    Called after each step: the model is gone through once, for the buffers that it has got.
+    """
+    if module.model_buffers is None:
+        added = _added_to_model(module).items()
+        module.model_buffers = {n: t for n, t in added if not isinstance(t, nn.Parameter)}
+    found = {**_added_beside(module), **module.model_buffers}
+    return {n: t.detach().clone() for n, t in found.items() if not isinstance(t, nn.Parameter)}
 
 
 # ---- as nn.Module calls it --------------------------------------------------------------------

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from peft_lightning.messages import UserError
 from peft_lightning.training.clipping import has_own_clipping, require_clip_val
-from peft_lightning.training.schedules import ScheduledLR
+from peft_lightning.training.learning_rate import optimizer_at_its_rate, requested_rate
+from peft_lightning.training.lr_schedule import make_schedule
 
 
 def configure_optimizers(module: Any, base: type) -> OptimizerLRSchedulerConfig:
@@ -36,7 +37,9 @@ def configure_optimizers(module: Any, base: type) -> OptimizerLRSchedulerConfig:
     optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
     optimizer.register_load_state_dict_pre_hook(note)
     optimizer.register_load_state_dict_post_hook(restore)
-    schedule = ScheduledLR(optimizer, module.lr_schedule, module.trainer.estimated_stepping_batches)
+    requested = requested_rate(module)
+    schedule = make_schedule(optimizer, module.lr_schedule, module.trainer, requested)
+    module.planned_learning_rate = module.learning_rate
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -50,7 +53,8 @@ def build_optimizer(module: Any, own_clipping: bool = False) -> Optimizer:
 
     Raises:
         UserError: If nothing is trainable, gradient_clip_val is negative, or a fused optimizer
-            meets gradient clipping and a loss scaler.
+            meets gradient clipping and a loss scaler; or if it and the module are given two
+            learning rates.
     """
     parameters = module.trainable_parameters()
     if not parameters:
@@ -67,7 +71,7 @@ def build_optimizer(module: Any, own_clipping: bool = False) -> Optimizer:
             parameters, lr=module.learning_rate, weight_decay=0.0, fused=fused
         )
     else:
-        optimizer = module.optimizer(parameters)
+        optimizer = optimizer_at_its_rate(module, parameters)
     if clip and scaled and any(group.get("fused") for group in optimizer.param_groups):
         raise UserError(
             "a fused optimizer cannot be combined with gradient_clip_val in precision "

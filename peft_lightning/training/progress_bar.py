@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from peft_lightning.kernels.decoder_layers import decoder_layers
 from peft_lightning.process.progress import Progress
 from peft_lightning.process.progress_format import bar, clock
+from peft_lightning.training.planned_steps import planned_steps
 from peft_lightning.training.time_left import TimeLeft
 
 METRICS_EVERY = 0.3  # seconds: reading a metric waits for the device
@@ -96,8 +97,8 @@ class TokenProgressBar(LightningProgressBar):
         work = self._work
         if not isinstance(work, _Training):
             return
-        total = trainer.estimated_stepping_batches
-        known = total not in (-1, float("inf"))
+        total = planned_steps(trainer)
+        known = total != float("inf")
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
         work.epoch = f"epoch {epoch}" if epochs < 0 else f"epoch {min(epoch, epochs)}/{epochs}"
         work.step = f"step {trainer.global_step:,}" + (f"/{int(total):,}" if known else "")
@@ -123,8 +124,8 @@ class TokenProgressBar(LightningProgressBar):
         return [_metric(name, found[name]) for name in names]
 
     def _total_batches(self, trainer: L.Trainer) -> float:
-        steps = trainer.estimated_stepping_batches
-        if steps in (-1, float("inf")):
+        steps = planned_steps(trainer)
+        if steps == float("inf"):
             return float("inf")
         return (steps - trainer.global_step) * trainer.accumulate_grad_batches
 

@@ -107,27 +107,48 @@ class ScheduledLR(LRScheduler):
 
     Args:
         optimizer: Its groups' ``lr`` at this moment are the rates that the factors act on.
-        schedule: The factor as a function of the step.
+        schedule: The factor as a function of the step: a ``Schedule``, or what has its methods.
         total_steps: Optimizer steps of the whole run, from which shares and progress are taken;
             infinite where only the time is limited.
+
+    Attributes:
+        planned_steps: ``total_steps`` as given.
 
     Raises:
         UserError: If it is infinite and the schedule needs it.
     """
 
-    def __init__(self, optimizer: Optimizer, schedule: Schedule, total_steps: float) -> None:
-        if total_steps == math.inf:
-            if schedule.needs_total():
-                raise UserError(
-                    f"{schedule} needs the number of steps, and nothing limits it: give "
-                    "trainer.max_epochs or trainer.max_steps too (with trainer.max_time, what "
-                    "comes first ends the run), or model.lr_schedule Constant with warmup 0 or a "
-                    "number of steps"
-                )
-            total_steps = 1
+    def __init__(self, optimizer: Optimizer, schedule: Any, total_steps: float) -> None:
         self.schedule = schedule
-        self.total_steps = max(1, int(total_steps))
+        self.total_steps = self._limited(total_steps)
+        self.planned_steps = total_steps
         super().__init__(optimizer)
+
+    def _limited(self, total_steps: float) -> int:
+        if total_steps == math.inf and self.schedule.needs_total():
+            raise UserError(
+                f"{self.schedule} needs the number of steps, and nothing limits it: give "
+                "trainer.max_steps, or trainer.max_epochs if the training loader has a length "
+                "(with trainer.max_time too, what comes first ends the run), or model.lr_schedule "
+                "Constant with warmup 0 or a number of steps"
+            )
+        return 1 if total_steps == math.inf else max(1, int(total_steps))
+
+    def replan(self, rates: list[float] | None, total_steps: float) -> None:
+        """Go on at the same step with other rates or another number of steps.
+
+        Args:
+            rates: The rate of each group of the optimizer that the factors act on; None for those
+                of before.
+            total_steps: As for the class.
+
+        Raises:
+            UserError: As for the class.
+        """
+        self.total_steps, self.planned_steps = self._limited(total_steps), total_steps
+        if rates is not None:
+            self.base_lrs = list(rates)
+        self.load_state_dict(self.state_dict())
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         factor = self.schedule.factor(self.last_epoch, self.total_steps)

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from peft_lightning.training.batch_size import count_tokens
-from peft_lightning.training.checkpoint import at_step_boundary
+from peft_lightning.training.step_progress import at_step_boundary
 
 
 def peak_memory(device: torch.device) -> int:

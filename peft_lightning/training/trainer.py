@@ -16,16 +16,16 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.training.callbacks import with_default_callbacks
-from peft_lightning.training.checkpoint import AdapterCheckpointIO, WrappedCheckpointIO
+from peft_lightning.training.checkpoint_io import AdapterCheckpointIO, WrappedCheckpointIO
 from peft_lightning.training.cluster.strategies import require_supported
 from peft_lightning.training.gradients import TokenWeightedOptimization
+from peft_lightning.training.lightning_parts import let_spikes_resume, require_supported_parts
 from peft_lightning.training.precision import (
     AUTO,
     check_devices,
     resolve_precision,
     settle_resources,
 )
-from peft_lightning.training.lightning_parts import let_spikes_resume, require_supported_parts
 from peft_lightning.training.run_defaults import (
     ROOT,
     TRAINER_DEFAULTS,
@@ -145,7 +145,9 @@ def _checkpoint_io(strategy: Any, module: Any) -> CheckpointIO:
         given = given.wrapper
     if isinstance(given, _WrappingCheckpointIO):
         return WrappedCheckpointIO(given, own)
-    if given is None or type(given) in (AdapterCheckpointIO, TorchCheckpointIO):
+    is_asked_for = given is module.trainer._accelerator_connector.checkpoint_io
+    is_default = type(given) is TorchCheckpointIO and not is_asked_for
+    if given is None or is_default or type(given) is AdapterCheckpointIO:
         return own
     if module.trainer.state.fn == "fit":
         rank_zero_info(

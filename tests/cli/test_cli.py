@@ -57,7 +57,7 @@ ERRORS = {
     "abbreviated_option": (["--model.base_mod", "x"], None, r"'base_mod'.*'base_model'"),
     "wrong_adapter": (["--model.adapter", "Lora"], None, r"Adapter 'Lora'.*'LoRA'.*PromptTuning"),
     "wrong_optimizer": (["--model.optimizer", "AdamX"], None, r"Optimizer 'AdamX'; did you mean"),
-    "wrong_schedule": (["--model.lr_schedule", "Cosin"], None, r"Schedule 'Cosin'.*'Cosine'"),
+    "wrong_schedule": (["--model.lr_schedule", "Cosin"], None, r"LRScheduler 'Cosin'.*'Cosine'"),
     "wrong_callback": (
         ["--trainer.callbacks+", "EarlyStoping"],
         None,
@@ -138,7 +138,7 @@ ERRORS = {
     "another_kind_of_schedule": (
         [],
         "model: {lr_schedule: {class_path: torch.optim.lr_scheduler.StepLR}}\n",
-        r"StepLR is no Schedule.*Cosine",
+        r"StepLR needs 'step_size'",
     ),
     "wrong_callback_option": (
         [],

@@ -53,6 +53,11 @@ def outcome(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
     return json.loads((folder / name / f"rank{rank}.json").read_text())
 
 
+def rows_of(rank: int) -> list[dict[str, str]]:
+    """Return rows that are others in each process, as an unseeded stream gives them."""
+    return [{"prompt": "process", "completion": str(rank)}]
+
+
 def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
     """Make one run in this process; with others, each process calls this."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +67,8 @@ def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
 
     import peft_lightning
     from exactness import sgd
-    from peft_lightning.training.checkpoint import AdapterCheckpoint, AdapterCheckpointIO
+    from peft_lightning.training.checkpoint import AdapterCheckpoint
+    from peft_lightning.training.checkpoint_io import AdapterCheckpointIO
     from peft_lightning.training.schedules import Constant
     from tiny_run import fit
 
@@ -125,7 +131,8 @@ def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
             callbacks=[watch, AdapterCheckpoint(every_n_steps=options.get("every", 1000))],
             ckpt_path=options.get("ckpt_path"),
             data={"val_fraction": 0, "cache_dir": str(folder.parent / "cache")}
-            | options.get("data", {}),
+            | options.get("data", {})
+            | ({"val": rows_of(rank)} if options.get("rows_of_rank") else {}),
             module=module,
             **trainer_options,
         )

@@ -27,7 +27,7 @@ import transformers
 import peft_lightning.cli.trainer  # noqa: F401  (imported once, before the forks)
 from peft_lightning.data import cache
 from peft_lightning.module import CausalLMModule
-from peft_lightning.training import checkpoint
+from peft_lightning.training import checkpoint_io
 
 SECONDS = 600
 AFTER = 2  # optimizer steps before the one that is slow
@@ -124,7 +124,7 @@ PHASES: dict[str, Callable[[], None]] = {
     "backward": lambda: in_layer("backward"),
     "recompute": lambda: in_layer("recompute"),
     "optimizer step": lambda: within_held(torch.optim.AdamW, "step"),
-    "save": lambda: within_held(checkpoint, "write_state"),
+    "save": lambda: within_held(checkpoint_io, "write_state"),
     "validation": lambda: before(CausalLMModule, "validation_step", lambda: steps > AFTER),
     "last validation": lambda: before(CausalLMModule, "validation_step", lambda: steps == 5),
     "samples": lambda: before(CausalLMModule, "generate", lambda: True),

@@ -369,3 +369,21 @@ def test_an_unknown_argument_or_a_file_is_an_error(ran, tmp_path):
         Experiment.load_from_checkpoint(tmp_path / "nowhere")
     with (tmp_path / "x").open("wb") as file, pytest.raises(ValueError, match="takes a folder"):
         Experiment.load_from_checkpoint(file)
+
+
+class Headed(CausalLMModule):
+    """Trains a part of its own beside the adapter."""
+
+    def __init__(self, base_model: str, width: int = 1, **kwargs):
+        super().__init__(base_model, **kwargs)
+        self.head = torch.nn.Linear(width, 2)
+
+
+def test_what_a_subclass_trains_beside_the_adapter_is_loaded(base, rows, tmp_path):
+    def headed(base, adapter, **kwargs):
+        return Headed(base, 3, adapter=adapter, **kwargs)
+
+    trainer = fit(base, rows, tmp_path / "run", module_class=headed, max_steps=1)
+    module = Headed.load_from_checkpoint(last(tmp_path / "run"))
+    assert module.head.in_features == 3
+    assert torch.equal(module.head.weight, trainer.lightning_module.head.weight)

@@ -128,7 +128,9 @@ class Source:
         return " ".join(reversed(said))
 
 
-def find_source(path: str, split: str | None = None, encoding: str | None = None) -> Source:
+def find_source(
+    path: str | Source, split: str | None = None, encoding: str | None = None
+) -> Source:
     """Return the local files that ``path`` stands for, or the hub data set of that name.
 
     A folder or pattern stands for its data files, those in folders of it included. If some are
@@ -136,7 +138,7 @@ def find_source(path: str, split: str | None = None, encoding: str | None = None
 
     Args:
         path: A file, a folder, a pattern such as "data/*.jsonl", either of them with "[split]", or
-            a data set of the hub; see ``HubName``.
+            a data set of the hub; see ``HubName``. A source is returned as it is.
         split: What the data is for: train, val, test or predict. None for all files of a folder,
             and for the split train of a hub data set.
         encoding: Encoding of text files; None for UTF-8.
@@ -144,6 +146,8 @@ def find_source(path: str, split: str | None = None, encoding: str | None = None
     Raises:
         UserError: If none of them exists; suggests similar file names. If no file is meant.
     """
+    if isinstance(path, Source):
+        return path
     if split is not None:
         check_choice("split", split, tuple(MEANT))
     if encoding is not None:
@@ -163,9 +167,9 @@ def find_source(path: str, split: str | None = None, encoding: str | None = None
     return _from_hub(path, missing, split, encoding)
 
 
-def as_list(paths: str | list[str]) -> list[str]:
-    """Return ``paths``, one or several, as a list."""
-    return [paths] if isinstance(paths, str) else paths
+def as_list(paths: Any) -> list[Any]:
+    """Return paths or sources, one or several, as a list."""
+    return [paths] if isinstance(paths, str | Source) else list(paths)
 
 
 def _from_hub(path: str, missing: str, purpose: str | None, encoding: str | None) -> Source:

@@ -12,6 +12,7 @@ from typing import Any
 
 from peft_lightning.data.records import Record, RowError
 from peft_lightning.data.rows.conversations import Conversation, PlainText, Row, validated
+from peft_lightning.data.rows.format_functions import given_function
 from peft_lightning.data.rows.formats import FORMATS
 from peft_lightning.data.rows.loss_flags import parse_flag
 from peft_lightning.messages import UserError, did_you_mean
@@ -35,6 +36,8 @@ def load_user_format(name: str) -> Callable[[Record], Row | Record]:
     Raises:
         UserError: If there is no such function; suggests a similar name.
     """
+    if (given := given_function(name)) is not None:
+        return lambda record: _call(given, record, name.partition("#")[0])
     module_name, _, function_name = name.rpartition(".")
     if not module_name:
         raise UserError(
@@ -98,7 +101,7 @@ def format_cache_key(name: str) -> str:
     installed packages. A module that is loaded has the source that it had when it was first asked
     for: an edit since then is not what runs.
     """
-    if name in FORMATS:
+    if name in FORMATS or given_function(name) is not None:  # whose name has a hash of it
         return name
     load_user_format(name)  # raises if it does not exist
     sys.path.insert(0, str(Path.cwd()))

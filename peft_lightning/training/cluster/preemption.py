@@ -16,12 +16,9 @@ from peft_lightning.kernels.decoder_layers import decoder_layers
 from peft_lightning.process import slurm
 from peft_lightning.process.signals import STOP, STOP_SIGNALS, StopSignal, own_line
 from peft_lightning.training.averaging import swap_back
-from peft_lightning.training.checkpoint import (
-    AdapterCheckpoint,
-    at_step_boundary,
-    validation_follows,
-)
+from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.step_boundary import step_boundary
+from peft_lightning.training.step_progress import at_step_boundary, validation_follows
 
 
 class StopOnSignal(Callback):

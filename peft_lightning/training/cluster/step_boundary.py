@@ -14,8 +14,8 @@ from typing import Any
 from lightning.pytorch.trainer import call
 from torch import Tensor
 
-from peft_lightning.training.checkpoint import validation_due
 from peft_lightning.training.module_state import added_buffers
+from peft_lightning.training.step_progress import validation_due
 
 PLAIN = {int, float, bool, str, type(None)}
 

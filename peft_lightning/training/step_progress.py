@@ -1,0 +1,40 @@
+"""Where Lightning's loops are: between two optimizer steps, or before a validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+
+
+def at_step_boundary(trainer: L.Trainer) -> bool:
+    """Whether the last batch ended with an optimizer step, with no gradient waiting."""
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def validation_follows(trainer: Any) -> bool:
+    """Whether a validation comes before the next batch, or training ends with this one.
+
+    Lightning leaves out a validation that was still due when a checkpoint was saved after a batch.
+    What is saved within it, by ``AdapterCheckpoint.save_now``, begins with it.
+    """
+    loop = trainer.fit_loop
+    if trainer.global_step == trainer.max_steps:
+        return True
+    has_rows = not loop.epoch_loop.val_loop.skip  # if not, it is over before it starts
+    return has_rows and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+@contextmanager
+def validation_due(trainer: Any) -> Iterator[None]:
+    """Let the progress be that of a validation interrupted in its first batch, all to be done."""
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    now = progress.state_dict()
+    progress.reset()
+    progress.total.ready = progress.total.started = 1
+    try:
+        yield
+    finally:
+        progress.load_state_dict(now)
