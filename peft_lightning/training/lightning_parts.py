@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import lightning as L
@@ -14,9 +15,8 @@ from lightning.pytorch.callbacks import (
     SpikeDetection,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.plugins import DeepSpeedPrecision, FSDPPrecision
+from lightning.pytorch.plugins import BitsandbytesPrecision, DeepSpeedPrecision, FSDPPrecision
 from lightning.pytorch.trainer import call
-from lightning_utilities.core.imports import RequirementCache
 from torch import nn
 
 from peft_lightning.messages import UserError
@@ -30,15 +30,26 @@ def require_supported_parts(trainer: Any) -> None:
                 f"{type(callback).__name__} prunes the base, which is frozen and in no checkpoint: "
                 "merge the adapter (python -m peft_lightning merge) and prune the merged model"
             )
-    if trainer._model_registry and not RequirementCache("litmodels >=0.1.7"):
+    if trainer._model_registry and find_spec("litmodels") is None:
         raise UserError(
             f"model_registry {trainer._model_registry} needs the package litmodels, which is not "
             "installed, and Lightning would upload nothing: install it, or upload a checkpoint by "
             "python -m peft_lightning push"
         )
-    plugin = trainer.precision_plugin
-    if isinstance(plugin, (DeepSpeedPrecision, FSDPPrecision)):
+    require_supported_plugins([trainer.precision_plugin])
+
+
+def require_supported_plugins(plugins: Sequence[Any]) -> None:
+    """Raise UserError for plugins of Lightning that cannot work with an adapter."""
+    for plugin in plugins:
         name = type(plugin).__name__
+        if isinstance(plugin, BitsandbytesPrecision):
+            raise UserError(
+                f"trainer.plugins {name} is not used, as a base is quantised when it is loaded: "
+                "give model.quantization 4bit or 8bit"
+            )
+        if not isinstance(plugin, (DeepSpeedPrecision, FSDPPrecision)):
+            continue
         raise UserError(
             f"trainer.plugins {name} belongs to strategy {name.removesuffix('Precision').lower()}, "
             f"which does not work with adapters: give trainer.precision {plugin.precision}"
@@ -65,9 +76,9 @@ class BuildFirst(Callback):
         wants_backbone = any(isinstance(c, BackboneFinetuning) for c in trainer.callbacks)
         if wants_backbone and not isinstance(getattr(pl_module, "backbone", None), nn.Module):
             raise UserError(
-                f"BackboneFinetuning needs a module with a backbone, and {type(pl_module).__name__} "
-                "has none: set self.backbone to the layers in configure_model of a subclass, or "
-                "train the base with the adapter Full"
+                f"BackboneFinetuning needs a module with a backbone; {type(pl_module).__name__} "
+                "has none: add a property backbone that returns layers of self.model, in a "
+                "subclass, or train the base with the adapter Full"
             )
 
 

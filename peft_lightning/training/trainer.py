@@ -19,7 +19,11 @@ from peft_lightning.training.callbacks import with_default_callbacks
 from peft_lightning.training.checkpoint_io import AdapterCheckpointIO, WrappedCheckpointIO
 from peft_lightning.training.cluster.strategies import require_supported
 from peft_lightning.training.gradients import TokenWeightedOptimization
-from peft_lightning.training.lightning_parts import let_spikes_resume, require_supported_parts
+from peft_lightning.training.lightning_parts import (
+    let_spikes_resume,
+    require_supported_parts,
+    require_supported_plugins,
+)
 from peft_lightning.training.precision import (
     AUTO,
     check_devices,
@@ -71,6 +75,7 @@ class Trainer(L.Trainer):
         callbacks = options.callbacks or []
         self.given_callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
         self.precision_is_auto = precision == AUTO
+        require_supported_plugins(plugins_of(options))
         super().__init__(precision=precision_option(options, AUTO), **kwargs)
         check_devices(self)
 
@@ -157,6 +162,11 @@ def _checkpoint_io(strategy: Any, module: Any) -> CheckpointIO:
     return given
 
 
+def plugins_of(trainer: Any) -> list[Any]:
+    """Return the plugins among a trainer's options."""
+    return trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
+
+
 def precision_option(trainer: Any, dtype: str) -> Any:
     """Return the ``precision`` to build a trainer with, resolved for this machine.
 
@@ -164,7 +174,6 @@ def precision_option(trainer: Any, dtype: str) -> Any:
         trainer: Its options.
         dtype: Of the base's frozen weights, as given.
     """
-    plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
-    if trainer.precision == AUTO and any(isinstance(p, Precision) for p in plugins):
+    if trainer.precision == AUTO and any(isinstance(p, Precision) for p in plugins_of(trainer)):
         return None  # the plugin says it
     return resolve_precision(trainer.precision, trainer.accelerator, dtype)
