@@ -75,6 +75,24 @@ def test_the_tuner_sets_the_rate_of_the_fit_that_follows(base, rows, tmp_path):
     assert max(rates.rates) == found.suggestion()
 
 
+def test_the_losses_that_a_rate_finder_sees_are_means_over_tokens(base, rows, tmp_path):
+    module, data = parts(base, rows, tmp_path, val_fraction=0)
+    means = []
+
+    class Means(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            nll, tokens = pl_module.nll(batch)
+            means.append(float(nll / tokens))
+
+    trainer(tmp_path / "a", Means(), max_epochs=1).fit(module, data)
+    runner = trainer(tmp_path / "b", **LONG)
+    rates = {"min_lr": 1e-9, "max_lr": 1e-8, "num_training": 6}  # the weights hardly move
+    found = Tuner(runner).lr_find(module, datamodule=data, update_attr=False, **rates)
+    assert len(found.results["loss"]) == 6
+    for loss in found.results["loss"]:  # smoothed, so within their range
+        assert 0.5 * min(means) < loss < 1.5 * max(means)
+
+
 def test_a_found_rate_wins_over_that_of_the_optimizer(base, rows, tmp_path):
     module = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.3)}
     tuned = fit(

@@ -32,9 +32,15 @@ EVERY_STEP = [
     *["--trainer.callbacks", "peft_lightning.training.checkpoint.AdapterCheckpoint"],
     *["--trainer.callbacks.every_n_steps", "1"],
 ]
+AVERAGED = [
+    *["--trainer.callbacks", "lightning.pytorch.callbacks.EMAWeightAveraging"],
+    *["--trainer.callbacks.decay", "0.5"],
+]
+OWN_CHECKPOINT = ["--trainer.callbacks", "lightning.pytorch.callbacks.ModelCheckpoint"]
+OWN_CHECKPOINT += ["--trainer.callbacks.monitor", "val/loss"]
 UPPER_LAYER = ["--model.adapter.layers_to_transform", "[1]"]
 
-# phase: signal, options, the step that is saved (None before the first)
+# phase, or phase and what is used: signal, options, the step that is saved (None before the first)
 FIT = {
     "tokenizing": (signal.SIGINT, [], None),
     "loading": (signal.SIGTERM, [], None),
@@ -47,6 +53,9 @@ FIT = {
     "optimizer step": (signal.SIGTERM, [], 3),
     "save": (signal.SIGINT, EVERY_STEP, 3),
     "validation": (signal.SIGINT, [], 3),
+    "validation, averaged": (signal.SIGTERM, AVERAGED, 3),
+    "backward, averaged": (signal.SIGTERM, AVERAGED, 2),
+    "forward, own ModelCheckpoint": (signal.SIGTERM, OWN_CHECKPOINT, 2),
     "samples": (signal.SIGTERM, ["--model.sample_prompts", "[say 1]"], 3),
     "last validation": (signal.SIGTERM, ["--trainer.max_steps", "5"], 5),
 }
@@ -85,7 +94,7 @@ def runs(folder):
     for phase, (number, options, _) in FIT.items():
         cache = ["--data.cache_dir", f"cache {phase}"] if phase == "tokenizing" else []
         options = [*options, *cache]
-        stop = {"phase": phase, "signals": [number]}
+        stop = {"phase": phase.partition(",")[0], "signals": [number]}
         scenarios += [
             scenario(phase, "stopped", options, **stop),
             scenario(phase, "stopped", [*options, "--ckpt_path", "last"]),
