@@ -20,6 +20,7 @@ LONG_FILES = [
     "tests/commands/test_audit.py",
     "tests/kernels/native/test_elementwise.py",
     "tests/training/cluster/test_strategies.py",
+    "tests/training/test_lightning_table.py",
     "tests/cli/test_bad_input.py",
     "tests/data/test_datamodule.py",
     "tests/training/test_torch_schedules.py",

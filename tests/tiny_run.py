@@ -81,6 +81,7 @@ def fit(
     data: dict[str, Any] | None = None,
     seed: int = 0,
     module_class: type[CausalLMModule] = CausalLMModule,
+    trainer_class: type[L.Trainer] = L.Trainer,
     **trainer: Any,
 ) -> L.Trainer:
     """Train a tiny LoRA as the command line would; return the trainer."""
@@ -101,6 +102,7 @@ def fit(
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
     }
-    runner = L.Trainer(default_root_dir=root, callbacks=callbacks or [], **{**options, **trainer})
+    options = {**options, "default_root_dir": root, "callbacks": callbacks or [], **trainer}
+    runner = trainer_class(**options)
     runner.fit(model, datamodule, ckpt_path=ckpt_path)
     return runner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import TracebackType
 
@@ -9,6 +10,11 @@ import jsonargparse
 
 from peft_lightning.messages import RunError, UserError, redacted
 
+# one of the reasons that jsonargparse lists, in one line
+UNION_REASON = re.compile(r"(?<= - )(.+?)(?= - | Given value|$)")
+OF_TYPES = re.compile(
+    r"Not a valid subclass|Does not validate|Expected a |Import path|a (class|dict)"
+)
 PARSER = str(Path(jsonargparse.__file__).parent)
 
 
@@ -20,6 +26,21 @@ def one_line(error: BaseException | str) -> str:
     if notes:  # torch's own advice is long, and for who writes programs
         error = ". ".join([str(error).partition(". ")[0] or type(error).__name__, *notes])
     return redacted(" ".join(str(error).split()))
+
+
+def reason_in_union(message: str) -> str:
+    """Return why the class of an option could not be built, from jsonargparse's long message.
+
+    Where an option takes one of several types, it lists why each of them does not fit; the reason
+    is the one that is not about types.
+    """
+    if not message.startswith("Does not validate against any of the Union subtypes"):
+        return message
+    places = re.findall(r"class_path='([^']+)'", message)
+    reasons = [r for r in UNION_REASON.findall(message) if not OF_TYPES.match(r)]
+    if not places or not reasons:
+        return message
+    return f"{places[-1].rpartition('.')[2]}: {reasons[-1]}"
 
 
 def innermost(error: BaseException) -> BaseException:

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from peft_lightning.cli.class_lookup import find_class
 from peft_lightning.cli.config_errors import RecordingParser, explain
 from peft_lightning.cli.config_index import ConfigIndex, default_root
 from peft_lightning.cli.defaults import fill_adapter, fill_learning_rate
-from peft_lightning.cli.errors import innermost, one_line
+from peft_lightning.cli.errors import innermost, one_line, reason_in_union
 from peft_lightning.cli.fit_defaults import (
     default_base_model,
     what_is_default,
@@ -44,7 +45,7 @@ from peft_lightning.training.run_defaults import TRAINER_DEFAULTS, fill_epochs
 from peft_lightning.training.run_end import run_ended
 from peft_lightning.training.schedules import Schedule
 from peft_lightning.training.summary import Summary, rank_zero_print
-from peft_lightning.training.trainer import Trainer, precision_option
+from peft_lightning.training.trainer import LIGHTNINGS, Trainer, precision_option
 
 PROG = "python -m peft_lightning"
 
@@ -84,7 +85,22 @@ class Parser(RecordingParser, LightningArgumentParser):
             if self.cli.command == "fit":
                 fill_epochs(cfg.trainer)
             self.cli.fill_learning_rate(cfg)
-        return super().dump(cfg, **kwargs)
+        return super().dump(plain(cfg), **kwargs)
+
+
+def plain(value: Any) -> Any:
+    """Return a configuration whose enumeration members are their values, as YAML has them.
+
+    A parameter ``interval: str = Interval.step``, as that of Lightning's ``Timer``, has such a
+    default, which jsonargparse cannot write.
+    """
+    if isinstance(value, Namespace):
+        return Namespace(**{name: plain(part) for name, part in vars(value).items()})
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return value.value if isinstance(value, Enum) and isinstance(value, str) else value
 
 
 class PeftCLI(LightningCLI):
@@ -196,6 +212,10 @@ class PeftCLI(LightningCLI):
             )
         require_supported(getattr(config.trainer.strategy, "class_path", config.trainer.strategy))
         require_clip_val(config.trainer.gradient_clip_val)
+        if config.trainer.barebones:  # it refuses what it does not do, also our defaults of it
+            given = self.chosen[self.command].get("trainer") or Namespace()
+            for name in TRAINER_DEFAULTS.keys() - vars(given).keys():
+                config.trainer[name] = LIGHTNINGS[name]
         if self.command == "fit":
             self._defaults = self._list_defaults(config.trainer, fill_epochs(config.trainer))
         if not config.get("adapter"):
@@ -239,7 +259,7 @@ class PeftCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException, ModuleNotFoundError) as error:
-            raise UserError(one_line(innermost(error))) from error
+            raise UserError(reason_in_union(one_line(innermost(error)))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer, in the precision that suits the dtype of the base."""

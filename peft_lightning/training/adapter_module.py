@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 from torch import Tensor
 
+from peft_lightning.messages import UserError
 from peft_lightning.training import module_state
 from peft_lightning.training.evaluation import Evaluation
 from peft_lightning.training.gradients import StepSums
@@ -26,6 +27,7 @@ class AdapterModule(L.LightningModule):
         self.built_tensors: dict[str, bool] = {}  # of the model as it was built
         self.model_buffers: dict[str, Tensor] | None = None  # that it has got since then
         self.loaded_prefix = ""
+        self._modes: dict[str, bool] = {}  # of its parts before freeze
         self.step_sums, self.evaluation = StepSums(), Evaluation()
         self.register_load_state_dict_post_hook(module_state.forget_frozen)
 
@@ -39,6 +41,36 @@ class AdapterModule(L.LightningModule):
         L.LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
         self.model_buffers = None
         attach(trainer, self)
+
+    def freeze(self) -> Self:
+        """Freeze all parameters and go to eval mode, as for answers; ``unfreeze`` undoes it."""
+        self._modes = {name: part.training for name, part in self.named_modules()}
+        super().freeze()
+        return self
+
+    def unfreeze(self) -> Self:
+        """Unfreeze what is trained, and undo what ``freeze`` did; the base stays frozen."""
+        for name, parameter in self.named_parameters():
+            part, _, rest = name.partition(".")
+            parameter.requires_grad_(
+                self.built_tensors.get(rest, True) if part == "model" else True
+            )
+        for name, part in self.named_modules():
+            part.training = self._modes.get(name, part.training)
+        return self
+
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: the formats of models for other programs are those of our commands.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(
+            "a CausalLMModule has no forward to trace: python -m peft_lightning merge writes a "
+            "model for transformers and vLLM, export a GGUF file"
+        )
+
+    to_torchscript = to_tensorrt = to_onnx
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return what is trained or a subclass has added; nothing of the frozen base.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.trainer import call
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from peft_lightning.process.signals import STOP
 
@@ -14,14 +13,9 @@ from peft_lightning.process.signals import STOP
 class BeforeAveraging(Callback):
     """Comes before the callbacks that average, and lets them work.
 
-    ``StochasticWeightAveraging`` copies the module in its ``setup``, before the model is built, and
-    would average no weights: here the model is built first. ``WeightAveraging`` validates the
-    average in place of the weights; a signal does not interrupt it while it swaps the two.
+    ``WeightAveraging`` validates the average in place of the weights; a signal does not interrupt
+    it while it swaps the two.
     """
-
-    def setup(self, trainer: Any, pl_module: L.LightningModule, stage: str) -> None:
-        if any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks):
-            call._call_configure_model(trainer)
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
         if _averages(trainer):

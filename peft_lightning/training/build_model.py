@@ -6,6 +6,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.plugins import DoublePrecision
 from transformers import PreTrainedTokenizerBase
 
 from peft_lightning.adapters import Adapter
@@ -98,6 +99,8 @@ def build_model(module: Any) -> None:
         given = module.configured_adapter
         facts = (module.fingerprint, trainer is None)  # without one, by load_from_checkpoint
         module.adapter = attach_trained(model, module.init_from, given, *facts)
+    if trainer is not None and isinstance(trainer.precision_plugin, DoublePrecision):
+        model.double()  # Lightning does so after it has read a checkpoint, into float32
     module.model = model
     module.built_tensors = tensors_of_model(model)
     shares_prefix = leaves_inputs(module.adapter) and not module.compile_layers

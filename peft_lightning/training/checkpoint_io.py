@@ -22,6 +22,7 @@ from peft_lightning.training.checkpoint_facts import (
     checkpoint_facts,
     files_beside,
 )
+from peft_lightning.training.lightning_parts import unfreeze_as_saved
 from peft_lightning.training.module_state import adapter_tensors
 from peft_lightning.training.saved_state import read_state, write_state
 
@@ -87,6 +88,7 @@ class AdapterCheckpointIO(CheckpointIO):
         }
         if self.module is not None:
             check_checkpoint(self.module, state)
+            unfreeze_as_saved(self.module, state)
         return state
 
     def remove_checkpoint(self, path: str | Path) -> None:

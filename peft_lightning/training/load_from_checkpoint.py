@@ -21,6 +21,7 @@ from peft_lightning.messages import UserError, shortened
 from peft_lightning.training.checkpoint_facts import check_base, check_checkpoint
 from peft_lightning.training.checkpoint_io import STATE_FILE, AdapterCheckpointIO
 from peft_lightning.training.construct import accepted, arguments_from
+from peft_lightning.training.lightning_parts import unfreeze_as_saved
 from peft_lightning.training.saved_state import OF_MODULE
 
 _TWICE = re.compile(r"got multiple values for (?:keyword )?argument '(\w+)'")
@@ -129,6 +130,7 @@ def _load(module: Any, checkpoint: dict[str, Any], strict: bool | None) -> None:
     tensors = checkpoint["state_dict"]
     if module.strict_loading if strict is None else strict:
         check_checkpoint(module, checkpoint)
+        unfreeze_as_saved(module, checkpoint)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(tensors)
         return

@@ -19,6 +19,11 @@ from peft_lightning.training.callbacks import with_default_callbacks
 from peft_lightning.training.checkpoint_io import AdapterCheckpointIO, WrappedCheckpointIO
 from peft_lightning.training.cluster.strategies import require_supported
 from peft_lightning.training.gradients import TokenWeightedOptimization
+from peft_lightning.training.lightning_parts import (
+    let_spikes_resume,
+    require_supported_parts,
+    require_supported_plugins,
+)
 from peft_lightning.training.precision import (
     AUTO,
     check_devices,
@@ -57,6 +62,7 @@ class Trainer(L.Trainer):
     """
 
     def __init__(self, precision: PrecisionName | None = "auto", **kwargs: Any) -> None:
+        require_supported(kwargs.get("strategy", "auto"))  # Lightning asks for its packages first
         is_bare = bool(kwargs.get("barebones"))  # for measuring Lightning's own overhead
         for name, value in ({} if is_bare else TRAINER_DEFAULTS).items():
             kwargs.setdefault(name, value)
@@ -69,6 +75,7 @@ class Trainer(L.Trainer):
         callbacks = options.callbacks or []
         self.given_callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
         self.precision_is_auto = precision == AUTO
+        require_supported_plugins(plugins_of(options))
         super().__init__(precision=precision_option(options, AUTO), **kwargs)
         check_devices(self)
 
@@ -81,11 +88,12 @@ def attach(trainer: Any, module: Any) -> None:
     a part out. Nothing is done for a module that is a part of the module that is trained.
 
     Raises:
-        UserError: If the strategy does not work with adapters.
+        UserError: If the strategy, or another part of the trainer, does not work with adapters.
     """
     if trainer is None or trainer.lightning_module is not module:
         return
     require_supported(trainer.strategy)
+    require_supported_parts(trainer)
     settle_resources(trainer)
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # wanted
     if isinstance(trainer, Trainer):
@@ -94,6 +102,7 @@ def attach(trainer: Any, module: Any) -> None:
         _limit_epochs(trainer)
     given = getattr(trainer, "given_callbacks", [])
     trainer.callbacks = with_default_callbacks(trainer.callbacks, given)
+    let_spikes_resume(trainer.callbacks)
     trainer.strategy.checkpoint_io = _checkpoint_io(trainer.strategy, module)
     steps = trainer.fit_loop.epoch_loop
     if not isinstance(steps.automatic_optimization, TokenWeightedOptimization):
@@ -141,7 +150,9 @@ def _checkpoint_io(strategy: Any, module: Any) -> CheckpointIO:
         given = given.wrapper
     if isinstance(given, _WrappingCheckpointIO):
         return WrappedCheckpointIO(given, own)
-    if given is None or type(given) in (AdapterCheckpointIO, TorchCheckpointIO):
+    is_asked_for = given is module.trainer._accelerator_connector.checkpoint_io
+    is_default = type(given) is TorchCheckpointIO and not is_asked_for
+    if given is None or is_default or type(given) is AdapterCheckpointIO:
         return own
     if module.trainer.state.fn == "fit":
         rank_zero_info(
@@ -151,6 +162,11 @@ def _checkpoint_io(strategy: Any, module: Any) -> CheckpointIO:
     return given
 
 
+def plugins_of(trainer: Any) -> list[Any]:
+    """Return the plugins among a trainer's options."""
+    return trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
+
+
 def precision_option(trainer: Any, dtype: str) -> Any:
     """Return the ``precision`` to build a trainer with, resolved for this machine.
 
@@ -158,7 +174,6 @@ def precision_option(trainer: Any, dtype: str) -> Any:
         trainer: Its options.
         dtype: Of the base's frozen weights, as given.
     """
-    plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
-    if trainer.precision == AUTO and any(isinstance(p, Precision) for p in plugins):
+    if trainer.precision == AUTO and any(isinstance(p, Precision) for p in plugins_of(trainer)):
         return None  # the plugin says it
     return resolve_precision(trainer.precision, trainer.accelerator, dtype)

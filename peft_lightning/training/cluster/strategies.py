@@ -21,6 +21,7 @@ UNSUPPORTED = {  # start of a strategy's name, in lower case -> what to do
     r"ddp_(spawn|fork|notebook)": "processes are started as scripts here: use ddp",
     r"fsdp(?!2)": "FSDP1 flattens float32 adapters and a bfloat16 base into one tensor: use fsdp2",
     r"modelparallel": "it reads checkpoints of its own form, not adapter folders: use fsdp2",
+    r"single_(xla|tpu)": "it cannot be made by name: give trainer.accelerator tpu",
     r"deepspeed": "its checkpoints are no adapter folders, and it was never run here: use fsdp2, "
     "which parts layers, gradients and optimizer state, or ddp",
 }
