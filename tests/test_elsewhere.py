@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import lightning as L
@@ -30,17 +31,18 @@ SAVED = {  # where each writes the adapter
 LOADS = {"hf_trainer": "out/checkpoint-5", "trl_sft": "out/checkpoint-5"}
 
 
+def environment(where: Path) -> dict[str, str]:
+    """Return the environment of a program that logs nowhere and has no network."""
+    own = {"PYTHONPATH": str(FOLDER.parents[1]), "XDG_CACHE_HOME": str(where)}
+    own |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **own, "WANDB_MODE": "disabled", "COMET_MODE": "disabled"}
+
+
 def run(example: str, where: Path, base: Path, rows: Path) -> str:
     if importlib.util.find_spec("trl") is None and example == "trl_sft":
         pytest.skip("trl is not installed")
-    environment = {
-        "PYTHONPATH": str(FOLDER.parents[1]),
-        "OMP_NUM_THREADS": "1",
-        "WANDB_MODE": "disabled",
-    }
-    environment |= {"XDG_CACHE_HOME": str(where), "COMET_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
     args = [str(FOLDER / f"{example}.py"), str(base), str(rows), "out"]
-    done = warm_python.run(args, cwd=where, env={**os.environ, **environment})
+    done = warm_python.run(args, cwd=where, env=environment(where))
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -72,6 +74,45 @@ def test_a_checkpoint_of_hfs_trainers_holds_the_adapter_alone(example, tmp_path,
         for where in (folder, tmp_path / SAVED[example])
     )
     assert all(torch.equal(ours[name], last[name]) for name in last)
+
+
+def test_hfs_trainer_continues_bit_for_bit(tmp_path, base, rows):
+    text = (
+        (FOLDER / "hf_trainer.py").read_text().replace("max_steps=5", "max_steps=8, save_steps=5")
+    )
+    resumed = text.replace("trainer.train()", "trainer.train(resume_from_checkpoint=True)")
+    assert text != resumed
+    found = []
+    for name, program in (("whole", text), ("again", resumed)):
+        (tmp_path / f"{name}.py").write_text(program)
+        done = warm_python.run(
+            [f"{name}.py", str(base), str(rows), "out"], cwd=tmp_path, env=environment(tmp_path)
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(load_file(tmp_path / "out/adapter/adapter_model.safetensors"))
+        shutil.rmtree(tmp_path / "out/adapter")
+        shutil.rmtree(tmp_path / "out/checkpoint-8")
+    whole, again = found
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_of_transformers_gives_the_same_gradients(reentrant):
+    ids, found = torch.arange(4, 24).view(2, 10), []
+    for recomputes in (False, True):
+        model = tiny_model("llama")
+        torch.manual_seed(0)
+        LoRA(r=2, init_lora_weights=False).attach(model)
+        if recomputes:
+            options = {"use_reentrant": reentrant}
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+            model.enable_input_require_grads()  # reentrant, or nothing below has a gradient
+        model.train()
+        model(input_ids=ids, labels=ids).loss.backward()
+        found.append([p.grad for p in model.parameters() if p.requires_grad])
+    for plain, recomputed in zip(*found, strict=True):
+        assert plain.abs().max() > 0
+        torch.testing.assert_close(recomputed, plain)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

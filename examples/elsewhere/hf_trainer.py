@@ -3,7 +3,7 @@
 import sys
 
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from peft_lightning import LoRA, SFTDataModule, load_tokenizer, read_adapter, save_adapter
 
@@ -11,15 +11,13 @@ BASE, ROWS, FOLDER = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
 adapter = LoRA(r=8)
 adapter.attach(model)
-data = SFTDataModule(train=ROWS, tokenizer=load_tokenizer(BASE), layout="padded", val_fraction=0)
+tokenizer = load_tokenizer(BASE)
+data = SFTDataModule(train=ROWS, tokenizer=tokenizer, val_fraction=0)
 data.setup("fit")
 
 
 class Saving(Trainer):
-    """Reads our batches, and saves and loads the adapter alone: not the base."""
-
-    def get_train_dataloader(self):
-        return data.train_dataloader()
+    """Saves and loads the adapter alone: not the base."""
 
     def _save(self, output_dir=None, state_dict=None):
         save_adapter(adapter, self.model, output_dir)
@@ -29,6 +27,7 @@ class Saving(Trainer):
 
 
 args = TrainingArguments(FOLDER, max_steps=5, learning_rate=adapter.learning_rate, use_cpu=True)
-trainer = Saving(model, args)
+(rows,) = data.tokenized_datasets
+trainer = Saving(model, args, DataCollatorForSeq2Seq(tokenizer), rows)
 trainer.train()  # with resume_from_checkpoint=True it continues from the last checkpoint
 save_adapter(adapter, model, f"{FOLDER}/adapter")
