@@ -9,6 +9,7 @@ Start with ``base.py``, the interface of every method, and ``lora/``, the most u
 
 from peft_lightning.adapters.bank import BASE, AdapterBank
 from peft_lightning.adapters.base import Adapter, adapter_dtype, attached_adapter
+from peft_lightning.adapters.base_check import require_base
 from peft_lightning.adapters.folder import (
     CONFIG_FILE,
     FACTS_FILE,
@@ -18,7 +19,6 @@ from peft_lightning.adapters.folder import (
     read_adapter,
     read_adapter_config,
     read_facts,
-    require_base,
     save_adapter,
     write_files,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +13,15 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from peft_lightning.adapters.base import Adapter, as_json
+from peft_lightning.adapters.base_check import require_base
 from peft_lightning.adapters.full import Full
 from peft_lightning.adapters.lookup import adapter_class, own_class
-from peft_lightning.files import existing_folder, require_undamaged, sealed_folder
+from peft_lightning.files import (
+    existing_folder,
+    require_replaceable,
+    require_undamaged,
+    sealed_folder,
+)
 from peft_lightning.messages import UserError, shortened
 
 CONFIG_FILE = "adapter_config.json"
@@ -122,8 +127,12 @@ def save_adapter(
 
     HF PEFT and every program that reads its files can load the folder. See ``adapter_files`` for
     the arguments.
+
+    Raises:
+        UserError: If something else than an adapter is in ``folder``, or a checkpoint of a run.
     """
     tensor_file, tensors, texts = adapter_files(adapter, model, facts, tokenizer)
+    require_replaceable(Path(folder), tensor_file, "adapter")
     with sealed_folder(folder) as temporary:
         write_files(temporary, tensor_file, tensors, texts)
 
@@ -247,36 +256,6 @@ def load_adapter(
         for module in set(model.modules()) - before:
             module.training = False
     return adapter
-
-
-def require_base(
-    folder: str | Path,
-    facts: Mapping[str, Any],
-    base_fingerprint: Mapping[str, Any] | None,
-    remedy: str = "Load that one, or pass allow_base_mismatch=True",
-) -> None:
-    """Raise UserError if an adapter was trained on another base; the message names both.
-
-    Warns if ``facts`` have no fingerprint, as in HF PEFT's folders.
-    """
-    expected = facts["base_fingerprint"]
-    if base_fingerprint and not expected:
-        warnings.warn(
-            f"{folder} has no fingerprint of its base, as HF PEFT's folders: whether it was "
-            "trained on this one is not checked",
-            stacklevel=3,
-        )
-    if expected and base_fingerprint and expected != base_fingerprint:
-        keys = {**expected, **base_fingerprint}
-        differences = ", ".join(
-            f"{k}: {expected.get(k)!r} expected, {base_fingerprint.get(k)!r} here"
-            for k in keys
-            if expected.get(k) != base_fingerprint.get(k)
-        )
-        raise UserError(
-            f"{folder} was trained on another base model, {facts['base_model']} ({differences}). "
-            + remedy
-        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def extract(
         trust_remote_code: Whether code that comes with the models may run.
         revision: Branch, tag or commit of the base's hub id.
     """
-    from peft_lightning.adapters.folder import read_facts, require_base
+    from peft_lightning.adapters.base_check import require_base
+    from peft_lightning.adapters.folder import read_facts
     from peft_lightning.adapters.lora.updates_folder import require_rank_or_share, write_updates
     from peft_lightning.export.extracted_lora import extract_updates, find_differences, open_model
 

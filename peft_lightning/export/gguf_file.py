@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peft_lightning.adapters.folder import CONFIG_FILE, SavedAdapter, read_adapter, require_base
+from peft_lightning.adapters.base_check import require_base
+from peft_lightning.adapters.folder import CONFIG_FILE, SavedAdapter, read_adapter
 from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
 from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.merge import require_lora

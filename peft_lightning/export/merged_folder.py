@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from peft_lightning.adapters.base import as_json
-from peft_lightning.adapters.folder import SavedAdapter, load_adapter, read_adapter, require_base
+from peft_lightning.adapters.base_check import require_base
+from peft_lightning.adapters.folder import SavedAdapter, load_adapter, read_adapter
 from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
 from peft_lightning.adapters.lora.trainable_tokens import is_tied
 from peft_lightning.adapters.merge import merged, merges_itself, require_lora

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from peft_lightning.messages import UserError
+from peft_lightning.messages import UserError, shortened
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100  # fcntl.h: paths are relative to the working directory
@@ -110,13 +110,18 @@ def existing_folder(path: str | Path) -> Path:
 def require_replaceable(folder: Path, file: str, kind: str) -> None:
     """Raise UserError unless ``folder`` may be replaced.
 
-    It may if it is empty or holds a ``kind`` with its ``file``, and is no checkpoint from which
-    training continues.
+    It may if it is empty or holds a ``kind`` with its ``file``, has no folders in it, and is no
+    checkpoint from which training continues.
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not (folder / file).is_file():
         raise UserError(f"{folder} is not empty, and holds no {kind}: give another folder to write")
+    if inside := sorted(p.name for p in folder.iterdir() if p.is_dir()):
+        raise UserError(
+            f"{folder} has folders in it, {shortened(inside)}, which would be removed: give "
+            "another folder to write"
+        )
     if (folder / "trainer_state.pt").is_file():
         raise UserError(
             f"{folder} is a checkpoint, which training continues from: give another folder to write"

@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter, LoRA, load_adapter, read_adapter
-from peft_lightning.adapters.folder import read_adapter_config, require_base
+from peft_lightning.adapters.base_check import require_base
+from peft_lightning.adapters.folder import read_adapter_config
 from peft_lightning.adapters.full import Full
 from peft_lightning.hub import adapter_folder
 from peft_lightning.messages import UserError

@@ -16,6 +16,7 @@ from peft_lightning.adapters import (
     save_adapter,
 )
 from peft_lightning.adapters.folder import adapter_files
+from peft_lightning.messages import UserError
 from tiny import tiny_model
 
 IDS = torch.arange(3, 17).view(2, 7)
@@ -275,3 +276,22 @@ def test_a_folder_of_hf_peft_is_said_to_have_no_fingerprint(tmp_path, recwarn):
         tiny_model("llama"), tmp_path, allow_base_mismatch=True, base_fingerprint={"weights": "x"}
     )
     assert len([w for w in recwarn if "fingerprint" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize("there", ["a file", "a folder beside an adapter", "a checkpoint"])
+def test_what_is_no_adapter_is_not_replaced_by_one(there, tmp_path):
+    adapter, model = LoRA(r=2), tiny_model("llama")
+    adapter.attach(model)
+    folder = tmp_path / "out"
+    save_adapter(adapter, model, folder)
+    save_adapter(adapter, model, folder)  # an adapter is
+    if there == "a file":
+        (folder / "adapter_model.safetensors").unlink()
+    elif there == "a checkpoint":
+        (folder / "trainer_state.pt").touch()
+    else:
+        (folder / "checkpoint-500").mkdir()
+    before = sorted(folder.iterdir())
+    with pytest.raises(UserError, match="give another folder to write"):
+        save_adapter(adapter, model, folder)
+    assert sorted(folder.iterdir()) == before
