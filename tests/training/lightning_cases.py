@@ -305,32 +305,23 @@ LOGGERS: dict[str, Row] = {
 }
 
 HERE = {"dirpath": ".", "filename": "times"}
-SHORT = {"max_epochs": 1}
 PROFILERS: dict[str, Row] = {
-    "simple": Case({"profiler": "simple"}),
-    "advanced": Case({"profiler": "advanced"}),
-    "pytorch": Case({"profiler": "pytorch", **SHORT}, steps=3, save_at=2),
-    "xla": Case({"profiler": "xla"}, REFUSED, "never tried", error="torch_xla", needs="torch_xla"),
     "Profiler": Case({"profiler": Make(scripts.OwnProfiler)}, yaml=False, did=wrote("actions")),
     "PassThroughProfiler": Case({"profiler": Make(profilers.PassThroughProfiler)}),
-    "SimpleProfiler": Case(
+    "simple, SimpleProfiler": Case(
         {"profiler": Make(profilers.SimpleProfiler, **HERE)}, did=wrote("fit-times.txt")
     ),
-    "AdvancedProfiler": Case(
+    "advanced, AdvancedProfiler": Case(
         {"profiler": Make(profilers.AdvancedProfiler, **HERE)}, did=wrote("fit-times.txt")
     ),
-    "PyTorchProfiler": Case(
-        {"profiler": Make(profilers.PyTorchProfiler, **HERE), **SHORT},
+    "pytorch, PyTorchProfiler": Case(
+        {"profiler": Make(profilers.PyTorchProfiler, **HERE), "max_epochs": 1},
         steps=3,
         save_at=2,
         did=wrote("fit-times*.txt"),
     ),
-    "XLAProfiler": Case(
-        {"profiler": Make(profilers.XLAProfiler)},
-        REFUSED,
-        "never tried",
-        error="torch_xla",
-        needs="torch_xla",
+    "xla, XLAProfiler": Case(
+        {"profiler": "xla"}, REFUSED, "never tried", error="torch_xla", needs="torch_xla"
     ),
 }
 
