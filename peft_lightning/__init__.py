@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from peft_lightning.adapters.folder import load_adapter, read_adapter, save_adapter
     from peft_lightning.base_model import load_base_model, load_tokenizer
     from peft_lightning.data.datamodule import SFTDataModule
+    from peft_lightning.messages import UserError
     from peft_lightning.module import CausalLMModule
     from peft_lightning.training.schedules import Constant, Cosine, Linear, Schedule
     from peft_lightning.training.trainer import Trainer
@@ -44,6 +45,7 @@ _HOME = {
     "SFTDataModule": "data.datamodule",
     "Schedule": "training.schedules",
     "Trainer": "training.trainer",
+    "UserError": "messages",
     "load_adapter": "adapters.folder",
     "load_base_model": "base_model",
     "load_tokenizer": "base_model",
@@ -66,6 +68,7 @@ __all__ = [
     "SFTDataModule",
     "Schedule",
     "Trainer",
+    "UserError",
     "load_adapter",
     "load_base_model",
     "load_tokenizer",

@@ -69,6 +69,7 @@ def main_help() -> str:
     lines += [
         f"{PROG} COMMAND --help   the options of a command",
         f"{PROG} --version",
+        "--adapter_class MODULE.CLASS           import an adapter of your own, for any command",
         "--debug                                show the traceback of an error",
     ]
     return "\n".join(lines)
@@ -119,6 +120,11 @@ def run(args: list[str]) -> None:
         return
     command, rest = find_command(args), args[1:]
     limit_threads()  # before torch is loaded
+    from peft_lightning.cli.adapter_classes import import_adapter_classes, take_adapter_classes
+
+    classes, rest = take_adapter_classes(rest)
+    if command == "submit":  # the job has to import them, too
+        rest += [f"--adapter_class={path}" for path in classes]
     asks_help = any(a in ("-h", "--help", "--help-all") for a in rest)
     if asks_help and command in TRAINER_COMMANDS:
         if "--help-all" not in rest and "all" not in rest:
@@ -134,6 +140,8 @@ def run(args: list[str]) -> None:
         with no_collecting():
             module = importlib.import_module(f"peft_lightning.commands.{name}")
         with nullcontext() if command in TALKING else Progress(f"{command}:"):
+            if not asks_help:
+                import_adapter_classes(classes)
             run_function(getattr(module, name), rest, prog=f"{PROG} {command}")
         return
     from peft_lightning.cli.config_index import configs_first, read_arguments
@@ -148,6 +156,7 @@ def run(args: list[str]) -> None:
         with no_collecting():
             from peft_lightning.cli.trainer import run_trainer
 
+        import_adapter_classes(classes)
         run_trainer(command, rest, index)
 
 

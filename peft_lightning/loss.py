@@ -26,6 +26,7 @@ from peft_lightning.loss_checks import (
     require_isolation,
     shared_prefix_error,
 )
+from peft_lightning.messages import UserError
 
 Batch = dict[str, Any]
 
@@ -110,6 +111,11 @@ class CausalLMLoss:
         """
         if "cu_seq_lens" in batch and self._may_share_prefix(batch):
             batch = share_prefix(batch)
+        if "labels" not in batch:
+            raise UserError(
+                f"the batch has no labels, only {', '.join(map(str, batch))}: the loss needs the "
+                "token ids, (B, T), with -100 for those that are not in it"
+            )
         inputs = dict(self._prepared(batch))
         positions, targets, weights = labelled_positions(
             inputs.pop("labels"),

@@ -128,17 +128,20 @@ def test_a_smoothing_out_of_range_is_named(user):
         LabelSmoothing("x", smoothing=1.0)
 
 
-def test_the_label_smoothing_config_trains_from_the_repositorys_root(user, base):
+@pytest.mark.parametrize(
+    ("name", "kind"), [("label_smoothing", "LabelSmoothing"), ("my_ia3", "examples.my_ia3.IA3")]
+)
+def test_the_config_of_ones_own_class_trains_from_the_repositorys_root(user, base, name, kind):
     done = python(
         user,
-        *["-m", "peft_lightning", "fit", "--config", "examples/label_smoothing.yaml"],
+        *["-m", "peft_lightning", "fit", "--config", f"examples/{name}.yaml"],
         *["--model.base_model", str(base), "--model.dtype", "float32"],
         *["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"],
         *["--trainer.accelerator", "cpu", "--data.cache_dir", "cache"],
     )
     assert done.returncode == 0, done.stderr
-    root = user / "runs" / "label_smoothing"
-    assert "LabelSmoothing" in (root / "config.yaml").read_text()
+    root = user / "runs" / name
+    assert kind in (root / "config.yaml").read_text()
     summary = json.loads((root / "summary.json").read_text())
     assert (summary["status"], summary["steps"]) == ("finished", 2)
 

@@ -2,11 +2,13 @@
 
 Start with ``base.py``, the interface of every method, and ``lora/``, the most used of them.
 ``folder.py`` reads and writes HF PEFT's folders, ``bank.py`` switches between adapters,
-``merge.py`` adds updates to the base's weights, and ``inspect.py`` describes a folder's content.
+``merge.py`` adds updates to the base's weights, ``inspect.py`` describes a folder's content, and
+``lookup.py`` finds the class of a folder. An adapter of your own needs ``Adapter``, ``Targets`` and
+``adapter_dtype``: see examples/my_ia3.py.
 """
 
 from peft_lightning.adapters.bank import BASE, AdapterBank
-from peft_lightning.adapters.base import Adapter, attached_adapter
+from peft_lightning.adapters.base import Adapter, adapter_dtype, attached_adapter
 from peft_lightning.adapters.folder import (
     CONFIG_FILE,
     FACTS_FILE,
@@ -22,6 +24,7 @@ from peft_lightning.adapters.folder import (
 )
 from peft_lightning.adapters.full import Full
 from peft_lightning.adapters.lora.method import LoRA
+from peft_lightning.adapters.lora.targets import Targets
 from peft_lightning.adapters.prompts.p_tuning import PTuning
 from peft_lightning.adapters.prompts.prefix_tuning import PrefixTuning
 from peft_lightning.adapters.prompts.prompt_tuning import PromptTuning
@@ -38,6 +41,8 @@ __all__ = [
     "PrefixTuning",
     "PromptTuning",
     "SavedAdapter",
+    "Targets",
+    "adapter_dtype",
     "adapter_files",
     "attached_adapter",
     "load_adapter",

@@ -15,9 +15,18 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters.field_types import check_field_types
 from peft_lightning.adapters.state_dict import check_tensors_fit
-from peft_lightning.messages import UserError, did_you_mean
+from peft_lightning.messages import UserError
 
 PEFT_VERSION = "0.21.2"  # the HF PEFT release whose files ours are
+
+HF_COMMON: dict[str, Any] = {  # HF PEFT's keys that all its methods have, and their values here
+    "auto_mapping": None,
+    "base_model_name_or_path": None,
+    "inference_mode": True,
+    "peft_version": PEFT_VERSION,
+    "revision": None,
+    "task_type": "CAUSAL_LM",
+}
 
 _ATTACHED = "_attached_adapter"  # attribute of a model: the adapter in it
 
@@ -28,10 +37,11 @@ class Adapter(ABC):
 
     A subclass is a frozen dataclass whose fields are its whole configuration, named like HF PEFT's
     keys. It sets ``peft_type``, under which it is registered in ``by_peft_type``, and implements
-    the abstract methods below.
+    the abstract methods below. A class from outside of this package takes no type from one of ours.
     """
 
     by_peft_type: ClassVar[dict[str, type[Adapter]]] = {}
+    imported: ClassVar[list[type[Adapter]]] = []  # all subclasses, in the order of their import
     peft_type: ClassVar[str]
     learning_rate: ClassVar[float]  # the recommended one, for AdamW
     uses_kv_cache: ClassVar[bool] = False  # whether it hands keys and values to every layer
@@ -46,8 +56,11 @@ class Adapter(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        Adapter.imported.append(cls)
         if "peft_type" in cls.__dict__:
-            Adapter.by_peft_type[cls.peft_type] = cls
+            there = Adapter.by_peft_type.get(cls.peft_type)
+            if there is None or is_ours(cls) or not is_ours(there):
+                Adapter.by_peft_type[cls.peft_type] = cls
 
     def options(self) -> dict[str, Any]:
         """Return the fields and their values."""
@@ -140,9 +153,26 @@ class Adapter(ABC):
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the adapter's tensors in ``model`` by their names in the file."""
 
-    @abstractmethod
     def hf_config(self, model: nn.Module) -> dict[str, Any]:
         """Return the content of ``adapter_config.json``: HF PEFT's keys, all of them."""
+        base = getattr(model, "name_or_path", None) or None
+        own = {**self.hf_options(), "base_model_name_or_path": base, "peft_type": self.peft_type}
+        return {**HF_COMMON, **self.hf_defaults, **own}
+
+    def merged_parameters(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the base's parameters as they are with the adapter merged into them.
+
+        An adapter can be merged if it implements this: with these values in place of the base's,
+        the plain base computes what it computes with the adapter.
+
+        Returns:
+            New tensors by the names of the parameters in the base, of any floating dtype: they are
+            rounded to the base's once.
+
+        Raises:
+            UserError: If the adapter changes more than parameters of the base.
+        """
+        raise UserError(f"a {self.peft_type} adapter cannot be merged")
 
     def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the adapter's tensors by their names in the file: detached, not copied."""
@@ -186,12 +216,13 @@ class Adapter(ABC):
                 has the wrong type.
         """
         own = {f.name for f in fields(cls)}
-        values = {**cls.hf_defaults, **config}
+        defaults = {**HF_COMMON, **cls.hf_defaults}
+        values = {**defaults, **config}
         foreign = {
             key: value
             for key, value in values.items()
             if key not in own | cls.hf_ignored
-            and value != cls.hf_defaults.get(key)
+            and value != defaults.get(key)
             and not (value is None or value is False or value == {} or value == [])
         }
         if foreign:
@@ -225,19 +256,9 @@ def attached_adapter(model: nn.Module) -> Adapter | None:
     return getattr(model, _ATTACHED, None)
 
 
-def adapter_class(peft_type: Any) -> type[Adapter]:
-    """Return the class for a ``peft_type`` of an ``adapter_config.json``.
-
-    Raises:
-        UserError: If there is none. The message names the nearest one.
-    """
-    known = Adapter.by_peft_type
-    if not isinstance(peft_type, str) or peft_type not in known:
-        raise UserError(
-            f"peft_type {peft_type!r} is not known here; there are {', '.join(sorted(known))}"
-            + did_you_mean(str(peft_type), known)
-        )
-    return known[peft_type]
+def is_ours(kind: type) -> bool:
+    """Whether a class is of this package, not of a user or another package."""
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def adapter_dtype(base: torch.dtype) -> torch.dtype:

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from peft_lightning.adapters.base import Adapter, adapter_class, as_json
+from peft_lightning.adapters.base import Adapter, as_json
 from peft_lightning.adapters.full import Full
+from peft_lightning.adapters.lookup import adapter_class, own_class
 from peft_lightning.files import existing_folder, require_undamaged, sealed_folder
 from peft_lightning.messages import UserError, shortened
 
@@ -65,6 +66,7 @@ def adapter_files(
         "peft_type": adapter.peft_type,
         "base_model": getattr(model, "name_or_path", None) or None,
         "base_fingerprint": None,
+        **own_class(adapter),
         **adapter.metadata(),
     }
     texts = adapter.extra_files(model, tokenizer)
@@ -168,7 +170,7 @@ def read_adapter_config(folder: str | Path) -> tuple[Adapter, dict[str, Any]]:
         adapter = Full()
     else:
         config = read_json(_required(folder, CONFIG_FILE))
-        kind = adapter_class(config.get("peft_type"))
+        kind = adapter_class(config.get("peft_type"), facts.get("adapter_class"), folder)
         own = {name: facts[name] for name in kind.own_options & facts.keys()}
         if paths := [name for name, value in own.items() if isinstance(value, str)]:
             raise UserError(f"{folder / FACTS_FILE}: {paths[0]} must not name a file elsewhere")

@@ -14,6 +14,7 @@ from peft_lightning.adapters.full import Full
 from peft_lightning.adapters.lora.layers import LoRALinear, is_conv1d
 from peft_lightning.adapters.lora.merge_extra_modules import merged_extra_modules
 from peft_lightning.adapters.lora.method import LoRA
+from peft_lightning.adapters.merged_parameters import replaced_parameters
 from peft_lightning.messages import UserError
 
 
@@ -99,12 +100,14 @@ def require_place_for_bias(layer: LoRALinear, name: str) -> None:
         )
 
 
-def require_mergeable(adapter: Adapter | None, where: object = "the model") -> LoRA:
+def require_mergeable(adapter: Adapter | None, where: object = "the model") -> Adapter:
     """Return ``adapter`` if it changes weights of a base.
 
     Raises:
         UserError: If it does not; says what to do instead.
     """
+    if adapter is not None and merges_itself(adapter):
+        return adapter
     if isinstance(adapter, LoRA):
         return adapter
     if isinstance(adapter, Full):
@@ -114,10 +117,34 @@ def require_mergeable(adapter: Adapter | None, where: object = "the model") -> L
         )
     if adapter is None:
         raise UserError(f"{where} has no adapter: there is nothing to merge")
+    if type(adapter).prepare_inputs is Adapter.prepare_inputs:
+        raise UserError(
+            f"{where} is a {type(adapter).__name__}, which does not say how it is merged: "
+            "implement merged_parameters in its class, or serve it unmerged: generate --ckpt_path"
+        )
     raise UserError(
         f"{where} is a {adapter.peft_type} adapter, which changes the inputs and no weight: it "
         "cannot be merged. Serve it as an adapter: generate --ckpt_path, or HF PEFT"
     )
+
+
+def merges_itself(adapter: Adapter) -> bool:
+    """Whether the adapter's class says what its base's parameters are once it is merged."""
+    return type(adapter).merged_parameters is not Adapter.merged_parameters
+
+
+def require_lora(adapter: Adapter | None, what: str, where: object = "the model") -> LoRA:
+    """Return ``adapter`` if it is a LoRA.
+
+    Raises:
+        UserError: If it is another one that can be merged; says to merge it first.
+    """
+    if not isinstance(adapter := require_mergeable(adapter, where), LoRA):
+        raise UserError(
+            f"{what} takes LoRA only, and {where} is a {adapter.peft_type} adapter: write a "
+            "model's folder by the command merge, and export that with --type model"
+        )
+    return adapter
 
 
 @contextmanager
@@ -129,10 +156,15 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
     weights need memory beside the original ones. A tied weight is untied in the block.
 
     Raises:
-        UserError: If the model has no LoRA, or a merged weight is not finite. The model is
-            unchanged.
+        UserError: If the model has no adapter that can be merged, or a merged weight is not finite.
+            The model is unchanged.
     """
-    layers = require_mergeable(attached_adapter(model)).layers(model)
+    adapter = require_mergeable(attached_adapter(model))
+    if not isinstance(adapter, LoRA) or merges_itself(adapter):
+        with replaced_parameters(adapter, model):
+            yield model
+        return
+    layers = adapter.layers(model)
     found = {n: (merged_weight(layer, n), merged_bias(layer, n)) for n, layer in layers.items()}
     originals = {name: (layer.weight, layer.bias) for name, layer in layers.items()}
     try:

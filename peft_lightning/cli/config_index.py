@@ -103,7 +103,7 @@ class ConfigIndex:
 
     def add_option(self, option: str, value: str | None) -> None:
         """Add an option such as ``--model.adapter.r`` with its value as text."""
-        key = option.removeprefix("--").removesuffix("+")
+        key = option.removeprefix("--").removesuffix("+").replace(".init_args", "")
         if value is not None and value.startswith(("{", "[")):
             with suppress(yaml.YAMLError):  # then it is text, such as a prompt
                 self._add(key, yaml.compose(value, Loader=_Loader), option)

@@ -18,6 +18,7 @@ from peft_lightning.messages import UserError, did_you_mean
 from peft_lightning.training.cluster.job_script import TASK, array_tasks, render, submit_script
 
 FIT_OPTIONS = ("config", "model", "data", "trainer", "seed_everything", "ckpt_path")
+EVERYWHERE = ("adapter_class",)  # options of every command
 NOT_SEEN = ("bash", "interactive")  # job names for which Lightning ignores SLURM
 ANY_NUMBER = ("auto", "-1", -1)  # trainer.devices that take what is there
 
@@ -102,7 +103,9 @@ def _check_options(args: list[str]) -> None:
     """Raise UserError for an option that fit would refuse, but only when the job runs."""
     for option, value in split_options(args):
         name = option.removeprefix("--").split(".")[0]
-        if option in CONFIG_OPTIONS or (option.startswith("--") and name in FIT_OPTIONS):
+        if option in CONFIG_OPTIONS or (
+            option.startswith("--") and name in FIT_OPTIONS + EVERYWHERE
+        ):
             continue
         known = [*FIT_OPTIONS, *(submit.__kwdefaults__ or {})]
         raise UserError(

@@ -82,7 +82,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         layout: flat (rows concatenated, no padding) or padded, for models that cannot take flat.
         shuffle: Whether training rows are in another random order each epoch.
         seed: Seed of that order; without, that of seed_everything.
-        num_workers: Processes that read batches ahead; 0 is fast enough for text.
+        num_workers: Processes that read batches ahead; text needs none.
         cache_dir: Folder for tokenized rows; without, ~/.cache/peft_lightning/tokens.
         allow_changed_data: Whether a checkpoint may be resumed with other data.
         collate_fn: Makes a batch of tokenized rows; without, by ``layout``.

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from transformers import PreTrainedModel
 
 from peft_lightning.data.batching import BatchPlan
 from peft_lightning.data.collate import Batch, flat_collate, padded_collate, prompt_collate
@@ -24,8 +25,11 @@ class Loaders:
         options: How rows are grouped into batches.
         seed: Seed of the order of the training rows.
         pad_id: Token id of the padding.
-        trainer: Says which rank this is; None for the only one.
+        trainer: Says which rank this is; without, torch.distributed does, if it is used.
         collate_fn: Makes a batch from tokenized rows; None for that of the layout.
+
+    Raises:
+        UserError: If the trainer's module would compute another loss on flat batches.
     """
 
     def __init__(
@@ -41,6 +45,15 @@ class Loaders:
         self.rank, self.world_size = (0, 1)
         if trainer is not None:
             self.rank, self.world_size = trainer.global_rank, trainer.world_size
+            if options.layout == "flat":
+                _require_flat(trainer.lightning_module)
+        elif (
+            torch.distributed.is_available() and torch.distributed.is_initialized()
+        ):  # Fabric, a plain loop
+            self.rank, self.world_size = (
+                torch.distributed.get_rank(),
+                torch.distributed.get_world_size(),
+            )
         self.overfits = bool(getattr(trainer, "overfit_batches", 0))
 
     def plan(self, split: Split, training: bool) -> BatchPlan:
@@ -89,6 +102,21 @@ class Loaders:
         examples, batches = prompt_batches(prompts, tasks, size, self.rank, self.world_size)
         collate = functools.partial(prompt_collate, pad_id=self.pad_id)
         return BatchLoader(examples, lambda _: batches, len(batches), collate)
+
+
+def _require_flat(module: Any) -> None:
+    """Raise UserError if a module of one's own would give flat batches to a model as they are.
+
+    Without our attention the sequences of a batch see each other, and nothing fails.
+    """
+    if hasattr(module, "nll") or getattr(module, "takes_flat_batches", False):
+        return
+    if module is not None and any(isinstance(m, PreTrainedModel) for m in module.modules()):
+        raise UserError(
+            f"{type(module).__name__} would get flat batches, whose sequences see each other in a "
+            "model's own forward: give SFTDataModule(layout='padded'), or set takes_flat_batches "
+            "= True in its class if it keeps them apart"
+        )
 
 
 def require_equal_data(data_hash: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from peft_lightning.adapters.folder import CONFIG_FILE, SavedAdapter, read_adapter, require_base
 from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
 from peft_lightning.adapters.lora.method import LoRA
-from peft_lightning.adapters.merge import require_mergeable
+from peft_lightning.adapters.merge import require_lora
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.export.gguf import write_lora, write_model
@@ -44,7 +44,7 @@ def read_checkpoint(
             )
         return ckpt_path, None, None
     saved = read_adapter(ckpt_path := str(adapter_folder(ckpt_path)))
-    require_mergeable(saved.adapter, ckpt_path)
+    require_lora(saved.adapter, "a GGUF file", ckpt_path)
     if not (base := base_model or saved.facts["base_model"]):
         raise UserError(f"{ckpt_path} does not name its base model: give it with --base_model")
     return base, ckpt_path, saved
@@ -86,7 +86,8 @@ def write_adapter_file(
     if not allow_base_mismatch:
         require_base(folder, facts, fingerprint)
     with atomic_file(out) as file:
-        write_lora(file, model, require_mergeable(adapter), tensors, dtype or torch.float32)
+        lora = require_lora(adapter, "a GGUF file", folder)
+        write_lora(file, model, lora, tensors, dtype or torch.float32)
 
 
 def write_model_file(
@@ -123,7 +124,7 @@ def write_model_file(
     facts: dict[str, Any] = {"base_fingerprint": None}
     if saved is not None:
         tensors, facts = saved.tensors, saved.facts
-        adapter = require_mergeable(saved.adapter, folder)
+        adapter = require_lora(saved.adapter, "a GGUF file", folder)
     with scratch_folder(out.with_name(f"{out.name}.merged")) as temporary:
         place = base
         try:

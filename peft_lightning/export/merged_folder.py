@@ -16,7 +16,7 @@ from peft_lightning.adapters.base import as_json
 from peft_lightning.adapters.folder import SavedAdapter, load_adapter, read_adapter, require_base
 from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
 from peft_lightning.adapters.lora.trainable_tokens import is_tied
-from peft_lightning.adapters.merge import merged, require_mergeable
+from peft_lightning.adapters.merge import merged, merges_itself, require_lora
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.base_model.load import AS_SAVED
 from peft_lightning.base_model.quantization import dequantized
@@ -63,7 +63,7 @@ def write_merged(
 
     Args:
         folder: To write into; exists, and is empty.
-        ckpt_path: Folder of a LoRA.
+        ckpt_path: Folder of an adapter that can be merged.
         base: Hub id, folder or GGUF file.
         dtype: Of the floating-point tensors; as the base's if None.
         max_shard_size: In bytes.
@@ -78,6 +78,8 @@ def write_merged(
     """
     adapter, tensors, facts = saved = saved or read_adapter(ckpt_path)
     try:
+        if merges_itself(adapter):
+            raise NotStreamableError(f"{type(adapter).__name__} merges itself into a model")
         if has_extra_modules(tensors):
             raise NotStreamableError("the adapter trains more than updates of linear layers")
         if quantization:
@@ -102,7 +104,7 @@ def write_merged(
         return
     if not allow_base_mismatch:
         require_base(ckpt_path, facts, weights.fingerprint())
-    found = MergedTensors(weights, require_mergeable(adapter, ckpt_path), tensors, dtype)
+    found = MergedTensors(weights, require_lora(adapter, "merging", ckpt_path), tensors, dtype)
     write_streamed(folder, found, max_shard_size)
 
 

@@ -10,6 +10,7 @@ import functools
 import importlib
 import inspect
 import sys
+import sysconfig
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -127,12 +128,20 @@ def _from_text(value: str, members: list[Any], name: str, kind: type, trusted: b
 
 
 def _of_own(path: str, name: str, kind: type, trusted: bool) -> Any:
-    """Return what has a dotted path, if it is of the package of ``kind``, of torch or ours."""
+    """Return what has a dotted path, if it is torch's or ours, or of the program's own files."""
     found = _imported(path, name, trusted)
-    own = {kind.__module__.split(".")[0], "torch", "peft_lightning"}
-    if not trusted and str(getattr(found, "__module__", "")).split(".")[0] not in own:
+    package = str(getattr(found, "__module__", "")).split(".")[0]
+    is_known = package in {kind.__module__.split(".")[0], "torch", "peft_lightning"}
+    if not (trusted or is_known or _is_own_file(found)):
         raise UserError(f"{name} is {path}, which is not of {kind.__module__}: give {name}")
     return found
+
+
+def _is_own_file(found: Any) -> bool:
+    """Whether something is of a file of the program, not of an installed package or of Python."""
+    file = getattr(sys.modules.get(getattr(found, "__module__", "")), "__file__", None)
+    installed = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib")]
+    return file is not None and not any(Path(file).resolve().is_relative_to(p) for p in installed)
 
 
 def _instance(

@@ -38,14 +38,35 @@ def added_tensors(module: Any) -> dict[str, Tensor]:
 
 def _added_beside(module: Any) -> dict[str, Tensor]:
     found: OrderedDict[str, Any] = OrderedDict()
+    evaluated = _evaluation_metrics(module)
     nn.Module._save_to_state_dict(module, found, "", keep_vars=True)
     for name, child in module.named_children():
         if name not in BUILT:
             child.state_dict(destination=found, prefix=f"{name}.", keep_vars=True)
             for path, part in child.named_modules(prefix=name):
                 if isinstance(part, Metric):
-                    found |= {f"{path}.{key}": getattr(part, key) for key in part._defaults}
+                    found |= {f"{path}.{k}": v for k, v in _states(part, evaluated).items()}
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _states(metric: Metric, evaluated: set[int]) -> dict[str, Any]:
+    """Return the states of a metric; those of a validation are of no use outside of it.
+
+    A checkpoint at the end of a validation comes before Lightning resets what it has logged. A run
+    that continues from it would add the next validation to this one.
+    """
+    if id(metric) not in evaluated:
+        return {name: getattr(metric, name) for name in metric._defaults}
+    defaults = {n: v for n, v in metric._defaults.items() if isinstance(v, Tensor)}
+    return {name: value.to(metric.device, copy=True) for name, value in defaults.items()}
+
+
+def _evaluation_metrics(module: Any) -> set[int]:
+    """Return the ids of the metrics that the validation of a run has logged by ``self.log``."""
+    if module._trainer is None:
+        return set()
+    results = module._trainer.fit_loop.epoch_loop.val_loop._results
+    return {id(r.value) for r in results.values() if not r.is_tensor}
 
 
 def _added_to_model(module: Any) -> dict[str, Tensor]:

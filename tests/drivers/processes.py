@@ -4,6 +4,7 @@
 FOLDER/runs.json.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -53,6 +54,12 @@ def outcome(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
     return json.loads((folder / name / f"rank{rank}.json").read_text())
 
 
+def named(kind: str) -> Any:
+    """Return a class of ours, or one of a dotted path."""
+    module, _, name = kind.rpartition(".")
+    return getattr(importlib.import_module(module or "peft_lightning"), name)
+
+
 def rows_of(rank: int) -> list[dict[str, str]]:
     """Return rows that are others in each process, as an unseeded stream gives them."""
     return [{"prompt": "process", "completion": str(rank)}]
@@ -65,7 +72,6 @@ def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
     from lightning.pytorch.callbacks import Callback
     from safetensors.torch import save_file
 
-    import peft_lightning
     from exactness import sgd
     from peft_lightning.training.checkpoint import AdapterCheckpoint
     from peft_lightning.training.checkpoint_io import AdapterCheckpointIO
@@ -127,7 +133,7 @@ def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
             Path(options["base"]),
             Path(options["rows"]),
             folder / "run",
-            adapter=getattr(peft_lightning, kind)(**fields),
+            adapter=named(kind)(**fields),
             callbacks=[watch, AdapterCheckpoint(every_n_steps=options.get("every", 1000))],
             ckpt_path=options.get("ckpt_path"),
             data={"val_fraction": 0, "cache_dir": str(folder.parent / "cache")}

@@ -8,21 +8,16 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from peft_lightning.adapters.base import PEFT_VERSION, Adapter, adapter_dtype
+from peft_lightning.adapters.base import HF_COMMON, Adapter, adapter_dtype
 from peft_lightning.messages import UserError
 
 HF_DEFAULTS: dict[str, Any] = {  # HF PEFT's keys that the three share
-    "auto_mapping": None,
-    "base_model_name_or_path": None,
-    "inference_mode": True,
+    **HF_COMMON,
     "modules_to_save": None,
     "num_attention_heads": None,
     "num_layers": None,
     "num_transformer_submodules": None,
     "num_virtual_tokens": None,
-    "peft_version": PEFT_VERSION,
-    "revision": None,
-    "task_type": "CAUSAL_LM",
     "token_dim": None,
 }
 
