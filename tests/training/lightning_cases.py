@@ -551,6 +551,15 @@ CLI: dict[str, Row] = {
     ),
 }
 
+FABRIC: dict[str, Row] = {
+    "Fabric": Elsewhere(
+        "test_elsewhere.py",
+        "test_fabric_and_a_plain_loop_compute_the_same_first_loss",
+        note="an adapter on a bare model: [fabric.py](../examples/elsewhere/fabric.py)",
+        text="Fabric(accelerator='cpu')",
+    ),
+}
+
 SECTIONS: dict[str, dict[str, Row]] = {
     "Trainer": TRAINER,
     "Methods of the Trainer": METHODS,
@@ -564,4 +573,5 @@ SECTIONS: dict[str, dict[str, Row]] = {
     "Tuner": TUNER,
     "LightningModule": HOOKS,
     "LightningCLI": CLI,
+    "Fabric": FABRIC,
 }

@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from lightning import fabric
 from lightning.pytorch import accelerators, callbacks, cli, loggers, plugins, profilers, strategies
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.core.hooks import CheckpointHooks, DataHooks, ModelHooks
@@ -269,6 +270,7 @@ OFFERED: dict[str, Callable[[], set[str]]] = {
         }
         | {"SaveConfigCallback"}
     ),
+    "Fabric": lambda: {fabric.Fabric.__name__},
 }
 
 
