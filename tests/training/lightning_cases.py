@@ -259,7 +259,7 @@ CALLBACKS: dict[str, Row] = {
     "OnExceptionCheckpoint": Script(
         scripts.a_run_goes_on_from_its_exception,
         EXACT,
-        "raised between two steps; within one, random numbers have been drawn",
+        "if raised between two steps; else go on from `last.ckpt`, which is exact",
         "OnExceptionCheckpoint('.')",
     ),
     "ProgressBar": Case(
@@ -279,7 +279,7 @@ CALLBACKS: dict[str, Row] = {
     ),
     "ThroughputMonitor": Case(
         {**called(callbacks.ThroughputMonitor, batch_size_fn=len, window_size=3), **LOGS},
-        note="`train/tokens_per_second` is logged without it",
+        note="`tokens_per_second` is logged without it",
         yaml=False,
         did=logged("batches_per_sec"),
     ),
