@@ -203,7 +203,6 @@ CALLBACKS: dict[str, Row] = {
         "training/test_tuner.py",
         "test_a_run_after_a_batch_size_finder_is_that_of_the_found_size",
         text="BatchSizeFinder()",
-        yaml=True,
     ),
     "Checkpoint": Case(called(scripts.OwnCheckpoint), yaml=False, did=wrote("own.ckpt")),
     "DeviceStatsMonitor": Case(
@@ -232,7 +231,6 @@ CALLBACKS: dict[str, Row] = {
         "training/test_tuner.py",
         "test_a_run_after_a_learning_rate_finder_is_that_of_the_found_rate",
         text="LearningRateFinder()",
-        yaml=True,
     ),
     "LearningRateMonitor": Case(
         {**called(callbacks.LearningRateMonitor), **LOGS}, did=logged("lr-")
@@ -296,9 +294,9 @@ LOGGERS: dict[str, Row] = {
     "CSVLogger": Case(LOGS, did=logged("train/loss")),
     "TensorBoardLogger": Case({"logger": BOARD}, did=wrote("events.out*")),
     "CSVLogger, TensorBoardLogger": Case({"logger": [CSV, BOARD]}, did=wrote("events.out*")),
-    "MLFlowLogger": Elsewhere(OF_LOGGERS, "test_mlflow_has_parameters_and_metrics", yaml=True),
-    "WandbLogger": Elsewhere(OF_LOGGERS, "test_wandb_gets_the_checkpoints", yaml=True),
-    "CometLogger": Elsewhere(OF_LOGGERS, "test_comet_has_parameters_and_metrics", yaml=True),
+    "MLFlowLogger": Elsewhere(OF_LOGGERS, "test_mlflow_has_parameters_and_metrics"),
+    "WandbLogger": Elsewhere(OF_LOGGERS, "test_wandb_gets_the_checkpoints"),
+    "CometLogger": Elsewhere(OF_LOGGERS, "test_comet_has_parameters_and_metrics"),
     "LitLogger": Case(
         {"logger": Make(loggers.LitLogger)}, REFUSED, error="litlogger", needs="litlogger"
     ),
@@ -336,7 +334,6 @@ STRATEGIES: dict[str, Row] = {
         "test_a_run_goes_on_with_other_processes_as_if_it_had_not_stopped",
         EXACT,
         text="strategy='ddp', devices=2",
-        yaml=True,
     ),
     "DDPStrategy": Case({"strategy": Make(strategies.DDPStrategy)}),
     "ddp_find_unused_parameters_false": Case({"strategy": "ddp_find_unused_parameters_false"}),
@@ -346,7 +343,6 @@ STRATEGIES: dict[str, Row] = {
         "training/cluster/test_strategies.py",
         "test_two_processes_train_the_weights_of_one",
         text="strategy='fsdp2', devices=2",
-        yaml=True,
     ),
     **{
         name: Case({"strategy": name}, REFUSED, "use `ddp`", error="use ddp")
