@@ -31,7 +31,6 @@ LONG_FILES = [
     "tests/kernels/test_precision.py",
     "tests/adapters/test_own_adapter.py",
     "tests/test_elsewhere.py",
-    "tests/training/test_overrides.py",
     "tests/test_examples.py",
     "tests/cli/test_cli.py",
     "tests/export/test_merged_folder.py",

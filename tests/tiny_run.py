@@ -81,7 +81,7 @@ def fit(
     data: dict[str, Any] | None = None,
     seed: int = 0,
     module_class: type[CausalLMModule] = CausalLMModule,
-    trainer_class: type[L.Trainer] = L.Trainer,
+    trainer_class: type[L.Trainer] | None = None,
     **trainer: Any,
 ) -> L.Trainer:
     """Train a tiny LoRA as the command line would; return the trainer."""
@@ -103,6 +103,6 @@ def fit(
         "num_sanity_val_steps": 0,
     }
     options = {**options, "default_root_dir": root, "callbacks": callbacks or [], **trainer}
-    runner = trainer_class(**options)
+    runner = (trainer_class or L.Trainer)(**options)
     runner.fit(model, datamodule, ckpt_path=ckpt_path)
     return runner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class Elsewhere:
     note: str = ""
     text: str = ""
     needs: str = ""
-    yaml: bool = False
+    yaml: bool = field(default=False, init=False)  # not compared with Python there
 
     def written(self) -> str:
         return self.text

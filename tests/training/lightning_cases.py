@@ -203,7 +203,6 @@ CALLBACKS: dict[str, Row] = {
         "training/test_tuner.py",
         "test_a_run_after_a_batch_size_finder_is_that_of_the_found_size",
         text="BatchSizeFinder()",
-        yaml=True,
     ),
     "Checkpoint": Case(called(scripts.OwnCheckpoint), yaml=False, did=wrote("own.ckpt")),
     "DeviceStatsMonitor": Case(
@@ -232,7 +231,6 @@ CALLBACKS: dict[str, Row] = {
         "training/test_tuner.py",
         "test_a_run_after_a_learning_rate_finder_is_that_of_the_found_rate",
         text="LearningRateFinder()",
-        yaml=True,
     ),
     "LearningRateMonitor": Case(
         {**called(callbacks.LearningRateMonitor), **LOGS}, did=logged("lr-")
@@ -259,7 +257,7 @@ CALLBACKS: dict[str, Row] = {
     "OnExceptionCheckpoint": Script(
         scripts.a_run_goes_on_from_its_exception,
         EXACT,
-        "raised between two steps; within one, random numbers have been drawn",
+        "if raised between two steps; else go on from `last.ckpt`, which is exact",
         "OnExceptionCheckpoint('.')",
     ),
     "ProgressBar": Case(
@@ -279,7 +277,7 @@ CALLBACKS: dict[str, Row] = {
     ),
     "ThroughputMonitor": Case(
         {**called(callbacks.ThroughputMonitor, batch_size_fn=len, window_size=3), **LOGS},
-        note="`train/tokens_per_second` is logged without it",
+        note="`tokens_per_second` is logged without it",
         yaml=False,
         did=logged("batches_per_sec"),
     ),
@@ -296,41 +294,32 @@ LOGGERS: dict[str, Row] = {
     "CSVLogger": Case(LOGS, did=logged("train/loss")),
     "TensorBoardLogger": Case({"logger": BOARD}, did=wrote("events.out*")),
     "CSVLogger, TensorBoardLogger": Case({"logger": [CSV, BOARD]}, did=wrote("events.out*")),
-    "MLFlowLogger": Elsewhere(OF_LOGGERS, "test_mlflow_has_parameters_and_metrics", yaml=True),
-    "WandbLogger": Elsewhere(OF_LOGGERS, "test_wandb_gets_the_checkpoints", yaml=True),
-    "CometLogger": Elsewhere(OF_LOGGERS, "test_comet_has_parameters_and_metrics", yaml=True),
+    "MLFlowLogger": Elsewhere(OF_LOGGERS, "test_mlflow_has_parameters_and_metrics"),
+    "WandbLogger": Elsewhere(OF_LOGGERS, "test_wandb_gets_the_checkpoints"),
+    "CometLogger": Elsewhere(OF_LOGGERS, "test_comet_has_parameters_and_metrics"),
     "LitLogger": Case(
         {"logger": Make(loggers.LitLogger)}, REFUSED, error="litlogger", needs="litlogger"
     ),
 }
 
 HERE = {"dirpath": ".", "filename": "times"}
-SHORT = {"max_epochs": 1}
 PROFILERS: dict[str, Row] = {
-    "simple": Case({"profiler": "simple"}),
-    "advanced": Case({"profiler": "advanced"}),
-    "pytorch": Case({"profiler": "pytorch", **SHORT}, steps=3, save_at=2),
-    "xla": Case({"profiler": "xla"}, REFUSED, "never tried", error="torch_xla", needs="torch_xla"),
     "Profiler": Case({"profiler": Make(scripts.OwnProfiler)}, yaml=False, did=wrote("actions")),
     "PassThroughProfiler": Case({"profiler": Make(profilers.PassThroughProfiler)}),
-    "SimpleProfiler": Case(
+    "simple, SimpleProfiler": Case(
         {"profiler": Make(profilers.SimpleProfiler, **HERE)}, did=wrote("fit-times.txt")
     ),
-    "AdvancedProfiler": Case(
+    "advanced, AdvancedProfiler": Case(
         {"profiler": Make(profilers.AdvancedProfiler, **HERE)}, did=wrote("fit-times.txt")
     ),
-    "PyTorchProfiler": Case(
-        {"profiler": Make(profilers.PyTorchProfiler, **HERE), **SHORT},
+    "pytorch, PyTorchProfiler": Case(
+        {"profiler": Make(profilers.PyTorchProfiler, **HERE), "max_epochs": 1},
         steps=3,
         save_at=2,
         did=wrote("fit-times*.txt"),
     ),
-    "XLAProfiler": Case(
-        {"profiler": Make(profilers.XLAProfiler)},
-        REFUSED,
-        "never tried",
-        error="torch_xla",
-        needs="torch_xla",
+    "xla, XLAProfiler": Case(
+        {"profiler": "xla"}, REFUSED, "never tried", error="torch_xla", needs="torch_xla"
     ),
 }
 
@@ -345,7 +334,6 @@ STRATEGIES: dict[str, Row] = {
         "test_a_run_goes_on_with_other_processes_as_if_it_had_not_stopped",
         EXACT,
         text="strategy='ddp', devices=2",
-        yaml=True,
     ),
     "DDPStrategy": Case({"strategy": Make(strategies.DDPStrategy)}),
     "ddp_find_unused_parameters_false": Case({"strategy": "ddp_find_unused_parameters_false"}),
@@ -355,7 +343,6 @@ STRATEGIES: dict[str, Row] = {
         "training/cluster/test_strategies.py",
         "test_two_processes_train_the_weights_of_one",
         text="strategy='fsdp2', devices=2",
-        yaml=True,
     ),
     **{
         name: Case({"strategy": name}, REFUSED, "use `ddp`", error="use ddp")
@@ -560,6 +547,15 @@ CLI: dict[str, Row] = {
     ),
 }
 
+FABRIC: dict[str, Row] = {
+    "Fabric": Elsewhere(
+        "test_elsewhere.py",
+        "test_fabric_and_a_plain_loop_compute_the_same_first_loss",
+        note="an adapter on a bare model: [fabric.py](../examples/elsewhere/fabric.py)",
+        text="Fabric(accelerator='cpu')",
+    ),
+}
+
 SECTIONS: dict[str, dict[str, Row]] = {
     "Trainer": TRAINER,
     "Methods of the Trainer": METHODS,
@@ -573,4 +569,5 @@ SECTIONS: dict[str, dict[str, Row]] = {
     "Tuner": TUNER,
     "LightningModule": HOOKS,
     "LightningCLI": CLI,
+    "Fabric": FABRIC,
 }

@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from lightning import fabric
 from lightning.pytorch import accelerators, callbacks, cli, loggers, plugins, profilers, strategies
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.core.hooks import CheckpointHooks, DataHooks, ModelHooks
@@ -68,6 +69,14 @@ def options_of(case):
     return {**BASIC, **({} if says_precision else {"precision": "32-true"}), **case.options}
 
 
+def key(case):
+    """Return what makes the run of a case: several cases can be the same one."""
+    return repr((options_of(case), case.module, case.save_at))
+
+
+KEYS = list(dict.fromkeys(map(key, CASES.values())))
+
+
 class Runs:
     """The runs of cases from Python, each made once, in a folder of its own."""
 
@@ -76,17 +85,24 @@ class Runs:
         self.finished = {}
 
     def folder(self, name):
-        folder = self.root / str(list(CASES).index(name))
+        folder = self.root / str(KEYS.index(key(CASES[name])))
         folder.mkdir(exist_ok=True)
         os.chdir(folder)
         return folder
 
     def whole(self, name):
-        if name not in self.finished:
-            case = CASES[name]
-            saves = [SaveAt(case.save_at, self.folder(name) / "at.ckpt")] if case.save_at else []
-            self.finished[name] = self.run(name, "whole", saves)
-        return self.finished[name]
+        case, folder = CASES[name], self.folder(name)
+        saves = [SaveAt(case.save_at, folder / "at.ckpt")] if case.save_at else []
+        return self.once(name, "whole", saves)
+
+    def resumed(self, name):
+        return self.once(name, "resumed", ckpt_path=str(self.folder(name) / "at.ckpt"))
+
+    def once(self, name, root, more=(), **options):
+        which = (key(CASES[name]), root)
+        if which not in self.finished:
+            self.finished[which] = self.run(name, root, more, **options)
+        return self.finished[which]
 
     def run(self, name, root, more=(), **options):
         case, folder = CASES[name], self.folder(name)
@@ -125,8 +141,7 @@ def test_what_works_does_what_is_asked_and_ends_in_the_same_bits_after_a_resume(
     if not case.save_at:
         assert case.verdict != EXACT
         return
-    checkpoint = runs.folder(name) / "at.ckpt"
-    resumed = runs.run(name, "resumed", ckpt_path=str(checkpoint))
+    resumed = runs.resumed(name)
     one, other = (run.lightning_module.state_dict() for run in (whole, resumed))
     same = one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())
     same = same and whole.global_step == resumed.global_step
@@ -146,8 +161,8 @@ def test_what_does_not_work_is_refused_with_a_reason(name, runs):
 def from_yaml(base, six_rows, tmp_path_factory):
     """What the command line makes of each case: folder, status, output and errors."""
     root = tmp_path_factory.mktemp("yaml")
-    folders, lines = [], []
-    for i, case in enumerate(IN_YAML.values()):
+    folders, lines = {}, []
+    for i, case in enumerate({key(case): case for case in IN_YAML.values()}.values()):
         trainer = {"default_root_dir": f"run{i}", **options_of(case)}
         config = {
             "model": {
@@ -164,12 +179,10 @@ def from_yaml(base, six_rows, tmp_path_factory):
             "trainer": in_yaml(trainer),
         }
         (root / f"{i}.yaml").write_text(yaml.safe_dump(config))
-        folders.append(root / f"run{i}")
+        folders[key(case)] = root / f"run{i}"
         lines.append(["fit", "--config", f"{i}.yaml"])
-    done = drive(root, lines)
-    return {
-        name: (folder, *result) for name, folder, result in zip(IN_YAML, folders, done, strict=True)
-    }
+    done = dict(zip(folders, drive(root, lines), strict=True))
+    return {name: (folders[key(case)], *done[key(case)]) for name, case in IN_YAML.items()}
 
 
 @pytest.mark.parametrize("name", IN_YAML)
@@ -257,6 +270,7 @@ OFFERED: dict[str, Callable[[], set[str]]] = {
         }
         | {"SaveConfigCallback"}
     ),
+    "Fabric": lambda: {fabric.Fabric.__name__},
 }
 
 
