@@ -15,6 +15,8 @@ from kinds import kinds
 LEFT_OUT = {"process": "start processes", "training": "train a run", "slow": "are slow"}
 LEFT_COUNTS = pytest.StashKey[dict[str, int]]()
 LONG = 5  # seconds of processor time, above which a test is to be marked slow
+OF_PROCESSES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
+ENVIRONMENT = {name: os.environ.get(name) for name in OF_PROCESSES}
 WORKER_MEMORY = 3 * 2**30  # bytes of a worker, its warm Python and the runs that they make
 
 
@@ -63,6 +65,15 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         item.user_properties.append(("seconds", time.process_time() - began))
+
+
+def pytest_runtest_teardown() -> None:
+    """Undo what Lightning's strategies leave in the environment, which other programs believe."""
+    for name, value in ENVIRONMENT.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

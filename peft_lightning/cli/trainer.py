@@ -6,7 +6,6 @@ import inspect
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import find_class
-from peft_lightning.cli.config_errors import RecordingParser, explain
+from peft_lightning.cli.config_errors import explain
 from peft_lightning.cli.config_index import ConfigIndex, default_root
 from peft_lightning.cli.defaults import fill_adapter, fill_learning_rate
 from peft_lightning.cli.errors import innermost, one_line, reason_in_union
@@ -28,6 +27,7 @@ from peft_lightning.cli.fit_defaults import (
     what_is_default,
     what_is_missing,
 )
+from peft_lightning.cli.parser import Parser
 from peft_lightning.cli.predictions import KeptPredictions
 from peft_lightning.cli.save_config import SaveConfig
 from peft_lightning.data.datamodule import SFTDataModule
@@ -71,36 +71,6 @@ def run_trainer(command: str, args: list[str], index: ConfigIndex) -> None:
     PeftCLI(command, args, index)
     if torch.distributed.is_initialized():  # its threads can abort the interpreter's exit:
         torch.distributed.destroy_process_group()  # torch issue 190489
-
-
-class Parser(RecordingParser, LightningArgumentParser):
-    """LightningCLI's parser, with epochs and learning rate of the run in ``--print_config``."""
-
-    cli: PeftCLI | None = None
-
-    def dump(self, cfg: Namespace, **kwargs: Any) -> str:
-        """Return ``cfg`` as YAML; during the parse, this is only called for --print_config."""
-        if self.cli is not None and not hasattr(self.cli, "config"):
-            cfg = cfg.clone()
-            if self.cli.command == "fit":
-                fill_epochs(cfg.trainer)
-            self.cli.fill_learning_rate(cfg)
-        return super().dump(plain(cfg), **kwargs)
-
-
-def plain(value: Any) -> Any:
-    """Return a configuration whose enumeration members are their values, as YAML has them.
-
-    A parameter ``interval: str = Interval.step``, as that of Lightning's ``Timer``, has such a
-    default, which jsonargparse cannot write.
-    """
-    if isinstance(value, Namespace):
-        return Namespace(**{name: plain(part) for name, part in vars(value).items()})
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [plain(part) for part in value]
-    return value.value if isinstance(value, Enum) and isinstance(value, str) else value
 
 
 class PeftCLI(LightningCLI):
