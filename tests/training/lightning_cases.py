@@ -403,7 +403,7 @@ PLUGINS: dict[str, Row] = {
         plugin(precisions.BitsandbytesPrecision, mode="nf4"),
         REFUSED,
         "use `quantization: 4bit`, on a CPU too",
-        error="quantization",
+        error="quantization|Requirement .bitsandbytes. not met",
     ),
     "DeepSpeedPrecision": Case(
         plugin(precisions.DeepSpeedPrecision, precision="32-true"),
