@@ -19,6 +19,10 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+CHECKPOINT_FILES = {  # of a run with an adapter
+    *("SHA256SUMS", "adapter_config.json", "adapter_model.safetensors"),
+    *("peft_lightning.json", "trainer_state.pt"),
+}
 SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>", "<unk>"]
 
 

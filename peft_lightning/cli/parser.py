@@ -24,19 +24,19 @@ class Parser(RecordingParser, LightningArgumentParser):
             if self.cli.command == "fit":
                 fill_epochs(cfg.trainer)
             self.cli.fill_learning_rate(cfg)
-        return super().dump(plain(cfg), **kwargs)
+        return super().dump(enums_as_values(cfg), **kwargs)
 
 
-def plain(value: Any) -> Any:
+def enums_as_values(value: Any) -> Any:
     """Return a configuration whose enumeration members are their values, as YAML has them.
 
     A parameter ``interval: str = Interval.step``, as that of Lightning's ``Timer``, has such a
     default, which jsonargparse cannot write.
     """
     if isinstance(value, Namespace):
-        return Namespace(**{name: plain(part) for name, part in vars(value).items()})
+        return Namespace(**{name: enums_as_values(part) for name, part in vars(value).items()})
     if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
+        return {name: enums_as_values(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [plain(part) for part in value]
+        return [enums_as_values(part) for part in value]
     return value.value if isinstance(value, Enum) and isinstance(value, str) else value

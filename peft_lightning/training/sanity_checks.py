@@ -14,6 +14,7 @@ from torch import Tensor
 
 from peft_lightning.base_model.positions import positions_of
 from peft_lightning.messages import RunError, UserError
+from peft_lightning.training.checkpoint_facts import check_base
 from peft_lightning.training.cluster.fsdp2 import fingerprint
 
 
@@ -33,6 +34,18 @@ class SanityChecks(Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         check_positions(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["base_fingerprint"] = pl_module.fingerprint
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Compare the base with that of the checkpoint, whatever plugin has read it."""
+        if "base_fingerprint" in checkpoint:
+            check_base(pl_module, checkpoint)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._sums, self._first_step = self._fingerprints(pl_module), trainer.global_step

@@ -14,15 +14,8 @@ from peft_lightning import CausalLMModule, Full, LoRA, PromptTuning
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.schedules import Constant
 from rounding import assert_near
-from tiny_run import byte_tokenizer, fit, write_base, write_rows
+from tiny_run import CHECKPOINT_FILES, byte_tokenizer, fit, write_base, write_rows
 
-FILES = {
-    "SHA256SUMS",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "peft_lightning.json",
-    "trainer_state.pt",
-}
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
 
@@ -40,7 +33,7 @@ def last(root):
 def test_a_checkpoint_is_hf_pefts_files_our_facts_and_the_trainers_state(run):
     _, root = run
     for name in ("best.ckpt", "last.ckpt"):
-        assert {p.name for p in (root / "checkpoints" / name).iterdir()} == FILES
+        assert {p.name for p in (root / "checkpoints" / name).iterdir()} == CHECKPOINT_FILES
     assert {p.name for p in (root / "checkpoints").iterdir()} == {
         "best.ckpt",
         "last.ckpt",

@@ -17,15 +17,7 @@ from lightning.pytorch.loggers import WandbLogger as LightningsWandbLogger
 
 from cli_driver import drive
 from peft_lightning import CausalLMModule
-from tiny_run import fit
-
-FILES = {
-    "SHA256SUMS",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "peft_lightning.json",
-    "trainer_state.pt",
-}
+from tiny_run import CHECKPOINT_FILES, fit
 
 
 def run(base, rows, tmp_path, logger, **options):
@@ -146,7 +138,9 @@ def test_keys_that_mlflow_refuses_are_in_a_value(base, rows, tmp_path, mlflow):
 def test_mlflow_gets_the_checkpoints(base, rows, tmp_path, mlflow, log_model):
     logger = mlflow(log_model=log_model)
     run(base, rows, tmp_path, logger)
-    expected = {f"{name}/{name}.ckpt/{file}" for name in ("best", "last") for file in FILES}
+    expected = {
+        f"{name}/{name}.ckpt/{file}" for name in ("best", "last") for file in CHECKPOINT_FILES
+    }
     expected |= {f"{n}/{f}" for n in ("best", "last") for f in ("aliases.txt", "metadata.yaml")}
     assert artifacts(logger) == expected
     folder = logger.experiment.download_artifacts(logger.run_id, "best", str(tmp_path))
@@ -249,7 +243,7 @@ def test_wandb_gets_the_checkpoints(base, rows, tmp_path, wandb, log_model, coun
     for artifact in found:
         assert artifact.type == "model"
         paths = {entry.path for entry in artifact.manifest.contents}
-        assert paths == {f"model.ckpt/{file}" for file in FILES}
+        assert paths == {f"model.ckpt/{file}" for file in CHECKPOINT_FILES}
     last = found[-1]
     assert sorted(last.aliases) == ["latest"]
     assert sorted(found[-2].aliases) == ["best", "latest"]

@@ -16,12 +16,13 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from cli_driver import drive
 from peft_lightning import CausalLMModule, LoRA, SFTDataModule, Trainer
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.progress_bar import TokenProgressBar
-from tiny_run import fit, flat_batch
+from tiny_run import fit, flat_batch, write_base
 
 QUIET = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -229,6 +230,18 @@ def test_a_checkpoint_plugin_of_the_users_writes_the_checkpoints_which_is_said(
     again = fit(base, rows, tmp_path / "again", plugins=[OwnIO()], ckpt_path=last)
     state = again.lightning_module.state_dict()
     assert all(torch.equal(t, state[n]) for n, t in whole.lightning_module.state_dict().items())
+
+
+def test_a_checkpoint_of_another_base_is_refused_whoever_reads_it(base, rows, tmp_path):
+    other = write_base(tmp_path / "other", "qwen2")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] += 1
+    model.save_pretrained(other)
+    fit(base, rows, tmp_path / "run", plugins=[OwnIO()], max_epochs=1)
+    last = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match="belongs to another base model"):
+        fit(other, rows, tmp_path / "on", plugins=[OwnIO()], ckpt_path=last)
 
 
 # ---- batches of any form ----------------------------------------------------------------------
