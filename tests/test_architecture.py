@@ -20,6 +20,7 @@ SAME_FLOOR = {  # and of its own floor from these
     "adapters": {"kernels"},  # products with weights that are stored in fewer bytes
     "base_model": {"kernels"},  # the dtype that suits the processor
     "commands": {"cli"},  # submit checks the options of fit
+    "experiments": {"module", "training"},  # what they plan and evaluate
     "files": {"messages"},  # the types of errors
     "hyperparameters": {"messages"},  # what a secret is
     "hub": {"adapters", "base_model"},  # what it fetches and uploads
@@ -60,6 +61,7 @@ ALSO = {
     "export/gguf.py": {"gguf"},
     "export/gguf_layout.py": {"gguf"},
     "export/gguf_tokenizer.py": {"gguf"},
+    "reports/plots.py": {"matplotlib"},
 }
 BEFORE_THE_COMMAND_IS_KNOWN = [
     "__init__.py",

@@ -1,0 +1,1 @@
+"""Scores of answers by name: exact match, JSON match, ROUGE, BLEU and others."""
