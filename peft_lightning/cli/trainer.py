@@ -39,7 +39,7 @@ from peft_lightning.module import CausalLMModule
 from peft_lightning.training.checkpoint_path import NO_CHECKPOINT, checkpoint_path
 from peft_lightning.training.clipping import require_clip_val
 from peft_lightning.training.cluster.strategies import require_supported
-from peft_lightning.training.log_filters import filter_logs
+from peft_lightning.training.log_filters import filter_logs, print_one_line_warnings
 from peft_lightning.training.precision import settle_resources
 from peft_lightning.training.run_defaults import TRAINER_DEFAULTS, fill_epochs
 from peft_lightning.training.run_end import run_ended
@@ -68,6 +68,7 @@ def run_trainer(command: str, args: list[str], index: ConfigIndex) -> None:
         args = [re.sub(r"^--adapter(=|$)(?!\[)", r"--adapter+\1", a) for a in args]
     set_parsing_settings(subclasses_enabled=[Adapter, Schedule])
     filter_logs()
+    print_one_line_warnings()
     PeftCLI(command, args, index)
     if torch.distributed.is_initialized():  # its threads can abort the interpreter's exit:
         torch.distributed.destroy_process_group()  # torch issue 190489

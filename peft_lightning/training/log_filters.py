@@ -32,19 +32,24 @@ WARNINGS = (
     "in eval mode at the start of training",  # the frozen base, on purpose
     r"It is recommended to use `self\.log\(.*sync_dist=True",  # metrics are reduced
     "callbacks used to create the checkpoint need to be provided",
+    "Total length of .* across ranks is zero",  # a run without validation rows
 )
 
 
+def print_one_line_warnings() -> None:
+    """Print each warning as one line, and nothing of transformers' progress: for a program."""
+    warnings.formatwarning = _one_line
+    transformers.utils.logging.disable_progress_bar()
+
+
 def filter_logs() -> None:
-    """Filter the messages of Lightning and transformers, and print warnings as one line each."""
+    """Filter the messages and warnings of Lightning that come with every run."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_is_informative)
     for name in ("lightning.fabric.utilities.seed", "lightning.fabric.utilities.distributed"):
         logging.getLogger(name).addFilter(_is_informative)
     for message in WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")
-    warnings.formatwarning = _one_line
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _is_informative(record: logging.LogRecord) -> bool:

@@ -24,6 +24,7 @@ from peft_lightning.training.lightning_parts import (
     require_supported_parts,
     require_supported_plugins,
 )
+from peft_lightning.training.log_filters import filter_logs
 from peft_lightning.training.precision import (
     AUTO,
     check_devices,
@@ -62,6 +63,7 @@ class Trainer(L.Trainer):
     """
 
     def __init__(self, precision: PrecisionName | None = "auto", **kwargs: Any) -> None:
+        filter_logs()
         require_supported(kwargs.get("strategy", "auto"))  # Lightning asks for its packages first
         is_bare = bool(kwargs.get("barebones"))  # for measuring Lightning's own overhead
         for name, value in ({} if is_bare else TRAINER_DEFAULTS).items():

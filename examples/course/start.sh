@@ -1,0 +1,14 @@
+# Sourced by the exercises: sweep NAME [options] trains with three seeds and compares the runs.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+python=python
+if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
+given=("$@")
+
+sweep() {
+  local name=$1
+  shift
+  "$python" -m peft_lightning sweep --config configs/quickstart.yaml --dir "runs/course/$name" \
+    --seeds 0,1,2 "$@" "${given[@]}"
+  "$python" -m peft_lightning compare "runs/course/$name"
+}
