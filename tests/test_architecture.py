@@ -63,7 +63,7 @@ ALSO = {
     "export/gguf.py": {"gguf"},
     "export/gguf_layout.py": {"gguf"},
     "export/gguf_tokenizer.py": {"gguf"},
-    "reports/plots.py": {"matplotlib"},
+    "reports/chart.py": {"matplotlib"},
 }
 BEFORE_THE_COMMAND_IS_KNOWN = [
     "__init__.py",
