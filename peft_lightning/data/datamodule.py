@@ -16,6 +16,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from peft_lightning.data.answer_rows import AnswerRow, answer_rows
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
 from peft_lightning.data.description import describe_rows
 from peft_lightning.data.files.in_hand import NamedRows, Rows, TrainRows, in_hand
@@ -257,6 +258,10 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         """Return the prompts of this rank, all of a batch for the same adapter."""
         tasks = assign_adapters(self.predict_records, self.predict_adapters)
         return self._loaders().prompts(self.predict_prompts, tasks)
+
+    def answer_rows(self, name: str, limit: int = 0) -> list[AnswerRow]:
+        """Return rows of val or test with what precedes their answers; see ``answer_rows.py``."""
+        return answer_rows(self._splits[name], limit) if name in self._splits else []
 
     def _evaluation(self, name: str) -> BatchLoader:
         split, loaders = self._splits[name], self._loaders()
