@@ -1,5 +1,7 @@
 """A sweep is interrupted, killed and extended, and each of its runs is that of a single ``fit``."""
 
+import contextlib
+import io
 import json
 import signal
 import time
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import warm_python
-from cli_driver import ENVIRONMENT, drive, wait_for
+from cli_driver import ENVIRONMENT, drive
 from peft_lightning.__main__ import main
 from peft_lightning.experiments.sweep import runner
 from peft_lightning.experiments.sweep.process import PointProcess, describe_exit, last_line
@@ -30,7 +32,7 @@ trainer:
   default_root_dir: runs/ranks
   callbacks: [{class_path: step_trace.StepTrace}]
 """
-SWEEP = "sweep --config run.yaml --vary model.adapter.r=2,4".split()
+SWEEP = ["sweep", "--config", "run.yaml", "--vary", "model.adapter.r=2,4"]
 POINTS = [(2, 0), (2, 1), (4, 0), (4, 1)]
 SLOW = {**ENV, "STEP_DELAY": "0.3"}
 
@@ -64,9 +66,14 @@ def folder(tmp_path_factory, base, rows):
     return folder
 
 
-def in_this_process(folder, args, capsys):
+def in_this_process(folder, args):
     """Run a command line here, its points in forks; return (status, output, errors)."""
-    with pytest.MonkeyPatch.context() as patch:
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         patch.chdir(folder)
         patch.setattr(runner, "start_python", warm)
         for key in ("OMP_NUM_THREADS", "PYTHONPATH"):
@@ -74,7 +81,7 @@ def in_this_process(folder, args, capsys):
         for path in reversed(ENV["PYTHONPATH"].split(":")):
             patch.syspath_prepend(path)
         status = main(args)
-    return status, *capsys.readouterr()
+    return status, out.getvalue(), err.getvalue()
 
 
 def start(folder, args, log):
@@ -108,23 +115,7 @@ def interrupted(folder):
 @pytest.fixture(scope="module")
 def finished(folder, interrupted):
     """The same sweep to its end."""
-    with pytest.MonkeyPatch.context():
-        done = drive_sweep(folder, [*SWEEP, "--seeds", "0,1"])
-    return done
-
-
-def drive_sweep(folder, args):
-    import contextlib
-    import io
-
-    out, err = io.StringIO(), io.StringIO()
-
-    class Captured:
-        def readouterr(self):
-            return out.getvalue(), err.getvalue()
-
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        return in_this_process(folder, args, Captured())
+    return in_this_process(folder, [*SWEEP, "--seeds", "0,1"])
 
 
 def test_ctrl_c_stops_the_running_point_with_a_checkpoint_and_says_how_to_go_on(interrupted):
@@ -176,13 +167,13 @@ def test_a_table_and_sweep_json_have_every_point_and_the_next_command_is_named(f
         assert point["seconds"] > 0
 
 
-def test_more_values_add_only_what_is_new(folder, finished, capsys):
+def test_more_values_add_only_what_is_new(folder, finished):
     times = {
         point: (folder / "runs/ranks" / name(*point) / "summary.json").stat().st_mtime_ns
         for point in POINTS
     }
     args = [*SWEEP[:-1], "model.adapter.r=2,4,16", "--seeds", "0"]
-    status, output, errors = in_this_process(folder, args, capsys)
+    status, output, errors = in_this_process(folder, args)
     assert status == 0
     assert "r=16-seed=0: finished" in errors
     assert "r=2-seed=0: " not in errors
@@ -190,19 +181,19 @@ def test_more_values_add_only_what_is_new(folder, finished, capsys):
     for point, before in times.items():
         summary = folder / "runs/ranks" / name(*point) / "summary.json"
         assert summary.stat().st_mtime_ns == before
-    status, output, errors = in_this_process(folder, [*args, "--json"], capsys)
+    status, output, errors = in_this_process(folder, [*args, "--json"])
     assert [p["status"] for p in json.loads(output)["points"]] == ["finished"] * 3
 
 
-def test_a_changed_config_is_refused_with_what_differs(folder, finished, capsys):
+def test_a_changed_config_is_refused_with_what_differs(folder, finished):
     args = [*SWEEP, "--seeds", "0,1", "--model.learning_rate", "0.5", "--data.max_length", "9"]
-    status, _, errors = in_this_process(folder, args, capsys)
+    status, _, errors = in_this_process(folder, args)
     assert status == 2
     assert "model.learning_rate: 0.01 there, 0.5 now" in errors
     assert "data.max_length: absent there, 9 now" in errors
 
 
-def test_a_failing_point_is_tried_again_and_costs_the_others_nothing(folder, capsys):
+def test_a_failing_point_is_tried_again_and_costs_the_others_nothing(folder):
     (folder / "once.py").write_text(
         "import os, pathlib\nfrom lightning.pytorch.callbacks import Callback\n"
         "class Killed(Callback):\n"
@@ -214,23 +205,23 @@ def test_a_failing_point_is_tried_again_and_costs_the_others_nothing(folder, cap
     )
     args = ["sweep", "--config", "run.yaml", "--vary", "data.train=no.jsonl,rows.jsonl"]
     args += ["--dir", "runs/failing", "--trainer.callbacks+=once.Killed", "--trainer.max_steps=1"]
-    status, output, errors = in_this_process(folder, args, capsys)
+    status, output, errors = in_this_process(folder, args)
     assert status == 1
     assert "train=rows.jsonl: failed after" in errors
     assert "killed by SIGKILL (out of memory?)" in errors
     assert "to be tried again" in errors
     assert "train=rows.jsonl: finished" in errors
     log = "runs/failing/train=no.jsonl/output.log"
-    assert f"train=no.jsonl failed 2 times: error: " in output
+    assert "train=no.jsonl failed 2 times: error: " in output
     assert f"(its output: {log})" in output
     assert (folder / log).read_text().count("error: ") == 2
     assert "1 of 2 points are not finished; the same command goes on with them" in output
 
 
-def test_all_points_are_checked_before_the_first_one_runs(folder, capsys):
+def test_all_points_are_checked_before_the_first_one_runs(folder):
     def errors(*args):
         args = ["sweep", "--config", "run.yaml", "--dir", "runs/wrong", *args]
-        status, _, errors = in_this_process(folder, args, capsys)
+        status, _, errors = in_this_process(folder, args)
         assert status == 2
         assert not [p for p in (folder / "runs/wrong").glob("*") if p.name != "sweep.lock"]
         return errors
@@ -256,20 +247,21 @@ def test_all_points_are_checked_before_the_first_one_runs(folder, capsys):
     )
 
 
-def test_a_dry_run_prints_the_points_and_makes_nothing(folder, capsys):
+def test_a_dry_run_prints_the_points_and_makes_nothing(folder):
     args = [*SWEEP, "--seeds", "0-2", "--dir", "runs/dry", "--dry-run"]
-    status, output, _ = in_this_process(folder, args, capsys)
+    status, output, _ = in_this_process(folder, args)
     assert status == 0
     assert output.splitlines()[0].split() == ["r=2-seed=0", "pending"]
     assert output.endswith("\n6 points, 6 to train\n")
     assert not (folder / "runs/dry").exists()
 
 
-def test_a_folder_with_other_things_is_no_sweeps(folder, capsys):
+def test_a_folder_with_other_things_is_no_sweeps(folder):
     (folder / "runs/other").mkdir(parents=True)
     (folder / "runs/other/notes.txt").touch()
-    status, _, errors = in_this_process(folder, [*SWEEP, "--dir", "runs/other"], capsys)
-    assert (status, "runs/other holds no sweep but notes.txt: give another --dir" in errors) == (2, True)
+    status, _, errors = in_this_process(folder, [*SWEEP, "--dir", "runs/other"])
+    assert status == 2
+    assert "runs/other holds no sweep but notes.txt: give another --dir" in errors
 
 
 def test_the_last_line_of_a_log_is_that_of_the_error(tmp_path):

@@ -87,9 +87,7 @@ class SweepState:
             _check_base(folder, kept["base"], state.base)
             state.points = {p["name"]: PointState(**p) for p in kept["points"]}
         elif others := _other_files(folder):
-            raise UserError(
-                f"{folder} holds no sweep but {shortened(others)}: give another --dir"
-            )
+            raise UserError(f"{folder} holds no sweep but {shortened(others)}: give another --dir")
         known = {sha256_of_json(p.settings): p for p in state.points.values()}
         new = [p for p in points if sha256_of_json(p) not in known]
         named = point_names(points, taken=state.points)
