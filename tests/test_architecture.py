@@ -62,6 +62,7 @@ ALSO = {
     "export/gguf_layout.py": {"gguf"},
     "export/gguf_tokenizer.py": {"gguf"},
     "reports/plots.py": {"matplotlib"},
+    "reports/run_record.py": {"yaml"},
 }
 BEFORE_THE_COMMAND_IS_KNOWN = [
     "__init__.py",
