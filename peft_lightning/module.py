@@ -120,7 +120,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         return nll, tokens
 
     def labelled_logits(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the logits that predict labelled tokens, (N, V), and those tokens, (N,)."""
+        """Return the logits before the labelled tokens, (N, V) float32, and those tokens, (N,)."""
         return self.outputs.logits(batch)
 
     def labelled_weights(self, batch: dict[str, Any]) -> Tensor:
