@@ -16,6 +16,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from peft_lightning.data.answer_rows import AnswerRow, answer_rows
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
 from peft_lightning.data.description import describe_rows
 from peft_lightning.data.example_rows import example_rows
@@ -62,6 +63,8 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         system_prompt: System message of the conversations that have none.
         encoding: Encoding of text files; without, UTF-8.
         max_rows: Maximum number of rows read of each source.
+        max_train_rows: Maximum number of rows of each source that are trained on, a random choice
+            that no seed changes; those of validation stay.
         tokenizer: Hub id or folder of the tokenizer; without, that of the base model.
         chat_template: Path of a Jinja file, or "none" for plain text; without, the tokenizer's own.
         chat_template_kwargs: Variables of the chat template: {enable_thinking: false}.
@@ -117,6 +120,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         system_prompt: str | None = None,
         encoding: str | None = None,
         max_rows: int | None = None,
+        max_train_rows: int | None = None,
         tokenizer: str | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
@@ -148,7 +152,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         given = {"train": train, "val": val, "test": test, "predict": predict}
         self.paths = {name: in_hand(v, f"data.{name}", max_rows) for name, v in given.items()}
         check_val_fraction(val_fraction)
-        self.mixture = read_mixture(self.paths["train"], mix, stopping_strategy)
+        self.mixture = read_mixture(self.paths["train"], mix, stopping_strategy, max_train_rows)
         self.row_options = RowOptions(
             *(format_name(format), on_bad_row, columns or {}, roles or {}, prompt, system_prompt),
             *(encoding, max_rows),
@@ -268,6 +272,10 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         """Return the prompts of this rank, all of a batch for the same adapter."""
         tasks = assign_adapters(self.predict_records, self.predict_adapters)
         return self._loaders().prompts(self.predict_prompts, tasks)
+
+    def answer_rows(self, name: str, limit: int = 0) -> list[AnswerRow]:
+        """Return rows of val or test with what precedes their answers; see ``answer_rows.py``."""
+        return answer_rows(self._splits[name], limit) if name in self._splits else []
 
     def _evaluation(self, name: str) -> BatchLoader:
         split, loaders = self._splits[name], self._loaders()
