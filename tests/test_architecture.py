@@ -60,6 +60,8 @@ ALSO = {
     "metrics/rouge.py": {"torchmetrics"},
     "training/load_from_checkpoint.py": {"yaml"},
     "training/logger_checkpoints.py": {"wandb"},
+    "training/loggers.py": {"mlflow"},
+    "training/trackio_logger.py": {"trackio"},
     "experiments/sweep/points.py": {"yaml"},
     "experiments/sweep/state.py": {"yaml"},
     "experiments/sweep/values.py": {"yaml"},
