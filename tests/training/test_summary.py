@@ -86,7 +86,7 @@ def test_every_step_and_validation_is_logged(run):
     for row in validations:
         loss = torch.tensor(float(row["val/loss"]))
         assert float(row["val/perplexity"]) == pytest.approx(loss.exp().item(), rel=1e-5)
-        assert 0 <= float(row["val/accuracy"]) <= 1
+        assert 0 <= float(row["val/token_accuracy"]) <= 1
 
 
 def test_token_accuracy_is_the_share_of_tokens_that_were_likeliest(run):
@@ -98,7 +98,7 @@ def test_token_accuracy_is_the_share_of_tokens_that_were_likeliest(run):
             logits, targets = module.labelled_logits(batch)
             hits += (logits.argmax(-1) == targets).sum().item()
             total += len(targets)
-    assert trainer.callback_metrics["val/accuracy"].item() == pytest.approx(hits / total)
+    assert trainer.callback_metrics["val/token_accuracy"].item() == pytest.approx(hits / total)
 
 
 def test_samples_are_written_at_each_validation(run):
