@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_lightning.experiments.student_t import quantile, two_sided_p
+from peft_lightning.reports.comparison import LEVEL, Estimate
 
 Array = NDArray[np.float64]
 
-LEVEL = 0.95  # of all intervals
 RESAMPLES = 10_000
 _CHUNK = 2**22  # numbers of drawn rows that exist at once
 
@@ -48,31 +48,6 @@ class Scores:
     name: str
     sums: Array
     has_seed: bool = True
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean or a difference of means, with its interval.
-
-    Args:
-        value: The estimate.
-        low: Lower end of the 95 % interval.
-        high: Upper end.
-        p: Probability of so large a difference without one in truth, corrected for the number of
-            comparisons; nan of a mean.
-        with_seeds: Whether the interval contains the noise of the seeds, not of the rows alone.
-    """
-
-    value: float
-    low: float
-    high: float
-    p: float = float("nan")
-    with_seeds: bool = True
-
-    @property
-    def is_beyond_noise(self) -> bool:
-        """Whether the difference is more than noise, all comparisons taken together."""
-        return self.p < 1 - LEVEL
 
 
 @dataclass(frozen=True)
