@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
 from peft_lightning.data.description import describe_rows
+from peft_lightning.data.example_rows import example_rows
 from peft_lightning.data.files.in_hand import NamedRows, Rows, TrainRows, in_hand
 from peft_lightning.data.loader import BatchLoader
 from peft_lightning.data.loaders import Loaders, require_equal_data
@@ -31,6 +32,7 @@ from peft_lightning.data.rows.format_functions import format_name
 from peft_lightning.data.split import Split, Tokenize, data_state
 from peft_lightning.data.splits import check_val_fraction, open_splits
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
+from peft_lightning.data.tokens.marked_tokens import MarkedRow
 from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.data.tokens.tokenizer import padding_id, tokenizer_for
 from peft_lightning.data.trained_prompts import prompt_format_of, use_prompt_format
@@ -225,6 +227,11 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         """Return the splits that ``stage`` needs, and those that are open already."""
         args = (tokenize, log, self._splits, self.mixture, self.row_options.encoding)
         return open_splits(stage, self.paths, self.val_fraction, *args)
+
+    def example_rows(self, number: int) -> list[MarkedRow]:
+        """Return rows to train on, of each source about as many, with their tokens in the loss."""
+        train = self._splits.get("train")
+        return [] if train is None else example_rows(train, self.tokenizer, number)
 
     @property
     def seed(self) -> int:

@@ -14,7 +14,9 @@ from typing import Any
 from peft_lightning.data.tokens.marked_tokens import printable
 from peft_lightning.reports.svg import INK, SETTINGS, color_of, dash_of, marker_of, svg_text
 
-LEGEND_LINE = 19
+LEGEND_LINE = 19  # pixels, as are the others
+TOP, BOTTOM = 10, 45
+DIGIT = 7.8  # the widest a digit is at the size of the text
 _LOCK = threading.Lock()  # matplotlib's settings are global
 
 
@@ -26,6 +28,7 @@ def chart(
     logarithmic: tuple[bool, bool],
     size: tuple[int, int],
     lines: bool,
+    right: int = 20,
 ) -> str:
     """Return what ``draw`` puts on axes as SVG, with its legend below.
 
@@ -37,27 +40,45 @@ def chart(
         logarithmic: Whether x is on a logarithmic scale, and whether y is.
         size: Width and height without the legend, in pixels.
         lines: Whether the legend shows lines, not markers alone.
+        right: Room beside the axes, in pixels.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    columns = _legend_columns(list(looks), size[0])
-    lines_below = math.ceil(len(looks) / columns) if len(looks) > 1 else 0
-    height = size[1] + LEGEND_LINE * lines_below
+    lines_below = math.ceil(len(looks) / _legend_columns(list(looks), size[0]))
+    columns = math.ceil(len(looks) / max(1, lines_below))
+    lines_below *= len(looks) > 1
+    width, height = size[0], size[1] + LEGEND_LINE * lines_below
     settings: dict[Any, Any] = {k: v for k, v in mpl.rcParamsDefault.items() if k != "backend"}
     with _LOCK, mpl.rc_context(settings | SETTINGS):
-        figure = Figure(figsize=(size[0] / 72, height / 72), dpi=72, layout="constrained")
-        figure.set_facecolor("none")
-        axes = figure.add_subplot(facecolor="none")
-        axes.set_xlabel(labels[0])
-        axes.set_ylabel(labels[1])
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
+        axes = figure.add_axes((0, 0, 1, 1), facecolor="none")
         draw(axes)
         _scale(axes, *logarithmic)
         if not axes.has_data():
             axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=INK)
+        _arrange(axes, labels[:2], (width, height), LEGEND_LINE * lines_below, right)
         if lines_below:
             _legend(figure, looks, columns, lines)
         return svg_text(figure, names, labels[2])
+
+
+def _arrange(
+    axes: Any, labels: Sequence[str], size: tuple[int, int], below: int, right: int
+) -> None:
+    """Place axes and labels; matplotlib's own layouts draw everything twice to do so."""
+    width, height = size
+    low, high = sorted(axes.get_ylim())
+    shown = [short_number(tick) for tick in axes.get_yticks() if low <= tick <= high]
+    left = 34 + DIGIT * max(map(len, shown), default=1)
+    bottom = BOTTOM + below
+    box = (left, bottom, width - left - right, height - bottom - TOP)
+    axes.set_position([box[0] / width, box[1] / height, box[2] / width, box[3] / height])
+    pixels = axes.figure.dpi_scale_trans  # in inches
+    axes.set_xlabel(printable(labels[0]), va="bottom")
+    axes.set_ylabel(printable(labels[1]), va="top")
+    axes.xaxis.set_label_coords((left + box[2] / 2) / 72, (below + 4) / 72, transform=pixels)
+    axes.yaxis.set_label_coords(4 / 72, (bottom + box[3] / 2) / 72, transform=pixels)
 
 
 def _scale(axes: Any, log_x: bool, log_y: bool) -> None:
@@ -114,4 +135,6 @@ def _legend(figure: Any, looks: dict[str, int], columns: int, lines: bool) -> No
         )
         for look in looks.values()
     ]
-    figure.legend(handles, [*map(printable, looks)], loc="outside lower left", ncols=columns)
+    figure.legend(
+        handles, [*map(printable, looks)], loc="lower left", ncols=columns, borderaxespad=0.1
+    )

@@ -87,14 +87,22 @@ class Page:
         title: Its title.
         description: What it is, in a sentence below the title; empty for none.
         refresh_seconds: A browser loads the page anew every so many seconds; None for never.
+        kind: A word in the first line of the file, by which a program knows it.
+        is_scripted: Whether tables are sorted, filtered and opened by a script; else there is none.
     """
 
     def __init__(
-        self, title: str, description: Any = "", refresh_seconds: int | None = None
+        self,
+        title: str,
+        description: Any = "",
+        refresh_seconds: int | None = None,
+        kind: str = "report",
+        is_scripted: bool = True,
     ) -> None:
         self.title = title
         self.description = description
         self.refresh_seconds = refresh_seconds
+        self.kind, self.is_scripted = kind, is_scripted
         self._top: list[Html] = []
         self._sections: list[tuple[str, str]] = []
 
@@ -115,12 +123,12 @@ class Page:
 
     def html(self) -> str:
         """Return the file."""
-        script = resource("page.js")
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        policy = (
-            "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-            f"script-src 'sha256-{digest}'"
-        )
+        script = resource("page.js") if self.is_scripted else ""
+        policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        if script:
+            digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+            policy += f"; script-src 'sha256-{digest}'"
+            script = f"<script>{script}</script>\n"
         refresh = (
             f"<meta http-equiv=refresh content={self.refresh_seconds}>\n"
             if self.refresh_seconds
@@ -129,13 +137,13 @@ class Page:
         lead = f"<p class=lead>{escaped(self.description)}</p>" if self.description else ""
         body = f"<header><h1>{escaped(self.title)}</h1>{lead}</header>{''.join(self._top)}"
         return (
-            "<!doctype html>\n<html lang=en><head><meta charset=utf-8>\n"
+            f"<!doctype html><!-- {self.kind} -->\n<html lang=en><head><meta charset=utf-8>\n"
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
             '<meta name=viewport content="width=device-width, initial-scale=1">\n'
             f"{refresh}<title>{escaped(self.title)}</title>\n"
             f"<style>{resource('page.css')}</style></head>\n<body>\n"
             f"{body}{self._contents()}\n<main>{''.join(self._numbered())}</main>\n"
-            f"<script>{script}</script>\n</body></html>\n"
+            f"{script}</body></html>\n"
         )
 
     def _contents(self) -> str:

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from peft_lightning.reports.chart import chart, legend_entries
+from peft_lightning.reports.chart import BOTTOM, TOP, chart, legend_entries, short_number
 from peft_lightning.reports.curves import shortened, usable_points
 from peft_lightning.reports.svg import color_of, dash_of, marker_of
 
+MANY = 12  # curves, from which on they are thinner
 WIDTH, HEIGHT = 520, 300  # in the units of an SVG: pixels, unless the page scales it
 
 
@@ -159,13 +160,15 @@ def heat_map(
         image = axes.imshow(
             numbers, "cividis", aspect="auto", origin="lower", extent=extent, interpolation="none"
         )
-        bar = axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
+        place = (1 - 86 / width, BOTTOM / height, 12 / width, 1 - (BOTTOM + TOP) / height)
+        bar = axes.figure.colorbar(image, cax=axes.figure.add_axes(place))
+        bar.ax.yaxis.set_major_formatter(lambda value, _: short_number(value))
         bar.set_label(value_label)
         bar.outline.set_visible(False)
         axes.grid(False)
 
     labels = (x_label, y_label, f"{value_label} by {x_label} and {y_label}")
-    return chart(draw, {}, {}, labels, (False, False), (width, height), False)
+    return chart(draw, {}, {}, labels, (False, False), (width, height), False, right=96)
 
 
 def _draw_series(
@@ -173,7 +176,7 @@ def _draw_series(
     series: Series,
     look: int,
     columns: Sequence[np.ndarray],
-    is_alone: bool,
+    of: int,
     gid: str,
 ) -> None:
     color = color_of(look)
@@ -186,15 +189,16 @@ def _draw_series(
         axes.plot(x, y, color=color, linewidth=0.8, alpha=0.3, gid=gid)
         return
     is_short = len(x) == 1 or series.kind == "points"
-    is_marked = is_short or not is_alone
+    is_marked = is_short or of > 1
+    is_one_of_many = of > MANY
     axes.plot(
         x,
         y,
         color=color,
-        linewidth=1.8,
+        linewidth=1.1 if is_one_of_many else 1.8,
         linestyle=dash_of(look),
         marker=marker_of(look) if is_marked else None,
-        markersize=5,
+        markersize=3.5 if is_one_of_many else 5,
         markeredgewidth=0,
         markevery=1 if is_short else (0.04 + 0.03 * (look % 4), 0.17),
         gid=gid,

@@ -14,7 +14,8 @@ from peft_lightning.data import encode_prompt
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.kernels.native.library import kernels_state
 from peft_lightning.training.batch_size import count_tokens
-from peft_lightning.training.summary import Summary, trained_table
+from peft_lightning.training.summary import Summary
+from peft_lightning.training.trained_table import trained_table
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, fit, write_base
 
