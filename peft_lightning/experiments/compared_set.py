@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_lightning.data.collate import flat_collate
-from peft_lightning.experiments.conclusions import LOSS, Measure, conclusions, noise
+from peft_lightning.experiments.conclusions import conclusions, noise
 from peft_lightning.experiments.evaluate import Evaluated
 from peft_lightning.experiments.groups import Group
 from peft_lightning.experiments.questions import Questions
 from peft_lightning.experiments.runs import Run
 from peft_lightning.experiments.statistics import Scores, Statistics, compare_groups
 from peft_lightning.experiments.validation_rows import ValidationRows
+from peft_lightning.experiments.wording import LOSS, Measure
 from peft_lightning.metrics import row_scores
 from peft_lightning.reports.comparison import ComparedSet, GroupResult, RunResult
 from peft_lightning.training.labelled_bytes import LabelledBytes
@@ -54,11 +55,10 @@ class SetToCompare:
         results = {group.name: self._group(group) for group in self.groups}
         parameters = {n: g.facts["trainable_parameters"] for n, g in results.items()}
         seeds = {g.name: len(self._units(g)) for g in self.groups}
-        sentences = conclusions(of_loss, BASE, parameters)
-        sentences += noise(of_loss, seeds)
+        sentences = [*conclusions(of_loss, BASE, parameters), *noise(of_loss, seeds)]
         for name in self.metrics:
-            told = conclusions(by_score[name], BASE, parameters, measures[name])
-            sentences += [f"By {name}: {sentence}" for sentence in (told[0], told[-1])]
+            of_score = conclusions(by_score[name], BASE, parameters, measures[name])
+            sentences += [f"By {name}: {sentence}" for sentence in (of_score[0], of_score[-1])]
         results[BASE] = GroupResult(
             BASE,
             {},
@@ -167,6 +167,7 @@ def _with_statistics(
     return replace(
         group,
         scores={score: found.means[name] for score, found in by_score.items()},
+        to_compare={s: f.to_compare[name] for s, f in by_score.items() if name != BASE},
         seed_spread={score: found.seed_spread[name] for score, found in by_score.items()},
         to_base={
             score: found.differences[name, BASE]

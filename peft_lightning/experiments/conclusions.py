@@ -2,63 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from peft_lightning.experiments.statistics import Statistics
-from peft_lightning.reports.comparison import Estimate
+from peft_lightning.experiments.wording import LOSS, Measure, are, listed, who
 
 FEW_ROWS = 30  # below, the mean over rows is far from normal
-MOST_NAMED = 4
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A score, as sentences call it.
-
-    Args:
-        name: Such as "loss".
-        unit: Such as "nats per token"; "points" of a share, which is shown in percent.
-        lower_is_better: Whether small values are good.
-    """
-
-    name: str
-    unit: str
-    lower_is_better: bool = True
-
-    @property
-    def is_share(self) -> bool:
-        """Whether its values are between 0 and 1, shown in percent."""
-        return self.unit == "points"
-
-    def value(self, number: float, digits: int = 4) -> str:
-        """Return a value for a reader."""
-        if self.is_share:
-            return f"{number * 100:.1f} %"
-        return f"{number:.{digits}g}"
-
-    def size(self, number: float) -> str:
-        """Return the size of a difference, with its unit."""
-        if self.is_share:
-            return f"{abs(number) * 100:.1f} points"
-        return f"{abs(number):.2g} {self.unit}"
-
-    def interval(self, estimate: Estimate) -> str:
-        """Return the 95 % interval of the size of a difference, without its unit."""
-        low, high = sorted((estimate.low, estimate.high))
-        if estimate.value < 0:
-            low, high = -high, -low
-        scale = 100 if self.is_share else 1
-        digits = _digits(high * scale - low * scale)
-        return f"{low * scale:.{digits}f} to {high * scale:.{digits}f}"
-
-    def goodness(self, number: float) -> float:
-        """Return a number that is higher where the score is better."""
-        return -number if self.lower_is_better else number
-
-
-LOSS = Measure("loss", "nats per token")
 
 
 def conclusions(
@@ -76,11 +25,9 @@ def conclusions(
         measure: What is compared.
     """
     groups = [name for name in found.means if name != base]
-    if not groups:
-        return []
     ranked = sorted(groups, key=lambda g: -measure.goodness(found.means[g].value))
     sentences = [_best(found, ranked, measure)]
-    if len(ranked) > 1:
+    if len(ranked) > 1 and _knows_seeds(found, ranked[0], ranked[1:]):
         sentences += _cheapest(found, ranked, parameters)
     sentences.append(_against_base(found, ranked, base, measure))
     return sentences
@@ -95,24 +42,23 @@ def noise(found: Statistics, seeds: Mapping[str, int], measure: Measure = LOSS) 
         measure: What is compared.
     """
     sentences = []
-    several = [name for name, number in seeds.items() if number > 1]
+    several = sorted({number for number in seeds.values() if number > 1})
+    alone = [name for name, number in seeds.items() if number == 1]
     if not several:
-        which = "One seed each" if len(seeds) > 1 else "One seed"
         sentences.append(
-            f"{which}: differences between runs may be chance of the seed, which the intervals do "
-            "not contain; run --seeds 0,1,2 to know."
+            f"One seed{' each' * (len(seeds) > 1)}: differences between runs may be chance of the "
+            "seed, which the intervals do not contain; run --seeds 0,1,2 to know."
         )
     elif found.pooled_spread is not None:
-        numbers = sorted({seeds[name] for name in several})
-        many = "to".join(f" {n} " for n in (numbers[0], numbers[-1])[: len(numbers)]).strip()
+        many = f"{several[0]} to {several[-1]}" if len(several) > 1 else str(several[0])
         sentences.append(
             f"Noise floor: the same options with another seed change the {measure.name} by "
             f"{measure.size(found.pooled_spread)} (standard deviation; {many} seeds a group)."
         )
-        if alone := [name for name, number in seeds.items() if number == 1]:
+        if alone:
+            has, it = ("has", "it") if len(alone) == 1 else ("have", "them")
             sentences.append(
-                f"{_listed(alone)} {_have(alone)} one seed only; the spread of the others is taken "
-                f"for {'it' if len(alone) == 1 else 'them'}."
+                f"{listed(alone)} {has} one seed only; the spread of the others is taken for {it}."
             )
     if found.rows < FEW_ROWS:
         sentences.append(f"Only {found.rows} rows were evaluated, so the intervals are rough.")
@@ -120,38 +66,42 @@ def noise(found: Statistics, seeds: Mapping[str, int], measure: Measure = LOSS) 
 
 
 def _best(found: Statistics, ranked: Sequence[str], measure: Measure) -> str:
+    """Return which group is best, or which cannot be told apart."""
     best, others = ranked[0], ranked[1:]
     word = "lowest" if measure.lower_is_better else "highest"
-    value = measure.value(found.means[best].value)
-    unit = "" if measure.is_share else f" {measure.unit}"
+    value = measure.with_unit(found.means[best].value)
     if not others:
-        return f"{best} has {_a(measure.name)} {measure.name} of {value}{unit}."
-    beaten = [o for o in others if found.differences[best, o].is_beyond_noise]
-    alike = [o for o in others if o not in beaten]
-    next_best = found.differences[others[0], best]
+        return f"The {measure.name} of {best} is {value}."
+    differences = {other: found.differences[other, best] for other in others}
+    if all(d.value == 0 for d in differences.values()):
+        return f"{who(ranked, ranked)} have the same {measure.name}, {value}."
+    step = differences[others[0]]
+    told = f"95 % interval {measure.interval(step)}{measure.perplexity(step.value)}"
+    if not _knows_seeds(found, best, others):
+        return (
+            f"{best} has the {word} {measure.name} of these runs, {value}, but which is best is "
+            f"not known: without several seeds, the order may be chance. The next, {others[0]}, is "
+            f"worse by {measure.size(step.value)} ({told}, of the rows alone)."
+        )
+    beaten = [other for other in others if differences[other].is_beyond_noise]
+    alike = [other for other in others if other not in beaten]
     if not alike:
         return (
-            f"{best} is best, beyond noise: {measure.name} {value}{unit}; the next, {others[0]}, "
-            f"is worse by {measure.size(next_best.value)} (95 % interval "
-            f"{measure.interval(next_best)}{_perplexity(next_best.value, measure)})."
+            f"{best} is best, beyond noise: {measure.name} {value}; the next, {others[0]}, is worse "
+            f"by {measure.size(step.value)} ({told})."
         )
-    if not beaten and len({found.means[name].value for name in ranked}) == 1:
-        return f"All {len(ranked)} groups have the same {measure.name}, {value}{unit}."
     if not beaten:
+        among = "the two" if len(ranked) == 2 else f"the {len(ranked)} groups"
+        rest = "the other is" if len(others) == 1 else "the others are"
+        widest = max(abs(differences[other].value) for other in others)
         return (
-            f"No difference between {_count(len(ranked))} is beyond noise. The {word} "
-            f"{measure.name}, {value}{unit}, is that of {best}; the others are within "
-            f"{measure.size(_widest(found, best, alike))} of it."
+            f"No difference between {among} is beyond noise. The {word} {measure.name}, {value}, "
+            f"is that of {best}; {rest} within {measure.size(widest)} of it."
         )
-    worst = max(beaten, key=lambda o: abs(found.differences[o, best].value))
-    least = min(beaten, key=lambda o: abs(found.differences[o, best].value))
-    span = measure.size(found.differences[worst, best].value)
-    if least != worst:
-        span = f"{_number(found.differences[least, best].value, measure)} to {span}"
     return (
-        f"{best} has the {word} {measure.name}, {value}{unit}, but cannot be told apart from "
-        f"{_listed(alike)}: the difference is within noise. {_listed(beaten)} "
-        f"{_are(beaten)} worse, beyond noise, by {span}."
+        f"{best} has the {word} {measure.name}, {value}, but cannot be told apart from "
+        f"{listed(alike)}: the difference is within noise. {listed(beaten)} {are(beaten)} worse, "
+        f"beyond noise, by {measure.span([abs(differences[o].value) for o in beaten])}."
     )
 
 
@@ -165,91 +115,42 @@ def _cheapest(
     if not alike or best not in known:
         return []
     least = min(known, key=lambda g: known[g])
-    if least == best:
-        return [f"Of these, {best} also has the fewest trainable parameters, {known[best]:,.0f}."]
+    if least == best and min(known.values()) < max(known.values()):
+        least_too = f"{best} also has the fewest trainable parameters, {known[best]:,.0f}"
+        return [f"Of those that cannot be told apart, {least_too}."]
     if known[least] == known[best]:
         return []
     return [
-        f"Of these, {least} has the fewest trainable parameters: {known[least]:,.0f}, where {best} "
-        f"has {known[best]:,.0f}."
+        f"Of those that cannot be told apart, {least} has the fewest trainable parameters: "
+        f"{known[least]:,.0f}, where {best} has {known[best]:,.0f}."
     ]
 
 
 def _against_base(found: Statistics, ranked: Sequence[str], base: str, measure: Measure) -> str:
+    """Return which groups are better than the untouched base, worse, or neither."""
     of_base = f"the untouched base ({measure.value(found.means[base].value)})"
-    gains = {g: found.differences[g, base] for g in ranked}
-    better = [
-        g for g in ranked if gains[g].is_beyond_noise and measure.goodness(gains[g].value) > 0
-    ]
-    worse = [g for g in ranked if gains[g].is_beyond_noise and g not in better]
-    unclear = [g for g in ranked if g not in better and g not in worse]
-    parts = []
-    if better:
-        sizes = sorted(abs(gains[g].value) for g in better)
-        span = measure.size(sizes[-1])
-        if measure.size(sizes[0]) != span:
-            span = f"{_number(sizes[0], measure)} to {span}"
-        who = _who(better, ranked)
-        parts.append(f"{who} {_are(better)} better than {of_base}, beyond noise, by {span}")
-    if worse:
-        than = "it" if better else of_base
-        parts.append(f"{_who(worse, ranked)} {_are(worse)} worse than {than}, beyond noise")
+    gains = {group: found.differences[group, base] for group in ranked}
+    beyond = [group for group in ranked if gains[group].is_beyond_noise]
+    better = [group for group in beyond if measure.goodness(gains[group].value) > 0]
+    worse = [group for group in beyond if group not in better]
+    unclear = [group for group in ranked if group not in beyond]
+    if len(unclear) == len(ranked) > 1:
+        whom = "Neither" if len(ranked) == 2 else f"None of the {len(ranked)}"
+        return f"{whom} can be told apart from {of_base}."
+    parts: list[str] = []
+    for names, word in ((better, "better"), (worse, "worse")):
+        if names:
+            span = measure.span([abs(gains[name].value) for name in names])
+            than = "it" if parts else of_base
+            noise_of = "noise" if _knows_seeds(found, base, names) else "the chance of the rows"
+            parts.append(
+                f"{who(names, ranked)} {are(names)} {word} than {than}, beyond {noise_of}, by {span}"
+            )
     if unclear:
-        than = "it" if parts else of_base
-        if len(unclear) == len(ranked) > 1:
-            who = "Neither" if len(ranked) == 2 else f"None of the {len(ranked)}"
-            parts.append(f"{who} can be told apart from {than}")
-        else:
-            parts.append(f"{_listed(unclear)} cannot be told apart from {than}")
+        parts.append(f"{listed(unclear)} cannot be told apart from {'it' if parts else of_base}")
     return f"{'; '.join(parts)}."
 
 
-def _widest(found: Statistics, best: str, others: Sequence[str]) -> float:
-    return max(abs(found.differences[best, other].value) for other in others)
-
-
-def _number(value: float, measure: Measure) -> str:
-    return measure.size(value).split()[0]
-
-
-def _perplexity(value: float, measure: Measure) -> str:
-    if measure is not LOSS or abs(value) > 1:
-        return ""
-    return f"; perplexity {math.expm1(abs(value)):.1%} higher".replace("%", " %")
-
-
-def _digits(width: float) -> int:
-    """Return the digits behind the point that tell the ends of an interval apart."""
-    return max(0, min(6, 2 - math.floor(math.log10(width)) - 1)) if width > 0 else 3
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = list(names[:MOST_NAMED])
-    if len(names) > MOST_NAMED + 1:
-        shown.append(f"{len(names) - MOST_NAMED} others")
-    else:
-        shown += names[MOST_NAMED:]
-    quoted = [f"{name}" for name in shown]
-    return quoted[0] if len(quoted) == 1 else f"{'; '.join(quoted[:-1])} and {quoted[-1]}"
-
-
-def _who(names: Sequence[str], everybody: Sequence[str]) -> str:
-    if len(names) == len(everybody) > 1:
-        return "Both" if len(names) == 2 else f"All {len(names)}"
-    return _listed(names)
-
-
-def _count(number: int) -> str:
-    return "the two" if number == 2 else f"the {number} groups"
-
-
-def _are(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"
-
-
-def _have(names: Sequence[str]) -> str:
-    return "has" if len(names) == 1 else "have"
-
-
-def _a(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
+def _knows_seeds(found: Statistics, one: str, others: Sequence[str]) -> bool:
+    """Whether differences hold the chance of the seeds too."""
+    return all(found.differences[one, other].with_seeds for other in others)

@@ -129,8 +129,8 @@ class Evaluation:
             with ExitStack() as stack:
                 model, adapter, loss = model_of(task, stack)
                 self._store(task, work(task, model, adapter, loss, progress))
-        except (UserError, FileNotFoundError, ImportError, AttributeError) as error:
-            if task.run is None or not isinstance(error, UserError | OSError):
+        except (UserError, FileNotFoundError) as error:
+            if task.run is None:
                 raise
             self._store(task, replace(self._of(task), problem=str(error)))
 

@@ -24,6 +24,7 @@ from peft_lightning.kernels.machine import find_machine
 from peft_lightning.kernels.patch import patch_model
 from peft_lightning.kernels.precision import choose_precision
 from peft_lightning.loss import CausalLMLoss
+from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
 
 WholeModel = tuple[Any, Any, CausalLMLoss]  # a model, its adapter, and its loss
@@ -123,7 +124,14 @@ def whole_model(run: Run, options: EvaluationOptions) -> Iterator[WholeModel]:
     path = str((run.options.get("model") or {}).get("class_path") or "")
     kind: Any = CausalLMModule
     if path.rpartition(".")[2] not in ("", CausalLMModule.__name__):
-        kind = getattr(importlib.import_module(path.rpartition(".")[0]), path.rpartition(".")[2])
+        module_name, _, name = path.rpartition(".")
+        try:
+            kind = getattr(importlib.import_module(module_name), name)
+        except (ImportError, AttributeError):
+            raise UserError(
+                f"{run.name} is of {path}, which cannot be imported: start compare in the folder "
+                "of its file"
+            ) from None
     trust = {"trust_remote_code": options.trust_remote_code}
     trusting = trust if run.section("model").get("trust_remote_code") else {}
     module = kind.load_from_checkpoint(run.checkpoint, **trusting)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ NOT_OF_THE_RESULT = {  # options that name a run, or decide where and how it is 
     *("data.allow_changed_data", "config"),
 }
 MOST_IN_NAME = 60  # characters; a longer name is that of the run's folder
+_SEED_AT_END = re.compile(r"[-_/=. ]*(seed|s)?[-_/=. ]*$")
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,10 @@ def _name(options: Mapping[str, Any], members: Sequence[Run]) -> str:
         if v is not None
     ]
     name = ", ".join(parts)
-    return name if name and len(name) <= MOST_IN_NAME else members[0].name
+    if name and len(name) <= MOST_IN_NAME:
+        return name
+    common = os.path.commonprefix([run.name for run in members]) if len(members) > 1 else ""
+    return _SEED_AT_END.sub("", common) or members[0].name
 
 
 def shown(value: Any) -> str:

@@ -26,13 +26,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from peft_lightning.experiments.bootstrap import bootstrap_means, within_rows
 from peft_lightning.experiments.student_t import quantile, two_sided_p
 from peft_lightning.reports.comparison import LEVEL, Estimate
 
 Array = NDArray[np.float64]
 
 RESAMPLES = 10_000
-_CHUNK = 2**22  # numbers of drawn rows that exist at once
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class Statistics:
 
     Args:
         means: The mean of each group, over its seeds.
+        to_compare: The same with the intervals to compare groups by: without what all groups have
+            in common on a row (Morey 2008, Tutorials in Quantitative Methods for Psychology 4,
+            61-64), which says nothing of their differences. The base is not one of them.
         seed_spread: The standard deviation between the seeds of a group; None of a single one.
         pooled_spread: That of all groups with several seeds together; None if there is no such.
         differences: Of the groups (a, b): the mean of ``a`` minus that of ``b``; for each ordered
@@ -64,6 +67,7 @@ class Statistics:
     """
 
     means: dict[str, Estimate]
+    to_compare: dict[str, Estimate]
     seed_spread: dict[str, float | None]
     pooled_spread: float | None
     differences: dict[tuple[str, str], Estimate]
@@ -101,15 +105,19 @@ def compare_groups(
     pooled, pooled_df = _pooled_variance([per_seed[g.name] for g in groups if g.has_seed])
     noise = [_seed_noise(per_seed[g.name], g.has_seed, pooled, pooled_df) for g in groups]
     centers = [float(per_seed[g.name].mean()) for g in groups]
-    means, pairs = {}, {}
+    within = within_rows(covariance, [g.has_seed for g in groups])
+    means: dict[str, Estimate] = {}
+    to_compare: dict[str, Estimate] = {}
+    pairs = {}
     for i, group in enumerate(groups):
-        variance = _with_pseudo_rows(covariance[i, i], rows, 2, 4) if bounded else covariance[i, i]
-        center, error, df, known = _combined(centers[i], variance, rows, [noise[i]])
-        margin = quantile(LEVEL, df) * error
-        low, high = center - margin, center + margin
-        if bounded:
-            low, high = max(0.0, low), min(1.0, high)
-        means[group.name] = Estimate(center, low, high, with_seeds=known)
+        for found, variance in ((means, covariance[i, i]), (to_compare, within[i])):
+            of_mean = _with_pseudo_rows(variance, rows, 2, 4) if bounded else max(0.0, variance)
+            center, error, df, known = _combined(centers[i], of_mean, rows, [noise[i]])
+            margin = quantile(LEVEL, df) * error
+            low, high = center - margin, center + margin
+            if bounded:
+                low, high = max(0.0, low), min(1.0, high)
+            found[group.name] = Estimate(center, low, high, with_seeds=known)
         for j in range(i):
             of_rows = covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]
             of_rows = _with_pseudo_rows(of_rows, rows, 1, 2) if bounded else max(0.0, of_rows)
@@ -124,31 +132,9 @@ def compare_groups(
     spread = {
         g.name: float(per_seed[g.name].std(ddof=1)) if len(g.sums) > 1 else None for g in groups
     }
-    return Statistics(means, spread, np.sqrt(pooled) if pooled_df else None, differences, rows)
-
-
-def bootstrap_means(sums: Array, weights: Array, resamples: int, seed: int) -> Array:
-    """Draw rows with replacement, the same for all runs, and return the mean of each run.
-
-    Args:
-        sums: (runs, rows).
-        weights: (rows,) What the sums are divided by.
-        resamples: Number of draws.
-        seed: Seed of the draws.
-
-    Returns:
-        (resamples, runs)
-    """
-    generator = np.random.default_rng(seed)
-    rows = len(weights)
-    parts, size = [], max(1, _CHUNK // max(1, rows))
-    for start in range(0, resamples, size):
-        count = min(size, resamples - start)
-        picked = generator.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
-        times = np.bincount(picked.ravel(), minlength=count * rows).reshape(count, rows)
-        total = times @ weights
-        parts.append((times @ sums.T) / np.where(total, total, np.nan)[:, None])
-    return np.concatenate(parts)
+    to_compare = {g.name: to_compare[g.name] for g in groups if g.has_seed}
+    pooled_spread = float(np.sqrt(pooled)) if pooled_df else None
+    return Statistics(means, to_compare, spread, pooled_spread, differences, rows)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -35,6 +35,11 @@ class Estimate:
         """Whether the difference is more than noise, all comparisons taken together."""
         return self.p < 1 - LEVEL
 
+    @property
+    def is_unclear(self) -> bool:
+        """Whether it would be more than noise, were it the only comparison."""
+        return not self.is_beyond_noise and (self.low > 0 or self.high < 0)
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -68,6 +73,8 @@ class GroupResult:
         options: What varies between the groups, and its values here.
         runs: Its runs; none of the base.
         scores: For each score, ``loss`` first, its mean with the interval.
+        to_compare: The same with the intervals to compare groups by: without the difficulty of the
+            rows, which all groups have in common. Empty for the base.
         seed_spread: For each score the standard deviation between seeds; None of one seed.
         to_base: For each score the difference to the base.
         to_best: For each score the difference to the best group.
@@ -80,6 +87,7 @@ class GroupResult:
     options: dict[str, Any]
     runs: list[RunResult] = field(default_factory=list)
     scores: dict[str, Estimate] = field(default_factory=dict)
+    to_compare: dict[str, Estimate] = field(default_factory=dict)
     seed_spread: dict[str, float | None] = field(default_factory=dict)
     to_base: dict[str, Estimate] = field(default_factory=dict)
     to_best: dict[str, Estimate] = field(default_factory=dict)

@@ -1,7 +1,8 @@
-"""The same prompts answered by all runs: who agrees, who is right, and in which words they differ."""
+"""The same prompts answered by all runs: who agrees, who is right, in which words they differ."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from peft_lightning.reports.tables import Cell, table
 
 LONGEST = 90  # characters of a prompt or an answer in a line of the table
 MOST_NAMED = 6
+_SPECIAL = re.compile(r"<\|?[\w/]+\|?>")
+_ROLES = ("", "system", "user", "assistant", "model", "human")
 SAME, DIFFERENT = "all agree", "runs disagree"
 
 
@@ -90,9 +93,9 @@ def named(names: Sequence[str]) -> str:
 
 
 def _last_turn(question: str) -> str:
-    """Return the last turn of a prompt that says something: its longest line from behind."""
-    lines = [line.strip() for line in question.splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith("<") or len(line) > 40]
+    """Return the last line of a prompt that says something: no special token, no role's name."""
+    lines = [_SPECIAL.sub(" ", line).strip() for line in question.splitlines()]
+    said = [line for line in lines if line.strip(":").lower() not in _ROLES]
     return said[-1] if said else question
 
 

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from peft_lightning.reports.comparison import ComparedSet, Comparison
 from peft_lightning.reports.comparison_answers import answer_table, disagreements
-from peft_lightning.reports.comparison_plots import cost_plots, curve_plots, option_plot
+from peft_lightning.reports.comparison_plots import BARS, cost_plots, curve_plots, option_plot
 from peft_lightning.reports.comparison_tables import group_table, pair_table, run_table
-from peft_lightning.reports.page import Html, Page, callout, details, paragraph
+from peft_lightning.reports.page import Html, Page, callout, details, figures, paragraph
 from peft_lightning.reports.tables import table
 
 HOW_TO_READ = (
     "Groups are runs that differ only in their seed. Loss: nats per labelled token, lower is "
-    "better. Intervals hold the truth in 95 of 100 cases; they contain the chance of the rows "
-    "and, with several seeds, of the seeds. Within noise means: no difference can be claimed, all "
-    "comparisons taken together. A click on a head sorts."
+    "better. Intervals hold the truth in 95 of 100 cases; they contain the chance of the rows and, "
+    "with several seeds, of the seeds. Within noise: no difference can be claimed. Perhaps: it "
+    "could be, were it the only comparison; among all of them it may be chance. A click on a head "
+    "sorts."
 )
+ROWS_ALONE = "Here intervals contain the chance of the rows alone, as a seed is not repeated."
 
 
 def comparison_page(comparison: Comparison) -> str:
     """Return the HTML of a comparison."""
     first = comparison.sets[0]
     page = Page(comparison.title, _about(first) if len(comparison.sets) == 1 else "")
+    for i, one in enumerate(comparison.sets, 1):
+        page.top(*_told(one, "" if len(comparison.sets) == 1 else f"Set {i}: {_about(one)}"))
     for note in comparison.notes:
         page.top(callout("warning", note))
     if comparison.left:
@@ -49,23 +53,21 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def _add_set(page: Page, one: ComparedSet, prefix: str) -> None:
-    told = [callout("good", one.conclusions[0]), _listed(one.conclusions[1:])]
-    if prefix:
-        told.insert(0, paragraph(_about(one)))
-        page.section(f"{prefix}what follows", *told)
-    else:
-        page.top(*told)
-    blocks = [group_table(one)]
+    blocks, costs = [group_table(one)], cost_plots(one)
     if (plot := option_plot(one)) is not None:
-        blocks.append(plot)
-    page.section(f"{prefix}Results", *blocks, note=HOW_TO_READ)
-    if costs := cost_plots(one):
-        page.section(f"{prefix}What quality costs", costs, note="Bars are 95 % intervals.")
+        blocks.append(figures(plot, *costs[:1]))
+        costs = costs[1:]
+    with_seeds = all(pair[2].with_seeds for pair in one.pairs)
+    note = HOW_TO_READ if with_seeds else f"{HOW_TO_READ} {ROWS_ALONE}"
+    page.section(f"{prefix}Results", *blocks, note=note)
+    if costs:
+        page.section(f"{prefix}What quality costs", figures(*costs), note=BARS)
     page.section(
         f"{prefix}Differences beyond noise",
         pair_table(one),
         note="The loss of the left one minus that of the upper one, in nats per token; "
-        "\N{ALMOST EQUAL TO} is within noise, corrected for the number of pairs by Holm's method.",
+        "\N{ALMOST EQUAL TO} is within noise, a number in brackets perhaps not. All pairs count "
+        "(Holm's correction).",
     )
     if one.questions:
         page.section(
@@ -77,6 +79,12 @@ def _add_set(page: Page, one: ComparedSet, prefix: str) -> None:
         )
     if curves := curve_plots(one):
         page.section(f"{prefix}Learning curves", curves, note="Runs of a group look alike.")
+
+
+def _told(one: ComparedSet, about: str) -> list[Html]:
+    """Return what follows from a set, the most important sentence first."""
+    told = [callout("good", one.conclusions[0]), _listed(one.conclusions[1:])]
+    return [paragraph(about), *told] if about else told
 
 
 def _listed(sentences: list[str]) -> Html:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from peft_lightning.reports.comparison import ComparedSet, GroupResult
 from peft_lightning.reports.page import Html, figure, figures
 from peft_lightning.reports.plots import Point, Series, line_plot, scatter_plot
-from peft_lightning.reports.run_curves import smoothed
 
 LOSS = "validation loss (nats per token)"
 LOG_FROM = 8  # from this ratio of the largest value to the smallest an axis is logarithmic
+BARS = (
+    "Intervals of 95 % to compare groups by: the chance of the seeds, and that of the rows without "
+    "what all groups have in common."
+)
 COSTS = {
     "trainable_parameters": ("trainable parameters", 1),
     "adapter_bytes": ("adapter file (MiB)", 2**20),
@@ -30,7 +35,7 @@ def option_plot(one: ComparedSet) -> Html | None:
         return None
     ordered = sorted(zip(numbers, groups, strict=True), key=lambda pair: pair[0])
     x = [float(value) for value, _ in ordered]
-    losses = [group.scores["loss"] for _, group in ordered]
+    losses = [group.to_compare["loss"] for _, group in ordered]
     means = Series(
         "mean over seeds, 95 % interval",
         x,
@@ -49,10 +54,10 @@ def option_plot(one: ComparedSet) -> Html | None:
                 if run.loss is not None
             ]
     svg = line_plot(series, names[0], LOSS, log_x=_is_wide(x))
-    return figure(svg, f"The loss by {names[0]}. The band is the 95 % interval of the mean.")
+    return figure(svg, f"The loss by {names[0]}. {BARS}")
 
 
-def cost_plots(one: ComparedSet) -> Html:
+def cost_plots(one: ComparedSet) -> list[Html]:
     """Return the loss against parameters, bytes, memory and time, where these differ."""
     groups = [group for group in one.groups if not group.is_base]
     drawn = []
@@ -62,7 +67,7 @@ def cost_plots(one: ComparedSet) -> Html:
         if len({point.x for point in points}) > 1:
             svg = scatter_plot(points, label, LOSS, log_x=_is_wide([p.x for p in points]))
             drawn.append(figure(svg, f"Loss against {label}: best is to the lower left."))
-    return figures(*drawn) if drawn else Html("")
+    return drawn
 
 
 def curve_plots(one: ComparedSet) -> Html:
@@ -96,8 +101,15 @@ def _curves(
     return found
 
 
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Return the mean of each value with those around it, a 25th of all of them, fewer at ends."""
+    numbers, half = np.asarray(values, float), max(1, len(values) // 50)
+    reach = [min(half, i, len(numbers) - 1 - i) for i in range(len(numbers))]
+    return [float(numbers[i - r : i + r + 1].mean()) for i, r in enumerate(reach)]
+
+
 def _point(group: GroupResult, x: float) -> Point:
-    loss = group.scores["loss"]
+    loss = group.to_compare["loss"]
     return Point(group.name, x, loss.value, y_err=(loss.value - loss.low, loss.high - loss.value))
 
 

@@ -25,14 +25,14 @@ SIZES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 def group_table(one: ComparedSet) -> Html:
     """Return a line for each group: how good it is, how much of that is noise, what it costs."""
     options = _columns_of_options(one)
-    columns = ["group", *options, "loss (95 % interval)", "to the best", "to the base"]
+    columns = ["group", *options, "loss (\N{PLUS-MINUS SIGN} 95 %)", "to the best", "to the base"]
     columns += ["seeds", "seed spread", "token accuracy", *one.metrics, "bits per byte"]
     columns += ["parameters", "adapter", "peak memory", "tokens/s", "time"]
     rows = []
     for group in one.groups:
         loss = group.scores["loss"]
         row: list[Any] = [group.name, *(_option(group.options.get(name)) for name in options)]
-        row += [Cell(f"{loss.value:.4f} ({loss.low:.3f} to {loss.high:.3f})", loss.value)]
+        row += [_loss(loss, group.to_compare.get("loss"))]
         row += [_to_best(group), _to_base(group)]
         row += [len({r.seed if r.seed is not None else r.name for r in group.runs}) or None]
         spread = group.seed_spread["loss"]
@@ -113,12 +113,24 @@ def _matrix(one: ComparedSet) -> Html:
             d = d or found[column.name, row.name]
             value = sign * d.value
             if not d.is_beyond_noise:
-                cells.append(Cell("\N{ALMOST EQUAL TO}", value, _difference(d)))
+                word = f"({_signed(value)})" if d.is_unclear else "\N{ALMOST EQUAL TO}"
+                cells.append(Cell(word, value, f"{_difference(d)}, corrected p {d.p:.2g}"))
                 continue
             kind = "good" if value < 0 else "bad"
             cells.append(Cell(_signed(value), value, f"corrected p {d.p:.2g}", kind))
         rows.append(cells)
     return table(["", *(group.name for group in one.groups)], rows, sortable=False)
+
+
+def _loss(mean: Estimate, to_compare: Estimate | None) -> Cell:
+    """Return a loss with the interval to compare it by; the whole one is under the mouse."""
+    margin = "" if to_compare is None else f" \N{PLUS-MINUS SIGN} {_margin(to_compare):.4f}"
+    whole = f"with the chance of the rows: {mean.low:.4f} to {mean.high:.4f}"
+    return Cell(f"{mean.value:.4f}{margin}", mean.value, whole)
+
+
+def _margin(found: Estimate) -> float:
+    return (found.high - found.low) / 2
 
 
 def _to_best(group: GroupResult) -> Any:
@@ -128,8 +140,8 @@ def _to_best(group: GroupResult) -> Any:
     if found is None:
         return Cell("best", 0.0, kind="good")
     if not found.is_beyond_noise:
-        return Cell(f"within noise: {_difference(found)}", found.value)
-    return Cell(_difference(found), found.value, kind="bad")
+        return _noise_cell(found)
+    return Cell(_difference(found), found.value, kind="bad" if found.with_seeds else "")
 
 
 def _to_base(group: GroupResult) -> Any:
@@ -137,8 +149,14 @@ def _to_base(group: GroupResult) -> Any:
     if found is None:
         return Cell("", None)
     if not found.is_beyond_noise:
-        return Cell(f"within noise: {_difference(found)}", found.value)
-    return Cell(_difference(found), found.value, kind="good" if found.value < 0 else "bad")
+        return _noise_cell(found)
+    kind = "good" if found.value < 0 else "bad"
+    return Cell(_difference(found), found.value, kind=kind if found.with_seeds else "")
+
+
+def _noise_cell(found: Estimate) -> Cell:
+    word = "perhaps" if found.is_unclear else "within noise"
+    return Cell(f"{word}: {_difference(found)}", found.value, f"corrected p {found.p:.2g}")
 
 
 def _difference(found: Estimate) -> str:
@@ -177,7 +195,7 @@ def _columns_of_options(one: ComparedSet) -> list[str]:
 
 
 def _option(value: Any) -> Any:
-    if value is None or isinstance(value, int | float) and not isinstance(value, bool):
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     if isinstance(value, list):
         return "+".join(map(str, value))
