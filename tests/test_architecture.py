@@ -60,9 +60,13 @@ ALSO = {
     "metrics/rouge.py": {"torchmetrics"},
     "training/load_from_checkpoint.py": {"yaml"},
     "training/logger_checkpoints.py": {"wandb"},
+    "experiments/sweep/points.py": {"yaml"},
+    "experiments/sweep/state.py": {"yaml"},
+    "experiments/sweep/values.py": {"yaml"},
     "export/gguf.py": {"gguf"},
     "export/gguf_layout.py": {"gguf"},
     "export/gguf_tokenizer.py": {"gguf"},
+    "reports/run_record.py": {"yaml"},
     "reports/chart.py": {"matplotlib"},
 }
 BEFORE_THE_COMMAND_IS_KNOWN = [
