@@ -30,7 +30,7 @@ def invented_run(name, options, seed=0, loss=1.0, facts=None, status="finished",
             history.append({"kind": "val", **at, "metrics": {"val/loss": level}})
     summary = {"status": status, "steps": steps, "seed": seed, "best_val_loss": loss}
     summary |= {"precision": "32-true", **(facts or {})}
-    record = RunRecord(Path("/runs", name), name, {}, summary, history, [])
+    record = RunRecord(Path("/runs", name), name, {}, summary, history, [], status)
     trainer = {"max_steps": steps, "default_root_dir": f"/runs/{name}"}
     model = {"base_model": "models/tiny-base", **options}
     whole = {"seed_everything": seed, "model": model, "data": {"train": "a"}, "trainer": trainer}

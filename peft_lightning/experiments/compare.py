@@ -151,9 +151,8 @@ def _repeated(runs: Sequence[Run]) -> list[str]:
         seeds = [run.seed for run in group.runs]
         for seed in dict.fromkeys(s for s in seeds if s is not None and seeds.count(s) > 1):
             same = [run.name for run in group.runs if run.seed == seed]
-            notes.append(
-                f"{' and '.join(same)} are one experiment twice: seed {seed}, same options."
-            )
+            alike = f"have seed {seed} and the same options, so they count as one run"
+            notes.append(f"{' and '.join(same)} {alike}.")
     return notes
 
 

@@ -87,8 +87,8 @@ def _best(found: Statistics, ranked: Sequence[str], measure: Measure) -> str:
     alike = [other for other in others if other not in beaten]
     if not alike:
         return (
-            f"{best} is best, beyond noise: {measure.name} {value}; the next, {others[0]}, is worse "
-            f"by {measure.size(step.value)} ({told})."
+            f"{best} is best, beyond noise: {measure.name} {value}; the next, {others[0]}, is "
+            f"worse by {measure.size(step.value)} ({told})."
         )
     if not beaten:
         among = "the two" if len(ranked) == 2 else f"the {len(ranked)} groups"
@@ -143,9 +143,8 @@ def _against_base(found: Statistics, ranked: Sequence[str], base: str, measure: 
             span = measure.span([abs(gains[name].value) for name in names])
             than = "it" if parts else of_base
             noise_of = "noise" if _knows_seeds(found, base, names) else "the chance of the rows"
-            parts.append(
-                f"{who(names, ranked)} {are(names)} {word} than {than}, beyond {noise_of}, by {span}"
-            )
+            better_or_worse = f"{who(names, ranked)} {are(names)} {word} than {than}"
+            parts.append(f"{better_or_worse}, beyond {noise_of}, by {span}")
     if unclear:
         parts.append(f"{listed(unclear)} cannot be told apart from {'it' if parts else of_base}")
     return f"{'; '.join(parts)}."

@@ -56,6 +56,11 @@ class Task:
     folders: tuple[Path, ...]
     checkpoint: str
 
+    @property
+    def name(self) -> str | None:
+        """The name of the run; None for the base."""
+        return self.run.name if self.run else None
+
 
 class Evaluation:
     """Evaluates the base and runs that have the same base and the same rows.
@@ -75,17 +80,14 @@ class Evaluation:
         options: EvaluationOptions,
     ) -> None:
         self.runs, self.questions, self.options = list(runs), questions, options
-        self.precision = options.precision_for(self.runs)
-        first = self.runs[0]
+        self.precision, first = options.precision_for(self.runs), self.runs[0]
         folders = tuple(run.record.folder for run in self.runs)
         base = str(first.facts.get("base_fingerprint") or first.base_model)
         self.tasks = [
             Task(None, rows[first.name], folders, f"base {base}"),
             *(Task(r, rows[r.name], (r.record.folder,), r.checksum) for r in self.runs),
         ]
-        hashes = {rows[run.name].hash for run in self.runs}
-        assert len(hashes) == 1, "runs with other rows are another evaluation"
-        [self._rows_hash] = hashes
+        [self._rows_hash] = {rows[run.name].hash for run in self.runs}
         self.done: dict[str | None, Evaluated] = {}
 
     def run(self) -> dict[str | None, Evaluated]:
@@ -98,12 +100,9 @@ class Evaluation:
             base = EvaluatedBase(self.runs, self.options, self.precision)
             self._evaluate(on_base, lambda task, _: (base.model, *base.use(task.run)))
         if whole:
-            self._evaluate(whole, self._whole)
+            options = self.options
+            self._evaluate(whole, lambda t, s: s.enter_context(whole_model(t.run, options)))
         return self.done
-
-    def _whole(self, task: Task, stack: ExitStack) -> Any:
-        assert task.run is not None
-        return stack.enter_context(whole_model(task.run, self.options))
 
     def _evaluate(self, tasks: list[Task], model_of: Callable[[Task, ExitStack], Any]) -> None:
         """Compute the losses of all tasks, then the answers of all: each with its time left."""
@@ -194,11 +193,7 @@ class Evaluation:
         return found.losses is None or len(found.answers) < len(self.questions)
 
     def _of(self, task: Task) -> Evaluated:
-        return self.done[_name(task)]
+        return self.done[task.name]
 
     def _store(self, task: Task, evaluated: Evaluated) -> None:
-        self.done[_name(task)] = evaluated
-
-
-def _name(task: Task) -> str | None:
-    return None if task.run is None else task.run.name
+        self.done[task.name] = evaluated

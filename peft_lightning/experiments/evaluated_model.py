@@ -115,12 +115,13 @@ class EvaluatedBase:
 
 
 @contextmanager
-def whole_model(run: Run, options: EvaluationOptions) -> Iterator[WholeModel]:
+def whole_model(run: Run | None, options: EvaluationOptions) -> Iterator[WholeModel]:
     """Yield the model of a run that has trained the base's own weights; free it afterwards.
 
     Raises:
         UserError: If its class cannot be imported, or its tensors do not fit.
     """
+    assert run is not None
     path = str((run.options.get("model") or {}).get("class_path") or "")
     kind: Any = CausalLMModule
     if path.rpartition(".")[2] not in ("", CausalLMModule.__name__):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,10 @@ def _name(options: Mapping[str, Any], members: Sequence[Run]) -> str:
     name = ", ".join(parts)
     if name and len(name) <= MOST_IN_NAME:
         return name
-    common = os.path.commonprefix([run.name for run in members]) if len(members) > 1 else ""
+    letters = takewhile(
+        lambda same: len(set(same)) == 1, zip(*(r.name for r in members), strict=False)
+    )
+    common = "".join(letter for letter, *_ in letters) if len(members) > 1 else ""
     return _SEED_AT_END.sub("", common) or members[0].name
 
 

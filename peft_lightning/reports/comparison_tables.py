@@ -124,13 +124,13 @@ def _matrix(one: ComparedSet) -> Html:
 
 def _loss(mean: Estimate, to_compare: Estimate | None) -> Cell:
     """Return a loss with the interval to compare it by; the whole one is under the mouse."""
-    margin = "" if to_compare is None else f" \N{PLUS-MINUS SIGN} {_margin(to_compare):.4f}"
+    margin = (
+        ""
+        if to_compare is None
+        else f" \N{PLUS-MINUS SIGN} {(to_compare.high - to_compare.low) / 2:.4f}"
+    )
     whole = f"with the chance of the rows: {mean.low:.4f} to {mean.high:.4f}"
     return Cell(f"{mean.value:.4f}{margin}", mean.value, whole)
-
-
-def _margin(found: Estimate) -> float:
-    return (found.high - found.low) / 2
 
 
 def _to_best(group: GroupResult) -> Any:
@@ -195,8 +195,6 @@ def _columns_of_options(one: ComparedSet) -> list[str]:
 
 
 def _option(value: Any) -> Any:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return value
     if isinstance(value, list):
         return "+".join(map(str, value))
-    return str(value)
+    return str(value) if isinstance(value, bool | dict) else value
