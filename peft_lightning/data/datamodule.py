@@ -91,6 +91,8 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         cache_dir: Folder for tokenized rows; without, ~/.cache/peft_lightning/tokens.
         allow_changed_data: Whether a checkpoint may be resumed with other data.
         collate_fn: Makes a batch of tokenized rows; without, by ``layout``.
+        name_sources: Whether training batches name the source of each row, as ``sources``: the
+            stem of its file.
 
     Attributes:
         tokenizer: The tokenizer, after ``setup``.
@@ -144,6 +146,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         cache_dir: str | None = None,
         allow_changed_data: bool = False,
         collate_fn: Callable[..., Any] | None = None,
+        name_sources: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -160,7 +163,8 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
             *(chat_template_kwargs or {}, template_date),
         )
         self.batch_options = BatchOptions(
-            batch_size, tokens_per_batch, val_batch_size, layout, shuffle, num_workers
+            *(batch_size, tokens_per_batch, val_batch_size, layout, shuffle, num_workers),
+            name_sources,
         )
         self.tokenizer_name = tokenizer
         self.chat_template = None if chat_template is None else str(chat_template)
