@@ -91,6 +91,11 @@ class BatchLoader:
         """Skip the first ``position`` batches of ``epoch``, and none of other epochs."""
         self._start = self.epoch, self.position = epoch, min(position, len(self))
 
+    @property
+    def has_sources(self) -> bool:
+        """Whether each batch is of one source, whose name is that of its place."""
+        return bool(self._source_names)
+
     def select(self, batches: list[RowIndices]) -> None:
         """Yield these batches in every epoch, in place of the planned ones."""
         self._batches = lambda _: batches

@@ -23,7 +23,7 @@ from peft_lightning.training.throughput import peak_memory
 
 MOST_BATCHES, LEAST_BATCHES = 16, 5
 ENOUGH_SECONDS = 8.0  # of timed batches, after which no more than LEAST_BATCHES are run
-VAL_BATCHES = 3
+VAL_BATCHES = 4
 
 
 class MeasureSteps(Callback):
@@ -72,7 +72,10 @@ class MeasureSteps(Callback):
         loaders = trainer.val_dataloaders
         for each in loaders if isinstance(loaders, list) else [loaders]:
             if isinstance(each, BatchLoader):
-                each.select(each.batches(0)[:VAL_BATCHES])
+                batches = each.batches(0)
+                if "val" in data.splits and not each.has_sources:  # which are named by place
+                    batches = choose(batches, data.splits["val"].lengths, VAL_BATCHES)
+                each.select(batches[:VAL_BATCHES])
         self._progress.__enter__()
 
     def _limit(self, trainer: Any) -> None:
