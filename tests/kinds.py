@@ -17,7 +17,7 @@ import pytest
 
 HERE = str(Path(__file__).parent)
 FOLLOWED = (HERE, str(Path(__file__).parents[1] / "scripts"))  # what is called there counts
-PROCESS = {"subprocess", "multiprocessing", "warm_python"}  # modules that start one
+PROCESS = {"subprocess", "multiprocessing", "playwright", "warm_python"}  # modules that start one
 FORKS = (os.fork, os.forkpty, os.posix_spawn)
 TRAINER = "lightning.pytorch.trainer.trainer"
 PROCESSOR = tuple(

@@ -220,11 +220,11 @@ def test_an_evaluation_is_the_weighted_mean_of_its_batches():
 
     evaluation.log(Module, "val")
     assert logged["val/loss"] == pytest.approx(34.5 / 13.625, rel=1e-12)
-    assert logged["val/accuracy"] == pytest.approx(7.5625 / 13.625, rel=1e-12)
+    assert logged["val/token_accuracy"] == pytest.approx(7.5625 / 13.625, rel=1e-12)
     for count in (2**24, 1, 1):  # float32 cannot add 1 to 2^24
         evaluation.update(torch.tensor(float(count)), torch.tensor(count), torch.tensor(1), {})
     evaluation.log(Module, "val")
-    assert logged["val/accuracy"] == 3 / (2**24 + 2)
+    assert logged["val/token_accuracy"] == 3 / (2**24 + 2)
 
 
 class Counts(CausalLMModule):

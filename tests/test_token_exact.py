@@ -126,7 +126,9 @@ def test_validation_is_the_weighted_mean_over_its_rows(base, ten_rows, tmp_path)
             sums += weight_of(record) * torch.tensor([nll, hit, 1.0], dtype=torch.float64)
     logged = trainer.callback_metrics
     assert logged["val/loss"].item() == pytest.approx((sums[0] / sums[2]).item(), rel=1e-9)
-    assert logged["val/accuracy"].item() == pytest.approx((sums[1] / sums[2]).item(), rel=1e-9)
+    assert logged["val/token_accuracy"].item() == pytest.approx(
+        (sums[1] / sums[2]).item(), rel=1e-9
+    )
     assert sums[1] > 0.1 * sums[2]
 
 

@@ -40,9 +40,9 @@ def audit(
         seed: Seed of the choice of rows.
     """
     from peft_lightning.cli.config_index import configs_first
-    from peft_lightning.data.audit.page import report_page
     from peft_lightning.data.audit.run import audit_rows
     from peft_lightning.data.audit.terminal import report_text
+    from peft_lightning.reports.audit_page import audit_page
 
     check_choice("--color", color, ("auto", "always", "never"))
     if rows < 0:
@@ -63,7 +63,7 @@ def audit(
     )
     text = json_module.dumps(report.to_json(), indent=1)
     if html:
-        _write(html, report_page(report, str(datamodule.paths["train"])))
+        _write(html, audit_page(report, str(datamodule.paths["train"])))
     if isinstance(json, str):
         _write(json, text + "\n")
     if json is True:

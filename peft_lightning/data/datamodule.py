@@ -16,8 +16,10 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from peft_lightning.data.answer_rows import AnswerRow, answer_rows
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
 from peft_lightning.data.description import describe_rows
+from peft_lightning.data.example_rows import example_rows
 from peft_lightning.data.files.in_hand import NamedRows, Rows, TrainRows, in_hand
 from peft_lightning.data.loader import BatchLoader
 from peft_lightning.data.loaders import Loaders, require_equal_data
@@ -31,6 +33,7 @@ from peft_lightning.data.rows.format_functions import format_name
 from peft_lightning.data.split import Split, Tokenize, data_state
 from peft_lightning.data.splits import check_val_fraction, open_splits
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
+from peft_lightning.data.tokens.marked_tokens import MarkedRow
 from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.data.tokens.tokenizer import padding_id, tokenizer_for
 from peft_lightning.data.trained_prompts import prompt_format_of, use_prompt_format
@@ -60,6 +63,8 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         system_prompt: System message of the conversations that have none.
         encoding: Encoding of text files; without, UTF-8.
         max_rows: Maximum number of rows read of each source.
+        max_train_rows: Maximum number of rows of each source that are trained on, a random choice
+            that no seed changes; those of validation stay.
         tokenizer: Hub id or folder of the tokenizer; without, that of the base model.
         chat_template: Path of a Jinja file, or "none" for plain text; without, the tokenizer's own.
         chat_template_kwargs: Variables of the chat template: {enable_thinking: false}.
@@ -86,6 +91,8 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         cache_dir: Folder for tokenized rows; without, ~/.cache/peft_lightning/tokens.
         allow_changed_data: Whether a checkpoint may be resumed with other data.
         collate_fn: Makes a batch of tokenized rows; without, by ``layout``.
+        name_sources: Whether training batches name the source of each row, as ``sources``: the
+            stem of its file.
 
     Attributes:
         tokenizer: The tokenizer, after ``setup``.
@@ -113,6 +120,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         system_prompt: str | None = None,
         encoding: str | None = None,
         max_rows: int | None = None,
+        max_train_rows: int | None = None,
         tokenizer: str | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
@@ -137,13 +145,14 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         cache_dir: str | None = None,
         allow_changed_data: bool = False,
         collate_fn: Callable[..., Any] | None = None,
+        name_sources: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         given = {"train": train, "val": val, "test": test, "predict": predict}
         self.paths = {name: in_hand(v, f"data.{name}", max_rows) for name, v in given.items()}
         check_val_fraction(val_fraction)
-        self.mixture = read_mixture(self.paths["train"], mix, stopping_strategy)
+        self.mixture = read_mixture(self.paths["train"], mix, stopping_strategy, max_train_rows)
         self.row_options = RowOptions(
             *(format_name(format), on_bad_row, columns or {}, roles or {}, prompt, system_prompt),
             *(encoding, max_rows),
@@ -153,7 +162,8 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
             *(chat_template_kwargs or {}, template_date),
         )
         self.batch_options = BatchOptions(
-            batch_size, tokens_per_batch, val_batch_size, layout, shuffle, num_workers
+            *(batch_size, tokens_per_batch, val_batch_size, layout, shuffle, num_workers),
+            name_sources,
         )
         self.tokenizer_name = tokenizer
         self.chat_template = None if chat_template is None else str(chat_template)
@@ -226,6 +236,11 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         args = (tokenize, log, self._splits, self.mixture, self.row_options.encoding)
         return open_splits(stage, self.paths, self.val_fraction, *args)
 
+    def example_rows(self, number: int) -> list[MarkedRow]:
+        """Return rows to train on, of each source about as many, with their tokens in the loss."""
+        train = self._splits.get("train")
+        return [] if train is None else example_rows(train, self.tokenizer, number)
+
     @property
     def seed(self) -> int:
         """The seed of the order of the training rows."""
@@ -262,6 +277,10 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         """Return the prompts of this rank, all of a batch for the same adapter."""
         tasks = assign_adapters(self.predict_records, self.predict_adapters)
         return self._loaders().prompts(self.predict_prompts, tasks)
+
+    def answer_rows(self, name: str, limit: int = 0) -> list[AnswerRow]:
+        """Return rows of val or test with what precedes their answers; see ``answer_rows.py``."""
+        return answer_rows(self._splits[name], limit) if name in self._splits else []
 
     def _evaluation(self, name: str) -> BatchLoader:
         split, loaders = self._splits[name], self._loaders()

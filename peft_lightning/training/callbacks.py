@@ -13,11 +13,13 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.trainer.connectors.callback_connector import _CallbackConnector
 
+from peft_lightning.training.answer_metrics import AnswerMetrics
 from peft_lightning.training.averaging import AfterAveraging, BeforeAveraging
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.preemption import StopOnSignal
 from peft_lightning.training.generations import LogGenerations
 from peft_lightning.training.hidden_states import HiddenStates
+from peft_lightning.training.history import History
 from peft_lightning.training.lightning_parts import BuildFirst
 from peft_lightning.training.logged_hyperparameters import LogHyperparameters
 from peft_lightning.training.logger_checkpoints import UploadCheckpoints
@@ -55,8 +57,8 @@ def with_default_callbacks(
     first = new(
         BuildFirst, LossLog, BeforeAveraging, RunDir, RunIdentity, OutOfMemoryAdvice, RNGState
     )
-    last = new(AfterAveraging, SanityChecks, Throughput, LogGenerations, Summary, HiddenStates)
-    last += new(LogHyperparameters, UploadCheckpoints)
+    last = new(AfterAveraging, SanityChecks, Throughput, AnswerMetrics, History, LogGenerations)
+    last += new(Summary, HiddenStates, LogHyperparameters, UploadCheckpoints)
     if any(isinstance(callback, ProgressBar) for callback in defaults):
         last.append(TokenProgressBar())
     last += new(StopOnSignal)

@@ -23,9 +23,10 @@ from peft_lightning.training.step_progress import (
 )
 
 LESS_IS_BETTER = {"loss", "nll", "perplexity", "ppl", "error", "wer", "cer", "mse", "mae", "rmse"}
+LESS_IS_BETTER |= {"bits"}
 MORE_IS_BETTER = {"accuracy", "acc", "f1", "match", "em", "bleu", "rouge", "rouge1", "rouge2"}
 MORE_IS_BETTER |= {"rougel", "meteor", "precision", "recall", "auc", "auroc", "score", "reward"}
-MORE_IS_BETTER |= {"chrf", "mcc", "r2"}
+MORE_IS_BETTER |= {"chrf", "mcc", "r2", "contains"}
 
 
 class AdapterCheckpoint(ModelCheckpoint):

@@ -1,8 +1,9 @@
-"""Token-weighted means over an evaluation, and over each of its sources: loss and accuracy."""
+"""Token-weighted means over an evaluation and each of its sources: loss, accuracy, bits a byte."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from peft_lightning.training.labelled_bytes import LabelledBytes
 from peft_lightning.training.sanity_checks import SanityChecks
 
 
@@ -43,8 +45,15 @@ class TokenMeans(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.nll, self.correct = TokenMean(), TokenMean()
+        self.bits, self.counted = TokenMean(), TokenMean()  # a byte; the tokens that have bytes
 
-    def update(self, nll: Tensor, tokens: Tensor, correct: Tensor | None) -> None:
+    def update(
+        self,
+        nll: Tensor,
+        tokens: Tensor,
+        correct: Tensor | None,
+        labelled: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
@@ -53,10 +62,15 @@ class TokenMeans(nn.Module):
                 left, which takes part in the mean all the same.
             correct: Tokens that were predicted correctly, or the sum of their weights; None if
                 they were not counted.
+            labelled: The labelled tokens and their bytes of ``LabelledBytes.count``.
         """
-        self.nll.update(nll.detach(), torch.as_tensor(tokens, device=nll.device))
+        tokens = torch.as_tensor(tokens, device=nll.device)
+        self.nll.update(nll.detach(), tokens)
         if correct is not None:
             self.correct.update(correct, tokens)
+        if labelled is not None:
+            self.counted.update(labelled[0], tokens)
+            self.bits.update(nll.detach().double() / math.log(2), labelled[1])
 
     def log(self, module: Any, stage: str, source: str = "") -> None:
         """Log the means of all batches, and forget these.
@@ -71,15 +85,20 @@ class TokenMeans(nn.Module):
             loss = self.nll.compute()
             values = {f"{stage}/loss{end}": loss, f"{stage}/perplexity{end}": loss.exp()}
             if self.correct.update_called:
-                values[f"{stage}/accuracy{end}"] = self.correct.compute()
+                values[f"{stage}/token_accuracy{end}"] = self.correct.compute()
+            if self.counted.update_called:
+                bits, counted = self.bits.compute(), self.counted.compute()
+                # a loss over other tokens than those with bytes is not one of their text
+                if abs(float(counted) - 1) < 1e-6 and math.isfinite(bits):
+                    values[f"{stage}/bits_per_byte{end}"] = bits
             for name, value in values.items():
                 module.log(name, value, prog_bar=name == "val/loss")
         self.reset()
 
     def reset(self) -> None:
         """Forget all batches."""
-        self.nll.reset()
-        self.correct.reset()
+        for mean in (self.nll, self.correct, self.bits, self.counted):
+            mean.reset()
 
 
 class Evaluation(nn.Module):
@@ -93,6 +112,8 @@ class Evaluation(nn.Module):
         super().__init__()
         self.all = TokenMeans()
         self.sources: dict[str, TokenMeans] = {}  # not a ModuleDict: a name may contain a dot
+        self._tokenizer: Any = None
+        self.bytes = LabelledBytes(None)
 
     def update(self, nll: Tensor, tokens: Tensor, correct: Tensor | None, batch: Any) -> None:
         """Add a batch, as ``TokenMeans.update``; its ``source`` names its source, if any.
@@ -101,14 +122,21 @@ class Evaluation(nn.Module):
             UserError: If the loss leaves out the weights of the batch.
         """
         SanityChecks.check_weights(tokens, batch)
-        self.all.update(nll, tokens, correct)
+        labelled = self.bytes.count(batch)
+        self.all.update(nll, tokens, correct, labelled)
         source = batch.get("source") if isinstance(batch, Mapping) else None
         if source is None:
             return
         if source not in self.sources:  # of the same device and dtype
             self.sources[source] = copy.deepcopy(self.all)
             self.sources[source].reset()
-        self.sources[source].update(nll, tokens, correct)
+        self.sources[source].update(nll, tokens, correct, labelled)
+
+    def start(self, tokenizer: Any) -> None:
+        """Forget all batches, and take the tokenizer of those that follow; None if unknown."""
+        self.reset()
+        if tokenizer is not self._tokenizer:
+            self._tokenizer, self.bytes = tokenizer, LabelledBytes(tokenizer)
 
     def reset(self) -> None:
         """Forget all batches."""
@@ -134,7 +162,8 @@ def with_source(trainer: Any, batch: Any, index: int) -> Any:
     """
     combined = trainer._evaluation_loop._combined_loader
     loaders = None if combined is None else combined.iterables
-    if not isinstance(loaders, dict | list | tuple) or len(loaders) < 2:
+    is_one_by_one = combined is not None and combined._mode == "sequential"
+    if not is_one_by_one or not isinstance(loaders, dict | list | tuple) or len(loaders) < 2:
         return batch
     if not isinstance(batch, Mapping) or batch.get("source") is not None:
         return batch

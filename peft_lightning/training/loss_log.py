@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from peft_lightning.training.cluster.fsdp2 import total_norm
 from peft_lightning.training.cluster.preemption import StopOnSignal
+from peft_lightning.training.labelled_bytes import tokenizer_of_batches
 from peft_lightning.training.sanity_checks import SanityChecks
 
 
@@ -57,10 +58,10 @@ class LossLog(Callback):
         )
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        pl_module.evaluation.reset()
+        pl_module.evaluation.start(tokenizer_of_batches(trainer, pl_module))
 
     def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        pl_module.evaluation.reset()
+        pl_module.evaluation.start(tokenizer_of_batches(trainer, pl_module))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         pl_module.evaluation.log(pl_module, "val")

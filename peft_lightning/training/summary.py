@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -15,58 +14,16 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import nn
 
 from peft_lightning import __version__
 from peft_lightning.base_model.quantization import count_numbers
 from peft_lightning.files import atomic_text
 from peft_lightning.process.progress import STARTING, seconds_since_start, seconds_spent
-from peft_lightning.training.compute_report import as_table, compute_report, path_of, unexpected
+from peft_lightning.training.compute_report import as_table, compute_report, unexpected
 from peft_lightning.training.throughput import Throughput, peak_memory
+from peft_lightning.training.trained_table import trained_table
 
 PACKAGES = ("torch", "lightning", "transformers")
-
-
-def trained_table(model: nn.Module, verbose: bool = False) -> str:
-    """Return a table of the trainable parameters by module pattern: tensors, share and bytes.
-
-    Args:
-        model: With the adapter attached; layer numbers are folded into ``*``.
-        verbose: Whether to say how each layer is computed.
-    """
-    groups: dict[str, list[int]] = {}
-    paths: dict[str, dict[str, None]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            pattern = re.sub(r"\.\d+\.", ".*.", name).removesuffix(".weight")
-            pattern = re.sub(r"\.lora_[AB]$", "", pattern)
-            paths.setdefault(pattern, {})[path_of(model, name)] = None
-            group = groups.setdefault(pattern, [0, 0, 0])
-            group[0] += 1
-            group[1] += parameter.numel()
-            group[2] += parameter.numel() * parameter.element_size()
-    total = sum(count_numbers(p) for p in model.parameters())
-    trained = sum(group[1] for group in groups.values())
-    stored = sum(group[2] for group in groups.values())
-    width = max(map(len, [*groups, "trained"]))
-    rows = [
-        f"{'trained':<{width}}  tensors   parameters        share        bytes" + "  path" * verbose
-    ]
-    rows += [
-        f"{pattern:<{width}}  {n:>7}  {size:>11,}  {size / total:>10.4%}  {b:>11,}  "
-        f"{', '.join(paths[pattern]) if verbose else ''}".rstrip()
-        for pattern, (n, size, b) in groups.items()
-    ]
-    tensors = sum(group[0] for group in groups.values())
-    rows.append(
-        f"{'all':<{width}}  {tensors:>7}  {trained:>11,}  {trained / total:>10.4%}  {stored:>11,}"
-    )
-    rows.append(f"of {total:,} parameters; an adapter file has about {_mebibytes(stored)}")
-    return "\n".join(rows)
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"
 
 
 @dataclass

@@ -339,12 +339,15 @@ def test_the_page_needs_nothing_else_and_rows_cannot_act_in_it(audit, tmp_path):
     text = (tmp_path / "out" / "report.html").read_text("utf-8")
     page = Page(text)
     allowed = (
-        "html head meta title style body h1 h2 h3 p pre span sup table tr th td br svg rect text"
+        "html head meta title style body header nav a main section div h1 h2 h3 p pre span sup "
+        "table thead tbody tr th td br svg rect text"
     )
     assert {tag for tag, _ in page.tags} <= set(allowed.split())
     for tag, attributes in page.tags:
-        assert not any(name.startswith("on") or name in ("src", "href") for name in attributes), tag
-        assert set(attributes.get("class", "").split()) <= {"loss", "special", "n", "bar", "over"}
+        assert not any(name.startswith("on") or name == "src" for name in attributes), tag
+        assert attributes.get("href", "#").startswith("#"), tag
+        styled = {"loss", "special", "n", "bar", "over", "table", "note", "mono"}
+        assert set(attributes.get("class", "").split()) <= styled
     assert page.text.count(script) >= 2  # shown as it is
     assert "default-src 'none'" in text
     assert "prefers-color-scheme: dark" in text

@@ -15,7 +15,7 @@ from peft_lightning.training.evaluation import Evaluation
 from processes import in_processes, outcome, run
 from tiny_run import fit, write_base, write_rows
 
-MEANS = ("loss", "perplexity", "accuracy")
+MEANS = ("loss", "perplexity", "token_accuracy", "bits_per_byte")
 SUMS = 1e-6  # relative: sums in another order of rows, and logged values are float32
 
 
@@ -141,7 +141,7 @@ def test_the_means_are_weighted_by_tokens_and_forgotten_once_logged():
     evaluation.log(module, "val")
     losses = {name: value for name, value in module.logged.items() if "/loss" in name}
     assert losses == pytest.approx({"val/loss": 10 / 3, "val/loss/a": 2, "val/loss/b": 6})
-    assert module.logged["val/accuracy/a"] == 0.5
+    assert module.logged["val/token_accuracy/a"] == 0.5
     evaluation.log(again := Module(), "val")
     assert again.logged == {}
 
@@ -221,7 +221,7 @@ def test_the_command_line_logs_and_prints_the_loss_of_each_source(ran):
     user, results = ran
     assert results["fit"][0] == 0, results["fit"][2]
     logged = (user / "runs/good/logs/version_0/metrics.csv").read_text().splitlines()[0]
-    assert {"val/loss", "val/loss/chat", "val/accuracy/code"} <= set(logged.split(","))
+    assert {"val/loss", "val/loss/chat", "val/token_accuracy/code"} <= set(logged.split(","))
     status, output, errors = results["validate"]
     assert status == 0, errors
     assert output.count("val/loss/chat ") == output.count("val/loss ") == 1

@@ -14,7 +14,8 @@ from peft_lightning.data import encode_prompt
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.kernels.native.library import kernels_state
 from peft_lightning.training.batch_size import count_tokens
-from peft_lightning.training.summary import Summary, trained_table
+from peft_lightning.training.summary import Summary
+from peft_lightning.training.trained_table import trained_table
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, fit, write_base
 
@@ -86,7 +87,7 @@ def test_every_step_and_validation_is_logged(run):
     for row in validations:
         loss = torch.tensor(float(row["val/loss"]))
         assert float(row["val/perplexity"]) == pytest.approx(loss.exp().item(), rel=1e-5)
-        assert 0 <= float(row["val/accuracy"]) <= 1
+        assert 0 <= float(row["val/token_accuracy"]) <= 1
 
 
 def test_token_accuracy_is_the_share_of_tokens_that_were_likeliest(run):
@@ -98,7 +99,7 @@ def test_token_accuracy_is_the_share_of_tokens_that_were_likeliest(run):
             logits, targets = module.labelled_logits(batch)
             hits += (logits.argmax(-1) == targets).sum().item()
             total += len(targets)
-    assert trainer.callback_metrics["val/accuracy"].item() == pytest.approx(hits / total)
+    assert trainer.callback_metrics["val/token_accuracy"].item() == pytest.approx(hits / total)
 
 
 def test_samples_are_written_at_each_validation(run):

@@ -15,21 +15,8 @@ from peft_lightning.data.audit.lengths import length_counts
 from peft_lightning.data.audit.reading import AuditedSource
 from peft_lightning.data.audit.row_findings import row_findings
 from peft_lightning.data.audit.row_notes import Sample
-from peft_lightning.data.tokens.marked_tokens import MarkedToken, marked_tokens
+from peft_lightning.data.tokens.marked_tokens import MarkedRow, marked_tokens
 from peft_lightning.data.tokens.tokenization import RowTokenizer
-
-
-@dataclass(frozen=True)
-class SampleRow:
-    """A row to show.
-
-    Args:
-        source: Its location, "file:line".
-        tokens: Its tokens.
-    """
-
-    source: str
-    tokens: list[MarkedToken]
 
 
 @dataclass(frozen=True)
@@ -43,7 +30,7 @@ class Report:
         lines: What ``fit`` says of its splits.
     """
 
-    rows: list[SampleRow]
+    rows: list[MarkedRow]
     counts: dict[str, Any]
     findings: list[AuditFinding]
     lines: list[str] = field(default_factory=list)
@@ -86,7 +73,7 @@ def make_report(
     findings = row_findings(corpus, exact, near, row_tokenizer.options.max_length)
     findings += answer_findings(corpus)
     samples = [
-        SampleRow(sample.location, marked_tokens(tokenizer, part.input_ids, part.loss_weights))
+        MarkedRow(sample.location, marked_tokens(tokenizer, part.input_ids, part.loss_weights))
         for sample in _samples(splits, num_rows)
         for part in sample.sequences
     ]

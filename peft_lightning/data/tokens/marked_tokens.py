@@ -37,6 +37,19 @@ class MarkedToken:
         return {"text": self.text, "id": self.id, "in_loss": in_loss, "weight": self.weight}
 
 
+@dataclass(frozen=True)
+class MarkedRow:
+    """A row to show.
+
+    Args:
+        source: Where it is from: "file:line", or the name of its source.
+        tokens: Its tokens.
+    """
+
+    source: str
+    tokens: list[MarkedToken]
+
+
 def marked_tokens(
     tokenizer: PreTrainedTokenizerBase, input_ids: NDArray[Any], loss_weights: NDArray[Any]
 ) -> list[MarkedToken]:

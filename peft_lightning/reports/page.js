@@ -1,0 +1,109 @@
+"use strict";
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0];
+  const rows = [];  // each with the row that is shown when it is opened
+  for (const row of body.rows) {
+    if (row.classList.contains("more")) rows[rows.length - 1].more = row;
+    else rows.push({ row, more: null, place: rows.length });
+  }
+  const hasMore = rows.some(r => r.more);
+  for (const r of rows) {
+    if (!r.more) continue;
+    r.more.hidden = true;
+    const button = document.createElement("button");
+    button.className = "open";
+    button.type = "button";
+    button.setAttribute("aria-expanded", "false");
+    button.setAttribute("aria-label", "Show more of " + r.row.cells[0].textContent.trim());
+    button.addEventListener("click", () => open(r, r.more.hidden));
+    r.row.cells[0].prepend(button);
+  }
+  function open(r, wanted) {
+    r.more.hidden = !wanted;
+    r.row.querySelector("button.open").setAttribute("aria-expanded", String(wanted));
+  }
+  function key(r, column) {
+    const cell = r.row.cells[column];
+    const value = cell.dataset.value ?? cell.textContent.trim();
+    if (value === "" || value === "\u2013") return null;
+    const asNumber = Number(value);
+    return Number.isNaN(asNumber) ? value : asNumber;
+  }
+  function compare(a, b) {
+    if (typeof a === "number" && typeof b === "number") return a - b;
+    if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
+    return a.localeCompare(b, undefined, { numeric: true });
+  }
+  function sort(column, sign) {
+    const keyed = rows.map(r => ({ r, key: key(r, column) }));
+    keyed.sort((a, b) => {
+      if (a.key === null || b.key === null) return (a.key === null) - (b.key === null);
+      return sign * compare(a.key, b.key) || a.r.place - b.r.place;
+    });
+    const all = document.createDocumentFragment();
+    for (const { r } of keyed) {
+      all.append(r.row);
+      if (r.more) all.append(r.more);
+    }
+    body.append(all);
+  }
+  if (table.hasAttribute("data-sort") && rows.length > 1) {
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      head.setAttribute("aria-sort", "none");
+      button.addEventListener("click", () => {
+        const isUp = head.getAttribute("aria-sort") === "ascending";
+        for (const other of heads) other.setAttribute("aria-sort", "none");
+        head.setAttribute("aria-sort", isUp ? "descending" : "ascending");
+        sort(column, isUp ? -1 : 1);
+      });
+    });
+  }
+  const isFiltered = table.hasAttribute("data-filter");
+  if (!isFiltered && !hasMore) continue;
+  const bar = document.createElement("div");
+  bar.className = "filter";
+  table.parentElement.before(bar);
+  if (isFiltered) {
+    const input = document.createElement("input");
+    input.type = "search";
+    input.placeholder = "Filter rows";
+    input.setAttribute("aria-label", "Filter rows");
+    const count = document.createElement("span");
+    count.setAttribute("role", "status");
+    const texts = rows.map(r =>
+      (r.row.textContent + " " + (r.more ? r.more.textContent : "")).toLowerCase());
+    const filter = () => {
+      const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let shown = 0;
+      rows.forEach((r, i) => {
+        const fits = words.every(word => texts[i].includes(word));
+        shown += fits;
+        r.row.hidden = !fits;
+        if (r.more && !fits) open(r, false);
+      });
+      count.textContent = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows`;
+    };
+    input.addEventListener("input", filter);
+    bar.append(input, count);
+    filter();
+  }
+  if (hasMore && rows.filter(r => r.more).length > 1) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = "Open all";
+    button.addEventListener("click", () => {
+      const wanted = rows.some(r => r.more && !r.row.hidden && r.more.hidden);
+      for (const r of rows) if (r.more && !r.row.hidden) open(r, wanted);
+      button.textContent = wanted ? "Close all" : "Open all";
+    });
+    bar.append(button);
+  }
+}
+addEventListener("beforeprint", () => {
+  for (const d of document.querySelectorAll("details")) d.open = true;
+});
