@@ -249,6 +249,11 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
 
     @property
+    def splits(self) -> dict[str, Split]:
+        """The rows of train, val and test, after ``setup``: those that its stage needs."""
+        return self._splits
+
+    @property
     def tokenized_datasets(self) -> list[TokenizedDataset]:
         """The tokenized sources of the open splits, each once."""
         return list({p.folder: p for s in self._splits.values() for p in s.parts}.values())
