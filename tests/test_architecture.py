@@ -63,6 +63,7 @@ ALSO = {
     "export/gguf.py": {"gguf"},
     "export/gguf_layout.py": {"gguf"},
     "export/gguf_tokenizer.py": {"gguf"},
+    "reports/run_record.py": {"yaml"},
     "reports/chart.py": {"matplotlib"},
 }
 BEFORE_THE_COMMAND_IS_KNOWN = [

@@ -18,6 +18,7 @@ from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.preemption import StopOnSignal
 from peft_lightning.training.generations import LogGenerations
 from peft_lightning.training.hidden_states import HiddenStates
+from peft_lightning.training.history import History
 from peft_lightning.training.lightning_parts import BuildFirst
 from peft_lightning.training.logged_hyperparameters import LogHyperparameters
 from peft_lightning.training.logger_checkpoints import UploadCheckpoints
@@ -55,7 +56,9 @@ def with_default_callbacks(
     first = new(
         BuildFirst, LossLog, BeforeAveraging, RunDir, RunIdentity, OutOfMemoryAdvice, RNGState
     )
-    last = new(AfterAveraging, SanityChecks, Throughput, LogGenerations, Summary, HiddenStates)
+    last = new(
+        AfterAveraging, SanityChecks, Throughput, History, LogGenerations, Summary, HiddenStates
+    )
     last += new(LogHyperparameters, UploadCheckpoints)
     if any(isinstance(callback, ProgressBar) for callback in defaults):
         last.append(TokenProgressBar())

@@ -55,10 +55,15 @@ def run_name(trainer: Any) -> str | None:
     return next((c.name for c in trainer.callbacks if isinstance(c, RunIdentity)), None)
 
 
+def run_of(folder: Path) -> str | None:
+    """Return the name of the last run that trained in ``folder``, None if there is none."""
+    return _facts(folder / RUN_FILE).get("run")
+
+
 def is_of_another_run(checkpoint: Path, root: Path) -> bool:
     """Whether a checkpoint in the folder ``root`` is known to be of another run than its last."""
     of_checkpoint = _facts(checkpoint / FACTS_FILE).get("run")
-    of_folder = _facts(root / RUN_FILE).get("run")
+    of_folder = run_of(root)
     return None not in (of_checkpoint, of_folder) and of_checkpoint != of_folder
 
 

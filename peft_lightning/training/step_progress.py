@@ -27,6 +27,15 @@ def validation_follows(trainer: Any) -> bool:
     return has_rows and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
+def training_ends(trainer: Any) -> bool:
+    """Whether training ends with the last batch, and with the validation behind it if there is."""
+    loop, epochs = trainer.fit_loop, trainer.max_epochs
+    is_last_epoch = epochs != -1 and loop.epoch_progress.current.processed + 1 >= epochs
+    is_epochs_end = loop.epoch_loop._num_ready_batches_reached()
+    is_over = trainer.should_stop or trainer.global_step == trainer.max_steps
+    return is_over or (is_last_epoch and is_epochs_end)
+
+
 @contextmanager
 def validation_due(trainer: Any) -> Iterator[None]:
     """Let the progress be that of a validation interrupted in its first batch, all to be done."""

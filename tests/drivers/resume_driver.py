@@ -117,7 +117,7 @@ def run(base: Path, rows: Path, folder: Path, scenario: dict[str, Any], kill: An
         ckpt_path="last" if (folder / "run/checkpoints/last.ckpt").is_dir() else None,
         data=scenario.get("data"),
         module=scenario.get("module"),
-        **scenario.get("trainer", {}),
+        **{"log_every_n_steps": 3, **scenario.get("trainer", {})},
     )
     tensors = trainer.lightning_module.state_dict()
     bits = {name: tensor.view(torch.int32).tolist() for name, tensor in tensors.items()}

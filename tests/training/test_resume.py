@@ -80,6 +80,16 @@ def trace(folder: Path) -> dict[int, dict]:
     return seen
 
 
+def curve(root: Path) -> list[dict]:
+    """Return the history of a run without what two runs cannot have in common: times, memory."""
+    lines = [json.loads(line) for line in (root / "history.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"]
+        for name in ("tokens_per_second", "peak_memory_mib"):
+            line["metrics"].pop(name, None)
+    return lines
+
+
 def compare(folder: Path, status: dict[str, list[int]]) -> None:
     """Compare the run in ``killed`` with the one in ``whole``, bit for bit."""
     log = (folder / "killed/log.txt").read_text()
@@ -87,6 +97,7 @@ def compare(folder: Path, status: dict[str, list[int]]) -> None:
     assert status["killed"][-1] == 0, log
     assert len(trace(folder / "whole")) > 10
     assert trace(folder / "killed") == trace(folder / "whole")
+    assert curve(folder / "killed/run") == curve(folder / "whole/run")
     final, whole = ((folder / name / "final.json").read_text() for name in ("killed", "whole"))
     assert final == whole
 

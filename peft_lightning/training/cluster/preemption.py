@@ -18,7 +18,11 @@ from peft_lightning.process.signals import STOP, STOP_SIGNALS, StopSignal, own_l
 from peft_lightning.training.averaging import swap_back
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.step_boundary import step_boundary
-from peft_lightning.training.step_progress import at_step_boundary, validation_follows
+from peft_lightning.training.step_progress import (
+    at_step_boundary,
+    training_ends,
+    validation_follows,
+)
 
 
 class StopOnSignal(Callback):
@@ -70,7 +74,7 @@ class StopOnSignal(Callback):
         is_between_steps = not validation_follows(trainer)
         if self._is_alone:
             self._remember(trainer)
-            if is_between_steps and not _is_last(trainer):
+            if is_between_steps and not training_ends(trainer):
                 self._release()
         elif is_between_steps:
             self._stop_if_asked(trainer)
@@ -92,7 +96,7 @@ class StopOnSignal(Callback):
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._is_alone and _within_fit(trainer) and _is_last(trainer):
+        if self._is_alone and _within_fit(trainer) and training_ends(trainer):
             self._hold()  # nothing is left that could be stopped
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -180,15 +184,6 @@ class StopOnSignal(Callback):
 
 def _within_fit(trainer: Any) -> bool:
     return trainer.state.fn == "fit" and not trainer.sanity_checking
-
-
-def _is_last(trainer: Any) -> bool:
-    """Whether training ends with the last batch, and with the validation behind it if there is."""
-    loop, epochs = trainer.fit_loop, trainer.max_epochs
-    is_last_epoch = epochs != -1 and loop.epoch_progress.current.processed + 1 >= epochs
-    is_epochs_end = loop.epoch_loop._num_ready_batches_reached()
-    is_over = trainer.should_stop or trainer.global_step == trainer.max_steps
-    return is_over or (is_last_epoch and is_epochs_end)
 
 
 def _see_signals_in_backward(module: Any) -> list[RemovableHandle]:
