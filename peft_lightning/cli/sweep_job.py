@@ -88,4 +88,4 @@ def submit_points(
     link_tasks(state, points)
     number = submit_script(render(flags, job.sbatch, words), [])
     note_submitted(state, points, number)
-    say(f"submitted job {number} with {len(points)} tasks; the same command shows how far they are")
+    say(f"submitted job {number}, {len(points)} tasks; the same command shows how far they are")

@@ -33,7 +33,7 @@ def sweep(
     seeds: str | None = None,
     dir: str | None = None,
     jobs: int | None = None,
-    retries: int = 1,
+    retries: int | None = None,
     stop_early: bool = False,
     first_rung: int = 1,
     dry_run: bool = False,
@@ -64,7 +64,7 @@ def sweep(
         seeds: Seeds of each point, such as 0,1,2 or 0-4.
         dir: Folder of the sweep; without, that of the config or runs/<config>-sweep.
         jobs: Points that train at the same time and share the cores; 1 here, all with --slurm.
-        retries: How often a point that has failed is started again.
+        retries: How often a point that has failed is started again; without, once.
         stop_early: Stop the worse half of the points, by val/loss, after each rung.
         first_rung: Validations until the first rung; each further one is after twice as many.
         dry_run: Print the points instead of training.
@@ -83,18 +83,14 @@ def sweep(
     """
     args = configs_first(list(fit))
     check_fit_options("sweep", args, sweep.__kwdefaults__ or {})
-    least = {
-        "jobs": (1 if jobs is None else jobs, 1),
-        "retries": (retries, 0),
-        "first_rung": (first_rung, 1),
-    }
-    if wrong := [(name, low, n) for name, (n, low) in least.items() if n < low]:
+    numbers = [("jobs", 1, jobs), ("retries", 0, retries), ("first_rung", 1, first_rung)]
+    if wrong := [number for number in numbers if number[2] is not None and number[2] < number[1]]:
         raise UserError("--{} must be at least {}, got {}".format(*wrong[0]))
     flags = {"cpus-per-task": cpus, "mem": mem, "time": time, "partition": partition}
     flags |= {"account": account, "qos": qos}
     job = Job(nodes, gpus, job_name, flags, sbatch or [], jobs) if slurm else None
     given = {**flags, "nodes": nodes, "gpus": gpus, "job_name": job_name, "sbatch": sbatch}
-    _check_slurm(slurm, stop_early, given)
+    _check_slurm(slurm, stop_early, retries, given)
     asked = make_points(
         [read_vary(text) for text in vary or []],
         read_points(Path(points)) if points else [],
@@ -108,6 +104,7 @@ def sweep(
     base.pop(ROOT, None)
     if dry_run:
         state = SweepState.open(folder, base, asked)
+        settle_queued(state)
         point_configs(state, args, stop_early, is_here=not slurm)
         print(json_module.dumps(as_json(state), indent=1) if json else plan_text(state, jobs or 1))
         return
@@ -141,7 +138,9 @@ def sweep(
         raise SystemExit(1)
 
 
-def _check_slurm(slurm: bool, stop_early: bool, given: dict[str, Any]) -> None:
+def _check_slurm(slurm: bool, stop_early: bool, retries: int | None, given: dict[str, Any]) -> None:
+    if slurm and retries is not None:
+        raise UserError("--retries is for this machine: with --slurm, the same command tries again")
     if slurm and stop_early:
         raise UserError(
             "--stop-early compares points as they train on this machine; with --slurm each is a "
@@ -159,7 +158,7 @@ def _train(
     state: SweepState,
     extra: list[str],
     jobs: int,
-    retries: int,
+    retries: int | None,
     first_rung: int | None,
     say: Any,
 ) -> None:
@@ -170,7 +169,8 @@ def _train(
     require_none_queued(state.asked_points())
     if jobs > 1:
         limit_threads(jobs)
-    runner = SweepRunner(state, extra, jobs=jobs, retries=retries, env=os.environ, say=say)
+    again = 1 if retries is None else retries
+    runner = SweepRunner(state, extra, jobs=jobs, retries=again, env=os.environ, say=say)
     if first_rung is None:
         runner.run(state.asked_points())
     else:

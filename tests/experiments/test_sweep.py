@@ -1,7 +1,5 @@
 """A sweep is interrupted, killed and extended, and each of its runs is that of a single ``fit``."""
 
-import contextlib
-import io
 import json
 import signal
 import time
@@ -13,12 +11,9 @@ from safetensors.torch import load_file
 
 import warm_python
 from cli_driver import ENVIRONMENT, drive
-from peft_lightning.__main__ import main
-from peft_lightning.experiments.sweep import runner
 from peft_lightning.experiments.sweep.process import PointProcess, describe_exit, last_line
+from sweeping import ENV, in_this_process, warm
 
-HERE = Path(__file__).parents[1]
-ENV = {**ENVIRONMENT, "PYTHONPATH": f"{HERE / 'slurm'}:{HERE.parent}"}
 CONFIG = """
 model:
   base_model: BASE
@@ -53,35 +48,12 @@ def wait_until(true, seconds=60):
         time.sleep(0.02)
 
 
-def warm(args, **options):
-    """Start python as ``start_python`` does, in a fork of one that has made the imports."""
-    return warm_python.start(args, **options)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, base, rows):
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "rows.jsonl").write_text(rows.read_text())
     (folder / "run.yaml").write_text(CONFIG.replace("BASE", str(base)))
     return folder
-
-
-def in_this_process(folder, args):
-    """Run a command line here, its points in forks; return (status, output, errors)."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        patch.chdir(folder)
-        patch.setattr(runner, "start_python", warm)
-        for key in ("OMP_NUM_THREADS", "PYTHONPATH"):
-            patch.setenv(key, ENV[key])
-        for path in reversed(ENV["PYTHONPATH"].split(":")):
-            patch.syspath_prepend(path)
-        status = main(args)
-    return status, out.getvalue(), err.getvalue()
 
 
 def start(folder, args, log):
