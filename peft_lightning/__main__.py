@@ -43,6 +43,7 @@ OWN_COMMANDS = {
     "inspect": "Show what is in a checkpoint or an adapter's folder.",
     "export": "Write an adapter, or a model with it merged, as a GGUF file for llama.cpp.",
     "merge": "Merge an adapter into its base: a model's folder.",
+    "compare": "Compare runs with their base: what differs beyond noise, as a page and tables.",
     "card": "Write the model card of an adapter.",
     "push": "Upload an adapter to the model hub.",
     "sweep": "Train one config over values and seeds, one run after the other.",

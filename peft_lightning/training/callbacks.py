@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.trainer.connectors.callback_connector import _CallbackConnector
 
+from peft_lightning.training.answer_metrics import AnswerMetrics
 from peft_lightning.training.averaging import AfterAveraging, BeforeAveraging
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.preemption import StopOnSignal
@@ -56,10 +57,8 @@ def with_default_callbacks(
     first = new(
         BuildFirst, LossLog, BeforeAveraging, RunDir, RunIdentity, OutOfMemoryAdvice, RNGState
     )
-    last = new(
-        AfterAveraging, SanityChecks, Throughput, History, LogGenerations, Summary, HiddenStates
-    )
-    last += new(LogHyperparameters, UploadCheckpoints)
+    last = new(AfterAveraging, SanityChecks, Throughput, AnswerMetrics, History, LogGenerations)
+    last += new(Summary, HiddenStates, LogHyperparameters, UploadCheckpoints)
     if any(isinstance(callback, ProgressBar) for callback in defaults):
         last.append(TokenProgressBar())
     last += new(StopOnSignal)
