@@ -29,7 +29,6 @@ trainer:
 """
 SWEEP = ["sweep", "--config", "run.yaml", "--vary", "model.adapter.r=2,4"]
 POINTS = [(2, 0), (2, 1), (4, 0), (4, 1)]
-SLOW = {**ENV, "STEP_DELAY": "0.3"}
 
 
 def name(r: int, seed: int) -> str:
@@ -56,11 +55,12 @@ def folder(tmp_path_factory, base, rows):
     return folder
 
 
-def start(folder, args, log):
+def start(folder, args, log, delay):
     with (folder / log).open("w") as file:
         return warm_python.start(
-            ["-m", "peft_lightning", *args], cwd=folder, env=SLOW, stdout=file, stderr=file
-        )
+            ["-m", "peft_lightning", *args], cwd=folder,
+            env={**ENV, "STEP_DELAY": str(delay)}, stdout=file, stderr=file,
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +68,15 @@ def interrupted(folder):
     """A sweep of four points that Ctrl-C stops within the first, and SIGKILL within the second."""
     points = [folder / "runs" / "ranks" / name(*point) for point in POINTS]
     found = {}
-    sweep = start(folder, [*SWEEP, "--seeds", "0,1"], "first.log")
-    wait_until(lambda: len(trace(points[0])) >= 2)
+    sweep = start(folder, [*SWEEP, "--seeds", "0,1"], "first.log", delay=5)
+    wait_until(lambda: len(trace(points[0])) >= 1)
     done = drive(folder, [[*SWEEP, "--seeds", "0,1"]])[0]
     found["beside"] = done
     sweep.send_signal(signal.SIGINT)
     found["status"] = sweep.wait(60)
     found["output"] = (folder / "first.log").read_text()
     found["sweep"] = json.loads((folder / "runs" / "ranks" / "sweep.json").read_text())
-    sweep = start(folder, [*SWEEP, "--seeds", "0,1"], "second.log")
+    sweep = start(folder, [*SWEEP, "--seeds", "0,1"], "second.log", delay=0.5)
     wait_until(lambda: len(trace(points[1])) >= 2)
     sweep.kill()
     sweep.wait(60)
