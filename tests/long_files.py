@@ -20,6 +20,7 @@ LONG_FILES = [
     "tests/training/cluster/test_stop.py",
     "tests/scripts/test_gpu_check.py",
     "tests/commands/test_audit.py",
+    "tests/experiments/test_plan.py",
     "tests/kernels/native/test_elementwise.py",
     "tests/training/cluster/test_strategies.py",
     "tests/training/test_lightning_table.py",
