@@ -34,6 +34,7 @@ TRAINER_COMMANDS = {
 # name: one line of help; the function of that name in commands/<name>.py is the command line,
 # with _ instead of -
 OWN_COMMANDS = {
+    "plan": "Say what fit will need: rows, steps, memory, time, disk.",
     "audit": "Show what fit would train on: rows, counts, and what is wrong with them.",
     "generate": "Answer prompts with a base model and adapters.",
     "chat": "Talk with a base model and adapters in the terminal.",
