@@ -224,6 +224,7 @@ def test_of_labels_the_sum_or_the_mean_decides(run, tmp_path, files):
     ("options", "message"),
     [
         ({"metrics": ["exact"]}, r"no metric exact; .*did you mean exact_match\?"),
+        ({"metrics": "f1"}, r"model\.metrics is a list of names, got 'f1': give \['f1'\]"),
         ({"labels": ["a", "b"]}, "add it to model.metrics"),
         ({"metrics": ["likelihood_accuracy"], "labels": ["a", "a "]}, r"model.labels has 1:"),
         ({"metric_rows": -1}, "metric_rows must be 0, for all rows, or more, got -1"),
@@ -281,6 +282,15 @@ def test_a_run_without_validation_rows_cannot_score_them(base, files, tmp_path):
             base, [files["a"]], tmp_path / "run", module={"metrics": ["f1"]},
             data={"val_fraction": 0},
         )  # fmt: skip
+
+
+def test_rows_that_are_cut_are_counted(base, tmp_path, caplog):
+    long = {"max_length": 40, "truncation": "truncate"}
+    validated(base, tmp_path, ["no", "yes " * 20, "n" * 60], data=long, metrics=["rouge1"])
+    assert "the answers of 2 of 3 rows are cut at data.max_length 40, and are compared" in (
+        caplog.text
+    )
+    assert [len(row["reference"]) for row in lines(tmp_path)] == [2, 15, 16]
 
 
 def test_the_reference_is_the_last_answer_in_the_loss(base, tmp_path):
