@@ -7,7 +7,7 @@ import json
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 
 from peft_lightning import CausalLMModule, LoRA, PromptTuning, SFTDataModule
 from peft_lightning.messages import UserError
@@ -361,3 +361,32 @@ def test_rows_are_answered_above_a_cache_of_hidden_states_and_by_virtual_tokens(
     assert [row["row"] for row in found[True]] == [1, 2, 1, 2]
     trained(base, files, tmp_path / "prompt/run", adapter=PromptTuning(3), max_epochs=1)
     assert len(lines(tmp_path / "prompt/run")) == 5
+
+
+class Watched(CausalLMModule):
+    """Keeps the weights that the validation loss is of, and those that answer."""
+
+    validated: torch.Tensor
+    answered: torch.Tensor
+
+    def weights(self):
+        return torch.cat([p.detach().flatten() for p in self.trainable_parameters()])
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.validated = self.weights()
+        super().validation_step(batch, batch_idx, dataloader_idx)
+
+    def generate(self, *args, **options):
+        self.answered = self.weights()
+        return super().generate(*args, **options)
+
+
+def test_averaged_weights_answer_where_the_validation_loss_is_theirs(base, files, tmp_path):
+    average = EMAWeightAveraging(decay=0.5)
+    trainer = trained(
+        base, files, tmp_path / "run", ["f1"], module_class=Watched, callbacks=[average],
+        max_steps=4, val_check_interval=2,
+    )  # fmt: skip
+    module = trainer.lightning_module
+    assert torch.equal(module.answered, module.validated)
+    assert average._average_model.n_averaged > 0
