@@ -39,6 +39,7 @@ LONG_FILES = [
     "tests/cli/test_cli.py",
     "tests/export/test_merged_folder.py",
     "tests/test_fuzz.py",
+    "tests/training/test_answer_metrics.py",
 ]
 
 
