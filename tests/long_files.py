@@ -15,6 +15,7 @@ LONG_FILES = [
     "tests/kernels/test_compiled_layers.py",
     "tests/kernels/test_machine.py",
     "tests/experiments/test_sweep.py",
+    "tests/experiments/test_sweep_halving.py",
     "tests/training/test_resume.py",
     "tests/training/cluster/test_preemption.py",
     "tests/training/cluster/test_stop.py",
@@ -39,6 +40,7 @@ LONG_FILES = [
     "tests/cli/test_cli.py",
     "tests/export/test_merged_folder.py",
     "tests/test_fuzz.py",
+    "tests/training/test_answer_metrics.py",
 ]
 
 
