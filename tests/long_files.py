@@ -35,6 +35,8 @@ LONG_FILES = [
     "tests/kernels/test_precision.py",
     "tests/adapters/test_own_adapter.py",
     "tests/test_elsewhere.py",
+    "tests/training/test_loggers.py",
+    "tests/training/test_kept_checkpoints.py",
     "tests/test_experiments.py",
     "tests/test_examples.py",
     "tests/cli/test_cli.py",
