@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from peft_lightning.adapters import LoRA
+from peft_lightning.adapters import LoRA, disable_adapter
 from peft_lightning.training import build_model, prediction
 from peft_lightning.training.adapter_module import AdapterModule
 from peft_lightning.training.answer_options import answer_options
@@ -129,12 +130,20 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         return nll, tokens
 
     def labelled_logits(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the logits that predict labelled tokens, (N, V), and those tokens, (N,)."""
+        """Return the logits before the labelled tokens, (N, V) float32, and those tokens, (N,)."""
         return self.outputs.logits(batch)
 
     def labelled_weights(self, batch: dict[str, Any]) -> Tensor:
         """Return the weights of the tokens of ``labelled_logits``, (N,); 1 where rows have none."""
         return self.outputs.weights(batch)
+
+    def labelled_sequences(self, batch: dict[str, Any]) -> Tensor:
+        """Return which sequence of the batch each token of ``labelled_logits`` is in, (N,)."""
+        return self.outputs.sequences(batch)
+
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """Return a context in which the module computes what its base does, as in HF PEFT."""
+        return disable_adapter(self.model)
 
     def loss_path(self) -> str:
         """Return how the loss is computed, for the table at a run's start."""
@@ -170,7 +179,10 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         return prediction.predict_batch(self, batch)
 
     def generate(
-        self, prompts: list[list[int]] | list[str], max_new_tokens: int = 128
+        self, prompts: list[list[int]] | list[str], max_new_tokens: int = 128, **options: Any
     ) -> list[str]:
-        """Return the greedy answers to prompts: texts (in the chat template) or token ids."""
-        return prediction.generate_texts(self, prompts, max_new_tokens)
+        """Return the greedy answers to prompts: texts (in the chat template) or token ids.
+
+        The options are those of ``generate_tokens``, such as ``temperature`` and ``seed``.
+        """
+        return prediction.generate_texts(self, prompts, max_new_tokens, **options)

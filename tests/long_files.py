@@ -11,13 +11,17 @@ LONG = 45  # seconds, above which a file is to be in the list
 
 LONG_FILES = [
     "tests/slurm/test_slurm.py",
+    "tests/slurm/test_sweep_array.py",
     "tests/kernels/test_compiled_layers.py",
     "tests/kernels/test_machine.py",
+    "tests/experiments/test_sweep.py",
+    "tests/experiments/test_sweep_halving.py",
     "tests/training/test_resume.py",
     "tests/training/cluster/test_preemption.py",
     "tests/training/cluster/test_stop.py",
     "tests/scripts/test_gpu_check.py",
     "tests/commands/test_audit.py",
+    "tests/experiments/test_plan.py",
     "tests/kernels/native/test_elementwise.py",
     "tests/training/cluster/test_strategies.py",
     "tests/training/test_lightning_table.py",
@@ -31,10 +35,14 @@ LONG_FILES = [
     "tests/kernels/test_precision.py",
     "tests/adapters/test_own_adapter.py",
     "tests/test_elsewhere.py",
+    "tests/training/test_loggers.py",
+    "tests/training/test_kept_checkpoints.py",
+    "tests/test_experiments.py",
     "tests/test_examples.py",
     "tests/cli/test_cli.py",
     "tests/export/test_merged_folder.py",
     "tests/test_fuzz.py",
+    "tests/training/test_answer_metrics.py",
 ]
 
 

@@ -20,7 +20,7 @@ from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import find_class
 from peft_lightning.cli.config_errors import explain
 from peft_lightning.cli.config_index import ConfigIndex, default_root
-from peft_lightning.cli.defaults import fill_adapter, fill_learning_rate
+from peft_lightning.cli.defaults import fill_adapter, fill_learning_rate, fill_loggers
 from peft_lightning.cli.errors import innermost, one_line, reason_in_union
 from peft_lightning.cli.fit_defaults import (
     default_base_model,
@@ -30,6 +30,7 @@ from peft_lightning.cli.fit_defaults import (
 from peft_lightning.cli.parser import Parser
 from peft_lightning.cli.predictions import KeptPredictions
 from peft_lightning.cli.save_config import SaveConfig
+from peft_lightning.cli.scored_predictions import ScoredPredictions
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.data.trained_prompts import common_format
 from peft_lightning.inference.load import named_folders
@@ -175,6 +176,7 @@ class PeftCLI(LightningCLI):
             config.trainer.default_root_dir = default_root(config.get("config") or [])
         root = Path(config.trainer.default_root_dir).expanduser()
         config.trainer.default_root_dir = str(root)
+        fill_loggers(config.trainer.logger, root)
         data = config.data if self.own_data is None else config.data.get("init_args", Namespace())
         if self.command == "fit" and data.get("train", "its own") is None:
             raise UserError(
@@ -287,8 +289,11 @@ class PeftCLI(LightningCLI):
         kept = KeptPredictions(self.model, datamodule, path)
         batches: Any = self.trainer.predict(datamodule=datamodule, **kwargs)
         answers = sorted((a for batch in batches for a in batch), key=lambda a: a["index"])
-        kept.finish(answers)
+        scored = ScoredPredictions(self.model, datamodule, answers)
+        kept.finish(answers, scored.of_rows)
         rank_zero_info(f"{len(answers)} answers are in {path}")
+        if table := scored.table():
+            rank_zero_print(table)
 
     def _use_trained_prompts(self, datamodule: SFTDataModule) -> None:
         """Make prompts as the adapters were trained with; options that are given win."""

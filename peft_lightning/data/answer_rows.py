@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from peft_lightning.data.references import last_stretch
 from peft_lightning.data.split import Split
 from peft_lightning.messages import UserError
 
@@ -27,6 +28,11 @@ class AnswerRow:
     number: int
     prompt: list[int]
     answer: list[int]
+
+    @property
+    def length(self) -> int:
+        """The number of its tokens up to the end of the answer."""
+        return len(self.prompt) + len(self.answer)
 
     @property
     def location(self) -> str:
@@ -56,9 +62,7 @@ def answer_rows(split: Split, limit: int) -> list[AnswerRow]:
             part = split.parts[place]
             inside = int(index - ends[place] + len(part))
             row = part[inside]
-            labelled = np.flatnonzero(row["loss_weights"])
-            end = int(labelled[-1]) + 1
-            start = int(labelled[np.flatnonzero(np.diff(labelled, prepend=-2) > 1)[-1]])
+            start, end = last_stretch(np.flatnonzero(row["loss_weights"]))
             ids = [int(i) for i in row["input_ids"][:end]]
             number = int(part.records[inside]) + 1
             found.append(

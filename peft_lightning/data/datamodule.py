@@ -91,6 +91,8 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         cache_dir: Folder for tokenized rows; without, ~/.cache/peft_lightning/tokens.
         allow_changed_data: Whether a checkpoint may be resumed with other data.
         collate_fn: Makes a batch of tokenized rows; without, by ``layout``.
+        name_sources: Whether training batches name the source of each row, as ``sources``: the
+            stem of its file.
 
     Attributes:
         tokenizer: The tokenizer, after ``setup``.
@@ -98,6 +100,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         sizes: Rows, tokens, tokens in the loss and of the longest row, of train, val, test.
         predict_records: The rows of ``predict``, as read.
         predict_prompts: For each of them its index and the token ids of its prompt.
+        predict_references: The token ids of its own answer, None without one.
         prompt_format: How the prompts of the rows are made, after ``setup``; a checkpoint keeps it.
         predict_adapters: Names of the adapters that ``predict`` generates with, set before it; see
             ``assign_adapters``. None for the trained adapter.
@@ -143,6 +146,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         cache_dir: str | None = None,
         allow_changed_data: bool = False,
         collate_fn: Callable[..., Any] | None = None,
+        name_sources: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -159,7 +163,8 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
             *(chat_template_kwargs or {}, template_date),
         )
         self.batch_options = BatchOptions(
-            batch_size, tokens_per_batch, val_batch_size, layout, shuffle, num_workers
+            *(batch_size, tokens_per_batch, val_batch_size, layout, shuffle, num_workers),
+            name_sources,
         )
         self.tokenizer_name = tokenizer
         self.chat_template = None if chat_template is None else str(chat_template)
@@ -172,6 +177,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         self.sizes: dict[str, dict[str, int]] = {}
         self.predict_records: list[Record] = []
         self.predict_prompts: list[Prompt] = []
+        self.predict_references: list[list[int] | None] = []
         self.predict_adapters: list[str] | None = None
         self.prompt_format: PromptFormat | None = None
         self._splits: dict[str, Split] = {}
@@ -189,7 +195,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         if row_tokenizer.date:
             rank_zero_info(DATE_NOTICE.format(row_tokenizer.date))
         if stage == "predict":
-            self.predict_records, self.predict_prompts = read_prompts(
+            self.predict_records, self.predict_prompts, self.predict_references = read_prompts(
                 self.paths["predict"], row_tokenizer, self.row_options, log=rank_zero_info
             )
         tokenize = functools.partial(
@@ -241,6 +247,11 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
     def seed(self) -> int:
         """The seed of the order of the training rows."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The rows of train, val and test, after ``setup``: those that its stage needs."""
+        return self._splits
 
     @property
     def tokenized_datasets(self) -> list[TokenizedDataset]:

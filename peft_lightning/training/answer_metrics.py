@@ -8,12 +8,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed.fsdp import FSDPModule
 
 from peft_lightning.base_model.positions import positions_of
 from peft_lightning.data.answer_rows import AnswerRow
 from peft_lightning.data.tokens.tokenizer import padding_id
-from peft_lightning.inference.generate import decode_answer
+from peft_lightning.inference.generate import reference_text
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.messages import UserError
 from peft_lightning.metrics import LIKELIHOOD
@@ -77,7 +78,13 @@ class AnswerMetrics(Callback):
             )
         self._rows = rows[:TRIAL_ROWS] if trainer.fast_dev_run else rows
         ends = stop_token_ids(module.model, data.tokenizer)
-        self._references = [_text(data.tokenizer, row.answer, ends) for row in self._rows]
+        self._references = [reference_text(data.tokenizer, row.answer, ends) for row in self._rows]
+        most = data.token_options.max_length
+        if cut := sum(row.answer[-1] not in ends and row.length >= most for row in self._rows):
+            rank_zero_info(
+                f"model.metrics: the answers of {cut} of {len(self._rows)} rows are cut at "
+                f"data.max_length {most}, and are compared as they are"
+            )
         if options.of_texts:
             _check_room(module, self._rows)
         if options.of_labels:
@@ -126,8 +133,13 @@ class AnswerMetrics(Callback):
         with Progress("answering rows", len(order), "rows") as progress:
             for start in range(0, len(order), AT_ONCE):
                 picked = order[start : start + AT_ONCE]
+
+                def on_token(answers: float, done: int = start) -> None:
+                    progress.update(int(done + answers))
+
                 prompts = [self._rows[i].prompt for i in picked]
-                answers = module.generate(prompts, module.predict_max_new_tokens)
+                limit = module.predict_max_new_tokens
+                answers = module.generate(prompts, limit, on_token=on_token)
                 for i, text in zip(picked, answers, strict=True):
                     found[i]["answer"] = text
                 progress.update(start + len(picked))
@@ -151,12 +163,6 @@ class AnswerMetrics(Callback):
                 for value, label in zip(of_row, ids, strict=True)
             ]
             found[i]["label"] = names[values.index(max(values))]
-
-
-def _text(tokenizer: Any, ids: list[int], ends: set[int]) -> str:
-    """Return the text of an answer up to the token that ends it, as that of a generated one."""
-    stop = next((k for k, i in enumerate(ids) if i in ends), len(ids))
-    return decode_answer(tokenizer, ids[:stop])
 
 
 def _check_room(module: Any, rows: list[AnswerRow]) -> None:
