@@ -5,8 +5,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from run_notebooks import FOLDER, execute, signature, with_parameters
 
+from run_notebooks import FOLDER, execute, signature, with_parameters
 from tiny_run import write_base
 
 ROOT = Path(__file__).parents[1]
