@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from cli_driver import drive
+from peft_lightning.commands.plan import _measured_apart
+from peft_lightning.messages import RunError
 from tiny_run import write_rows
 
 RUNS = {
@@ -202,3 +204,25 @@ def test_what_cannot_be_planned_is_one_line(
     *progress, last = errors.strip().splitlines()
     assert said in last
     assert all(line.startswith("plan:") for line in progress)
+
+
+def test_a_run_that_fits_is_said_to_and_a_set_of_changes_is_measured_apart(base, rows, tmp_path):
+    fit = ["--model.base_model", str(base), "--data.train", str(rows), "--trainer.max_epochs", "1"]
+    fit += ["--trainer.accelerator", "cpu", "--data.val_fraction", "0"]
+    gpu = ["--gpu", "t4", "--data.batch_size", "8", "--fit_memory"]
+    lines = [["plan", *fit, *gpu, "8GiB"], ["plan", *fit, *gpu, "100MiB", "--json"]]
+    (status, out, err), (second, advice, _) = drive(tmp_path, lines)
+    assert (status, second) == (0, 0), err
+    assert out.splitlines()[-1] == "it fits 8 GiB as it is"
+    advice = json.loads(advice)["fit_memory"]
+    assert advice["best"] is None  # CUDA alone needs more
+    assert advice["smallest"]["peak_bytes"] < advice["now"]["peak_bytes"]
+    kinds = {variant["options"][0] for variant in advice["single"]}
+    assert kinds >= {"--data.batch_size", "--model.activation_checkpointing", "--data.max_length"}
+
+    changed = [*fit, "--data.batch_size", "4", "--trainer.accumulate_grad_batches", "2"]
+    found = _measured_apart(changed, 2)
+    assert found["is_measured"]
+    assert (found["steps"]["steps"], found["steps"]["accumulate"]) == (3, 2)
+    with pytest.raises(RunError, match=r"a plan with .* failed: .*batch_size must be at least 1"):
+        _measured_apart([*fit, "--data.batch_size", "0"], 2)
