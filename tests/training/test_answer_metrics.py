@@ -103,7 +103,7 @@ def test_a_model_that_always_answers_alike_is_seen(run):
     assert found["val/exact_match"] == pytest.approx(3 / 5)
     assert found["val/most_frequent_answer"] == 1
     assert found["val/most_frequent_label"] == 1
-    assert found["val/token_accuracy"] > 0.6
+    assert found["val/token_accuracy"] > 0.7  # which docs/metrics.md warns of
 
 
 def test_the_best_checkpoint_and_an_early_stop_follow_a_metric(run):
