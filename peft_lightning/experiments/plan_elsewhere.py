@@ -91,7 +91,8 @@ def set_up(trainer: Any, module: Any, datamodule: Any) -> None:
     trainer.state.stage = RunningStage.TRAINING
     datamodule.setup("fit")
     trainer.fit_loop.setup_data()
-    trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    if trainer.enable_validation:
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
 
 
 def meta_model(module: Any) -> Any:

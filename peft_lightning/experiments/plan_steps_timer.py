@@ -55,7 +55,9 @@ class MeasureSteps(Callback):
         now.start = max(0.0, seconds_since_start() - now.tokenizing)
         now.loaded, now.load_peak = resident(device), peak_memory(device)
         data = trainer.datamodule
-        if trainer.val_dataloaders is None:  # as where the first epoch is not validated
+        if (
+            trainer.enable_validation and trainer.val_dataloaders is None
+        ):  # as where the first epoch is not validated
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
             trainer.training = True

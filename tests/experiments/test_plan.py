@@ -226,3 +226,37 @@ def test_a_run_that_fits_is_said_to_and_a_set_of_changes_is_measured_apart(base,
     assert (found["steps"]["steps"], found["steps"]["accumulate"]) == (3, 2)
     with pytest.raises(RunError, match=r"a plan with .* failed: .*batch_size must be at least 1"):
         _measured_apart([*fit, "--data.batch_size", "0"], 2)
+
+
+MINE = """
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from peft_lightning.data.collate import flat_collate
+
+
+def collate(batch):
+    return flat_collate([{"input_ids": ids, "labels": ids} for ids in batch])
+
+
+class Plain(L.LightningDataModule):
+    def __init__(self, count: int):
+        super().__init__()
+        self.count = count
+
+    def train_dataloader(self):
+        ids = torch.arange(9 * self.count).remainder(90).add(5).view(self.count, 9).numpy()
+        return DataLoader(list(ids), batch_size=2, collate_fn=collate)
+"""
+
+
+def test_a_data_module_of_ones_own_is_planned_without_its_rows(base, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    line = ["plan", "--model.base_model", str(base), "--data", "mine.Plain", "--data.count", "7"]
+    line += ["--trainer.max_epochs", "3", "--trainer.accelerator", "cpu", "--fit_memory", "90GiB"]
+    [(status, out, err)] = drive(tmp_path, [line])
+    assert status == 0, err
+    assert "steps    12 in 3 epochs" in out
+    assert "train    rows of a data module of your own: not counted" in out
+    assert out.splitlines()[-1] == "it fits 90 GiB as it is"
