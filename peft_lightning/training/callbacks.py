@@ -55,11 +55,12 @@ def with_default_callbacks(
     def new(*kinds: type[Callback]) -> list[Callback]:
         return [kind() for kind in kinds if not any(isinstance(c, kind) for c in kept)]
 
-    first = new(
-        BuildFirst, LossLog, BeforeAveraging, RunDir, RunIdentity, OutOfMemoryAdvice, RNGState
+    first = new(BuildFirst, LossLog, AnswerMetrics, BeforeAveraging)  # answers by the average too
+    first += new(RunDir, RunIdentity, OutOfMemoryAdvice, RNGState)
+    last = new(
+        AfterAveraging, SanityChecks, Throughput, History, LogGenerations, Summary, HiddenStates
     )
-    last = new(AfterAveraging, SanityChecks, Throughput, AnswerMetrics, History, LogGenerations)
-    last += new(Summary, HiddenStates, LogHyperparameters, UploadCheckpoints)
+    last += new(LogHyperparameters, UploadCheckpoints)
     if any(isinstance(callback, ProgressBar) for callback in defaults):
         last.append(TokenProgressBar())
     last += new(StopOnSignal, RunReport)  # whose page tells of the end, and of what was saved
