@@ -65,7 +65,9 @@ class MeasureSteps(Callback):
         self.steps = step_facts(trainer, train, plan_of_batches(data), self.processes)
         rate = highest_rate(trainer)
         self.parameters = parameter_facts(pl_module, pl_module.model, rate)
-        now.checkpoints = checkpoints_kept(trainer.callbacks, self.steps.validations > 0)
+        now.checkpoints = checkpoints_kept(
+            trainer.callbacks, self.steps.steps, self.steps.validations
+        )
         self._limit(trainer)
         loader = trainer.train_dataloader
         if isinstance(loader, BatchLoader) and train is not None:
