@@ -45,6 +45,7 @@ OWN_COMMANDS = {
     "merge": "Merge an adapter into its base: a model's folder.",
     "card": "Write the model card of an adapter.",
     "push": "Upload an adapter to the model hub.",
+    "sweep": "Train one config over values and seeds, one run after the other.",
     "submit": "Train as a SLURM job that outlives preemption and crashes.",
     "check-serving": "Say whether vLLM, transformers and llama.cpp take an adapter.",
 }
@@ -123,7 +124,7 @@ def run(args: list[str]) -> None:
     from peft_lightning.cli.adapter_classes import import_adapter_classes, take_adapter_classes
 
     classes, rest = take_adapter_classes(rest)
-    if command == "submit":  # the job has to import them, too
+    if command in ("submit", "sweep"):  # what they start has to import them, too
         rest += [f"--adapter_class={path}" for path in classes]
     asks_help = any(a in ("-h", "--help", "--help-all") for a in rest)
     if asks_help and command in TRAINER_COMMANDS:

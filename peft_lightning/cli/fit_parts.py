@@ -1,13 +1,15 @@
-"""The module and the data that ``fit`` would build, without a trainer: for commands before it."""
+"""What ``fit`` would build and the configuration of that, without a run: for other commands."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import yaml
 from jsonargparse import set_parsing_settings
 
 from peft_lightning.adapters import Adapter
 from peft_lightning.cli.config_index import read_arguments
+from peft_lightning.cli.save_config import without_resume
 from peft_lightning.cli.trainer import PeftCLI
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.training.log_filters import filter_logs
@@ -22,11 +24,20 @@ class _FitParts(PeftCLI):
         self.config[self.command].ckpt_path = None
         super().before_instantiate_classes()
 
+    builds_trainer = False
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Build no trainer."""
+        """Build no trainer, unless it is to be checked."""
+        return super().instantiate_trainer(**kwargs) if self.builds_trainer else None
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""
+
+
+class _FitWithTrainer(_FitParts):
+    """Builds the trainer as well, which checks its options."""
+
+    builds_trainer = True
 
 
 def fit_parts(args: list[str]) -> tuple[Any, SFTDataModule]:
@@ -42,3 +53,25 @@ def fit_parts(args: list[str]) -> tuple[Any, SFTDataModule]:
     filter_logs()
     built = _FitParts("fit", args, read_arguments(args))
     return built.model, built.datamodule
+
+
+def fit_config(args: list[str], builds_trainer: bool = True) -> dict[str, Any]:
+    """Return the whole configuration of ``fit``, as its ``config.yaml`` has it.
+
+    Args:
+        args: The options of ``fit``.
+        builds_trainer: Whether to build the trainer too, which checks its options, also against
+            the devices of this machine.
+
+    Raises:
+        UserError: If ``fit`` would refuse them.
+    """
+    set_parsing_settings(subclasses_enabled=[Adapter, Schedule])
+    filter_logs()
+    kind = _FitWithTrainer if builds_trainer else _FitParts
+    built = kind("fit", args, read_arguments(args))
+    given = built.save_config_kwargs.get("init_from")
+    config = without_resume(built.config["fit"], given)
+    parser = built._parser("fit")
+    dumped = parser.dump(config, skip_none=False, skip_validation=True)
+    return dict(yaml.safe_load(dumped))

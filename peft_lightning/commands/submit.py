@@ -14,11 +14,10 @@ from peft_lightning.cli.config_index import (
     read_arguments,
     split_options,
 )
-from peft_lightning.messages import UserError, did_you_mean
+from peft_lightning.cli.fit_options import check_fit_options
+from peft_lightning.messages import UserError
 from peft_lightning.training.cluster.job_script import TASK, array_tasks, render, submit_script
 
-FIT_OPTIONS = ("config", "model", "data", "trainer", "seed_everything", "ckpt_path")
-EVERYWHERE = ("adapter_class",)  # options of every command
 NOT_SEEN = ("bash", "interactive")  # job names for which Lightning ignores SLURM
 ANY_NUMBER = ("auto", "-1", -1)  # trainer.devices that take what is there
 
@@ -58,7 +57,7 @@ def submit(
         dry_run: Print the script instead of submitting it.
     """
     args = configs_first(list(fit))
-    _check_options(args)
+    check_fit_options("submit", args, submit.__kwdefaults__ or {})
     if time is not None and not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time):
         raise UserError(f"--time {time}: write it as HOURS:MINUTES:SECONDS or DAYS-HOURS")
     if wrong := [option for option in sbatch or [] if not option.startswith("-")]:
@@ -97,21 +96,6 @@ def submit(
         return
     job = submit_script(script, folders)
     print(f"submitted job {job}; its log is {flags['output']}")
-
-
-def _check_options(args: list[str]) -> None:
-    """Raise UserError for an option that fit would refuse, but only when the job runs."""
-    for option, value in split_options(args):
-        name = option.removeprefix("--").split(".")[0]
-        if option in CONFIG_OPTIONS or (
-            option.startswith("--") and name in FIT_OPTIONS + EVERYWHERE
-        ):
-            continue
-        known = [*FIT_OPTIONS, *(submit.__kwdefaults__ or {})]
-        raise UserError(
-            f"{option or value}: neither submit nor fit has that option"
-            + did_you_mean(name, known, show="--{}".format)
-        )
 
 
 def _folder(args: list[str], is_array: bool) -> str:

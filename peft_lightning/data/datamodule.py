@@ -62,6 +62,8 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         system_prompt: System message of the conversations that have none.
         encoding: Encoding of text files; without, UTF-8.
         max_rows: Maximum number of rows read of each source.
+        max_train_rows: Maximum number of rows of each source that are trained on, a random choice
+            that no seed changes; those of validation stay.
         tokenizer: Hub id or folder of the tokenizer; without, that of the base model.
         chat_template: Path of a Jinja file, or "none" for plain text; without, the tokenizer's own.
         chat_template_kwargs: Variables of the chat template: {enable_thinking: false}.
@@ -115,6 +117,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         system_prompt: str | None = None,
         encoding: str | None = None,
         max_rows: int | None = None,
+        max_train_rows: int | None = None,
         tokenizer: str | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
@@ -145,7 +148,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         given = {"train": train, "val": val, "test": test, "predict": predict}
         self.paths = {name: in_hand(v, f"data.{name}", max_rows) for name, v in given.items()}
         check_val_fraction(val_fraction)
-        self.mixture = read_mixture(self.paths["train"], mix, stopping_strategy)
+        self.mixture = read_mixture(self.paths["train"], mix, stopping_strategy, max_train_rows)
         self.row_options = RowOptions(
             *(format_name(format), on_bad_row, columns or {}, roles or {}, prompt, system_prompt),
             *(encoding, max_rows),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,24 @@ class Mixture:
         stopping_strategy: How long an epoch is with shares, in the terms of
             ``datasets.interleave_datasets``: "all_exhausted", the shortest one with every row at
             least once, or "first_exhausted", the longest one with no row twice.
+        max_rows: Rows of each source that are trained on at all; None for all of them.
     """
 
     kind: str = "repeat"
     numbers: tuple[float, ...] = ()
     stopping_strategy: str = "all_exhausted"
+    max_rows: int | None = None
+
+    def limited(self, source: WeightedSource) -> WeightedSource:
+        """Return a source with ``max_rows`` of its rows: a random choice that no seed changes.
+
+        The rows of a smaller number are among those of a larger one.
+        """
+        if self.max_rows is None or source.num_records <= self.max_rows:
+            return source
+        of_rows = source.rows if source.records is None else source.records[source.rows]
+        order = np.random.default_rng(0).permutation(np.unique(of_rows))
+        return replace(source, rows=source.rows[np.isin(of_rows, order[: self.max_rows])])
 
     def weights(self, num_rows: Sequence[int]) -> list[float]:
         """Return how often each row of each source occurs in an epoch, for ``WeightedSource``.
@@ -57,10 +70,16 @@ class Mixture:
         """Return what determines the rows that an epoch takes from one source."""
         number = self.numbers[index] if self.numbers else 1.0
         mix = {"weight": number, "mix": self.kind}
-        return mix | ({"stopping_strategy": self.stopping_strategy} if self.kind == "share" else {})
+        mix |= {"stopping_strategy": self.stopping_strategy} if self.kind == "share" else {}
+        return mix | ({"max_train_rows": self.max_rows} if self.max_rows else {})
 
 
-def read_mixture(train: Any, mix: str = "auto", stopping_strategy: str | None = None) -> Mixture:
+def read_mixture(
+    train: Any,
+    mix: str = "auto",
+    stopping_strategy: str | None = None,
+    max_rows: int | None = None,
+) -> Mixture:
     """Return the mixture that the options of the training data describe.
 
     Args:
@@ -68,6 +87,7 @@ def read_mixture(train: Any, mix: str = "auto", stopping_strategy: str | None = 
         mix: "repeat", "share", "rows", or "auto": "share" for several numbers that sum to 1,
             "repeat" for others, and an error where both or counts of rows may be meant.
         stopping_strategy: As for ``Mixture``; None for "all_exhausted".
+        max_rows: As for ``Mixture``.
 
     Raises:
         UserError: If a number is none or not above 0, does not suit ``mix``, or is ambiguous.
@@ -75,6 +95,8 @@ def read_mixture(train: Any, mix: str = "auto", stopping_strategy: str | None = 
     check_choice("data.mix", mix, MIX)
     if stopping_strategy is not None:
         check_choice("data.stopping_strategy", stopping_strategy, STOPPING_STRATEGIES)
+    if max_rows is not None and max_rows < 1:
+        raise UserError(f"data.max_train_rows must be at least 1, got {max_rows}")
     if not isinstance(train, Mapping):
         if mix in ("share", "rows"):
             raise UserError(
@@ -97,7 +119,7 @@ def read_mixture(train: Any, mix: str = "auto", stopping_strategy: str | None = 
             f"data.stopping_strategy says how long an epoch is with shares, but data.mix is {kind};"
             " set data.mix to share, or leave data.stopping_strategy out"
         )
-    return Mixture(kind, numbers, stopping_strategy or "all_exhausted")
+    return Mixture(kind, numbers, stopping_strategy or "all_exhausted", max_rows)
 
 
 def _number(path: Any, value: Any) -> float:

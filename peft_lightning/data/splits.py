@@ -89,7 +89,7 @@ def open_splits(
 
 
 def mixed(split: Split, mixture: Mixture) -> Split:
-    """Return the rows to train on with the weights that ``mixture`` gives their sources.
+    """Return the rows to train on, at most so many, with the weights that ``mixture`` gives them.
 
     Raises:
         UserError: If all rows of a source are held out.
@@ -100,8 +100,9 @@ def mixed(split: Split, mixture: Mixture) -> Split:
                 f"{name}: all of its rows are held out for validation, so none is left to train on;"
                 " give data.val, or lower data.val_fraction"
             )
-    weights = mixture.weights([source.num_records for source in split.sources])
-    pairs = zip(split.sources, weights, strict=True)
+    sources = [mixture.limited(source) for source in split.sources]
+    weights = mixture.weights([source.num_records for source in sources])
+    pairs = zip(sources, weights, strict=True)
     return replace(
         split,
         sources=[replace(source, weight=weight) for source, weight in pairs],

@@ -1,8 +1,9 @@
 """Anyone's bytes on disk: written as a whole, checked, read.
 
 ``atomic.py`` replaces files and folders so that a crash leaves the old or the new content,
-``checksums.py`` seals folders with SHA256SUMS and hashes files, ``user_files.py`` reads a user's
-text and finds the cache folder. Other rooms use the names below.
+``checksums.py`` seals folders with SHA256SUMS and hashes files, ``lock.py`` lets one process at a
+time work in a folder, ``user_files.py`` reads a user's text and finds the cache folder. Other rooms
+use the names below.
 """
 
 from peft_lightning.files.atomic import (
@@ -21,6 +22,7 @@ from peft_lightning.files.checksums import (
     sha256_of_file,
     sha256_of_json,
 )
+from peft_lightning.files.lock import lock_folder
 from peft_lightning.files.user_files import (
     read_text,
     user_cache,
@@ -32,6 +34,7 @@ __all__ = [
     "atomic_folder",
     "atomic_text",
     "existing_folder",
+    "lock_folder",
     "read_checksums",
     "read_text",
     "require_replaceable",

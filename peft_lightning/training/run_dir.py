@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import shutil
-import socket
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from peft_lightning.files import lock_folder
 from peft_lightning.messages import UserError
 
 LOCK_FILE = "run.lock"
@@ -22,9 +19,7 @@ LOCK_FILE = "run.lock"
 class RunDir(Callback):
     """Refuses a second ``fit`` in the folder of one that is running.
 
-    The lock is the system's: it goes with its process however that ends, and the workers of a
-    data loader do not inherit it. It also holds between machines where the folder is on NFS. The
-    file stays; what it says is of use only while it is locked.
+    The lock is that of ``lock_folder``; the workers of a data loader do not inherit it.
     """
 
     def __init__(self) -> None:
@@ -41,38 +36,19 @@ class RunDir(Callback):
     def _take(self, folder: Path) -> str | None:
         """Lock the folder and say in the file who has it; return why that cannot be."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
-            if not self._lock(self._file, folder):
-                self._file.seek(0)
-                return (
-                    f"another run is training in {folder}, "
-                    f"{self._file.read() or 'just started'}: wait for it, or give "
-                    "--trainer.default_root_dir another folder"
-                )
-            self._file.truncate(0)
-            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            self._file.flush()
+            found = lock_folder(folder, LOCK_FILE, rank_zero_info)
         except OSError as error:
             return (
                 f"the run's folder {folder} cannot be written: {error.strerror}; give "
                 "--trainer.default_root_dir one that can"
             )
+        if isinstance(found, str):
+            return (
+                f"another run is training in {folder}, {found}: wait for it, or give "
+                "--trainer.default_root_dir another folder"
+            )
+        self._file = found
         return None
-
-    @staticmethod
-    def _lock(file: IO[str], folder: Path) -> bool:
-        """Return whether the file is this process's now."""
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-                rank_zero_info(f"{folder} has no locks: see that no other run trains in it")
-                return True
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            return False
-        return True
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remove what killed runs have left half-written, on this machine or another."""

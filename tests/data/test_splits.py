@@ -213,3 +213,27 @@ def test_all_sequences_of_a_row_are_held_out_or_none(opened, jsonl):
     assert not numbers[0] & numbers[1]
     assert sorted({*train.rows, *val.rows}) == list(range(len(train.dataset)))
     assert [len(np.unique(val.records[source.rows])) for source in val.sources] == [6, 2]
+
+
+def test_fewer_rows_to_train_on_are_the_same_for_every_seed_and_leave_validation_as_it_is(
+    opened, jsonl
+):
+    letters = [chr(97 + i) for i in range(20)]
+    a, b = file_of(jsonl, "a.jsonl", letters), file_of(jsonl, "b.jsonl", "12")
+
+    def split(count):
+        mixture = read_mixture([a, b], max_rows=count)
+        splits, _, _ = opened([a, b], fraction=0.2, mixture=mixture)
+        of_source = epoch(splits["train"])
+        return of_source, texts(splits["val"], splits["val"].rows), splits["train"]
+
+    (all_rows, _), held_out, whole = split(None)
+    (some, both), val, limited = split(9)
+    (few, _), also_val, _ = split(4)
+    assert held_out == val == also_val
+    assert (len(all_rows), len(some), len(few), len(both)) == (16, 9, 4, 2)
+    assert set(few) < set(some) < set(all_rows)
+    assert sorted(some) != sorted(all_rows)[:9]  # not the first ones of a file that may be sorted
+    assert limited.fingerprint != whole.fingerprint  # a run does not go on with another number
+    with pytest.raises(UserError, match="max_train_rows must be at least 1, got 0"):
+        split(0)
