@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_lightning.adapters import Adapter
+from peft_lightning.adapters import Adapter, attached_adapter
 from peft_lightning.base_model.quantization import rounds_inputs
 from peft_lightning.hidden_cache.cache import HiddenStateCache
 from peft_lightning.kernels.attention import FLAT_ATTENTION, forward_inputs
@@ -30,6 +30,8 @@ from peft_lightning.messages import UserError
 
 Batch = dict[str, Any]
 
+OF_SOURCES = ("source", "sources")  # what a batch says of the origin of its rows
+
 
 class CausalLMLoss:
     """Computes the LM head at the labelled positions only, in the fastest way that is exact.
@@ -37,13 +39,16 @@ class CausalLMLoss:
     Which ways are exact for the model is checked once, when each is first needed.
 
     Args:
-        model: A causal LM of transformers with ``adapter`` attached.
-        adapter: Prepares its inputs.
+        model: A causal LM of transformers. While no adapter is attached to it, as within
+            ``disable_adapter``, the loss is that of the base.
+        adapter: Prepares its inputs; None for a model that never has one.
         shares_prefix: Whether tokens that all sequences of a flat batch begin with may be computed
             once for all of them. That is done on a CPU, without dropout, where it is exact.
     """
 
-    def __init__(self, model: Any, adapter: Adapter, shares_prefix: bool = False) -> None:
+    def __init__(
+        self, model: Any, adapter: Adapter | None = None, shares_prefix: bool = False
+    ) -> None:
         self.model, self.adapter = model, adapter
         self.frozen: HiddenStateCache | None = None  # hidden states below the adapter, if cached
         self._dropouts = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
@@ -92,6 +97,16 @@ class CausalLMLoss:
             _, _, targets, weights = self._inputs(batch)
         return torch.ones(len(targets), device=targets.device) if weights is None else weights
 
+    def sequences(self, batch: Batch) -> Tensor:
+        """Return of each token of ``logits`` the number of its sequence in the batch, (N,)."""
+        ids = batch["input_ids"]
+        if (lens := batch.get("seq_lens")) is None:
+            numbers = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
+        else:
+            lens = torch.tensor(lens, device=ids.device)
+            numbers = torch.arange(len(lens), device=ids.device).repeat_interleave(lens)[None]
+        return self.weights({**batch, "loss_weights": numbers})
+
     def model_inputs(self, batch: Batch) -> Batch:
         """Return the keyword arguments of the model's forward for a batch without labels."""
         return forward_inputs(self.model, dict(self._prepared(batch)))
@@ -109,6 +124,7 @@ class CausalLMLoss:
 
         The weights are None if each is 1.
         """
+        batch = {name: value for name, value in batch.items() if name not in OF_SOURCES}
         if "cu_seq_lens" in batch and self._may_share_prefix(batch):
             batch = share_prefix(batch)
         if "labels" not in batch:
@@ -130,6 +146,8 @@ class CausalLMLoss:
 
     def _prepared(self, batch: Batch) -> Batch:
         """Let the adapter shape a batch: virtual tokens only once where that is exact."""
+        if self.adapter is None or self._is_disabled():
+            return batch
         if "cu_seq_lens" in batch:
             if not self._flat_verified:
                 self._flat_verified = True
@@ -151,8 +169,14 @@ class CausalLMLoss:
     def _has_plain_head(self) -> bool:
         """Whether the loss may skip the model's own head."""
         if self._plain_head is None:
-            self._plain_head = has_plain_head(self.model)
+            found = has_plain_head(self.model)
+            if self._is_disabled():  # of the base, and the adapter may have a head
+                return found
+            self._plain_head = found
         return self._plain_head
+
+    def _is_disabled(self) -> bool:
+        return self.adapter is not None and attached_adapter(self.model) is None
 
     def _can_share(self) -> bool:
         """Whether virtual tokens may be computed once for all sequences of a batch.

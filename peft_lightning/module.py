@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from peft_lightning.adapters import LoRA
+from peft_lightning.adapters import LoRA, disable_adapter
 from peft_lightning.training import build_model, prediction
 from peft_lightning.training.adapter_module import AdapterModule
 from peft_lightning.training.clipping import clip
@@ -125,6 +126,14 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
     def labelled_weights(self, batch: dict[str, Any]) -> Tensor:
         """Return the weights of the tokens of ``labelled_logits``, (N,); 1 where rows have none."""
         return self.outputs.weights(batch)
+
+    def labelled_sequences(self, batch: dict[str, Any]) -> Tensor:
+        """Return which sequence of the batch each token of ``labelled_logits`` is in, (N,)."""
+        return self.outputs.sequences(batch)
+
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        """Return a context in which the module computes what its base does, as in HF PEFT."""
+        return disable_adapter(self.model)
 
     def loss_path(self) -> str:
         """Return how the loss is computed, for the table at a run's start."""

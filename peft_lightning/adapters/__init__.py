@@ -2,14 +2,15 @@
 
 Start with ``base.py``, the interface of every method, and ``lora/``, the most used of them.
 ``folder.py`` reads and writes HF PEFT's folders, ``bank.py`` switches between adapters,
-``merge.py`` adds updates to the base's weights, ``inspect.py`` describes a folder's content, and
-``lookup.py`` finds the class of a folder. An adapter of your own needs ``Adapter``, ``Targets`` and
+``disable.py`` takes one out for a while, ``merge.py`` adds updates to the base's weights,
+``inspect.py`` describes a folder's content, and ``lookup.py`` finds the class of a folder. An adapter of your own needs ``Adapter``, ``Targets`` and
 ``adapter_dtype``: see examples/my_ia3.py.
 """
 
 from peft_lightning.adapters.bank import BASE, AdapterBank
 from peft_lightning.adapters.base import Adapter, adapter_dtype, attached_adapter
 from peft_lightning.adapters.base_check import require_base
+from peft_lightning.adapters.disable import disable_adapter
 from peft_lightning.adapters.folder import (
     CONFIG_FILE,
     FACTS_FILE,
@@ -45,6 +46,7 @@ __all__ = [
     "adapter_dtype",
     "adapter_files",
     "attached_adapter",
+    "disable_adapter",
     "load_adapter",
     "read_adapter",
     "read_adapter_config",

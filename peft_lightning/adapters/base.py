@@ -118,6 +118,11 @@ class Adapter(ABC):
         self._require_attached(model)
         self._undo(model)
 
+    def disable(self, model: nn.Module) -> None:
+        """Take the adapter out for ``disable_adapter``, which notes what changes, to undo it."""
+        self._require_attached(model)
+        self._undo(model)
+
     def prepare_inputs(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the keyword inputs of ``model`` for ``batch``; the same object if unchanged.
 

@@ -43,6 +43,8 @@ class Full(Adapter):
             "the base again"
         )
 
+    disable = detach
+
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
         trained = dict(model.named_parameters())  # tied ones under their first name only
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}

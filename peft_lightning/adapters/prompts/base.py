@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from peft_lightning.adapters.base import HF_COMMON, Adapter, adapter_dtype
+from peft_lightning.adapters.base import _ATTACHED, HF_COMMON, Adapter, adapter_dtype
 from peft_lightning.messages import UserError
 
 HF_DEFAULTS: dict[str, Any] = {  # HF PEFT's keys that the three share
@@ -90,6 +90,11 @@ class PromptLearning(Adapter):
 
     def _remove(self, model: nn.Module) -> None:
         del model.prompt_embeddings
+
+    def disable(self, model: nn.Module) -> None:
+        """Leave the parameter where it is: the model does not read it, only its inputs do."""
+        self._require_attached(model)
+        delattr(model, _ATTACHED)
 
     def _no_encoder_error(self) -> UserError:
         """Return the error of a method whose encoder, which is not in a folder, would be needed."""
