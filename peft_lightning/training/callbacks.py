@@ -24,6 +24,7 @@ from peft_lightning.training.logged_hyperparameters import LogHyperparameters
 from peft_lightning.training.logger_checkpoints import UploadCheckpoints
 from peft_lightning.training.loss_log import LossLog
 from peft_lightning.training.out_of_memory import OutOfMemoryAdvice
+from peft_lightning.training.overfitting import OverfittingNotice
 from peft_lightning.training.progress_bar import TokenProgressBar
 from peft_lightning.training.rng_state import RNGState
 from peft_lightning.training.run_dir import RunDir
@@ -59,7 +60,7 @@ def with_default_callbacks(
     last = new(
         AfterAveraging, SanityChecks, Throughput, History, LogGenerations, Summary, HiddenStates
     )
-    last += new(LogHyperparameters, UploadCheckpoints)
+    last += new(OverfittingNotice, LogHyperparameters, UploadCheckpoints)
     if any(isinstance(callback, ProgressBar) for callback in defaults):
         last.append(TokenProgressBar())
     last += new(StopOnSignal)

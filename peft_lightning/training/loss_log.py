@@ -14,6 +14,7 @@ from peft_lightning.training.cluster.preemption import StopOnSignal
 from peft_lightning.training.labelled_bytes import tokenizer_of_batches
 from peft_lightning.training.sanity_checks import SanityChecks
 from peft_lightning.training.step_progress import at_step_boundary
+from peft_lightning.training.virtual_tokens import log_virtual_tokens
 
 
 class LossLog(Callback):
@@ -50,6 +51,7 @@ class LossLog(Callback):
         norm = total_norm([p.grad for p in pl_module.trainable_parameters() if p.grad is not None])
         sums.norm = None if self._may_change(trainer, pl_module) else norm
         pl_module.log("grad_norm", norm, rank_zero_only=True)
+        sums.virtual_token_norms = log_virtual_tokens(pl_module)
         if not pl_module.automatic_optimization:
             return
         nll, tokens = float(sums.nll), float(sums.tokens)
