@@ -86,10 +86,14 @@ class CausalLMLoss:
         return nll, torch.tensor(len(targets), device=nll.device), correct
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the logits that predict labelled tokens, (N, V), and those tokens, (N,)."""
+        """Return the logits that predict labelled tokens, (N, V), and those tokens, (N,).
+
+        The logits are float32, or float64 if the model computes in it.
+        """
         inputs, positions, targets, _ = self._inputs(batch)
         with self._skipping(batch):
-            return self._logits(inputs, positions), targets
+            logits = self._logits(inputs, positions)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)), targets
 
     def weights(self, batch: Batch) -> Tensor:
         """Return the weights in the loss of the tokens of ``logits``, (N,), in their order."""
@@ -146,12 +150,14 @@ class CausalLMLoss:
 
     def _prepared(self, batch: Batch) -> Batch:
         """Let the adapter shape a batch: virtual tokens only once where that is exact."""
-        if self.adapter is None or self._is_disabled():
+        if self._is_disabled():
+            return batch
+        if "cu_seq_lens" in batch and not self._flat_verified:
+            self._flat_verified = True
+            require_isolation(self.model, self.adapter)
+        if self.adapter is None:
             return batch
         if "cu_seq_lens" in batch:
-            if not self._flat_verified:
-                self._flat_verified = True
-                require_isolation(self.model, self.adapter)
             shared = self.adapter.prepare_shared(self.model, batch)
             if shared is not None and self._can_share():
                 return shared
@@ -184,6 +190,7 @@ class CausalLMLoss:
         Not where layers pass on more than the keys and values that our attention shows to all.
         """
         if self._shares is None:
+            assert self.adapter is not None
             prepare = self.adapter.prepare_shared
             self._shares = self._has_flat_attention() and not flat_batch_error(
                 self.model, self.adapter, prepare

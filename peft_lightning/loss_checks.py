@@ -55,10 +55,11 @@ def has_plain_head(model: Any) -> bool:
     return (ours - logits).abs().max().item() <= tolerance * logits.abs().max().item()
 
 
-def require_isolation(model: Any, adapter: Adapter) -> None:
+def require_isolation(model: Any, adapter: Adapter | None) -> None:
     """Raise UserError if the sequences of a flat batch see each other in ``model``."""
     try:
-        problem = flat_batch_error(model, adapter, adapter.prepare_inputs)
+        prepare = unchanged if adapter is None else adapter.prepare_inputs
+        problem = flat_batch_error(model, adapter, prepare)
     except Exception as error:  # whatever a model makes of inputs it does not know
         problem = f"its forward fails on them: {error}"
     if problem:
@@ -68,13 +69,18 @@ def require_isolation(model: Any, adapter: Adapter) -> None:
         )
 
 
+def unchanged(model: Any, batch: Batch) -> Batch:
+    """Return the inputs of a model without an adapter."""
+    return batch
+
+
 def flat_batch_error(
-    model: Any, adapter: Adapter, prepare: Callable[[Any, Batch], Any]
+    model: Any, adapter: Adapter | None, prepare: Callable[[Any, Batch], Any]
 ) -> str | None:
     """Compare flat batches with a sequence alone; see ``isolation_error``.
 
     Args:
-        model: A causal LM with ``adapter`` attached.
+        model: A causal LM with ``adapter`` attached, or with none.
         adapter: Prepares the sequence alone.
         prepare: Prepares the flat batches: a method of ``adapter``.
 
@@ -84,7 +90,7 @@ def flat_batch_error(
 
     def forward(batch: Batch) -> Tensor:
         alone = len(batch["seq_lens"]) == 1
-        inputs = (adapter.prepare_inputs if alone else prepare)(model, batch)
+        inputs = (adapter.prepare_inputs if alone and adapter else prepare)(model, batch)
         return model(**forward_inputs(model, inputs), use_cache=False).logits
 
     vocabulary = model.get_input_embeddings().weight.shape[0]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from peft_lightning.adapters import LoRA, disable_adapter
 from peft_lightning.training import build_model, prediction
 from peft_lightning.training.adapter_module import AdapterModule
+from peft_lightning.training.answer_options import answer_options
 from peft_lightning.training.clipping import clip
 from peft_lightning.training.evaluation import with_source
 from peft_lightning.training.given_base import AdapterOption, BaseModelOption, adapter_of, base_of
@@ -41,10 +42,16 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         hidden_cache_gib: Disk space for these files in GiB; the least recently used are removed.
         sample_prompts: Prompts whose greedy answers are logged at each validation.
         sample_max_new_tokens: Length limit of those answers.
-        predict_max_new_tokens: Length limit of the answers of ``predict``.
+        predict_max_new_tokens: Length limit of the answers of ``predict`` and for ``metrics``.
+        metrics: Scores of answers to validation and test rows, by name: [exact_match, rougeL].
+        metric_rows: How many rows of each source are answered for them; 0 for all.
+        labels: Labels that likelihood_accuracy compares; without, the different answers.
+        label_score: What of a label's log-likelihoods is compared: the sum of its tokens, or mean.
         attn_implementation: auto (one attention per sequence), or transformers' sdpa, eager, ...
         trust_remote_code: Whether code that comes with the base model may run.
         revision: Branch, tag or commit of a hub id.
+        forgetting: Log the loss on general text, before training and at each validation: true for
+            that of the package, or a file of yours.
         init_from: Train the adapter of a folder, ours or HF PEFT's, or ``owner/name@revision``.
     """
 
@@ -63,11 +70,16 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         sample_prompts: list[str] | None = None,
         sample_max_new_tokens: int = 64,
         predict_max_new_tokens: int = 128,
+        metrics: list[str] | None = None,
+        metric_rows: int = 100,
+        labels: list[str] | None = None,
+        label_score: str = "sum",
         attn_implementation: str = "auto",
         trust_remote_code: bool = False,
         revision: str | None = None,
         init_from: str | None = None,
         quantization: str | None = None,
+        forgetting: bool | str = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -82,9 +94,10 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         self.dtype_name, self.quantization = dtype, quantization
         self.activation_checkpointing, self.compile_layers = activation_checkpointing, compile
         self.cache_hidden_states, self.hidden_cache_gib = cache_hidden_states, hidden_cache_gib
-        self.sample_prompts = sample_prompts or []
+        self.forgetting, self.sample_prompts = forgetting, sample_prompts or []
         self.sample_max_new_tokens = sample_max_new_tokens
         self.predict_max_new_tokens = predict_max_new_tokens
+        self.answer_options = answer_options(metrics, metric_rows, labels, label_score)
         self.attn_implementation, self.trust_remote_code = attn_implementation, trust_remote_code
         self.model: Any = None  # set by build_model, as the loss is
         self.outputs: Any = None
@@ -120,7 +133,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         return nll, tokens
 
     def labelled_logits(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the logits that predict labelled tokens, (N, V), and those tokens, (N,)."""
+        """Return the logits before the labelled tokens, (N, V) float32, and those tokens, (N,)."""
         return self.outputs.logits(batch)
 
     def labelled_weights(self, batch: dict[str, Any]) -> Tensor:

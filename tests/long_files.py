@@ -31,6 +31,7 @@ LONG_FILES = [
     "tests/kernels/test_precision.py",
     "tests/adapters/test_own_adapter.py",
     "tests/test_elsewhere.py",
+    "tests/test_experiments.py",
     "tests/test_examples.py",
     "tests/cli/test_cli.py",
     "tests/export/test_merged_folder.py",

@@ -9,16 +9,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
-import torch
-import torch.nn.functional as F
-from transformers import AutoModelForCausalLM
 
 import warm_python
-from exactness import RATE, train
-from peft_lightning import CausalLMModule, LoRA, SFTDataModule
-from tiny_run import byte_tokenizer, write_base
+from cli_driver import drive
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -50,100 +44,56 @@ def test_the_table_of_examples_links_to_every_one():
     assert all((EXAMPLES / link).exists() for link in linked)
 
 
-# ---- label smoothing --------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory):
-    """GPT-2: unlike Llama's norm and positions, all of it computes in float64."""
-    return write_base(tmp_path_factory.mktemp("gpt2"), "gpt2")
-
-
-def step_by_torch(base: Path, rows: Path, smoothing: float) -> tuple[float, dict[str, Any]]:
-    """Return torch's mean loss over the answers of all rows, and the tensors after a step on it."""
-    L.seed_everything(0, verbose=False)
-    model = AutoModelForCausalLM.from_pretrained(base)
-    adapter = LoRA(r=2, init_lora_weights=False)
-    adapter.attach(model)
-    model.double()
-    tokenizer, logits, targets = byte_tokenizer(), [], []
-    for line in rows.read_text().splitlines():
-        row = json.loads(line)
-        prompt = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
-        start = len(tokenizer(prompt)["input_ids"])
-        ids = tokenizer(f"{prompt}{row['completion']}<|im_end|>")["input_ids"]
-        logits.append(model(torch.tensor([ids])).logits[0, start - 1 : -1])
-        targets.append(torch.tensor(ids[start:]))
-    loss = F.cross_entropy(torch.cat(logits), torch.cat(targets), label_smoothing=smoothing)
-    loss.backward()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter -= RATE * parameter.grad
-    return loss.item(), adapter.state_dict(model)
-
-
-@pytest.mark.parametrize("layout", ["flat", "padded"])
-def test_label_smoothing_is_torchs_mean_over_the_tokens_of_all_micro_batches(
-    layout, user, gpt2, rows
-):
-    from examples.label_smoothing import LabelSmoothing
-
-    trainer, ours = train(
-        gpt2,
-        rows,
-        user / "run",
-        module_class=LabelSmoothing,
-        module={"smoothing": 0.3},
-        data={"batch_size": 5, "layout": layout},
-        accumulate_grad_batches=5,  # 24 rows: four micro-batches of 5, one of 4
-    )
-    loss, theirs = step_by_torch(gpt2, rows, 0.3)
-    assert trainer.global_step == 1
-    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(loss, rel=1e-6)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=1e-9, atol=1e-11)
-
-
-def test_label_smoothing_validates_with_the_plain_loss(user, base, rows):
-    from examples.label_smoothing import LabelSmoothing
-
-    module = LabelSmoothing(str(base), LoRA(r=2), smoothing=0.3)
-    module.configure_model()
-    data = SFTDataModule(train=str(rows), tokenizer=str(base), cache_dir=str(user / "cache"))
-    data.setup("fit")
-    batch = next(iter(data.train_dataloader()))
-    plain, tokens = CausalLMModule.nll(module, batch)
-    smoothed, same_tokens = module.nll(batch)
-    assert tokens == same_tokens
-    assert (smoothed - plain).abs() > 0.01  # of some 800; float32 rounds at 1e-4
-    assert module.eval().nll(batch)[0] == plain
+# ---- configs ----------------------------------------------------------------------------------
 
 
 def test_a_smoothing_out_of_range_is_named(user):
-    from examples.label_smoothing import LabelSmoothing
+    from examples.experiments.label_smoothing import LabelSmoothing
 
     with pytest.raises(ValueError, match=r"smoothing must be in \[0, 1\), got 1\.0"):
         LabelSmoothing("x", smoothing=1.0)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("label_smoothing", "LabelSmoothing"), ("my_ia3", "examples.my_ia3.IA3")]
-)
-def test_the_config_of_ones_own_class_trains_from_the_repositorys_root(user, base, name, kind):
-    done = python(
-        user,
-        *["-m", "peft_lightning", "fit", "--config", f"examples/{name}.yaml"],
-        *["--model.base_model", str(base), "--model.dtype", "float32"],
-        *["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"],
-        *["--trainer.accelerator", "cpu", "--data.cache_dir", "cache"],
-    )
-    assert done.returncode == 0, done.stderr
-    root = user / "runs" / name
-    assert kind in (root / "config.yaml").read_text()
+CONFIGS = {
+    "my_ia3": ("my_ia3", "examples.my_ia3.IA3"),
+    "label_smoothing": ("experiments/label_smoothing", "LabelSmoothing"),
+    "distillation": ("experiments/distillation", "Distillation"),
+    "multi_task": ("experiments/multi_task", "MultiTask"),
+    "dpo": ("experiments/dpo", "PreferenceData"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, base):
+    """A folder in which each config has trained for two steps, and what each command returned."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "examples").symlink_to(EXAMPLES)
+    options = ["--model.base_model", str(base), "--model.dtype", "float32"]
+    options += ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"]
+    options += ["--trainer.accelerator", "cpu", "--data.cache_dir", "cache"]
+    lines = [
+        ["fit", "--config", f"examples/{file}.yaml", *options]
+        + (["--model.teacher", str(base)] if name == "distillation" else [])
+        for name, (file, _) in CONFIGS.items()
+    ]
+    lines.append(["generate", "--ckpt_path", "runs/dpo/checkpoints/last.ckpt", "--prompt", "hi"])
+    return folder, drive(folder, lines)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_config_of_ones_own_class_trains_from_the_repositorys_root(trained, name):
+    folder, results = trained
+    status, _, errors = results[[*CONFIGS].index(name)]
+    assert status == 0, errors
+    root = folder / "runs" / name
+    assert CONFIGS[name][1] in (root / "config.yaml").read_text()
     summary = json.loads((root / "summary.json").read_text())
     assert (summary["status"], summary["steps"]) == ("finished", 2)
+
+
+def test_what_dpo_has_trained_answers_as_any_adapter(trained):
+    _, results = trained
+    assert results[-1][0] == 0, results[-1][2]
 
 
 # ---- the notebook -----------------------------------------------------------------------------

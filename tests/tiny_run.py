@@ -75,7 +75,7 @@ def write_rows(file: Path, count: int = 24, seed: int = 0) -> Path:
 
 def fit(
     base: Path,
-    rows: Path | list[str],
+    rows: Path | str | list[str],
     root: Path,
     *,
     adapter: Adapter | None = None,
@@ -85,6 +85,7 @@ def fit(
     data: dict[str, Any] | None = None,
     seed: int = 0,
     module_class: type[CausalLMModule] = CausalLMModule,
+    data_class: type[L.LightningDataModule] = SFTDataModule,
     trainer_class: type[L.Trainer] | None = None,
     **trainer: Any,
 ) -> L.Trainer:
@@ -93,7 +94,7 @@ def fit(
     module = module or {}
     rate = {} if "optimizer" in module else {"learning_rate": 1e-2}  # which has its own
     model = module_class(str(base), adapter or LoRA(r=2), **{**rate, **module})
-    datamodule = SFTDataModule(
+    datamodule = data_class(
         train=rows if isinstance(rows, list) else str(rows),
         **{"batch_size": 4, "cache_dir": str(root.parent / "cache"), **(data or {})},
     )

@@ -3,8 +3,8 @@
 Start with ``base.py``, the interface of every method, and ``lora/``, the most used of them.
 ``folder.py`` reads and writes HF PEFT's folders, ``bank.py`` switches between adapters,
 ``disable.py`` takes one out for a while, ``merge.py`` adds updates to the base's weights,
-``inspect.py`` describes a folder's content, and ``lookup.py`` finds the class of a folder. An adapter of your own needs ``Adapter``, ``Targets`` and
-``adapter_dtype``: see examples/my_ia3.py.
+``inspect.py`` describes a folder's content, and ``lookup.py`` finds the class of a folder. An
+adapter of your own needs ``Adapter``, ``Targets`` and ``adapter_dtype``: see examples/my_ia3.py.
 """
 
 from peft_lightning.adapters.bank import BASE, AdapterBank

@@ -16,6 +16,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from peft_lightning.data.answer_rows import AnswerRow, answer_rows
 from peft_lightning.data.cache import default_cache_dir, load_or_tokenize
 from peft_lightning.data.description import describe_rows
 from peft_lightning.data.example_rows import example_rows
@@ -90,6 +91,8 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         cache_dir: Folder for tokenized rows; without, ~/.cache/peft_lightning/tokens.
         allow_changed_data: Whether a checkpoint may be resumed with other data.
         collate_fn: Makes a batch of tokenized rows; without, by ``layout``.
+        name_sources: Whether training batches name the source of each row, as ``sources``: the
+            stem of its file.
 
     Attributes:
         tokenizer: The tokenizer, after ``setup``.
@@ -142,6 +145,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         cache_dir: str | None = None,
         allow_changed_data: bool = False,
         collate_fn: Callable[..., Any] | None = None,
+        name_sources: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -158,7 +162,8 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
             *(chat_template_kwargs or {}, template_date),
         )
         self.batch_options = BatchOptions(
-            batch_size, tokens_per_batch, val_batch_size, layout, shuffle, num_workers
+            *(batch_size, tokens_per_batch, val_batch_size, layout, shuffle, num_workers),
+            name_sources,
         )
         self.tokenizer_name = tokenizer
         self.chat_template = None if chat_template is None else str(chat_template)
@@ -267,6 +272,10 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         """Return the prompts of this rank, all of a batch for the same adapter."""
         tasks = assign_adapters(self.predict_records, self.predict_adapters)
         return self._loaders().prompts(self.predict_prompts, tasks)
+
+    def answer_rows(self, name: str, limit: int = 0) -> list[AnswerRow]:
+        """Return rows of val or test with what precedes their answers; see ``answer_rows.py``."""
+        return answer_rows(self._splits[name], limit) if name in self._splits else []
 
     def _evaluation(self, name: str) -> BatchLoader:
         split, loaders = self._splits[name], self._loaders()

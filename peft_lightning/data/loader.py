@@ -42,6 +42,8 @@ class BatchLoader:
         num_workers: Number of processes that read ahead; 0 reads in this process.
         source_names: The name of the source of each batch, which is added to it as ``source``;
             empty if batches mix sources.
+        source_of: Returns the name of the source of a row; the names of the rows of a batch are
+            added to it as ``sources``. None if nobody asks.
 
     Attributes:
         epoch: The epoch that is iterated over.
@@ -63,8 +65,9 @@ class BatchLoader:
         collate: Callable[[Any], Batch],
         num_workers: int = 0,
         source_names: Sequence[str] = (),
+        source_of: Callable[[int], str] | None = None,
     ) -> None:
-        self._source_names = source_names
+        self._source_names, self._source_of = source_names, source_of
         self._dataset, self._batches, self._collate = dataset, batches, collate
         self._num_workers, self._length = num_workers, length
         self.before_epoch: Callable[[int], None] | None = None
@@ -111,9 +114,11 @@ class BatchLoader:
         with _sigterm_blocked():
             iterator = iter(loader)  # forks the workers
         try:
-            for batch in iterator:
+            for rows, batch in zip(batches, iterator, strict=True):
                 if self._source_names:
                     batch["source"] = self._source_names[self.position]
+                if self._source_of is not None:
+                    batch["sources"] = list(map(self._source_of, rows))
                 self.position += 1
                 yield batch
         except RunError as error:  # that of a worker has its traceback in front

@@ -85,7 +85,8 @@ class Loaders:
             collate = functools.partial(padded_collate, pad_id=self.pad_id)
         batches, length, names = batches_of_rank(plan, self.rank, names)
         workers = self.options.num_workers
-        loader = BatchLoader(split.dataset, batches, length, collate, workers, names)
+        of_row = split.source_of() if self.options.name_sources and not names else None
+        loader = BatchLoader(split.dataset, batches, length, collate, workers, names, of_row)
         if self.options.tokens_per_batch is None and not self.overfits:
             loader.dataset = split.dataset  # with it, Lightning would make another for overfitting
         return loader

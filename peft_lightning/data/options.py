@@ -106,6 +106,7 @@ class BatchOptions:
         layout: "flat" (rows concatenated, no padding) or "padded".
         shuffle: Whether training rows are in another random order each epoch.
         num_workers: Processes that read batches ahead.
+        name_sources: Whether training batches name the source of each of their rows.
 
     Raises:
         UserError: If an option has a value that it cannot have.
@@ -117,6 +118,7 @@ class BatchOptions:
     layout: str = "flat"
     shuffle: bool = True
     num_workers: int = 0
+    name_sources: bool = False
 
     def __post_init__(self) -> None:
         check_choice("layout", self.layout, LAYOUTS)

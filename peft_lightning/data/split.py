@@ -48,6 +48,14 @@ class Split:
         """The indices of the rows of this split, each once, in increasing order."""
         return np.unique(np.concatenate([source.rows for source in self.sources]))
 
+    def source_of(self) -> Callable[[int], str]:
+        """Return a function from a row to the name of its source, the first that has the row."""
+        labels = self.labels or source_names(self.names)
+        owner = np.zeros(len(self.lengths), dtype=np.int64)
+        for i, source in reversed(list(enumerate(self.sources))):
+            owner[source.rows] = i
+        return lambda row: labels[owner[row]]
+
     @property
     def parts(self) -> list[TokenizedDataset]:
         """The tokens of the sources, those of equal content once."""

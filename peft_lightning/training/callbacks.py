@@ -13,9 +13,11 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.trainer.connectors.callback_connector import _CallbackConnector
 
+from peft_lightning.training.answer_metrics import AnswerMetrics
 from peft_lightning.training.averaging import AfterAveraging, BeforeAveraging
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.preemption import StopOnSignal
+from peft_lightning.training.forgetting import Forgetting
 from peft_lightning.training.generations import LogGenerations
 from peft_lightning.training.hidden_states import HiddenStates
 from peft_lightning.training.history import History
@@ -57,10 +59,9 @@ def with_default_callbacks(
     first = new(
         BuildFirst, LossLog, BeforeAveraging, RunDir, RunIdentity, OutOfMemoryAdvice, RNGState
     )
-    last = new(
-        AfterAveraging, SanityChecks, Throughput, History, LogGenerations, Summary, HiddenStates
-    )
-    last += new(OverfittingNotice, LogHyperparameters, UploadCheckpoints)
+    last = new(AfterAveraging, SanityChecks, Throughput, Forgetting, AnswerMetrics, History)
+    last += new(LogGenerations, OverfittingNotice, Summary, HiddenStates)
+    last += new(LogHyperparameters, UploadCheckpoints)
     if any(isinstance(callback, ProgressBar) for callback in defaults):
         last.append(TokenProgressBar())
     last += new(StopOnSignal)

@@ -170,7 +170,8 @@ def with_source(trainer: Any, batch: Any, index: int) -> Any:
     """
     combined = trainer._evaluation_loop._combined_loader
     loaders = None if combined is None else combined.iterables
-    if not isinstance(loaders, dict | list | tuple) or len(loaders) < 2:
+    is_one_by_one = combined is not None and combined._mode == "sequential"
+    if not is_one_by_one or not isinstance(loaders, dict | list | tuple) or len(loaders) < 2:
         return batch
     if not isinstance(batch, Mapping) or batch.get("source") is not None:
         return batch

@@ -491,6 +491,26 @@ def test_evaluation_batches_are_of_one_source_each_if_several_are_given(data, js
     assert all("source" not in batch for batch in plain.val_dataloader())
 
 
+def test_training_batches_name_the_sources_of_their_rows_if_asked(data, jsonl):
+    paths = [
+        jsonl(f"{name}.jsonl", [{"prompt": "p", "completion": name} for _ in range(9)])
+        for name in "abc"
+    ]
+    made = data(train=paths, batch_size=2, name_sources=True)
+    made.setup("fit")
+    seen = []
+    for batch in made.train_dataloader():
+        rows = batch["input_ids"][0].split(batch["seq_lens"])
+        labels = batch["labels"][0].split(batch["seq_lens"])
+        for name, row, label in zip(batch["sources"], rows, labels, strict=True):
+            assert made.tokenizer.decode(row[label != -100])[0] == name
+            seen.append(name)
+    assert sorted(seen) == sorted("abc" * 9)
+    made = data(train=paths)
+    made.setup("fit")
+    assert "sources" not in next(iter(made.train_dataloader()))
+
+
 def test_max_rows_are_read_of_each_source_and_of_the_rows_to_generate_from(data, jsonl):
     module = data(max_rows=2, predict=jsonl("p.jsonl", ROWS[:5]))
     module.setup("fit")

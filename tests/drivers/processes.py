@@ -94,6 +94,8 @@ def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
         def on_train_batch_end(self, trainer: Any, module: Any, out: Any, batch: Any, i: int):
             if trainer.global_step > options.get("stop_after", trainer.global_step):
                 raise Killed
+            if "input_ids" not in batch:  # a nest of batches
+                return
             ids, mask = batch["input_ids"], batch.get("attention_mask")
             flat = "seq_lens" in batch
             parts = (
@@ -131,15 +133,21 @@ def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
     try:
         trainer = fit(
             Path(options["base"]),
-            Path(options["rows"]),
+            options["rows"],
             folder / "run",
             adapter=named(kind)(**fields),
-            callbacks=[watch, AdapterCheckpoint(every_n_steps=options.get("every", 1000))],
+            callbacks=[
+                watch,
+                AdapterCheckpoint(every_n_steps=options.get("every", 1000)),
+                *(named(kind)() for kind in options.get("callbacks", [])),
+            ],
             ckpt_path=options.get("ckpt_path"),
             data={"val_fraction": 0, "cache_dir": str(folder.parent / "cache")}
             | options.get("data", {})
             | ({"val": rows_of(rank)} if options.get("rows_of_rank") else {}),
             module=module,
+            module_class=named(options.get("module_class", "CausalLMModule")),
+            data_class=named(options.get("data_class", "SFTDataModule")),
             **trainer_options,
         )
         weights = trainer.lightning_module.state_dict()

@@ -1,13 +1,12 @@
-"""An experiment: another loss, in a subclass of ``CausalLMModule``.
+"""Label smoothing: no token is taken for certain, in a subclass of ``CausalLMModule``.
 
-Run it with ``python -m peft_lightning fit --config examples/label_smoothing.yaml``.
+Run it with ``python -m peft_lightning fit --config examples/experiments/label_smoothing.yaml``.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,8 +36,7 @@ class LabelSmoothing(CausalLMModule):
         """Return the smoothed loss in training, the plain one in evaluation."""
         if not self.training:
             return super().nll(batch)
-        logits, targets = self.labelled_logits(batch)
+        logits, targets = self.labelled_logits(batch)  # (N, V), (N,)
         weights = self.labelled_weights(batch)  # (N,), 1 unless the rows have others
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(wide, targets, reduction="none", label_smoothing=self.smoothing)
+        loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.smoothing)
         return (weights * loss).sum(), weights.sum()
