@@ -34,6 +34,7 @@ TRAINER_COMMANDS = {
 # name: one line of help; the function of that name in commands/<name>.py is the command line,
 # with _ instead of -
 OWN_COMMANDS = {
+    "plan": "Say what fit will need: rows, steps, memory, time, disk.",
     "audit": "Show what fit would train on: rows, counts, and what is wrong with them.",
     "generate": "Answer prompts with a base model and adapters.",
     "chat": "Talk with a base model and adapters in the terminal.",
@@ -43,6 +44,7 @@ OWN_COMMANDS = {
     "inspect": "Show what is in a checkpoint or an adapter's folder.",
     "export": "Write an adapter, or a model with it merged, as a GGUF file for llama.cpp.",
     "merge": "Merge an adapter into its base: a model's folder.",
+    "compare": "Compare runs with their base: what differs beyond noise, as a page and tables.",
     "card": "Write the model card of an adapter.",
     "push": "Upload an adapter to the model hub.",
     "sweep": "Train one config over values and seeds, one run after the other.",

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from peft_lightning.kernels.native.buffers import empty
 from peft_lightning.kernels.native.stored import multiply, multiply_back
 from peft_lightning.messages import UserError
 
@@ -142,10 +143,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         known = len(weight)
         total = known if ids is None else max(known, int(ids.max()) + 1)
         size = min(chunk, len(targets))
-        logits_buffer = hidden.new_empty(size, known)  # allocated once: fresh memory is slow
+        logits_buffer = empty((size, known), hidden)  # once for all: fresh memory is slow
         wide_buffer = logits_buffer
         if hidden.dtype != wide or total > known:
-            wide_buffer = hidden.new_empty(size, total, dtype=wide)
+            wide_buffer = empty((size, total), loss)
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
             target = targets[part]

@@ -11,13 +11,16 @@ LONG = 45  # seconds, above which a file is to be in the list
 
 LONG_FILES = [
     "tests/slurm/test_slurm.py",
+    "tests/slurm/test_sweep_array.py",
     "tests/kernels/test_compiled_layers.py",
     "tests/kernels/test_machine.py",
+    "tests/experiments/test_sweep.py",
     "tests/training/test_resume.py",
     "tests/training/cluster/test_preemption.py",
     "tests/training/cluster/test_stop.py",
     "tests/scripts/test_gpu_check.py",
     "tests/commands/test_audit.py",
+    "tests/experiments/test_plan.py",
     "tests/kernels/native/test_elementwise.py",
     "tests/training/cluster/test_strategies.py",
     "tests/training/test_lightning_table.py",

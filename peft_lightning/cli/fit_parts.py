@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import yaml
@@ -69,7 +70,9 @@ def fit_config(args: list[str], builds_trainer: bool = True) -> dict[str, Any]:
     set_parsing_settings(subclasses_enabled=[Adapter, Schedule])
     filter_logs()
     kind = _FitWithTrainer if builds_trainer else _FitParts
-    built = kind("fit", args, read_arguments(args))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*`srun` command is available")  # nothing runs here
+        built = kind("fit", args, read_arguments(args))
     given = built.save_config_kwargs.get("init_from")
     config = without_resume(built.config["fit"], given)
     parser = built._parser("fit")

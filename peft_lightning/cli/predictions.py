@@ -63,13 +63,20 @@ class KeptPredictions:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         return PartialAnswers(self._path, run_hash(*what), len(tasks)).open()
 
-    def finish(self, answers: list[dict[str, Any]]) -> None:
-        """Write each row with its answer, in the order of ``answers``."""
+    def finish(self, answers: list[dict[str, Any]], scores: list[dict[str, float]]) -> None:
+        """Write each row with its answer and its scores, in the order of ``answers``.
+
+        Args:
+            answers: As ``predict_step`` returns them.
+            scores: By metric, as many; empty for a row without an answer to compare with.
+        """
         lines = []
-        for answer in answers:
+        for answer, of_answer in zip(answers, scores, strict=True):
             by = {"adapter": answer["adapter"]} if "adapter" in answer else {}
             row = self._datamodule.predict_records[answer["index"]] | by
             row["prediction"] = answer["text"]
+            if of_answer:
+                row["prediction_scores"] = of_answer
             lines.append(json.dumps(row, ensure_ascii=False, default=str))
         if self._answers is None:
             self._answers = self._open()

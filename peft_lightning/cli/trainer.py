@@ -30,6 +30,7 @@ from peft_lightning.cli.fit_defaults import (
 from peft_lightning.cli.parser import Parser
 from peft_lightning.cli.predictions import KeptPredictions
 from peft_lightning.cli.save_config import SaveConfig
+from peft_lightning.cli.scored_predictions import ScoredPredictions
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.data.trained_prompts import common_format
 from peft_lightning.inference.load import named_folders
@@ -286,8 +287,11 @@ class PeftCLI(LightningCLI):
         kept = KeptPredictions(self.model, datamodule, path)
         batches: Any = self.trainer.predict(datamodule=datamodule, **kwargs)
         answers = sorted((a for batch in batches for a in batch), key=lambda a: a["index"])
-        kept.finish(answers)
+        scored = ScoredPredictions(self.model, datamodule, answers)
+        kept.finish(answers, scored.of_rows)
         rank_zero_info(f"{len(answers)} answers are in {path}")
+        if table := scored.table():
+            rank_zero_print(table)
 
     def _use_trained_prompts(self, datamodule: SFTDataModule) -> None:
         """Make prompts as the adapters were trained with; options that are given win."""

@@ -15,11 +15,9 @@ from peft_lightning.cli.config_index import (
     split_options,
 )
 from peft_lightning.cli.fit_options import check_fit_options
+from peft_lightning.cli.job_options import check_job_options, checked_name, processes_of
 from peft_lightning.messages import UserError
 from peft_lightning.training.cluster.job_script import TASK, array_tasks, render, submit_script
-
-NOT_SEEN = ("bash", "interactive")  # job names for which Lightning ignores SLURM
-ANY_NUMBER = ("auto", "-1", -1)  # trainer.devices that take what is there
 
 
 def submit(
@@ -58,22 +56,19 @@ def submit(
     """
     args = configs_first(list(fit))
     check_fit_options("submit", args, submit.__kwdefaults__ or {})
-    if time is not None and not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time):
-        raise UserError(f"--time {time}: write it as HOURS:MINUTES:SECONDS or DAYS-HOURS")
-    if wrong := [option for option in sbatch or [] if not option.startswith("-")]:
-        raise UserError(f"--sbatch takes an option, such as --sbatch=--exclusive, got {wrong[0]}")
+    check_job_options(time, sbatch)
     root = _folder(args, array is not None)
     folders = []
     sizes = set()
     for task in array_tasks(array) if array else [""]:
         given = read_arguments([arg.replace(TASK, str(task)) for arg in args])
-        sizes.add(_processes(given, nodes, gpus))
+        sizes.add(processes_of(given, nodes, gpus))
         folders.append(_free_folder(given, root, str(task), resume))
     if len(sizes) > 1:
         raise UserError("the tasks of the array differ in trainer.num_nodes or trainer.devices")
     nodes, processes = sizes.pop()
     flags = {
-        "job-name": _checked_name(job_name or Path(root.replace(TASK, "")).name.rstrip("-_.")),
+        "job-name": checked_name(job_name or Path(root.replace(TASK, "")).name.rstrip("-_.")),
         "chdir": Path.cwd(),
         "output": f"{root}/slurm-{'%A_%a' if array else '%j'}.out",
         "array": array,
@@ -139,23 +134,6 @@ def _free_folder(given: ConfigIndex, root: str, task: str, resume: bool) -> Path
     return Path(folder)
 
 
-def _processes(given: ConfigIndex, nodes: int | None, gpus: int | None) -> tuple[int, int]:
-    """Return the number of nodes and of processes on each; contradictions are an error."""
-    accelerator = given.get("trainer.accelerator")
-    kind = None if accelerator is None else accelerator.value
-    for name, number in (("--nodes", nodes), ("--gpus", gpus)):
-        if number is not None and number < 1:
-            raise UserError(f"{name} must be at least 1, got {number}")
-    if gpus and kind == "cpu":
-        raise UserError(f"--gpus {gpus}, but trainer.accelerator is cpu: leave out one of them")
-    if not gpus and kind in ("gpu", "cuda"):
-        raise UserError(f"trainer.accelerator is {kind}: give --gpus, their number on a node")
-    return (
-        _same("--nodes", nodes, "num_nodes", given.get("trainer.num_nodes")),
-        _same("--gpus", gpus, "devices", given.get("trainer.devices")),
-    )
-
-
 def _goes_on_from_last(args: list[str], given: ConfigIndex, resume: bool) -> bool:
     """Whether to add ``--ckpt_path last``: unless an option or the config of a new run has one.
 
@@ -164,27 +142,3 @@ def _goes_on_from_last(args: list[str], given: ConfigIndex, resume: bool) -> boo
     in_config = any(v.value for v in given.all("ckpt_path"))
     on_command_line = "--ckpt_path" in [option for option, _ in split_options(args)]
     return not on_command_line and (resume or not in_config)
-
-
-def _same(option: str, asked: int | None, name: str, given: ConfigValue | None) -> int:
-    """Return the number given by ``option`` or the trainer's ``name``, which must not differ."""
-    value = None if given is None or given.value in ANY_NUMBER else given.value
-    try:
-        configured = len(value) if isinstance(value, list) else int(value or 0)
-    except ValueError:
-        raise UserError(f"trainer.{name} must be a number, got {value!r}") from None
-    if given is not None and asked and configured not in (0, asked):
-        raise UserError(
-            f"{option} {asked}, but {given.where} says trainer.{name} {configured}: there is one "
-            "process on each device, so give the same number or leave one out"
-        )
-    return asked or configured or 1
-
-
-def _checked_name(name: str) -> str:
-    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII) or name in NOT_SEEN:
-        raise UserError(
-            f"the job would be called {name!r}: give --job_name, of letters, digits, . _ - and not "
-            f"{' or '.join(NOT_SEEN)}, for which Lightning does not see SLURM"
-        )
-    return name

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from peft_lightning.data.references import last_stretch
 from peft_lightning.data.split import Split
 from peft_lightning.messages import UserError
 
@@ -56,9 +57,7 @@ def answer_rows(split: Split, limit: int) -> list[AnswerRow]:
             part = split.parts[place]
             inside = int(index - ends[place] + len(part))
             row = part[inside]
-            labelled = np.flatnonzero(row["loss_weights"])
-            end = int(labelled[-1]) + 1
-            start = int(labelled[np.flatnonzero(np.diff(labelled, prepend=-2) > 1)[-1]])
+            start, end = last_stretch(np.flatnonzero(row["loss_weights"]))
             ids = [int(i) for i in row["input_ids"][:end]]
             number = int(part.records[inside]) + 1
             found.append(

@@ -100,6 +100,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         sizes: Rows, tokens, tokens in the loss and of the longest row, of train, val, test.
         predict_records: The rows of ``predict``, as read.
         predict_prompts: For each of them its index and the token ids of its prompt.
+        predict_references: The token ids of its own answer, None without one.
         prompt_format: How the prompts of the rows are made, after ``setup``; a checkpoint keeps it.
         predict_adapters: Names of the adapters that ``predict`` generates with, set before it; see
             ``assign_adapters``. None for the trained adapter.
@@ -176,6 +177,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         self.sizes: dict[str, dict[str, int]] = {}
         self.predict_records: list[Record] = []
         self.predict_prompts: list[Prompt] = []
+        self.predict_references: list[list[int] | None] = []
         self.predict_adapters: list[str] | None = None
         self.prompt_format: PromptFormat | None = None
         self._splits: dict[str, Split] = {}
@@ -193,7 +195,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         if row_tokenizer.date:
             rank_zero_info(DATE_NOTICE.format(row_tokenizer.date))
         if stage == "predict":
-            self.predict_records, self.predict_prompts = read_prompts(
+            self.predict_records, self.predict_prompts, self.predict_references = read_prompts(
                 self.paths["predict"], row_tokenizer, self.row_options, log=rank_zero_info
             )
         tokenize = functools.partial(
@@ -245,6 +247,11 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
     def seed(self) -> int:
         """The seed of the order of the training rows."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The rows of train, val and test, after ``setup``: those that its stage needs."""
+        return self._splits
 
     @property
     def tokenized_datasets(self) -> list[TokenizedDataset]:

@@ -94,6 +94,19 @@ class BatchLoader:
         """Skip the first ``position`` batches of ``epoch``, and none of other epochs."""
         self._start = self.epoch, self.position = epoch, min(position, len(self))
 
+    @property
+    def has_sources(self) -> bool:
+        """Whether each batch is of one source, whose name is that of its place."""
+        return bool(self._source_names)
+
+    def select(self, batches: list[RowIndices]) -> None:
+        """Yield these batches in every epoch, in place of the planned ones."""
+        self._batches = lambda _: batches
+
+    def batches(self, epoch: int = 0) -> list[RowIndices]:
+        """Return the row indices of each batch of an epoch."""
+        return self._batches(epoch)
+
     def __iter__(self) -> Iterator[Batch]:
         epoch, start = self._start
         self._start = (0, 0)

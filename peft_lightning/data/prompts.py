@@ -10,6 +10,7 @@ from peft_lightning.data.batching import RowIndices
 from peft_lightning.data.files.sources import as_list, find_source
 from peft_lightning.data.options import RowOptions
 from peft_lightning.data.records import Record, RowCounts, RowError
+from peft_lightning.data.references import References
 from peft_lightning.data.rows.format_detection import resolve_format
 from peft_lightning.data.rows.row_parser import RowParser
 from peft_lightning.data.tokens.tokenization import RowTokenizer
@@ -24,8 +25,10 @@ def read_prompts(
     row_tokenizer: RowTokenizer,
     options: RowOptions,
     log: Callable[[str], None],
-) -> tuple[list[Record], list[Prompt]]:
+) -> tuple[list[Record], list[Prompt], list[list[int] | None]]:
     """Read the rows of ``paths`` and tokenize what precedes their completions.
+
+    The third list has the completion of each row, None where there is none to compare with.
 
     Args:
         paths: One file, folder or hub data set, or several.
@@ -41,6 +44,8 @@ def read_prompts(
         raise UserError("no data to predict: give data.predict a file")
     records: list[Record] = []
     prompts: list[Prompt] = []
+    references: list[list[int] | None] = []
+    reader = References(row_tokenizer)
     for path in as_list(paths):
         source = find_source(path, "predict", options.encoding)
         if summary := source.summary():
@@ -67,10 +72,11 @@ def read_prompts(
                 counts.kept += 1
                 prompts.append((len(records), ids))
                 records.append(record)
+                references.append(reader.of(record, parser, ids))
         log(f"{source.name}: format {resolved}, to generate from: {counts}")
         if not counts.kept:
             raise UserError(f"{source.name}: no row is left to generate from: {counts}")
-    return records, prompts
+    return records, prompts, references
 
 
 def assign_adapters(

@@ -163,6 +163,19 @@ def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
+def reference_text(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: Collection[int]
+) -> str:
+    """Return the text of a row's own answer as one that is generated would have it.
+
+    Args:
+        tokenizer: The tokenizer.
+        ids: Token ids of the answer, with those that end it.
+        ends: The ids that end an answer, of ``stop_token_ids``.
+    """
+    return decode_answer(tokenizer, _until(ids, ends))
+
+
 def _batches(lengths: list[int], size: int, padded: bool) -> Iterator[tuple[int, list[int]]]:
     """Yield each batch as the number of rows before it and the indices of its rows.
 
@@ -190,7 +203,7 @@ def _left_padded(rows: list[Sequence[int]], pad: int, device: Any) -> dict[str, 
     }
 
 
-def _until(ids: list[int], ends: list[int]) -> list[int]:
+def _until(ids: list[int], ends: Collection[int]) -> list[int]:
     stop = next((k for k, i in enumerate(ids) if i in ends), len(ids))
     return ids[:stop]
 

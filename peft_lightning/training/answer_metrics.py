@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from peft_lightning.base_model.positions import positions_of
 from peft_lightning.data.answer_rows import AnswerRow
 from peft_lightning.data.tokens.tokenizer import padding_id
-from peft_lightning.inference.generate import decode_answer
+from peft_lightning.inference.generate import reference_text
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.messages import UserError
 from peft_lightning.metrics import LIKELIHOOD
@@ -77,7 +77,7 @@ class AnswerMetrics(Callback):
             )
         self._rows = rows[:TRIAL_ROWS] if trainer.fast_dev_run else rows
         ends = stop_token_ids(module.model, data.tokenizer)
-        self._references = [_text(data.tokenizer, row.answer, ends) for row in self._rows]
+        self._references = [reference_text(data.tokenizer, row.answer, ends) for row in self._rows]
         if options.of_texts:
             _check_room(module, self._rows)
         if options.of_labels:
@@ -151,12 +151,6 @@ class AnswerMetrics(Callback):
                 for value, label in zip(of_row, ids, strict=True)
             ]
             found[i]["label"] = names[values.index(max(values))]
-
-
-def _text(tokenizer: Any, ids: list[int], ends: set[int]) -> str:
-    """Return the text of an answer up to the token that ends it, as that of a generated one."""
-    stop = next((k for k, i in enumerate(ids) if i in ends), len(ids))
-    return decode_answer(tokenizer, ids[:stop])
 
 
 def _check_room(module: Any, rows: list[AnswerRow]) -> None:

@@ -17,15 +17,22 @@ def planned_steps(trainer: Any) -> float:
     Args:
         trainer: With its data; the training loader is made if there is none yet.
     """
-    most = math.inf if trainer.max_steps == -1 else trainer.max_steps
-    if trainer.max_epochs in (-1, None):
-        return most
-    if trainer.train_dataloader is None:
+    if trainer.max_epochs not in (-1, None) and trainer.train_dataloader is None:
         trainer.fit_loop.setup_data()
-    batches = trainer.num_training_batches  # of this process, limit_train_batches included
-    if batches == math.inf:
+    return steps_of(trainer, trainer.num_training_batches)
+
+
+def steps_of(trainer: Any, batches: float) -> float:
+    """Return the optimizer steps of the whole run; infinite if nothing says how many.
+
+    Args:
+        trainer: Its limits and its accumulation of gradients.
+        batches: Of each process in an epoch, ``limit_train_batches`` included.
+    """
+    most = math.inf if trainer.max_steps == -1 else trainer.max_steps
+    if trainer.max_epochs in (-1, None) or batches == math.inf:
         return most
-    factors = sorted(_accumulation(trainer).items())
+    factors = sorted(accumulation(trainer).items())
     last = max(trainer.max_epochs, 1)
     ends = [min(epoch, last) for epoch, _ in factors[1:]] + [last]
     steps = 0
@@ -35,7 +42,7 @@ def planned_steps(trainer: Any) -> float:
     return min(most, steps)
 
 
-def _accumulation(trainer: Any) -> dict[int, int]:
+def accumulation(trainer: Any) -> dict[int, int]:
     """Return the micro-batches of a step, by the epoch from which on they are so many."""
     for callback in trainer.callbacks:
         if isinstance(callback, GradientAccumulationScheduler):

@@ -6,6 +6,8 @@ import resource
 import sys
 import time
 from collections import deque
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -20,6 +22,9 @@ def peak_memory(device: torch.device) -> int:
     """Return the peak memory in bytes: of the device on CUDA, else resident of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, IndexError):  # of this program, not of the one that started it
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -533,9 +533,10 @@ def test_predict_writes_each_row_with_its_answer(runs):
     rows = (user / "rows.jsonl").read_text().splitlines()
     assert len(lines) == 4
     assert all(len(json.loads(line)["prediction"]) <= 3 for line in lines)  # tokens are bytes
-    assert {**json.loads(rows[0]), "prediction": json.loads(lines[0])["prediction"]} == json.loads(
-        lines[0]
-    )
+    first = json.loads(lines[0])
+    added = {name: first[name] for name in ("prediction", "prediction_scores")}
+    assert {**json.loads(rows[0]), **added} == first
+    assert "compared with the answers that 4 of 4 rows have:" in results["predict"][1]
 
 
 def test_predict_lets_each_row_be_answered_by_the_adapter_that_it_names(runs, base):
@@ -544,7 +545,8 @@ def test_predict_lets_each_row_be_answered_by_the_adapter_that_it_names(runs, ba
     assert "untrained" not in results["predict_many"][2]
     rows = [json.loads(line) for line in (user / "mixed.jsonl").read_text().splitlines()]
     found = [json.loads(x) for x in (user / "many" / "predictions.jsonl").read_text().splitlines()]
-    assert [{k: v for k, v in row.items() if k != "prediction"} for row in found] == rows
+    added = {"prediction", "prediction_scores"}
+    assert [{k: v for k, v in row.items() if k not in added} for row in found] == rows
     folders = {"a": user / "runs/good/checkpoints/last.ckpt", "b": user / "other"}
     for row in found:  # each alone, by another way
         folder = folders.get(row["adapter"])

@@ -1,7 +1,5 @@
 """A sweep is interrupted, killed and extended, and each of its runs is that of a single ``fit``."""
 
-import contextlib
-import io
 import json
 import signal
 import time
@@ -13,12 +11,9 @@ from safetensors.torch import load_file
 
 import warm_python
 from cli_driver import ENVIRONMENT, drive
-from peft_lightning.__main__ import main
-from peft_lightning.experiments.sweep import runner
 from peft_lightning.experiments.sweep.process import PointProcess, describe_exit, last_line
+from sweeping import ENV, in_this_process, warm
 
-HERE = Path(__file__).parents[1]
-ENV = {**ENVIRONMENT, "PYTHONPATH": f"{HERE / 'slurm'}:{HERE.parent}"}
 CONFIG = """
 model:
   base_model: BASE
@@ -34,7 +29,6 @@ trainer:
 """
 SWEEP = ["sweep", "--config", "run.yaml", "--vary", "model.adapter.r=2,4"]
 POINTS = [(2, 0), (2, 1), (4, 0), (4, 1)]
-SLOW = {**ENV, "STEP_DELAY": "0.3"}
 
 
 def name(r: int, seed: int) -> str:
@@ -53,11 +47,6 @@ def wait_until(true, seconds=60):
         time.sleep(0.02)
 
 
-def warm(args, **options):
-    """Start python as ``start_python`` does, in a fork of one that has made the imports."""
-    return warm_python.start(args, **options)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, base, rows):
     folder = tmp_path_factory.mktemp("sweep")
@@ -66,29 +55,12 @@ def folder(tmp_path_factory, base, rows):
     return folder
 
 
-def in_this_process(folder, args):
-    """Run a command line here, its points in forks; return (status, output, errors)."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        patch.chdir(folder)
-        patch.setattr(runner, "start_python", warm)
-        for key in ("OMP_NUM_THREADS", "PYTHONPATH"):
-            patch.setenv(key, ENV[key])
-        for path in reversed(ENV["PYTHONPATH"].split(":")):
-            patch.syspath_prepend(path)
-        status = main(args)
-    return status, out.getvalue(), err.getvalue()
-
-
-def start(folder, args, log):
+def start(folder, args, log, delay):
     with (folder / log).open("w") as file:
         return warm_python.start(
-            ["-m", "peft_lightning", *args], cwd=folder, env=SLOW, stdout=file, stderr=file
-        )
+            ["-m", "peft_lightning", *args], cwd=folder,
+            env={**ENV, "STEP_DELAY": str(delay)}, stdout=file, stderr=file,
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +68,15 @@ def interrupted(folder):
     """A sweep of four points that Ctrl-C stops within the first, and SIGKILL within the second."""
     points = [folder / "runs" / "ranks" / name(*point) for point in POINTS]
     found = {}
-    sweep = start(folder, [*SWEEP, "--seeds", "0,1"], "first.log")
-    wait_until(lambda: len(trace(points[0])) >= 2)
+    sweep = start(folder, [*SWEEP, "--seeds", "0,1"], "first.log", delay=5)
+    wait_until(lambda: len(trace(points[0])) >= 1)
     done = drive(folder, [[*SWEEP, "--seeds", "0,1"]])[0]
     found["beside"] = done
     sweep.send_signal(signal.SIGINT)
     found["status"] = sweep.wait(60)
     found["output"] = (folder / "first.log").read_text()
     found["sweep"] = json.loads((folder / "runs" / "ranks" / "sweep.json").read_text())
-    sweep = start(folder, [*SWEEP, "--seeds", "0,1"], "second.log")
+    sweep = start(folder, [*SWEEP, "--seeds", "0,1"], "second.log", delay=0.5)
     wait_until(lambda: len(trace(points[1])) >= 2)
     sweep.kill()
     sweep.wait(60)

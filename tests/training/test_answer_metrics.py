@@ -15,6 +15,8 @@ from peft_lightning.metrics import corpus_score
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.label_likelihood import label_ids, label_log_likelihoods
 from peft_lightning.training.schedules import Constant
+from processes import in_processes, outcome
+from processes import run as run_here
 from tiny_run import byte_tokenizer, fit, write_base
 
 METRICS = ["exact_match", "chrf", "contains", "likelihood_accuracy"]
@@ -101,7 +103,7 @@ def test_a_model_that_always_answers_alike_is_seen(run):
     assert found["val/exact_match"] == pytest.approx(3 / 5)
     assert found["val/most_frequent_answer"] == 1
     assert found["val/most_frequent_label"] == 1
-    assert found["val/token_accuracy"] > 0.6
+    assert found["val/token_accuracy"] > 0.7  # which docs/metrics.md warns of
 
 
 def test_the_best_checkpoint_and_an_early_stop_follow_a_metric(run):
@@ -291,3 +293,61 @@ def test_the_reference_is_the_last_answer_in_the_loss(base, tmp_path):
     assert row["reference"] == "두 번째"
     assert row["prompt"].endswith("one<|im_end|>\n<|im_start|>user\nsecond<|im_end|>\n"
                                   "<|im_start|>assistant\n")  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_processes_share_the_rows_and_have_the_values_of_one(tmp_path, files):
+    base = write_base(tmp_path / "gpt2", "gpt2", torch.float64)
+    scores = ["chrf", "contains", "likelihood_accuracy"]
+    plain = {
+        "base": str(base), "rows": files["train"],
+        "module": {"metrics": scores, "predict_max_new_tokens": 3},
+        "data": {"val": {"a": files["a"], "b": files["b"]}, "batch_size": 4},
+    }  # fmt: skip
+    sharded = {
+        **plain, "trainer": {"strategy": "fsdp2"},
+        "module": {"metrics": scores[:2], "predict_max_new_tokens": 3},
+    }  # fmt: skip
+    in_processes(2, tmp_path / "two", {"ddp": plain, "fsdp2": sharded})
+    one = {**plain, "data": {**plain["data"], "batch_size": 8}}
+    run_here(tmp_path / "one" / "plain", one, 1)
+    expected = outcome(tmp_path / "one", "plain")["metrics"]
+    assert {"val/chrf/a", "val/contains", "val/likelihood_accuracy/b"} <= expected.keys()
+    assert 0 < expected["val/most_frequent_answer"] < 1
+    for rank in (0, 1):
+        found = outcome(tmp_path / "two", "ddp", rank)["metrics"]
+        assert found == pytest.approx(expected, rel=1e-6)
+        of_shards = outcome(tmp_path / "two", "fsdp2", rank)["metrics"]
+        assert of_shards == pytest.approx({n: expected[n] for n in of_shards}, rel=1e-6)
+        assert "val/chrf/b" in of_shards
+    kept = [lines(tmp_path / where / "run") for where in ("one/plain", "two/ddp", "two/fsdp2")]
+    answers = [[row["answer"] for row in rows] for rows in kept]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_resumed_run_is_the_same_to_the_bit(run, base, files, tmp_path):
+    trainer, _ = run
+    trained(base, files, tmp_path / "run", max_epochs=2)
+    last = str(tmp_path / "run/checkpoints/last.ckpt")
+    again = trained(base, files, tmp_path / "run", max_epochs=6, ckpt_path=last)
+    found = again.lightning_module.state_dict()
+    expected = trainer.lightning_module.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert lines(tmp_path / "run") == lines(run[1])
+
+
+def test_rows_are_answered_above_a_cache_of_hidden_states_and_by_virtual_tokens(
+    base, files, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = {}
+    for cached in (False, True):
+        root = tmp_path / str(cached) / "run"
+        adapter = LoRA(r=8, layers_to_transform=[1])
+        module = {"cache_hidden_states": cached, "metric_rows": 2}
+        trained(base, files, root, adapter=adapter, module=module, max_epochs=1)
+        found[cached] = lines(root)
+    assert found[True] == found[False]
+    assert [row["row"] for row in found[True]] == [1, 2, 1, 2]
+    trained(base, files, tmp_path / "prompt/run", adapter=PromptTuning(3), max_epochs=1)
+    assert len(lines(tmp_path / "prompt/run")) == 5

@@ -1,8 +1,11 @@
 """From conversations and plain text to token ids and their weights in the loss."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +73,7 @@ class RowTokenizer:
         options: TokenOptions = TokenOptions(),  # noqa: B008  (frozen)
     ) -> None:
         self.tokenizer, self.options = tokenizer, options
+        self._chat_template = chat_template
         self.templates = load_templates(tokenizer, chat_template)
         special_tokens = SpecialTokens(tokenizer, options.special_tokens_in_text)
         template, self.date = None, None
@@ -79,6 +83,10 @@ class RowTokenizer:
         self.renderer = RowRenderer(template, special_tokens, options)
         self._text = TextTokenizer(tokenizer, special_tokens)
         self._prefix = special_prefix(tokenizer)
+
+    def with_options(self, **changes: Any) -> RowTokenizer:
+        """Return one that differs in some of its ``TokenOptions``."""
+        return RowTokenizer(self.tokenizer, self._chat_template, replace(self.options, **changes))
 
     @functools.cached_property
     def _certainly_long(self) -> int:

@@ -34,7 +34,7 @@ class PointState:
         status: One of pending, running, queued (SLURM), finished, failed, stopped, stopped early.
         val_loss: The best ``val/loss``, in nats a token.
         step: Optimizer steps made.
-        seconds: That its processes have run, all starts together.
+        seconds: That its processes have run, all starts together; of SLURM, that it has trained.
         attempts: Starts that have failed.
         error: The last line of the output of the last failed start.
         reason: Why it was stopped early.
@@ -148,6 +148,8 @@ class SweepState:
                 point.status = PENDING
             return
         point.val_loss, point.step = summary["best_val_loss"], summary["steps"]
+        if point.job is not None:
+            point.seconds = summary["train_seconds"]
         if point.status in (FAILED, STOPPED_EARLY):
             return
         if summary["status"] == FINISHED:

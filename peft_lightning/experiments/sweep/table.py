@@ -54,18 +54,18 @@ def _row(point: PointState) -> tuple[str, ...]:
 
 def ending(state: SweepState) -> str:
     """Return what comes next."""
-    folder = shlex.quote(str(state.folder))
+    compare = f"python -m peft_lightning compare {shlex.quote(str(state.folder))}"
     counts = [p.status for p in state.asked_points()]
-    compare = f"python -m peft_lightning compare {folder}"
+    missing = len(counts) - counts.count(FINISHED) - counts.count(STOPPED_EARLY)
+    if not missing:
+        return f"to compare them:\n  {compare}"
+    what = f"{missing} of {len(counts)} points are not finished"
+    if queued := counts.count(QUEUED):
+        what += f", {queued} of them in the queue"
+    what += "; the same command goes on with them"
     if not counts.count(FINISHED):
-        return f"none of {len(counts)} points is finished"
-    over = counts.count(FINISHED) + counts.count(STOPPED_EARLY)
-    if missing := len(counts) - over:
-        queued = counts.count(QUEUED)
-        what = f"{missing} of {len(counts)} points are not finished"
-        what += f", {queued} of them in the queue" if queued else ""
-        return f"{what}; the same command goes on with them. To compare the others:\n  {compare}"
-    return f"to compare them:\n  {compare}"
+        return what
+    return f"{what}. To compare the others:\n  {compare}"
 
 
 def plan_text(state: SweepState, jobs: int) -> str:

@@ -1,0 +1,89 @@
+"""What a run leaves on disk."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from peft_lightning.data.split import Split
+from peft_lightning.experiments.plan_facts import ParameterFacts
+from peft_lightning.experiments.plan_measured import Measured
+from peft_lightning.training.checkpoint import AdapterCheckpoint
+
+
+@dataclass(frozen=True)
+class DiskBytes:
+    """Bytes that a run leaves on disk.
+
+    Args:
+        adapter: The trained weights alone.
+        checkpoint: One checkpoint, with the optimizer's state.
+        checkpoints: Number of them.
+        token_cache: Of the tokenized rows.
+        hidden_cache: Of ``model.cache_hidden_states``.
+        logs: Of loggers and summaries, about.
+    """
+
+    adapter: int
+    checkpoint: int
+    checkpoints: int
+    token_cache: int
+    hidden_cache: int
+    logs: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        kept = self.checkpoint * self.checkpoints
+        return kept + self.token_cache + self.hidden_cache + self.logs
+
+
+def disk_bytes(
+    splits: dict[str, Split],
+    parameters: ParameterFacts,
+    measured: Measured | None,
+    checkpoints: int,
+    hidden_bytes_per_token: int,
+    steps: float,
+) -> DiskBytes:
+    """Return what a run leaves on disk.
+
+    Args:
+        splits: Its rows.
+        parameters: What is trained.
+        measured: Whose checkpoint was written; without, by arithmetic.
+        checkpoints: How many it leaves.
+        hidden_bytes_per_token: Of ``model.cache_hidden_states``; 0 without.
+        steps: Optimizer steps, which logs grow with.
+    """
+    adapter = 4 * parameters.trainable
+    size = 3 * adapter if measured is None else measured.checkpoint_bytes
+    folders = {folder for split in splits.values() for folder in split.folders}
+    caches = sum(folder_bytes(folder) for folder in folders)
+    tokens = sum(int(part.lengths.sum()) for s in splits.values() for part in s.parts)
+    logged = 15_000 if measured is None else measured.log_bytes
+    lines = steps if math.isfinite(steps) else 0
+    return DiskBytes(
+        *(adapter, size, checkpoints, caches, tokens * hidden_bytes_per_token),
+        int(logged + 120 * lines),  # of each step a row of some logger, about
+    )
+
+
+def checkpoints_kept(callbacks: list[Any], validates: bool) -> int:
+    """Return how many checkpoints a run leaves: the last, the one before it, and the best."""
+    kept = 0
+    for callback in callbacks:
+        if isinstance(callback, AdapterCheckpoint):
+            kept += 3 if validates else 2
+        elif isinstance(callback, ModelCheckpoint):
+            kept += max(1, callback.save_top_k) + bool(callback.save_last)
+    return kept
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of the files in a folder; 0 if it does not exist."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
