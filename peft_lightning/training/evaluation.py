@@ -125,6 +125,7 @@ class Evaluation(nn.Module):
         SanityChecks.check_weights(tokens, batch)
         labelled = self.bytes.count(batch)
         self.all.update(nll, tokens, correct, labelled)
+        self._batches.append((nll.detach(), torch.as_tensor(tokens, device=nll.device)))
         source = batch.get("source") if isinstance(batch, Mapping) else None
         if source is None:
             return
