@@ -43,6 +43,7 @@ OWN_COMMANDS = {
     "resize": "Reduce the rank of a LoRA adapter.",
     "extract": "Make a LoRA adapter of what full fine-tuning has changed.",
     "inspect": "Show what is in a checkpoint or an adapter's folder.",
+    "report": "Write the page of a run anew: its curves, samples, sizes and options.",
     "export": "Write an adapter, or a model with it merged, as a GGUF file for llama.cpp.",
     "merge": "Merge an adapter into its base: a model's folder.",
     "compare": "Compare runs with their base: what differs beyond noise, as a page and tables.",

@@ -182,7 +182,10 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         return prediction.predict_batch(self, batch)
 
     def generate(
-        self, prompts: list[list[int]] | list[str], max_new_tokens: int = 128
+        self, prompts: list[list[int]] | list[str], max_new_tokens: int = 128, **options: Any
     ) -> list[str]:
-        """Return the greedy answers to prompts: texts (in the chat template) or token ids."""
-        return prediction.generate_texts(self, prompts, max_new_tokens)
+        """Return the greedy answers to prompts: texts (in the chat template) or token ids.
+
+        The options are those of ``generate_tokens``, such as ``temperature`` and ``seed``.
+        """
+        return prediction.generate_texts(self, prompts, max_new_tokens, **options)

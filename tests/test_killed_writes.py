@@ -76,6 +76,7 @@ def test_a_command_killed_at_any_write_leaves_the_old_result_or_the_new_one(
     outputs = {"out", "a.gguf", "predictions.jsonl"}
     if case == "predict":  # beside what a run leaves
         outputs |= {"checkpoints", "config.yaml", "logs", "run.json", "run.lock", "summary.json"}
+        outputs |= {"history.jsonl", "report.html", "report.json"}
     assert files <= before | outputs  # no litter after a run that was left alone
 
 

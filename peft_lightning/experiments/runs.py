@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from peft_lightning.training.checkpoint_io import STATE_FILE
 from peft_lightning.training.saved_state import HYPERPARAMETERS, read_state
 
 RUN_FILES = ("run.json", "summary.json", "history.jsonl")
+SWEEP_FILE = "sweep.json"
 _NO_RUNS_BELOW = {"checkpoints", "logs", "evaluation", "wandb", "mlruns"}
 
 
@@ -106,10 +108,23 @@ def _is_run(folder: Path) -> bool:
 
 
 def _runs_below(folder: Path) -> list[Path]:
-    found = []
+    found, points = [], _points_of_sweep(folder)
     for path in sorted(p for p in folder.iterdir() if p.is_dir() and p.name not in _NO_RUNS_BELOW):
-        found += [path] if _is_run(path) else _runs_below(path)
-    return found
+        is_run = _is_run(path) or path.name in points
+        found += [path] if is_run else _runs_below(path)
+    return found + [folder / name for name in points if not (folder / name).is_dir()]
+
+
+def _points_of_sweep(folder: Path) -> dict[str, str]:
+    """Return the status of each point of a sweep by its folder's name; none of another folder."""
+    try:
+        points = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))["points"]
+        return {
+            str(point["name"]): ": ".join(str(point[k]) for k in ("status", "error") if point[k])
+            for point in points
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _names(folders: list[Path]) -> list[str]:
@@ -124,6 +139,10 @@ def _names(folders: list[Path]) -> list[str]:
 
 def _open(folder: Path, name: str) -> Run:
     """Read a run; what is wrong with its checkpoint is its problem, and no error."""
+    if not _is_run(folder):  # a point of a sweep that never began to train
+        status = _points_of_sweep(folder.parent)[folder.name]
+        record = RunRecord(folder, folder.name, {}, {}, [], [], status)
+        return Run(name, record, None, {}, "it has not trained")
     record = read_run(folder)
     checkpoint = record.best_checkpoint or record.last_checkpoint
     if checkpoint is None:

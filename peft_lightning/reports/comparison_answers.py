@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from peft_lightning.reports.comparison import ComparedSet
 from peft_lightning.reports.differences import marked_differences
@@ -73,16 +72,23 @@ def _answers(
     question: str, reference: str | None, answers: Sequence[tuple[str, list[str]]]
 ) -> Html:
     """Return the prompt and its answers, the words marked that the right answer has not."""
-    rows: list[list[Any]] = []
+    blocks: list[str] = [code(question)]
     if reference is not None:
-        rows.append(["right answer", Html(f"<span class=mono>{escaped(reference)}</span>"), ""])
+        blocks.append(_answer(escaped(reference), "the right answer"))
     compared = reference if reference is not None else answers[0][0] if answers else ""
     for text, names in answers:
-        shown = marked_differences(compared, text)[1]
+        _, shown = marked_differences(compared, text)
         is_right = reference is not None and text.strip() == reference.strip()
-        mark = Cell("right", "right", kind="good") if is_right else ""
-        rows.append([named(names), Html(f"<span class=mono>{shown or '(empty)'}</span>"), mark])
-    return Html(f"{code(question)}{table(['by', 'answer', ''], rows, False, False)}")
+        blocks.append(_answer(shown, f"{named(names)}{': right' * is_right}"))
+    return Html("".join(blocks))
+
+
+def _answer(text: Html, names: str) -> Html:
+    """Return an answer with whose it is below: side by side they would not fit a phone."""
+    shown = text or escaped("(empty)")
+    return Html(
+        f"<p><span class=mono>{shown}</span><br><span class=note>{escaped(names)}</span></p>"
+    )
 
 
 def named(names: Sequence[str]) -> str:

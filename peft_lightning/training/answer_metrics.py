@@ -126,8 +126,13 @@ class AnswerMetrics(Callback):
         with Progress("answering rows", len(order), "rows") as progress:
             for start in range(0, len(order), AT_ONCE):
                 picked = order[start : start + AT_ONCE]
+
+                def on_token(answers: float, done: int = start) -> None:
+                    progress.update(int(done + answers))
+
                 prompts = [self._rows[i].prompt for i in picked]
-                answers = module.generate(prompts, module.predict_max_new_tokens)
+                limit = module.predict_max_new_tokens
+                answers = module.generate(prompts, limit, on_token=on_token)
                 for i, text in zip(picked, answers, strict=True):
                     found[i]["answer"] = text
                 progress.update(start + len(picked))

@@ -31,6 +31,7 @@ from peft_lightning.training.progress_bar import TokenProgressBar
 from peft_lightning.training.rng_state import RNGState
 from peft_lightning.training.run_dir import RunDir
 from peft_lightning.training.run_identity import RunIdentity
+from peft_lightning.training.run_report import RunReport
 from peft_lightning.training.sanity_checks import SanityChecks
 from peft_lightning.training.summary import Summary
 from peft_lightning.training.throughput import Throughput
@@ -64,7 +65,7 @@ def with_default_callbacks(
     last += new(LogHyperparameters, UploadCheckpoints)
     if any(isinstance(callback, ProgressBar) for callback in defaults):
         last.append(TokenProgressBar())
-    last += new(StopOnSignal)
+    last += new(StopOnSignal, RunReport)  # whose page tells of the end, and of what was saved
     if any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
         last += new(AdapterCheckpoint)
     return _CallbackConnector._reorder_callbacks([*first, *kept, *last])

@@ -58,7 +58,7 @@ def predict_batch(module: Any, batch: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def generate_texts(
-    module: Any, prompts: list[list[int]] | list[str], max_new_tokens: int
+    module: Any, prompts: list[list[int]] | list[str], max_new_tokens: int, **options: Any
 ) -> list[str]:
     """Return the greedy answers to prompts.
 
@@ -66,10 +66,11 @@ def generate_texts(
         module: The ``CausalLMModule``.
         prompts: Texts, which become prompts as those of the training rows, or token ids.
         max_new_tokens: Length limit of an answer.
+        **options: Those of ``generate_tokens``.
     """
     model, (tokenizer, prompt_format) = module.model, prompts_of(module)
     adapter = attached_adapter(model)
-    options = {"prompt_format": prompt_format}
+    options = {"prompt_format": prompt_format, **options}
     return generate.generate_texts(model, adapter, tokenizer, prompts, max_new_tokens, **options)
 
 

@@ -246,6 +246,22 @@ def test_runs_without_a_checkpoint_are_shown_and_stop_no_other(folder, tmp_path)
         compare_runs([tmp_path / "bad"], options=OPTIONS)
 
 
+def test_points_of_a_sweep_that_never_trained_are_shown(folder, tmp_path):
+    shutil.copytree(folder / "r1-seed0", tmp_path / "r=1")
+    points = [
+        {"name": "r=1", "status": "finished", "error": None},
+        {"name": "r=99", "status": "failed", "error": "error: r must be smaller"},
+        {"name": "r=4", "status": "pending", "error": None},
+    ]
+    (tmp_path / "r=99").mkdir()
+    (tmp_path / "sweep.json").write_text(json.dumps({"points": points}))
+    found = compare_runs([tmp_path], answers=0, options=OPTIONS)
+    assert {run.name: run.status for run in found.left} == {
+        "r=99": "failed: error: r must be smaller; it has not trained",
+        "r=4": "pending; it has not trained",
+    }
+
+
 def test_a_repeated_seed_counts_once_and_is_said(folder, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(folder / "r1-seed0", tmp_path / name)
