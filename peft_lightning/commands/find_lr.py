@@ -18,8 +18,8 @@ def find_lr(
 ) -> None:
     """Suggest a learning rate: train a fresh adapter at rates that grow with each step.
 
-    Nothing of the test is kept but its curve, in find_lr.html. The suggestion is a tenth of the
-    rate at which the smoothed loss is lowest; docs/reports.md says how far it can be trusted.
+    Nothing of the test is kept but its curve, in find_lr.html. The suggestion is a third of the
+    rate at which the smoothed loss is lowest: the order of magnitude to try.
 
     Args:
         fit: Options of fit, such as --config FILE.
@@ -95,7 +95,7 @@ def _page(found: Any) -> str:
     ]
     drawn = line_plot(curves, "learning rate", "loss in nats per token", log_x=True)
     note = (
-        "A tenth of the rate at the lowest smoothed loss is suggested. One pass over growing rates "
+        "A third of the rate at the lowest smoothed loss is suggested. One pass over growing rates "
         "tells the order of magnitude; a sweep over a few rates around it tells the best."
     )
     page.section("Range test", *warning, facts(told), figure(drawn), note=note)

@@ -1,9 +1,11 @@
 """A range test of the learning rate: rates that grow step by step, and the loss at each.
 
-Smith 2017 (arXiv 1506.01186, section 3.3). The rate that is suggested is a tenth of the one at the
-minimum of the smoothed loss, as fastai suggests it ("minimum / 10"). The other rule in use, the
-steepest descent, is shown beside it: an adapter whose update begins at zero hardly moves at small
-rates, and its steepest descent depends on where the test begins more than on what it can bear.
+Smith 2017 (arXiv 1506.01186, section 3.3). The rate that is suggested is a third of the one at the
+minimum of the smoothed loss. fastai's rule is a tenth of it, read from a running mean that is late
+by about a factor of three. The other rule in use, the steepest descent, is shown beside it: an
+adapter begins at the base, and there each step lowers the loss more than any later one, whatever
+the rate. For a tiny LoRA whose best rate of a sweep was 0.01, it was 0.001 to 0.002, with a loss of
+2.5 after training in place of 1.8.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from peft_lightning.messages import RunError, UserError
 SMOOTHING = 0.9  # of the running mean that tells divergence: each step's loss is a tenth of it
 AROUND = 5  # steps on either side, of the mean that the curve is read from: without delay
 DIVERGED = 1.5  # times the lowest running mean
-SAFETY = 10.0  # by which the rate at the minimum is divided
+SAFETY = 3.0  # by which the rate at the minimum is divided
 
 
 @dataclass

@@ -14,7 +14,7 @@ from peft_lightning.adapters import disable_adapter
 from peft_lightning.inference.generate import generate_texts
 from peft_lightning.messages import UserError
 from peft_lightning.training.general_text import general_text_loss, general_texts
-from peft_lightning.training.overfitting import rise_and_error
+from peft_lightning.training.overfitting import Climbs, rise_and_error
 from recorded import assert_same, trained
 from test_history import DATA, StopAt, lines_of, stopped
 from tiny_run import byte_tokenizer, fit
@@ -185,7 +185,23 @@ def test_other_batches_are_compared_as_independent_ones():
     assert error == pytest.approx(sum(own) ** 0.5)
 
 
-def test_overfitting_is_said_once_with_what_to_do(base, rows, tmp_path, caplog):
+def climbs(values):
+    curve = Climbs()
+    for value in values:
+        curve.add(value)
+    return curve
+
+
+def test_a_curve_rises_where_it_does_so_three_times_in_a_row_and_farther_than_ever():
+    rising = [2.0, 1.8, 1.9, 2.0, 2.1]
+    assert climbs(rising).is_rising(0.3)
+    assert not climbs(rising[:-1]).is_rising(0.2)
+    assert not climbs([2.0, 1.7, 1.9, *rising[1:]]).is_rising(0.39)  # .2 has gone back
+    assert climbs([2.0, 1.7, 1.9, *rising[1:]]).is_rising(0.41)
+    assert not climbs([2.0, 1.8, 1.9, 2.0, 1.99, 2.1]).is_rising(0.3)
+
+
+def test_an_end_above_the_minimum_is_said_once_with_what_to_do(base, rows, tmp_path, caplog):
     caplog.set_level("INFO")
     root = tmp_path / "run"
 
@@ -203,11 +219,11 @@ def test_overfitting_is_said_once_with_what_to_do(base, rows, tmp_path, caplog):
     [line] = warnings
     val = {x["step"]: x["metrics"]["val/loss"] for x in lines_of(root) if x["kind"] == "val"}
     best = min((x for x in val if x < line["step"]), key=val.get)
-    assert f"above its minimum of step {best}, " in line["text"]
+    assert f"above its minimum of step {best} (" in line["text"]
     assert "best.ckpt is of the best validation" in line["text"]
     assert "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=val/loss" in line["text"]
     assert line["metrics"]["rise"] == pytest.approx(val[line["step"]] - val[best], rel=1e-6)
-    assert caplog.text.count("the run overfits") == 1
+    assert caplog.text.count("the run ends with val/loss") == 1
 
 
 # ---- virtual tokens -----------------------------------------------------------------------------
