@@ -30,6 +30,11 @@ class AnswerRow:
     answer: list[int]
 
     @property
+    def length(self) -> int:
+        """The number of its tokens up to the end of the answer."""
+        return len(self.prompt) + len(self.answer)
+
+    @property
     def location(self) -> str:
         """The row's place, for messages."""
         return f"{self.file}, row {self.number}"

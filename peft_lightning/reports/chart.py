@@ -6,6 +6,7 @@ milliseconds of a drawing.
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -60,7 +61,17 @@ def chart(
         _arrange(axes, labels[:2], (width, height), LEGEND_LINE * lines_below, right)
         if lines_below:
             _legend(figure, looks, columns, lines)
-        return svg_text(figure, names, labels[2])
+        scales = _scales(axes, labels[0], (width, height)) if lines else None
+        return svg_text(figure, names, labels[2], scales)
+
+
+def _scales(axes: Any, label: str, size: tuple[int, int]) -> dict[str, str]:
+    """Return where the axes are, in pixels, and what their ends stand for."""
+    left, bottom, width, height = axes.get_position().bounds
+    box = [left * size[0], (1 - bottom - height) * size[1], width * size[0], height * size[1]]
+    ends = [[*axes.get_xlim(), axes.get_xscale()], [*axes.get_ylim(), axes.get_yscale()]]
+    found = {"box": [round(value, 1) for value in box], "x": ends[0], "y": ends[1], "label": label}
+    return {name: json.dumps(value) for name, value in found.items()}
 
 
 def _arrange(

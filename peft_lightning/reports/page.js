@@ -104,6 +104,79 @@ for (const table of document.querySelectorAll("table")) {
     bar.append(button);
   }
 }
+for (const svg of document.querySelectorAll("svg.plot[data-box]")) {
+  const [left, top, width, height] = JSON.parse(svg.dataset.box);
+  const xScale = JSON.parse(svg.dataset.x), yScale = JSON.parse(svg.dataset.y);
+  const label = JSON.parse(svg.dataset.label);
+  const curves = [];
+  for (const group of svg.querySelectorAll(".series")) {
+    const title = group.querySelector("title"), path = group.querySelector(":scope > path");
+    if (!title || !path) continue;
+    group.setAttribute("aria-label", title.textContent);
+    const numbers = path.getAttribute("d").match(/-?[\d.]+/g)?.map(Number) ?? [];
+    const points = [];
+    for (let i = 0; i + 1 < numbers.length; i += 2) points.push([numbers[i], numbers[i + 1]]);
+    curves.push({ name: title.textContent, color: path.style.stroke, points });
+    title.remove();  // the browser would show it too
+  }
+  const figure = svg.parentElement;
+  const tip = document.createElement("div");
+  tip.className = "tip";
+  tip.hidden = true;
+  const rule = document.createElementNS(svg.namespaceURI, "line");
+  for (const [name, value] of Object.entries({ y1: top, y2: top + height, stroke: "currentColor",
+    "stroke-opacity": .5, "pointer-events": "none", visibility: "hidden" }))
+    rule.setAttribute(name, value);
+  svg.append(rule);
+  figure.append(tip);
+  function valueAt(share, [low, high, scale]) {
+    if (scale !== "log") return low + share * (high - low);
+    return Math.exp(Math.log(low) + share * (Math.log(high) - Math.log(low)));
+  }
+  const shown = value => value.toLocaleString("en", { maximumSignificantDigits: 4 });
+  function line(name, value, color) {
+    const row = document.createElement("div");
+    const [key, number] = [document.createElement("i"), document.createElement("b")];
+    if (color) key.style.setProperty("--of", color);
+    key.textContent = name;
+    number.textContent = shown(value);
+    row.append(key, number);
+    return row;
+  }
+  function hide() {
+    tip.hidden = true;
+    rule.setAttribute("visibility", "hidden");
+  }
+  svg.addEventListener("pointermove", event => {
+    const frame = svg.getBoundingClientRect();
+    const scale = svg.viewBox.baseVal.width / frame.width;
+    const [x, y] = [(event.clientX - frame.left) * scale, (event.clientY - frame.top) * scale];
+    if (x < left || x > left + width || y < top || y > top + height) return hide();
+    const near = [];
+    for (const { name, color, points } of curves) {
+      if (!points.length) continue;
+      const best = points.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a);
+      if (Math.abs(best[0] - x) < width / 8) near.push({ name, color, best });
+    }
+    if (!near.length) return hide();
+    const at = near.reduce((a, b) => Math.abs(b.best[0] - x) < Math.abs(a.best[0] - x) ? b : a);
+    near.sort((a, b) => Math.abs(a.best[1] - y) - Math.abs(b.best[1] - y));
+    const listed = near.slice(0, 8).sort((a, b) => a.best[1] - b.best[1]);
+    tip.replaceChildren(
+      line(label, valueAt((at.best[0] - left) / width, xScale)),
+      ...listed.map(n => line(n.name, valueAt(1 - (n.best[1] - top) / height, yScale), n.color)));
+    rule.setAttribute("x1", at.best[0]);
+    rule.setAttribute("x2", at.best[0]);
+    rule.setAttribute("visibility", "visible");
+    tip.hidden = false;
+    const place = (at.best[0] / scale);
+    const isRight = place > frame.width / 2;
+    tip.style.left = isRight ? "" : `${place + 10}px`;
+    tip.style.right = isRight ? `${figure.clientWidth - place + 10}px` : "";
+    tip.style.top = `${top / scale}px`;
+  });
+  svg.addEventListener("pointerleave", hide);
+}
 addEventListener("beforeprint", () => {
   for (const d of document.querySelectorAll("details")) d.open = true;
 });

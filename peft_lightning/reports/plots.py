@@ -92,21 +92,13 @@ def line_plot(
             look = looks[one.group or one.name]
             bands = [np.asarray(v, float) for v in (one.low, one.high) if v is not None]
             columns = [np.asarray(one.x, float), np.asarray(one.y, float), *bands]
-            _draw_series(
-                axes,
-                one,
-                look,
-                usable_points(columns, log_x, log_y),
-                len(looks) == 1,
-                f"series-{i}",
-            )
+            shown = usable_points(columns, log_x, log_y)
+            _draw_series(axes, one, look, shown, len(series), f"series-{i}")
 
     title = f"{y_label} by {x_label}"
     names = {f"series-{i}": s.name for i, s in enumerate(series)}
-    lines = any(s.kind != "points" for s in series)
-    return chart(
-        draw, looks, names, (x_label, y_label, title), (log_x, log_y), (width, height), lines
-    )
+    labels = (x_label, y_label, title)
+    return chart(draw, looks, names, labels, (log_x, log_y), (width, height), True)
 
 
 def scatter_plot(

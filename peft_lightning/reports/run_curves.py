@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,8 @@ FEWEST_SMOOTHED = 20
 MOST_FIGURES = 12  # of other metrics
 MOST_COLUMNS = 200  # of the map of gradient norms
 NORMS = "virtual_token_grad_norms"
-KNOWN = {"train/loss", "val/loss", "lr", "grad_norm", "epoch", "tokens_per_second"}
+KNOWN = {"train/loss", "lr", "grad_norm", "epoch", "tokens_per_second", "peak_memory_mib", NORMS}
+OF_THE_LOSS = ("val/perplexity", "val/bits_per_byte")  # whose curves look like that of the loss
 
 
 def loss_curves(record: RunRecord) -> Html:
@@ -52,29 +53,32 @@ def training_curves(record: RunRecord) -> Html:
 
 def other_curves(record: RunRecord) -> Html:
     """Return a curve of each other metric of the validations, and of what a user logs."""
-    names = dict.fromkeys(
-        (line["kind"], name)
-        for kind in ("val", "train")
-        for line in record.history
-        if line["kind"] == kind
-        for name in line["metrics"]
-        if name not in KNOWN
-        and not name.startswith("val/loss")
-        and not (kind == "train" and name == "peak_memory_mib")
-    )
     drawn: list[Html] = []
     numbers: list[list[Any]] = []
-    for kind, name in names:
-        steps, values = record.values(kind, name)
-        if len(set(steps)) >= FEWEST and len(drawn) < MOST_FIGURES:
-            series = [Series(name, steps, values, kind="points" if kind == "val" else "line")]
+    for (kind, name), members in _other_metrics(record).items():
+        curves = [(member, *record.values(kind, member)) for member in members]
+        is_long = any(len(set(steps)) >= FEWEST for _, steps, _ in curves)
+        if is_long and len(drawn) < MOST_FIGURES and not name.startswith(OF_THE_LOSS):
+            style: Literal["points", "line"] = "points" if kind == "val" else "line"
+            series = [Series(member, x, y, kind=style) for member, x, y in curves]
             drawn.append(figure(line_plot(series, "step", name), name))
         else:
-            numbers.append([name, values[-1], steps[-1]])
+            numbers += [[member, y[-1], x[-1]] for member, x, y in curves]
     blocks = [figures(*drawn)] if drawn else []
     if numbers:
         blocks.append(table(["metric", "last value", "at step"], numbers))
     return Html("".join(blocks))
+
+
+def _other_metrics(record: RunRecord) -> dict[tuple[str, str], list[str]]:
+    """Return the metrics by kind of line and name, those of the sources with that of all."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for kind, lines in (("val", record.val_curve), ("train", record.train_curve)):
+        for name in dict.fromkeys(name for line in lines for name in line["metrics"]):
+            if name not in KNOWN and not name.startswith("val/loss"):
+                of_all = "/".join(name.split("/")[:2]) if kind == "val" else name
+                found.setdefault((kind, of_all), []).append(name)
+    return found
 
 
 def _losses(record: RunRecord, along: str, unit: float, label: str = "tokens") -> str:

@@ -137,9 +137,9 @@ def _sizes(record: RunRecord, known: RunFacts, summary: dict[str, Any]) -> list[
     found = [
         ("trained parameters", f"{trained:,}" if trained else ""),
         ("of all", f"{trained / total:.3%} of {total:,}" if total else ""),
-        ("bytes trained", _mebibytes(sum(group[3] for group in known.trained))),
+        ("bytes trained", size_text(sum(group[3] for group in known.trained))),
         ("tokens per second", number(rate) if rate else ""),
-        ("peak memory", _mebibytes(peak)),
+        ("peak memory", size_text(peak)),
         ("precision", " ".join(str(summary[k]) for k in ("precision", "dtype") if k in summary)),
         ("processes", summary.get("world_size", "")),
         ("threads", summary.get("threads", "")),
@@ -159,8 +159,12 @@ def _sizes(record: RunRecord, known: RunFacts, summary: dict[str, Any]) -> list[
     return blocks
 
 
-def _mebibytes(size: float) -> str:
-    return f"{size / 2**20:,.1f} MiB" if size else ""
+def size_text(size: float) -> str:
+    """Return a number of bytes as it is read best: 2.0 KiB, 1.4 GiB; nothing for none."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:,.1f} {unit}"
+    return f"{size:.0f} bytes" if size else ""
 
 
 def _configuration(record: RunRecord, known: RunFacts, summary: dict[str, Any]) -> list[Html]:

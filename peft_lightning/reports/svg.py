@@ -73,13 +73,16 @@ def marker_of(look: int) -> str:
     return MARKERS[look % len(MARKERS)]
 
 
-def svg_text(figure: Any, names: dict[str, str], description: str) -> str:
+def svg_text(
+    figure: Any, names: dict[str, str], description: str, scales: dict[str, str] | None = None
+) -> str:
     """Return a figure of matplotlib as an ``<svg>`` element, the same for the same figure.
 
     Args:
         figure: The figure, in units of 1/72 inch, which are pixels here.
         names: Of its artists by their ``gid``: what is shown when the mouse is over one.
         description: What a screen reader says of the plot.
+        scales: What the script of a page needs to read values off the curves: ``data`` attributes.
     """
     written = io.StringIO()
     figure.savefig(written, format="svg", metadata=_METADATA)
@@ -95,10 +98,11 @@ def svg_text(figure: Any, names: dict[str, str], description: str) -> str:
     body = re.sub(r'<g id="(series-\d+)">', lambda g: _named(names, g[1]), body)
     body = _numbered(re.sub(r"\n\s*", "\n", body).strip())
     kind = "plot wide" if width > WIDEST_ON_A_PHONE else "plot"
+    given = "".join(f' data-{k}="{html.escape(v, quote=True)}"' for k, v in (scales or {}).items())
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img"'
         f' aria-label="{html.escape(printable(description), quote=True)}"'
-        f' font-family="system-ui, sans-serif" stroke-linejoin="round" class="{kind}">'
+        f' font-family="system-ui, sans-serif" stroke-linejoin="round" class="{kind}"{given}>'
         f"\n{body}\n</svg>"
     )
 

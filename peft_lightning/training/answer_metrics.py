@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed.fsdp import FSDPModule
 
 from peft_lightning.base_model.positions import positions_of
@@ -78,6 +79,12 @@ class AnswerMetrics(Callback):
         self._rows = rows[:TRIAL_ROWS] if trainer.fast_dev_run else rows
         ends = stop_token_ids(module.model, data.tokenizer)
         self._references = [reference_text(data.tokenizer, row.answer, ends) for row in self._rows]
+        most = data.token_options.max_length
+        if cut := sum(row.answer[-1] not in ends and row.length >= most for row in self._rows):
+            rank_zero_info(
+                f"model.metrics: the answers of {cut} of {len(self._rows)} rows are cut at "
+                f"data.max_length {most}, and are compared as they are"
+            )
         if options.of_texts:
             _check_room(module, self._rows)
         if options.of_labels:

@@ -46,6 +46,9 @@ def answer_options(
     Raises:
         UserError: If a metric is not known or cannot be computed here, or another option cannot be.
     """
+    for option, value in (("metrics", metrics), ("labels", labels)):
+        if isinstance(value, str):
+            raise UserError(f"model.{option} is a list of names, got {value!r}: give [{value!r}]")
     names = tuple(dict.fromkeys(metrics or ()))
     check_metrics(names)
     check_choice("model.label_score", label_score, ("sum", "mean"))

@@ -57,11 +57,11 @@ def with_default_callbacks(
     def new(*kinds: type[Callback]) -> list[Callback]:
         return [kind() for kind in kinds if not any(isinstance(c, kind) for c in kept)]
 
-    first = new(
-        BuildFirst, LossLog, BeforeAveraging, RunDir, RunIdentity, OutOfMemoryAdvice, RNGState
-    )
-    last = new(AfterAveraging, SanityChecks, Throughput, Forgetting, AnswerMetrics, History)
-    last += new(LogGenerations, OverfittingNotice, Summary, HiddenStates)
+    # the loss, answers and general text: of averaged weights, where there are any
+    first = new(BuildFirst, LossLog, AnswerMetrics, Forgetting, BeforeAveraging)
+    first += new(RunDir, RunIdentity, OutOfMemoryAdvice, RNGState)
+    last = new(AfterAveraging, SanityChecks, Throughput, History, LogGenerations)
+    last += new(OverfittingNotice, Summary, HiddenStates)
     last += new(LogHyperparameters, UploadCheckpoints)
     if any(isinstance(callback, ProgressBar) for callback in defaults):
         last.append(TokenProgressBar())

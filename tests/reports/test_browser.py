@@ -177,3 +177,26 @@ def test_on_paper_there_are_no_controls_and_all_rows(browser, small):
     opened.page.emulate_media(media="print")
     assert opened.page.locator("input:visible").count() == 0
     assert len(opened.column(0)) == 6
+
+
+def test_values_are_read_off_the_curves_under_the_mouse(browser, tmp_path):
+    curves = [
+        Series("first", [1, 10, 100], [1.0, 2.0, 3.0]),
+        Series("second <b>", [1, 10, 100], [3.0, 2.5, 1.5]),
+    ]
+    page = Page("t")
+    page.section("s", figure(line_plot(curves, "tokens", "loss", log_x=True)))
+    (tmp_path / "page.html").write_text(page.html())
+    opened = Opened(browser, tmp_path / "page.html")
+    frame = opened.page.locator("svg.plot").bounding_box()
+    opened.page.mouse.move(frame["x"] + frame["width"] * 0.55, frame["y"] + frame["height"] / 2)
+    lines = opened.page.locator(".tip").inner_text().split()
+    assert lines[::1][0] == "tokens"
+    found = {"tokens": 10, "first": 2.0, "second": 2.5}
+    text = " ".join(lines)
+    for name, value in found.items():
+        number = float(text.split(f"{name} ")[1].replace("<b> ", "").split()[0])
+        assert abs(number - value) <= 0.02 * value, name  # a pixel
+    opened.page.mouse.move(5, 5)
+    assert opened.page.locator(".tip:visible").count() == 0
+    assert not opened.complaints

@@ -135,6 +135,23 @@ def test_a_name_is_shown_as_it_is(name):
     assert [t.text for t in root(text).iter(f"{NAMESPACE}text")].count(name) == 3
 
 
+def test_curves_have_markers_where_there_is_more_than_one_and_are_thin_where_there_are_many():
+    def drawn(count):
+        text = line_plot([Series(f"{i}", range(40), range(40)) for i in range(count)], "x", "y")
+        curves = re.findall(
+            r'<g class="series">.*?</g>\n</g>|<g class="series">.*?</g>', text, re.S
+        )
+        assert len(curves) == count
+        widths = {float(re.search(r"stroke-width: ([\d.]+)", curve)[1]) for curve in curves}
+        return [curve.count("<use") for curve in curves], widths
+
+    assert drawn(1) == ([0], {1.8})
+    marks, widths = drawn(3)
+    assert min(marks) >= 4
+    assert widths == {1.8}
+    assert drawn(20)[1] == {1.1}
+
+
 def test_curves_of_a_group_have_one_entry_in_the_legend():
     series = [curve(f"run {i}", group=f"r={i % 5}") for i in range(50)]
     text = line_plot(series, "x", "y")

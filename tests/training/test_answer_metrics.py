@@ -7,7 +7,7 @@ import json
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 
 from peft_lightning import CausalLMModule, LoRA, PromptTuning, SFTDataModule
 from peft_lightning.messages import UserError
@@ -224,6 +224,7 @@ def test_of_labels_the_sum_or_the_mean_decides(run, tmp_path, files):
     ("options", "message"),
     [
         ({"metrics": ["exact"]}, r"no metric exact; .*did you mean exact_match\?"),
+        ({"metrics": "f1"}, r"model\.metrics is a list of names, got 'f1': give \['f1'\]"),
         ({"labels": ["a", "b"]}, "add it to model.metrics"),
         ({"metrics": ["likelihood_accuracy"], "labels": ["a", "a "]}, r"model.labels has 1:"),
         ({"metric_rows": -1}, "metric_rows must be 0, for all rows, or more, got -1"),
@@ -281,6 +282,15 @@ def test_a_run_without_validation_rows_cannot_score_them(base, files, tmp_path):
             base, [files["a"]], tmp_path / "run", module={"metrics": ["f1"]},
             data={"val_fraction": 0},
         )  # fmt: skip
+
+
+def test_rows_that_are_cut_are_counted(base, tmp_path, caplog):
+    long = {"max_length": 40, "truncation": "truncate"}
+    validated(base, tmp_path, ["no", "yes " * 20, "n" * 60], data=long, metrics=["rouge1"])
+    assert "the answers of 2 of 3 rows are cut at data.max_length 40, and are compared" in (
+        caplog.text
+    )
+    assert [len(row["reference"]) for row in lines(tmp_path)] == [2, 15, 16]
 
 
 def test_the_reference_is_the_last_answer_in_the_loss(base, tmp_path):
@@ -351,3 +361,32 @@ def test_rows_are_answered_above_a_cache_of_hidden_states_and_by_virtual_tokens(
     assert [row["row"] for row in found[True]] == [1, 2, 1, 2]
     trained(base, files, tmp_path / "prompt/run", adapter=PromptTuning(3), max_epochs=1)
     assert len(lines(tmp_path / "prompt/run")) == 5
+
+
+class Watched(CausalLMModule):
+    """Keeps the weights that the validation loss is of, and those that answer."""
+
+    validated: torch.Tensor
+    answered: torch.Tensor
+
+    def weights(self):
+        return torch.cat([p.detach().flatten() for p in self.trainable_parameters()])
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.validated = self.weights()
+        super().validation_step(batch, batch_idx, dataloader_idx)
+
+    def generate(self, *args, **options):
+        self.answered = self.weights()
+        return super().generate(*args, **options)
+
+
+def test_averaged_weights_answer_where_the_validation_loss_is_theirs(base, files, tmp_path):
+    average = EMAWeightAveraging(decay=0.5)
+    trainer = trained(
+        base, files, tmp_path / "run", ["f1"], module_class=Watched, callbacks=[average],
+        max_steps=4, val_check_interval=2,
+    )  # fmt: skip
+    module = trainer.lightning_module
+    assert torch.equal(module.answered, module.validated)
+    assert average._average_model.n_averaged > 0

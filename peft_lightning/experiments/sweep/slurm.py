@@ -21,7 +21,7 @@ from peft_lightning.experiments.sweep.state import (
 from peft_lightning.messages import UserError
 from peft_lightning.training.cluster.job_script import TASK
 
-TASKS = "tasks"  # folder of links to the points' folders, by the number of their task
+TASKS = "tasks"  # folder of links to each point's config and log, by the number of its task
 
 
 def task_number(state: SweepState, point: PointState) -> int:
@@ -48,22 +48,27 @@ def array_of(state: SweepState, points: Iterable[PointState], at_once: int | Non
 
 def log_pattern(state: SweepState) -> str:
     """Return the file that SLURM writes the output of a task to."""
-    return f"{state.folder}/{TASKS}/{TASK}/{LOG}"
+    return f"{state.folder}/{TASKS}/{TASK}.log"
 
 
 def fit_words(state: SweepState) -> list[str]:
     """Return the options of ``fit`` in a task."""
-    return ["--config", f"{state.folder}/{TASKS}/{TASK}/{CONFIG}", "--ckpt_path", "last"]
+    return ["--config", f"{state.folder}/{TASKS}/{TASK}.yaml", "--ckpt_path", "last"]
 
 
 def link_tasks(state: SweepState, points: Iterable[PointState]) -> None:
-    """Make the links by which a task finds its point's folder."""
+    """Make the links by which a task finds the config of its point, and SLURM the log.
+
+    They are to files: a link to a run's folder would be a second run for whoever looks for runs.
+    """
     folder = state.folder / TASKS
     folder.mkdir(parents=True, exist_ok=True)
     for point in points:
-        link = folder / str(task_number(state, point))
-        link.unlink(missing_ok=True)
-        link.symlink_to(Path("..") / point.name)
+        state.log(point).touch()
+        for end, name in ((".yaml", CONFIG), (".log", LOG)):
+            link = folder / f"{task_number(state, point)}{end}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(Path("..") / point.name / name)
 
 
 def note_submitted(state: SweepState, points: Iterable[PointState], job: str) -> None:
