@@ -2,10 +2,9 @@
 
 Smith 2017 (arXiv 1506.01186, section 3.3). The rate that is suggested is a third of the one at the
 minimum of the smoothed loss. fastai's rule is a tenth of it, read from a running mean that is late
-by about a factor of three. The other rule in use, the steepest descent, is shown beside it: an
-adapter begins at the base, and there each step lowers the loss more than any later one, whatever
-the rate. For a tiny LoRA whose best rate of a sweep was 0.01, it was 0.001 to 0.002, with a loss of
-2.5 after training in place of 1.8.
+by about a factor of three. The other rule in use, the steepest descent, is shown beside it: it
+depends on single batches. For a tiny LoRA whose best rate of a sweep was 0.01 to 0.02, two seeds
+gave 0.0051 and 0.0057 by the first rule, 0.0021 and 0.12 by the second.
 """
 
 from __future__ import annotations
