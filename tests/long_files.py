@@ -15,6 +15,7 @@ LONG_FILES = [
     "tests/kernels/test_compiled_layers.py",
     "tests/kernels/test_machine.py",
     "tests/experiments/test_sweep.py",
+    "tests/experiments/test_sweep_halving.py",
     "tests/training/test_resume.py",
     "tests/training/cluster/test_preemption.py",
     "tests/training/cluster/test_stop.py",
@@ -34,11 +35,14 @@ LONG_FILES = [
     "tests/kernels/test_precision.py",
     "tests/adapters/test_own_adapter.py",
     "tests/test_elsewhere.py",
+    "tests/training/test_loggers.py",
+    "tests/training/test_kept_checkpoints.py",
     "tests/test_experiments.py",
     "tests/test_examples.py",
     "tests/cli/test_cli.py",
     "tests/export/test_merged_folder.py",
     "tests/test_fuzz.py",
+    "tests/training/test_answer_metrics.py",
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -10,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import find_class
 from peft_lightning.messages import UserError
+from peft_lightning.training.loggers import mlflow_store
 from peft_lightning.training.warm_start import adapter_to_continue, conflict
 
 
@@ -40,6 +43,26 @@ def fill_learning_rate(model: Namespace, given: Namespace) -> None:
     else:
         adapter: Any = find_class(model.adapter.class_path, (Adapter,))
         arguments.lr = adapter.learning_rate
+
+
+def fill_loggers(logger: Any, root: Path) -> None:
+    """Give MLflow and Comet a place in the run's folder; their constructors need it already.
+
+    Args:
+        logger: The option of the Trainer; changed in place.
+        root: The run's folder.
+    """
+    for one in logger if isinstance(logger, list) else [logger]:
+        kind = str(getattr(one, "class_path", "")).rpartition(".")[2]
+        if kind == "CometLogger" and "COMET_OFFLINE_DIRECTORY" not in os.environ:
+            folder = root.resolve() / "comet"
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ["COMET_OFFLINE_DIRECTORY"] = str(folder)
+        elif kind == "MLFlowLogger":
+            options = one.init_args
+            if options.tracking_uri is None and options.save_dir == "./mlruns":
+                for name, value in mlflow_store(root).items():
+                    options[name] = options[name] or value
 
 
 def fill_adapter(model: Namespace, given: Namespace | None, checkpoint: str | None) -> None:

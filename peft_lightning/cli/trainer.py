@@ -20,7 +20,7 @@ from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import find_class
 from peft_lightning.cli.config_errors import explain
 from peft_lightning.cli.config_index import ConfigIndex, default_root
-from peft_lightning.cli.defaults import fill_adapter, fill_learning_rate
+from peft_lightning.cli.defaults import fill_adapter, fill_learning_rate, fill_loggers
 from peft_lightning.cli.errors import innermost, one_line, reason_in_union
 from peft_lightning.cli.fit_defaults import (
     default_base_model,
@@ -175,6 +175,7 @@ class PeftCLI(LightningCLI):
             config.trainer.default_root_dir = default_root(config.get("config") or [])
         root = Path(config.trainer.default_root_dir).expanduser()
         config.trainer.default_root_dir = str(root)
+        fill_loggers(config.trainer.logger, root)
         data = config.data if self.own_data is None else config.data.get("init_args", Namespace())
         if self.command == "fit" and data.get("train", "its own") is None:
             raise UserError(

@@ -114,15 +114,15 @@ def sweep(
         raise UserError(
             f"another sweep runs in {folder}, {lock}: wait for it, or give another --dir"
         )
-    STOP.hold("the running points save and end")
-    try:
-        with lock:
-            state = SweepState.open(folder, base, asked)
-            settle_queued(state)
-            for name, config in point_configs(state, args, stop_early, is_here=not slurm).items():
-                state.write_config(state.points[name], config)
-            state.save()
-            STOP.kept = lambda: _kept(state.asked_points(), state.folder)
+    with lock:
+        state = SweepState.open(folder, base, asked)
+        settle_queued(state)
+        for name, config in point_configs(state, args, stop_early, is_here=not slurm).items():
+            state.write_config(state.points[name], config)
+        state.save()
+        STOP.kept = lambda: _kept(state.asked_points(), state.folder)
+        STOP.hold("the running points save and end")
+        try:
             if job is not None:
                 submit_points(state, job, _adapter_classes(args), say)
             else:
@@ -131,9 +131,9 @@ def sweep(
             print(json_module.dumps(as_json(state), indent=1) if json else sweep_table(state))
             if not json:
                 print(ending(state), flush=True)
-    finally:
-        STOP.release(check=False)
-    STOP.check()
+        finally:
+            STOP.release(check=False)
+        STOP.check()
     if any(point.status == FAILED for point in state.asked_points()):
         raise SystemExit(1)
 

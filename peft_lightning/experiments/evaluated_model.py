@@ -135,7 +135,12 @@ def whole_model(run: Run | None, options: EvaluationOptions) -> Iterator[WholeMo
             ) from None
     trust = {"trust_remote_code": options.trust_remote_code}
     trusting = trust if run.section("model").get("trust_remote_code") else {}
-    module = kind.load_from_checkpoint(run.checkpoint, **trusting)
+    try:
+        module = kind.load_from_checkpoint(run.checkpoint, **trusting)
+    except UserError as error:
+        if path or not run.facts.get("added_tensors"):
+            raise
+        raise UserError(f"{error}; it was trained by a class of its own, not named here") from None
     module.to(find_device(options.device)).eval()
     try:
         yield module.model, module.adapter, module.outputs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class ValidationRows:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """A hash of the tokens and their weights: what a loss per token can be compared on."""
         arrays = [[s["input_ids"].tolist(), s["loss_weights"].tolist()] for s in self.sequences]

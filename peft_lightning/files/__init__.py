@@ -11,6 +11,7 @@ from peft_lightning.files.atomic import (
     atomic_folder,
     atomic_text,
     existing_folder,
+    remove_folder,
     require_replaceable,
     scratch_folder,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "lock_folder",
     "read_checksums",
     "read_text",
+    "remove_folder",
     "require_replaceable",
     "require_undamaged",
     "scratch_folder",

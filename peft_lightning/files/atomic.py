@@ -92,6 +92,14 @@ def atomic_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder, as a whole: a killed process leaves no part of it under its name."""
+    if path.is_dir():
+        hidden = _temporary(path)
+        os.rename(path, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
 def existing_folder(path: str | Path) -> Path:
     """Return the folder ``path``, or the one that a crash while replacing it has left.
 

@@ -177,6 +177,18 @@ for (const svg of document.querySelectorAll("svg.plot[data-box]")) {
   });
   svg.addEventListener("pointerleave", hide);
 }
+if (document.querySelector("meta[http-equiv=refresh]")) {  // what a reader has opened stays open
+  const name = "open " + location.pathname;
+  const all = [...document.querySelectorAll("details")];
+  try {
+    for (const i of JSON.parse(sessionStorage.getItem(name) ?? "[]")) if (all[i]) all[i].open = true;
+  } catch { /* a browser that keeps nothing */ }
+  addEventListener("pagehide", () => {
+    try {
+      sessionStorage.setItem(name, JSON.stringify(all.flatMap((d, i) => d.open ? [i] : [])));
+    } catch { /* the same */ }
+  });
+}
 addEventListener("beforeprint", () => {
   for (const d of document.querySelectorAll("details")) d.open = true;
 });

@@ -16,6 +16,8 @@ from peft_lightning.messages import UserError, check_choice
 from peft_lightning.process.signals import STOP
 from peft_lightning.training.checkpoint_io import LAST
 from peft_lightning.training.cluster.fsdp2 import fingerprint
+from peft_lightning.training.hub_upload import HubUpload
+from peft_lightning.training.kept_checkpoints import KeptCheckpoints
 from peft_lightning.training.step_progress import (
     at_step_boundary,
     validation_due,
@@ -39,12 +41,19 @@ class AdapterCheckpoint(ModelCheckpoint):
 
     A run that ends at ``max_steps``, in the middle of an epoch, is validated there.
 
+    What more is kept is ``step=<n>.ckpt``; one that no rule keeps any longer is removed.
+
     Args:
         every_n_steps: Optimizer steps between two saves of ``last.ckpt``; it is also saved after
             each validation and at the end.
         monitor: The logged value whose best is kept as ``best.ckpt``.
         dirpath: Folder of both; ``<default_root_dir>/checkpoints`` if None.
         mode: Which of two values is better: min, max, or auto, by the name of the value.
+        save_top_k: How many of the best by ``monitor`` are kept; -1 for each validation's.
+        keep_last: How many of the last saves are kept; -1 for all of them.
+        every_n_train_steps: Optimizer steps after which one is kept for good.
+        push_to_hub: OWNER/NAME or OWNER/NAME@BRANCH to which each new ``best.ckpt`` is uploaded
+            while training goes on; ``last.ckpt`` in a run without validation.
 
     Raises:
         UserError: If ``every_n_steps`` is no number of steps, or ``mode`` is needed.
@@ -56,17 +65,26 @@ class AdapterCheckpoint(ModelCheckpoint):
         monitor: str = "val/loss",
         dirpath: str | None = None,
         mode: str = "auto",
+        save_top_k: int = 1,
+        keep_last: int = 1,
+        every_n_train_steps: int | None = None,
+        push_to_hub: str | None = None,
     ) -> None:
         if every_n_steps < 1:
             raise UserError(f"every_n_steps must be at least 1, got {every_n_steps}")
         check_choice("mode", mode, ("auto", "min", "max"))
+        mode = better(monitor) if mode == "auto" else mode
         super().__init__(
             dirpath=dirpath,
             filename="best",
             monitor=monitor,
-            mode=better(monitor) if mode == "auto" else mode,
+            mode=mode,
             enable_version_counter=False,
         )
+        self.kept = KeptCheckpoints(save_top_k, keep_last, every_n_train_steps, mode)
+        self._step_files: set[int] = set()  # the steps whose files are there
+        self.push_to_hub = push_to_hub
+        self._upload: HubUpload | None = None
         self._says_what_is_missing = True
         self.every_n_steps = every_n_steps
         self._saved_step = -1
@@ -77,6 +95,16 @@ class AdapterCheckpoint(ModelCheckpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.dirpath is None:
             self.dirpath = str(Path(trainer.default_root_dir).resolve() / "checkpoints")
+        if self.push_to_hub and stage == "fit" and trainer.is_global_zero:
+            self._upload = HubUpload(self.push_to_hub, str(pl_module.base_model_name))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "kept": self.kept.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if "kept" in state_dict:
+            self._step_files = self.kept.load_state_dict(state_dict["kept"])
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -119,7 +147,9 @@ class AdapterCheckpoint(ModelCheckpoint):
             self.save_now(trainer)
 
     def _is_due(self, trainer: L.Trainer) -> bool:
-        return trainer.global_step % self.every_n_steps == 0 and at_step_boundary(trainer)
+        step = trainer.global_step
+        is_due = step % self.every_n_steps == 0 or self.kept.is_due(step)
+        return is_due and at_step_boundary(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.fast_dev_run:
@@ -127,7 +157,9 @@ class AdapterCheckpoint(ModelCheckpoint):
         if at_step_boundary(trainer):
             candidates = self._monitor_candidates(trainer)
             with STOP.held():  # both are of this validation
+                best = self.best_model_score
                 if self.monitor in candidates:
+                    self.kept.add_score(trainer.global_step, float(candidates[self.monitor]))
                     self._save_topk_checkpoint(trainer, candidates)
                 elif self._says_what_is_missing:
                     self._says_what_is_missing = False
@@ -138,6 +170,8 @@ class AdapterCheckpoint(ModelCheckpoint):
                     )
                 self._saved_step = -1  # the best score so far belongs to the state
                 self.save_now(trainer, validated=True)
+            if self.best_model_score is not best:
+                self._push(self.best_model_path, trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave ``last.ckpt`` as validation or the last step left it: before the epoch's end."""
@@ -149,6 +183,17 @@ class AdapterCheckpoint(ModelCheckpoint):
             if not all(map(torch.equal, now, self._saved_weights)):
                 self._saved_step = -1
         self.save_now(trainer)
+        if self.best_model_score is None:
+            self._push(self.last_model_path, trainer)
+        if self._upload is not None:
+            self._upload.finish()
+
+    def _push(self, checkpoint: str, trainer: L.Trainer) -> None:
+        if self._upload is not None and Path(checkpoint).is_dir():
+            self._upload.push(Path(checkpoint), f"Step {trainer.global_step}")
+
+    def _step_file(self, step: int) -> str:
+        return str(Path(str(self.dirpath)) / f"step={step}.ckpt")
 
     def save_now(
         self, trainer: Any, validated: bool = False, state: dict[str, Any] | None = None
@@ -171,9 +216,16 @@ class AdapterCheckpoint(ModelCheckpoint):
         self.last_model_path = str(Path(self.dirpath) / LAST)
         within_validation = trainer.validating and not validated
         self._state = state
+        step = trainer.global_step
+        self.kept.add(step)
         try:
             with STOP.held(), validation_due(trainer) if within_validation else nullcontext():
+                if step in self.kept.steps:
+                    self._save_checkpoint(trainer, self._step_file(step))
                 self._save_checkpoint(trainer, self.last_model_path)
+                for gone in self._step_files - self.kept.steps:  # last.ckpt counts on none
+                    trainer.strategy.remove_checkpoint(self._step_file(gone))
+                self._step_files = self.kept.steps
         finally:
             self._state = None
 

@@ -7,7 +7,6 @@ else that Lightning saves. Nothing of the frozen base model is in it.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from safetensors.torch import load_file
 
 from peft_lightning.adapters.folder import ADDED_FILE, write_files
-from peft_lightning.files import existing_folder, require_undamaged, sealed_folder
+from peft_lightning.files import existing_folder, remove_folder, require_undamaged, sealed_folder
 from peft_lightning.training.checkpoint_facts import (
     check_checkpoint,
     checkpoint_facts,
@@ -92,7 +91,7 @@ class AdapterCheckpointIO(CheckpointIO):
         return state
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_folder(Path(path))
 
 
 class WrappedCheckpointIO(CheckpointIO):

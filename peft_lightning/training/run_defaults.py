@@ -1,10 +1,8 @@
-"""Defaults of a run: options of the Trainer, epochs, loggers. The command line has the same."""
+"""Defaults of a run: options of the Trainer, and epochs. The command line has the same."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from peft_lightning.messages import UserError
 
@@ -19,13 +17,6 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 5,
     "gradient_clip_val": CLIP_VAL,
 }
-
-
-def default_loggers(root: str) -> list[Logger]:
-    """Return a CSV and a TensorBoard logger that write to ``<root>/logs/version_<n>``."""
-    csv = CSVLogger(root, name="logs")
-    board = TensorBoardLogger(root, name="logs", version=csv.version, default_hp_metric=False)
-    return [csv, board]
 
 
 def fill_epochs(trainer: Any) -> bool:

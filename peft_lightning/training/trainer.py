@@ -24,6 +24,7 @@ from peft_lightning.training.lightning_parts import (
     require_supported_parts,
     require_supported_plugins,
 )
+from peft_lightning.training.loggers import loggers_of_run
 from peft_lightning.training.precision import (
     AUTO,
     check_devices,
@@ -33,7 +34,6 @@ from peft_lightning.training.precision import (
 from peft_lightning.training.run_defaults import (
     ROOT,
     TRAINER_DEFAULTS,
-    default_loggers,
     fill_epochs,
 )
 
@@ -54,7 +54,8 @@ class Trainer(L.Trainer):
     """Lightning's Trainer with the defaults of ``python -m peft_lightning fit``.
 
     These are: 3 epochs, gradient norm clipped at 1, the precision that suits the processor, no
-    sanity check and no model summary, a CSV and a TensorBoard logger, the folder runs/default.
+    sanity check and no model summary, a CSV and a TensorBoard logger beside those given, the folder
+    runs/default.
 
     Args:
         precision: auto for what suits the processor, or one of Lightning's.
@@ -70,8 +71,8 @@ class Trainer(L.Trainer):
         if fill_epochs(options):
             kwargs["max_epochs"] = options.max_epochs
         kwargs["default_root_dir"] = root = str(options.default_root_dir or ROOT)
-        if options.logger in (None, True) and not is_bare:
-            kwargs["logger"] = default_loggers(root)
+        if not is_bare:
+            kwargs["logger"] = loggers_of_run(options.logger, root)
         callbacks = options.callbacks or []
         self.given_callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
         self.precision_is_auto = precision == AUTO

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from browser import open_browser
 from invented_runs import invented_comparison, invented_run, lora
 from peft_lightning.experiments.compare import compare_runs
 from peft_lightning.experiments.evaluated_model import EvaluationOptions
@@ -153,6 +154,31 @@ def test_fifty_runs_are_one_page():
     assert "pairs differ beyond noise" in page
     assert len(as_csv(found).splitlines()) == 52
     assert as_markdown(found).startswith("# Comparison of 50 runs")
+
+
+@pytest.mark.browser
+def test_the_page_is_used_in_a_browser(invented, tmp_path):
+    (tmp_path / "compare.html").write_text(comparison_page(invented))
+    with open_browser() as browser:
+        tab = browser.new_page(viewport={"width": 400, "height": 800})
+        errors = []
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.goto(f"file://{tmp_path}/compare.html")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+        results = tab.locator("section", has_text="Results").first
+        order = results.locator("tbody td:first-child")
+        assert order.first.inner_text() == "r=16"
+        head = results.locator("th", has_text="loss").first.locator("button")
+        head.click()
+        head.click()
+        assert order.first.inner_text() == "base (untouched)"  # the highest loss
+        answers = tab.locator("section", has_text="Answers side by side").first
+        answers.locator("input").fill("number 11 the list")
+        assert answers.locator("tbody tr:visible").count() == 1
+        answers.locator("button.open:visible").click()
+        assert "the right answer" in answers.inner_text()
+        assert "r=16/seed=0" in answers.inner_text()
+        assert errors == []
 
 
 def test_markdown_begins_with_the_conclusion(invented):

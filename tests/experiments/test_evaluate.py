@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from peft_lightning import Full, LoRA, PromptTuning
+from peft_lightning import CausalLMModule, Full, LoRA, PromptTuning
 from peft_lightning.base_model import load_base_model
 from peft_lightning.data import PromptFormat
 from peft_lightning.experiments.evaluate import Evaluation
@@ -27,21 +28,46 @@ from tiny_run import byte_tokenizer, fit, write_rows
 OPTIONS = EvaluationOptions(max_new_tokens=6, device="cpu")
 
 
+class WithNorm(CausalLMModule):
+    """Trains a norm of the base beside the adapter."""
+
+    def configure_model(self):
+        super().configure_model()
+        self.model.model.norm.weight.requires_grad_(True)
+
+
 @pytest.fixture(scope="module")
 def folder(base, tmp_path_factory):
-    """Two ranks with two seeds each, a soft prompt, and a model that was trained as a whole."""
+    """Two ranks with two seeds each, and runs of every kind that is evaluated in its own way."""
     root = tmp_path_factory.mktemp("compared")
     runs = trained_runs(base, root)
     rows, data = root / "rows.jsonl", {"val_fraction": 0.3, "cache_dir": str(root / "cache")}
-    for name, adapter in (("prompt", PromptTuning(num_virtual_tokens=3)), ("full", Full())):
+    methods = {
+        "prompt": PromptTuning(num_virtual_tokens=3),
+        "full": Full(),
+        "tokens": LoRA(r=2, new_tokens=["zz"]),
+    }
+    for name, adapter in methods.items():
         fit(base, rows, runs / name, adapter=adapter, data=data, max_steps=4)
+    fit(base, rows, runs / "norm", module_class=WithNorm, data=data, max_steps=4)
     return runs
 
 
 @pytest.fixture(scope="module")
 def evaluated(folder):
     runs = find_runs([folder])
+    for i, run in enumerate(runs):
+        if run.name == "norm":  # as config.yaml of the command line names its class
+            path = f"{WithNorm.__module__}.{WithNorm.__name__}"
+            model = {"class_path": path, "init_args": run.section("model")}
+            runs[i] = replace(run, options={**run.options, "model": model})
     return runs, *evaluate(runs)
+
+
+def test_a_run_of_a_class_that_it_does_not_name_is_a_problem(folder):
+    _, found = evaluate(find_runs([folder / "norm"]), answers=0)
+    assert "model.model.norm.weight" in found["norm"].problem
+    assert "was trained by a class of its own" in found["norm"].problem
 
 
 def evaluate(runs, answers=3):
@@ -140,7 +166,7 @@ def test_the_answers_are_those_of_generate(evaluated, folder, base):
 
     runs, rows, found = evaluated
     for run in runs:
-        if "seed1" in run.name:
+        if "seed1" in run.name or run.name == "norm":  # which is no adapter
             continue
         whole = run.name == "full"
         loaded = load_inference_model(None, {"a": str(run.checkpoint)}, dtype="float32")
@@ -226,7 +252,7 @@ def test_rows_that_are_gone_are_named_with_a_way_out(folder, tmp_path):
 
 def test_runs_are_found_below_a_folder_and_named_apart(folder, tmp_path):
     assert [run.name for run in find_runs([folder])] == sorted(p.name for p in folder.iterdir())
-    assert len(find_runs([folder, folder / "full"])) == 6
+    assert len(find_runs([folder, folder / "full"])) == 8
     with pytest.raises(UserError, match="no run is in"):
         find_runs([tmp_path])
     for name in ("a/run", "b/run"):

@@ -177,7 +177,7 @@ def test_a_failing_point_is_tried_again_and_costs_the_others_nothing(folder):
     )
     args = ["sweep", "--config", "run.yaml", "--vary", "data.train=no.jsonl,rows.jsonl"]
     args += ["--dir", "runs/failing", "--trainer.callbacks+=once.Killed", "--trainer.max_steps=1"]
-    status, output, errors = in_this_process(folder, args)
+    status, output, errors = in_this_process(folder, [*args, "--jobs", "2"])
     assert status == 1
     assert "train=rows.jsonl: failed after" in errors
     assert "killed by SIGKILL (out of memory?)" in errors

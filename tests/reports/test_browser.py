@@ -200,3 +200,22 @@ def test_values_are_read_off_the_curves_under_the_mouse(browser, tmp_path):
     opened.page.mouse.move(5, 5)
     assert opened.page.locator(".tip:visible").count() == 0
     assert not opened.complaints
+
+
+def test_a_page_that_reloads_itself_keeps_what_is_open_and_its_place(browser, tmp_path):
+    page = Page("t", refresh_seconds=1)
+    blocks = [details(f"summary {i}", code("text " * 900)) for i in range(4)]
+    page.section("s", *blocks, paragraph("x " * 9000))
+    file = tmp_path / "page.html"
+    file.write_text(page.html())
+    opened = Opened(browser, file)
+    opened.page.get_by_text("summary 2").click()
+    opened.page.evaluate("scrollTo(0, 400)")
+    with opened.page.expect_navigation():
+        file.write_text(page.html().replace("summary", "written anew"))
+    opened.page.wait_for_load_state()
+    script = "[...document.querySelectorAll('details')].map(d => d.open)"
+    assert opened.page.evaluate(script) == [False, False, True, False]
+    assert opened.page.get_by_text("written anew 2").count() == 1
+    assert abs(opened.page.evaluate("scrollY") - 400) < 100  # the same text, whatever its lines
+    assert not opened.complaints

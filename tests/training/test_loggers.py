@@ -3,9 +3,12 @@
 import contextlib
 import json
 import os
+import sqlite3
 import struct
+import sys
 import time
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,10 +17,15 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.loggers import WandbLogger as LightningsWandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 
+import cli_driver
 from cli_driver import drive
-from peft_lightning import CausalLMModule
+from peft_lightning import CausalLMModule, Trainer, UserError
+from peft_lightning.training.trackio_logger import TrackioLogger
 from tiny_run import CHECKPOINT_FILES, fit
+
+TRACKIO = f"{TrackioLogger.__module__}.TrackioLogger"
 
 
 def run(base, rows, tmp_path, logger, **options):
@@ -309,3 +317,94 @@ def test_two_loggers_and_none_are_served(base, rows, tmp_path):
     assert both[0] == both[1]
     assert both[0]["model"]["adapter"]["r"] == 2
     run(base, rows, tmp_path, False, max_epochs=1)
+
+
+# ---- they add up, below the run's folder --------------------------------------------------------
+
+LOCAL_FILES = {"metrics.csv", "hparams.yaml", "events.out.tfevents"}
+
+
+def local_files(root):
+    """Return the names of what CSV and TensorBoard have written for a run."""
+    return {p.name.split(".out")[0] + ".out.tfevents" if ".out." in p.name else p.name
+            for p in Path(root).glob("logs/version_0/*")}  # fmt: skip
+
+
+def test_csv_and_tensorboard_stay_beside_others_unless_one_of_them_is_named(tmp_path):
+    def kinds(**options):
+        trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", **options)
+        return [type(logger) for logger in trainer.loggers]
+
+    other, local = DummyLogger(), [CSVLogger, TensorBoardLogger]
+    assert kinds() == kinds(logger=True) == local
+    assert kinds(logger=other) == kinds(logger=[other]) == [DummyLogger, *local]
+    assert kinds(logger=CSVLogger(tmp_path)) == [CSVLogger]
+    assert kinds(logger=[other, TensorBoardLogger(tmp_path)]) == [DummyLogger, TensorBoardLogger]
+    assert kinds(logger=False) == kinds(logger=[]) == kinds(barebones=True) == []
+
+
+@pytest.mark.parametrize(
+    ("package", "kind", "environment", "written"),
+    [
+        (
+            "wandb",
+            "WandbLogger",
+            {"WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+            "wandb/offline-run*/*.wandb",
+        ),
+        ("mlflow", "MLFlowLogger", {}, "mlflow.db"),
+        ("comet_ml", "CometLogger", {"COMET_START_ONLINE": "false"}, "comet/*.zip"),
+        ("trackio", TRACKIO, {}, "trackio/*.db"),
+        ("aim", "aim.pytorch_lightning.AimLogger", {}, ".aim/run_metadata.sqlite"),
+    ],
+)
+def test_a_logger_by_class_path_writes_below_the_runs_folder_and_csv_stays(
+    base, rows, tmp_path, monkeypatch, package, kind, environment, written
+):
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    for name, value in {"WANDB_SILENT": "true", **environment}.items():
+        monkeypatch.setitem(cli_driver.ENVIRONMENT, name, value)
+    before = {"rows.jsonl", "cache", "runs"}
+    (tmp_path / "rows.jsonl").write_text(rows.read_text())
+    line = ["fit", f"--model.base_model={base}", "--data.train=rows.jsonl", "--trainer.max_steps=1"]
+    line += ["--data.cache_dir=cache", "--trainer.accelerator=cpu", f"--trainer.logger={kind}"]
+    [(status, _, errors)] = drive(tmp_path, [line])
+    assert status == 0, errors
+    root = tmp_path / "runs" / "default"
+    assert list(root.glob(written))
+    assert local_files(root) >= LOCAL_FILES
+    assert {path.name for path in tmp_path.iterdir()} <= before
+
+
+def test_a_folder_of_its_own_is_kept(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    own = LightningsWandbLogger(save_dir=str(tmp_path / "own"))
+    Trainer(default_root_dir=tmp_path / "run", logger=own, accelerator="cpu")
+    assert own.save_dir == str(tmp_path / "own")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "environments"))
+    logger = LightningsWandbLogger()
+    Trainer(default_root_dir=tmp_path / "run", logger=logger, accelerator="cpu")
+    assert logger.save_dir == str(tmp_path / "environments")
+
+
+def test_a_logger_for_trackio_without_trackio_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    with pytest.raises(UserError, match="pip install trackio"):
+        TrackioLogger().log_metrics({"a": 1.0}, 0)
+
+
+def test_trackio_has_parameters_and_metrics(base, rows, tmp_path, monkeypatch):
+    if find_spec("trackio") is None:  # not imported before its folder is known
+        pytest.skip("trackio is not installed")
+    monkeypatch.delenv("TRACKIO_DIR", raising=False)
+    logger = TrackioLogger(save_dir=str(tmp_path / "trackio"), name="mine")
+    run(base, rows, tmp_path, logger)
+    [file] = (tmp_path / "trackio").glob("*.db")
+    with sqlite3.connect(file) as connection:
+        rows_of = lambda q: connection.execute(q).fetchall()  # noqa: E731
+        [(config,)] = rows_of("select config from configs")
+        metrics = [json.loads(m) for (m,) in rows_of("select metrics from metrics")]
+    assert json.loads(config)["model"]["adapter"]["r"] == 2
+    assert {"val/loss", "train/loss"} <= set().union(*metrics)
