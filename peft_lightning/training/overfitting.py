@@ -79,7 +79,7 @@ class OverfittingNotice(Callback):
         if not any(isinstance(callback, EarlyStopping) for callback in trainer.callbacks):
             text += (
                 "; to end such a run there, give --trainer.callbacks+=EarlyStopping "
-                "--trainer.callbacks.monitor=val/loss, or train fewer epochs"
+                "--trainer.callbacks.monitor=val/loss, or train fewer epochs, or at a lower rate"
             )
         rank_zero_info(text)
         history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
