@@ -20,7 +20,7 @@ from peft_lightning.experiments.questions import (
 from peft_lightning.experiments.runs import Run, find_runs
 from peft_lightning.experiments.validation_rows import RowReader, ValidationRows
 from peft_lightning.messages import UserError
-from peft_lightning.metrics import check_metrics
+from peft_lightning.metrics import LIKELIHOOD, check_metrics
 from peft_lightning.reports.comparison import ComparedSet, Comparison, RunResult
 
 SAME_LOSS = 0.02  # relative; a larger difference to what the run has logged is said
@@ -51,6 +51,8 @@ def compare_runs(
         UserError: If there is no run, a metric is not known, or no run can be evaluated.
     """
     check_metrics(metrics)
+    if LIKELIHOOD in metrics:
+        raise UserError(f"{LIKELIHOOD} is no score of answers: runs log it, by model.metrics")
     for name, number, least in (("answers", answers, 0), ("rows", rows, 1)):
         if number is not None and number < least:
             raise UserError(f"{name} must be at least {least}, got {number}")

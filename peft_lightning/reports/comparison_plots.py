@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from peft_lightning.reports.comparison import ComparedSet, GroupResult
 from peft_lightning.reports.page import Html, figure, figures
 from peft_lightning.reports.plots import Point, Series, line_plot, scatter_plot
+from peft_lightning.reports.run_curves import smoothed
 
 LOSS = "validation loss (nats per token)"
 LOG_FROM = 8  # from this ratio of the largest value to the smallest an axis is logarithmic
@@ -99,13 +98,6 @@ def _curves(
                     values, look = smoothed(y), "line"
                 found.append(Series(run.name, places, values, group.name, kind=look))
     return found
-
-
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Return the mean of each value with those around it, a 25th of all of them, fewer at ends."""
-    numbers, half = np.asarray(values, float), max(1, len(values) // 50)
-    reach = [min(half, i, len(numbers) - 1 - i) for i in range(len(numbers))]
-    return [float(numbers[i - r : i + r + 1].mean()) for i, r in enumerate(reach)]
 
 
 def _point(group: GroupResult, x: float) -> Point:

@@ -330,6 +330,7 @@ def test_prompts_of_a_file_are_answered_and_scored(folder, tmp_path):
     ("options", "message"),
     [
         ({"metrics": ["exact_mach"]}, "no metric exact_mach.*did you mean exact_match"),
+        ({"metrics": ["likelihood_accuracy"]}, "no score of answers"),
         ({"metrics": ["f1"], "answers": 0}, "--answers is 0"),
         ({"answers": -1}, "answers must be at least 0, got -1"),
         ({"rows": 0}, "rows must be at least 1, got 0"),
