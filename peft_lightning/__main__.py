@@ -35,6 +35,7 @@ TRAINER_COMMANDS = {
 # with _ instead of -
 OWN_COMMANDS = {
     "plan": "Say what fit will need: rows, steps, memory, time, disk.",
+    "find-lr": "Suggest a learning rate, by steps whose rate grows.",
     "audit": "Show what fit would train on: rows, counts, and what is wrong with them.",
     "generate": "Answer prompts with a base model and adapters.",
     "chat": "Talk with a base model and adapters in the terminal.",

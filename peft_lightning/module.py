@@ -50,6 +50,8 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         attn_implementation: auto (one attention per sequence), or transformers' sdpa, eager, ...
         trust_remote_code: Whether code that comes with the base model may run.
         revision: Branch, tag or commit of a hub id.
+        forgetting: Log the loss on general text, before training and at each validation: true for
+            that of the package, or a file of yours.
         init_from: Train the adapter of a folder, ours or HF PEFT's, or ``owner/name@revision``.
     """
 
@@ -77,6 +79,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         revision: str | None = None,
         init_from: str | None = None,
         quantization: str | None = None,
+        forgetting: bool | str = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -91,7 +94,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         self.dtype_name, self.quantization = dtype, quantization
         self.activation_checkpointing, self.compile_layers = activation_checkpointing, compile
         self.cache_hidden_states, self.hidden_cache_gib = cache_hidden_states, hidden_cache_gib
-        self.sample_prompts = sample_prompts or []
+        self.forgetting, self.sample_prompts = forgetting, sample_prompts or []
         self.sample_max_new_tokens = sample_max_new_tokens
         self.predict_max_new_tokens = predict_max_new_tokens
         self.answer_options = answer_options(metrics, metric_rows, labels, label_score)

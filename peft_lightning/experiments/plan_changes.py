@@ -197,6 +197,8 @@ def _time_ratio(planned: Planned, options: StepOptions, divide: int, share: floa
         args = (planned.shape, options, mean * share / divide, loss_share, row)
         now = estimate(planned.gpu.gpu, planned.gpu.precision, *args)
         return share * now.seconds_per_token / planned.gpu.seconds_per_token
+    if steps.batch_tokens is None:  # of a data module of one's own: its batches stay as they are
+        return work
     measured = planned.measured
     time = batch_time(measured.batches) if measured else BatchTime(0.0, 1.0)
     return divide * time.of(mean * share / divide) / time.of(mean) * work

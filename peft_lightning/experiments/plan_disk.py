@@ -73,14 +73,27 @@ def disk_bytes(
     )
 
 
-def checkpoints_kept(callbacks: list[Any], validates: bool) -> int:
-    """Return how many checkpoints a run leaves: the last, the one before it, and the best."""
+def checkpoints_kept(callbacks: list[Any], steps: float, validations: int) -> int:
+    """Return how many checkpoints a run leaves: the last, the one before it, the best, and more.
+
+    Args:
+        callbacks: Those of the run.
+        steps: Its optimizer steps.
+        validations: Its validations.
+    """
     kept = 0
     for callback in callbacks:
-        if isinstance(callback, AdapterCheckpoint):
-            kept += 3 if validates else 2
-        elif isinstance(callback, ModelCheckpoint):
-            kept += max(1, callback.save_top_k) + bool(callback.save_last)
+        if not isinstance(callback, ModelCheckpoint):
+            continue
+        own = callback.kept if isinstance(callback, AdapterCheckpoint) else callback
+        kept += validations if own.save_top_k < 0 else min(own.save_top_k, validations)
+        if not isinstance(callback, AdapterCheckpoint):
+            kept += bool(callback.save_last)
+            continue
+        known = int(steps) if math.isfinite(steps) else 0
+        saves = max(1, validations) + known // callback.every_n_steps
+        kept += saves if callback.kept.keep_last < 0 else callback.kept.keep_last + 1
+        kept += known // callback.kept.every if callback.kept.every else 0
     return kept
 
 

@@ -62,7 +62,7 @@ def plan_on_gpu(*built: Any, processes: int, folder: str, gpu: GPU, precision: A
     shape = shape_of(model, module.adapter)
     options = with_prompts(shape, options_of(module, precision, steps, dtype), steps, train)
     found = estimate(gpu, precision, shape, options, *of_rows(steps, train))
-    kept = checkpoints_kept(trainer.callbacks, steps.validations > 0)
+    kept = checkpoints_kept(trainer.callbacks, steps.steps, steps.validations)
     hidden = hidden_bytes(module, shape, precision)
     plan = Plan(
         *(folder, str(module.base_model_name), train, val, steps, parameters),
@@ -91,7 +91,8 @@ def set_up(trainer: Any, module: Any, datamodule: Any) -> None:
     trainer.state.stage = RunningStage.TRAINING
     datamodule.setup("fit")
     trainer.fit_loop.setup_data()
-    trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    if trainer.enable_validation:
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
 
 
 def meta_model(module: Any) -> Any:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from peft_lightning.experiments.plan_steps_timer import MeasureSteps
 from peft_lightning.messages import RunError
+from peft_lightning.training.checkpoint import AdapterCheckpoint
 
 
 def measure(
@@ -34,6 +35,8 @@ def measure(
     for i, saving in enumerate(trainer.callbacks):
         if isinstance(saving, ModelCheckpoint) and saving.dirpath is not None:
             saving.dirpath = str(root / f"checkpoints_{i}")
+        if isinstance(saving, AdapterCheckpoint):
+            saving.push_to_hub = None
     with quiet():
         try:
             trainer.fit(module, datamodule=datamodule)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from peft_lightning.base_model.quantization import quantization_method
@@ -23,6 +24,8 @@ from peft_lightning.experiments.plan_model import (
 from peft_lightning.experiments.plan_steps import StepFacts, plan_of_batches
 from peft_lightning.experiments.plan_time import measured_seconds
 from peft_lightning.kernels.precision import name_of
+from peft_lightning.messages import UserError
+from peft_lightning.process.resources import available_memory
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 
 
@@ -63,7 +66,12 @@ def plan_here(
         processes: Of the real run.
         folder: The run's own, for the plan's first line.
         batches: Training batches to time; None for as many as a good mean needs.
+
+    Raises:
+        UserError: If this machine has too little memory for the weights alone.
     """
+    if trainer.strategy.root_device.type == "cpu":
+        require_room(module, available_memory())
     saving = next((c for c in trainer.callbacks if isinstance(c, AdapterCheckpoint)), None)
     ran = measure(trainer, module, datamodule, processes, batches)
     saving = saving or next(
@@ -91,6 +99,27 @@ def plan_here(
     options = options_of(module, trainer.precision, steps, name_of(module.model.dtype))
     options = with_prompts(shape, options, steps, train)
     return Planned(plan, shape, options, plan_of_batches(datamodule), module, datamodule, measured)
+
+
+def require_room(module: Any, left: int | None) -> None:
+    """Raise UserError if the weights of a base in a folder need more than is left.
+
+    The least is assumed that they can be: saved in float32 and used in two bytes or quantised; or
+    trained, with gradients and AdamW's state.
+
+    Args:
+        module: The ``CausalLMModule``, before its model is built.
+        left: Bytes that this machine has left; None if that is not known.
+    """
+    folder = Path(str(module.base_model_name)).expanduser()
+    saved = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    least = saved / (8 if module.quantization else 2)
+    least = 4 * saved if module.adapter.trains_base else least
+    if left is not None and least > left:
+        raise UserError(
+            f"the weights of {module.base_model_name} need at least {least / 2**30:.1f} GiB, and "
+            f"this machine has {left / 2**30:.1f} GiB left: --gpu NAME plans for another one"
+        )
 
 
 def options_of(module: Any, precision: Any, steps: StepFacts, dtype: str | None) -> StepOptions:

@@ -55,7 +55,9 @@ class MeasureSteps(Callback):
         now.start = max(0.0, seconds_since_start() - now.tokenizing)
         now.loaded, now.load_peak = resident(device), peak_memory(device)
         data = trainer.datamodule
-        if trainer.val_dataloaders is None:  # as where the first epoch is not validated
+        if (
+            trainer.enable_validation and trainer.val_dataloaders is None
+        ):  # as where the first epoch is not validated
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
             trainer.training = True
@@ -63,7 +65,9 @@ class MeasureSteps(Callback):
         self.steps = step_facts(trainer, train, plan_of_batches(data), self.processes)
         rate = highest_rate(trainer)
         self.parameters = parameter_facts(pl_module, pl_module.model, rate)
-        now.checkpoints = checkpoints_kept(trainer.callbacks, self.steps.validations > 0)
+        now.checkpoints = checkpoints_kept(
+            trainer.callbacks, self.steps.steps, self.steps.validations
+        )
         self._limit(trainer)
         loader = trainer.train_dataloader
         if isinstance(loader, BatchLoader) and train is not None:

@@ -17,6 +17,7 @@ from peft_lightning.training.answer_metrics import AnswerMetrics
 from peft_lightning.training.averaging import AfterAveraging, BeforeAveraging
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.preemption import StopOnSignal
+from peft_lightning.training.forgetting import Forgetting
 from peft_lightning.training.generations import LogGenerations
 from peft_lightning.training.hidden_states import HiddenStates
 from peft_lightning.training.history import History
@@ -25,6 +26,7 @@ from peft_lightning.training.logged_hyperparameters import LogHyperparameters
 from peft_lightning.training.logger_checkpoints import UploadCheckpoints
 from peft_lightning.training.loss_log import LossLog
 from peft_lightning.training.out_of_memory import OutOfMemoryAdvice
+from peft_lightning.training.overfitting import OverfittingNotice
 from peft_lightning.training.progress_bar import TokenProgressBar
 from peft_lightning.training.rng_state import RNGState
 from peft_lightning.training.run_dir import RunDir
@@ -55,11 +57,11 @@ def with_default_callbacks(
     def new(*kinds: type[Callback]) -> list[Callback]:
         return [kind() for kind in kinds if not any(isinstance(c, kind) for c in kept)]
 
-    first = new(BuildFirst, LossLog, AnswerMetrics, BeforeAveraging)  # answers by the average too
+    # the loss, answers and general text: of averaged weights, where there are any
+    first = new(BuildFirst, LossLog, AnswerMetrics, Forgetting, BeforeAveraging)
     first += new(RunDir, RunIdentity, OutOfMemoryAdvice, RNGState)
-    last = new(
-        AfterAveraging, SanityChecks, Throughput, History, LogGenerations, Summary, HiddenStates
-    )
+    last = new(AfterAveraging, SanityChecks, Throughput, History, LogGenerations)
+    last += new(OverfittingNotice, Summary, HiddenStates)
     last += new(LogHyperparameters, UploadCheckpoints)
     if any(isinstance(callback, ProgressBar) for callback in defaults):
         last.append(TokenProgressBar())

@@ -111,6 +111,7 @@ class Evaluation(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.all = TokenMeans()
+        self._batches: list[tuple[Tensor, Tensor]] = []
         self.sources: dict[str, TokenMeans] = {}  # not a ModuleDict: a name may contain a dot
         self._tokenizer: Any = None
         self.bytes = LabelledBytes(None)
@@ -124,6 +125,7 @@ class Evaluation(nn.Module):
         SanityChecks.check_weights(tokens, batch)
         labelled = self.bytes.count(batch)
         self.all.update(nll, tokens, correct, labelled)
+        self._batches.append((nll.detach(), torch.as_tensor(tokens, device=nll.device)))
         source = batch.get("source") if isinstance(batch, Mapping) else None
         if source is None:
             return
@@ -138,9 +140,16 @@ class Evaluation(nn.Module):
         if tokenizer is not self._tokenizer:
             self._tokenizer, self.bytes = tokenizer, LabelledBytes(tokenizer)
 
+    def take_batches(self) -> Tensor:
+        """Return the summed loss and the tokens of each batch of this process, (B, 2) float64."""
+        rows = [torch.stack([nll.double(), n.double()]) for nll, n in self._batches]
+        self._batches = []
+        return torch.stack(rows).cpu() if rows else torch.zeros(0, 2, dtype=torch.float64)
+
     def reset(self) -> None:
         """Forget all batches."""
         self.all.reset()
+        self._batches = []
         for means in self.sources.values():
             means.reset()
 

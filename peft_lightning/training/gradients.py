@@ -28,6 +28,7 @@ class StepSums:
         nll: Summed loss in nats; of all processes once the last gradient is computed.
         tokens: Labelled tokens, or the sum of their weights, as ``nll``.
         norm: Of the gradients that are to be clipped, if it is known.
+        virtual_token_norms: Of the gradient of each virtual token, (n,), if there are any.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class StepSums:
         self.nll: Tensor | float = 0.0
         self.tokens: Tensor | float = 0.0
         self.norm: Tensor | None = None
+        self.virtual_token_norms: Tensor | None = None
         self._pending: Tensor | None = None  # tokens of the micro-batch under way
         self._counts_tokens: bool | None = None
         self._is_over = False

@@ -7,10 +7,12 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from peft_lightning.training.run_lines import RunLines
 from peft_lightning.training.step_progress import at_step_boundary, training_ends
 from peft_lightning.training.throughput import Throughput
+from peft_lightning.training.virtual_tokens import VECTOR
 
 HISTORY_FILE = "history.jsonl"
 
@@ -22,6 +24,7 @@ class History(Callback):
     training alone, of all processes and all starts) and ``metrics`` by name:
 
     - ``train``: every ``log_every_n_steps``, and the last step, also that of a run that is stopped;
+      with virtual tokens also ``virtual_token_grad_norms``, a list of one number for each;
     - ``val``: after each validation;
     - ``warning``: has a ``text`` too.
 
@@ -35,6 +38,7 @@ class History(Callback):
         self._file = RunLines(HISTORY_FILE)
         self._written: dict[str, int] = {}  # the last step of each kind
         self._step: tuple[dict[str, Any], int, dict[str, Any]] | None = None
+        self._norms: Tensor | None = None  # of that step's virtual tokens
         self._is_logged = True  # by Lightning
 
     def state_dict(self) -> dict[str, Any]:
@@ -50,10 +54,11 @@ class History(Callback):
         self._step, self._is_logged = None, True
         self._file.begin(lambda line: line["step"] <= self._written.get(line["kind"], -1))
 
-    def on_train_batch_end(self, trainer: Any, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         if trainer.barebones or not at_step_boundary(trainer):
             return
         self._step = _position(trainer), trainer.current_epoch, _logged(trainer)
+        self._norms = pl_module.step_sums.virtual_token_norms
         every = trainer.log_every_n_steps
         self._is_logged = bool(every) and trainer.global_step % every == 0
         if self._is_logged or training_ends(trainer):
@@ -95,7 +100,8 @@ class History(Callback):
     def _write_step(self) -> None:
         """Write the last whole step, unless that is done."""
         if self._step is not None and self._step[0]["step"] != self._written.get("train"):
-            self._write("train", self._step[0], metrics=_floats(self._step[2]))
+            more = {} if self._norms is None else {VECTOR: self._norms.tolist()}
+            self._write("train", self._step[0], metrics=_floats(self._step[2]), **more)
 
     def _write_last_step(self, trainer: Any) -> None:
         """Write it and give it to the loggers, unless that is done."""

@@ -1,10 +1,13 @@
 """How near ``plan`` comes: memory and time that it predicts, and those of the run itself.
 
-Usage: python scripts/benchmarks/plan_accuracy.py [NAME ...] [--out FILE.md]
+Usage: python scripts/benchmarks/plan_accuracy.py [NAME ...] [--processor-time] [--out FILE.md]
 
 Each configuration is planned and then trained, in a process of its own each, one after the other.
 Time is that of the whole process, from its start to its exit; memory is the highest resident memory
 of the process, from summary.json.
+
+On a busy machine the two are not equally busy: with --processor-time both compute with one thread,
+and all times, those that plan takes included, are of the processor and not of the clock.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -43,7 +47,12 @@ CONFIGS: dict[str, tuple[str, list[str]]] = {
         [*LORA, "attention", *TEXT, "--data.max_length", "512", "--data.tokens_per_batch", "1024"],
     ),
 }
-STEPS = "15"
+STEPS = "10"
+ON_PROCESSOR_TIME = """
+import runpy, sys, time
+time.perf_counter = time.monotonic = time.process_time
+runpy.run_module("peft_lightning", run_name="__main__", alter_sys=True)
+"""
 
 
 def write_text(file: Path) -> None:
@@ -54,23 +63,29 @@ def write_text(file: Path) -> None:
                 out.write(json.dumps({"text": section}) + "\n")
 
 
-def run(command: str, options: list[str]) -> tuple[str, float]:
+def run(command: str, options: list[str], by_processor: bool) -> tuple[str, float]:
     """Run a command of the package; return what it prints and its seconds."""
-    start = time.perf_counter()
     args = [sys.executable, "-m", "peft_lightning", command, *options]
-    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True)
+    if by_processor:
+        args[1:3] = ["-c", ON_PROCESSOR_TIME]
+    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if by_processor else {})}
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, env=environment)
+    spent, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise SystemExit(f"{command} failed: {done.stderr[-2000:]}")
-    return done.stdout, time.perf_counter() - start
+    if by_processor:
+        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.stdout, spent
 
 
-def compare(options: list[str], folder: Path) -> dict[str, float]:
+def compare(options: list[str], folder: Path, by_processor: bool) -> dict[str, float]:
     """Plan a run and make it; return what was predicted and what it took."""
     steps = ["--trainer.max_steps", STEPS, "--trainer.default_root_dir", str(folder)]
     before = os.getloadavg()[0]
-    text, planning = run("plan", [*options, *steps, "--json"])
+    text, planning = run("plan", [*options, *steps, "--json"], by_processor)
     planned = json.loads(text)
-    _, seconds = run("fit", [*options, *steps])
+    _, seconds = run("fit", [*options, *steps], by_processor)
     summary = json.loads((folder / "summary.json").read_text())
     return {
         "planning": planning,
@@ -112,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(CONFIGS), help=", ".join(CONFIGS))
     parser.add_argument("--out", type=Path, help="where to write the table")
+    parser.add_argument("--processor-time", action="store_true", help="for a busy machine")
     given = parser.parse_args()
     lines = [HEADER]
     with tempfile.TemporaryDirectory() as temporary:
@@ -119,10 +135,10 @@ def main() -> None:
         write_text(text)
         for name in given.names:
             options = [option.format(text=text) for option in CONFIGS[name][1]]
-            lines.append(row(name, compare(options, Path(temporary) / name)))
+            lines.append(row(name, compare(options, Path(temporary) / name, given.processor_time)))
             print(lines[-1], flush=True)
-    if given.out:
-        given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            if given.out:
+                given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from cli_driver import drive
+from peft_lightning.commands.plan import _measured_apart
+from peft_lightning.messages import RunError
 from tiny_run import write_rows
 
 RUNS = {
@@ -202,3 +204,59 @@ def test_what_cannot_be_planned_is_one_line(
     *progress, last = errors.strip().splitlines()
     assert said in last
     assert all(line.startswith("plan:") for line in progress)
+
+
+def test_a_run_that_fits_is_said_to_and_a_set_of_changes_is_measured_apart(base, rows, tmp_path):
+    fit = ["--model.base_model", str(base), "--data.train", str(rows), "--trainer.max_epochs", "1"]
+    fit += ["--trainer.accelerator", "cpu", "--data.val_fraction", "0"]
+    gpu = ["--gpu", "t4", "--data.batch_size", "8", "--fit_memory"]
+    lines = [["plan", *fit, *gpu, "8GiB"], ["plan", *fit, *gpu, "100MiB", "--json"]]
+    (status, out, err), (second, advice, _) = drive(tmp_path, lines)
+    assert (status, second) == (0, 0), err
+    assert out.splitlines()[-1] == "it fits 8 GiB as it is"
+    advice = json.loads(advice)["fit_memory"]
+    assert advice["best"] is None  # CUDA alone needs more
+    assert advice["smallest"]["peak_bytes"] < advice["now"]["peak_bytes"]
+    kinds = {variant["options"][0] for variant in advice["single"]}
+    assert kinds >= {"--data.batch_size", "--model.activation_checkpointing", "--data.max_length"}
+
+    changed = [*fit, "--data.batch_size", "4", "--trainer.accumulate_grad_batches", "2"]
+    found = _measured_apart(changed, 2)
+    assert found["is_measured"]
+    assert (found["steps"]["steps"], found["steps"]["accumulate"]) == (3, 2)
+    with pytest.raises(RunError, match=r"a plan with .* failed: .*batch_size must be at least 1"):
+        _measured_apart([*fit, "--data.batch_size", "0"], 2)
+
+
+MINE = """
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from peft_lightning.data.collate import flat_collate
+
+
+def collate(batch):
+    return flat_collate([{"input_ids": ids, "labels": ids} for ids in batch])
+
+
+class Plain(L.LightningDataModule):
+    def __init__(self, count: int):
+        super().__init__()
+        self.count = count
+
+    def train_dataloader(self):
+        ids = torch.arange(9 * self.count).remainder(90).add(5).view(self.count, 9).numpy()
+        return DataLoader(list(ids), batch_size=2, collate_fn=collate)
+"""
+
+
+def test_a_data_module_of_ones_own_is_planned_without_its_rows(base, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    line = ["plan", "--model.base_model", str(base), "--data", "mine.Plain", "--data.count", "7"]
+    line += ["--trainer.max_epochs", "3", "--trainer.accelerator", "cpu", "--fit_memory", "90GiB"]
+    [(status, out, err)] = drive(tmp_path, [line])
+    assert status == 0, err
+    assert "steps    12 in 3 epochs" in out
+    assert "train    rows of a data module of your own: not counted" in out
+    assert out.splitlines()[-1] == "it fits 90 GiB as it is"

@@ -72,7 +72,7 @@ def test_few_values_are_a_table(folder):
 def test_the_status_is_said_and_a_running_page_alone_reloads_itself(folder):
     known = RunFacts(total_steps=40)
     text = page(folder, "running", known, left=75.0)
-    assert "http-equiv=refresh" in text
+    assert "<meta http-equiv=refresh" in text
     assert "2026-01-02 03:04:05" in text
     assert "about 1:15" in text
     assert "<progress max=40 value=10" in text
@@ -83,7 +83,7 @@ def test_the_status_is_said_and_a_running_page_alone_reloads_itself(folder):
     ):
         text = page(folder, status)
         assert said in text
-        assert "http-equiv=refresh" not in text
+        assert "<meta http-equiv=refresh" not in text
 
 
 def test_no_secret_of_the_options_is_on_the_page(folder):

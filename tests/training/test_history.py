@@ -100,21 +100,58 @@ def test_the_loggers_get_the_last_step_too(run):
     assert [int(row["epoch"]) for row in logged] == [0, 1, 1]
 
 
-def test_the_step_at_which_a_run_is_stopped_is_there_and_goes_again_on_resume(
+def without_times(values):
+    """Return what two runs of the same steps have in common of a line or a row."""
+    own = ("seconds", "tokens_per_second", "peak_memory_mib", "mine")
+    return {name: value for name, value in values.items() if name not in own and value != ""}
+
+
+def test_a_stopped_and_resumed_run_has_logged_what_an_undisturbed_one_has(
     run, base, rows, tmp_path
 ):
     _, _, whole = run
     root = tmp_path / "run"
-    options = {"data": DATA, "log_every_n_steps": 4}
-    logger = CSVLogger(root, name="logs")
-    stopped(base, rows, root, callbacks=[StopAt(7)], logger=logger, **options)
+    options = {"data": DATA, "log_every_n_steps": 4, "logger": CSVLogger(root, name="logs")}
+    saves = AdapterCheckpoint(every_n_steps=1)
+    stopped(base, rows, root, callbacks=[StopAt(7), saves], **options)
     assert steps(root) == [4, 7]
-    assert [int(r["step"]) for r in rows_of_csv(root) if r["train/loss"]] == [3, 6]
-    last = root / "checkpoints/last.ckpt"  # of step 5, where it was validated
-    fit(base, rows, root, ckpt_path=str(last), callbacks=[Watch()], **options)
-    assert [(x["kind"], x["step"], x["tokens"]) for x in lines_of(root)] == [
-        (x["kind"], x["step"], x["tokens"]) for x in lines_of(whole)
-    ]
+    before = rows_of_csv(root)
+    assert [int(row["step"]) for row in before if row["train/loss"]] == [3, 6]
+    options["logger"] = CSVLogger(root, name="logs")
+    last = str(root / "checkpoints/last.ckpt")  # in the middle of what is logged at step 8
+    fit(base, rows, root, ckpt_path=last, callbacks=[saves], **options)
+    found, expected = (
+        [without_times({**line, **line["metrics"], "metrics": None}) for line in lines_of(folder)]
+        for folder in (root, whole)
+    )
+    assert found == expected
+    both = [row for row in [*before, *rows_of_csv(root)] if row["step"] != "6"]
+    assert [*map(without_times, both)] == [*map(without_times, rows_of_csv(whole))]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_training_loss_is_the_mean_over_all_tokens_since_the_last_line(
+    base, rows, tmp_path, accumulate
+):
+    class Sums(CausalLMModule):
+        """Keeps the sums behind each micro-batch."""
+
+        def nll(self, batch):
+            nll, tokens = super().nll(batch)
+            if self.training:
+                sums.append((float(nll), float(tokens)))
+            return nll, tokens
+
+    sums = []
+    options = {"log_every_n_steps": 4, "accumulate_grad_batches": accumulate, "max_steps": 10}
+    options |= {"data": {"val_fraction": 0, "batch_size": 2}, "max_epochs": 3}
+    fit(base, rows, tmp_path / "run", module_class=Sums, **options)
+    lines = lines_of(tmp_path / "run")
+    assert [line["step"] for line in lines] == [4, 8, 10]
+    for line, begin in zip(lines, (0, 4, 8), strict=True):
+        part = sums[begin * accumulate : line["step"] * accumulate]
+        mean = sum(nll for nll, _ in part) / sum(tokens for _, tokens in part)
+        assert line["metrics"]["train/loss"] == pytest.approx(mean, rel=1e-6)
 
 
 def test_early_stopping_has_its_last_step(base, rows, tmp_path):

@@ -102,14 +102,14 @@ def test_token_accuracy_is_the_share_of_tokens_that_were_likeliest(run):
     assert trainer.callback_metrics["val/token_accuracy"].item() == pytest.approx(hits / total)
 
 
-def test_samples_are_written_at_each_validation(run):
+def test_samples_are_written_before_training_and_at_each_validation(run):
     trainer, root = run
     rows = [json.loads(line) for line in (root / "samples.jsonl").read_text().splitlines()]
     assert [(r["step"], r["prompt"]) for r in rows] == [
-        (step, prompt) for step in (5, 10) for prompt in ("say 1", "say 2")
+        (step, prompt) for step in (0, 5, 10) for prompt in ("say 1", "say 2")
     ]
     answers = trainer.lightning_module.generate(["say 1", "say 2"], 4)
-    assert [r["prediction"] for r in rows[2:]] == answers
+    assert [r["prediction"] for r in rows[4:]] == answers
     assert all(len(byte_tokenizer()(a)["input_ids"]) <= 4 for a in answers)
 
 
