@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from peft_lightning.data import PromptFormat
-from peft_lightning.experiments.compared_set import SetToCompare
-from peft_lightning.experiments.evaluate import Evaluated
-from peft_lightning.experiments.groups import differences, groups_of, short_names
-from peft_lightning.experiments.questions import Questions
-from peft_lightning.experiments.row_losses import RowLosses
-from peft_lightning.experiments.runs import Run
-from peft_lightning.experiments.validation_rows import ValidationRows
+from peft_lightning.experiments.compare.compared_set import SetToCompare
+from peft_lightning.experiments.compare.evaluate import Evaluated
+from peft_lightning.experiments.compare.groups import differences, groups_of, short_names
+from peft_lightning.experiments.compare.questions import Questions
+from peft_lightning.experiments.compare.row_losses import RowLosses
+from peft_lightning.experiments.compare.runs import Run
+from peft_lightning.experiments.compare.validation_rows import ValidationRows
 from peft_lightning.reports.comparison import Comparison, RunResult
 from peft_lightning.reports.run_record import RunRecord
 from tiny_run import byte_tokenizer

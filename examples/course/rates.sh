@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The best learning rate of LoRA against that of full fine-tuning.
+# Learning rates of LoRA, full fine-tuning and prompt tuning: which is best for each?
 #   bash examples/course/rates.sh [options of sweep and fit]
 . "$(dirname "$0")/start.sh"
 sweep rates --points examples/course/rates.yaml

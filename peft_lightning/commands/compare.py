@@ -53,8 +53,8 @@ def compare(
         raise UserError("give folders of runs, or one with runs below it, such as runs/")
     import json as json_module
 
-    from peft_lightning.experiments.compare import compare_runs
-    from peft_lightning.experiments.evaluated_model import EvaluationOptions
+    from peft_lightning.experiments.compare.compare import compare_runs
+    from peft_lightning.experiments.compare.evaluated_model import EvaluationOptions
     from peft_lightning.reports.comparison_files import write_comparison
     from peft_lightning.reports.comparison_text import as_json
 

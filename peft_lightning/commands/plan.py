@@ -32,8 +32,8 @@ def plan(
         steps: Batches to time; without, as many as a good mean needs.
         json: Print the plan as JSON.
     """
-    from peft_lightning.experiments.plan_advice import parse_bytes
-    from peft_lightning.experiments.plan_gpu import find_gpu
+    from peft_lightning.experiments.plan.advice import parse_bytes
+    from peft_lightning.experiments.plan.gpu import find_gpu
 
     if steps is not None and steps < 2:
         raise UserError(f"--steps must be at least 2, as the first batch warms up, got {steps}")
@@ -48,8 +48,8 @@ def _planned(fit: list[str], gpu: Any, steps: int | None) -> Any:
     """Return the plan of a run."""
     from peft_lightning.cli.config_index import configs_first
     from peft_lightning.cli.planned_fit import PlannedFit
-    from peft_lightning.experiments.plan_elsewhere import plan_on_gpu
-    from peft_lightning.experiments.plan_run import plan_here
+    from peft_lightning.experiments.plan.elsewhere import plan_on_gpu
+    from peft_lightning.experiments.plan.measured_run import plan_here
     from peft_lightning.files import user_cache
 
     parent = user_cache("plan")
@@ -65,8 +65,8 @@ def _planned(fit: list[str], gpu: Any, steps: int | None) -> Any:
 
 def _advice(planned: Any, limit: int, fit: list[str], steps: int | None) -> Any:
     """Return what to change so that a run fits ``limit`` bytes."""
-    from peft_lightning.experiments.plan_advice import advise
-    from peft_lightning.experiments.plan_changes import changes_for, predictor
+    from peft_lightning.experiments.plan.advice import advise
+    from peft_lightning.experiments.plan.changes import changes_for, predictor
 
     truncation = getattr(getattr(planned.datamodule, "token_options", None), "truncation", "drop")
     changes = changes_for(planned, planned.plan.steps.accumulate, truncation)
@@ -93,7 +93,7 @@ def _measured_apart(fit: list[str], steps: int | None) -> dict[str, Any]:
 
 
 def _show(found: Any, advice: Any, as_json: bool) -> None:
-    from peft_lightning.experiments.plan_text import advice_json, advice_text, plan_text
+    from peft_lightning.experiments.plan.text import advice_json, advice_text, plan_text
 
     if as_json:
         content = found.to_json()

@@ -17,7 +17,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from peft_lightning.experiments.plan_measure import quiet
+from peft_lightning.experiments.plan.measure import quiet
 from peft_lightning.messages import RunError, UserError
 
 SMOOTHING = 0.9  # of the running mean that tells divergence: each step's loss is a tenth of it

@@ -6,7 +6,7 @@ from peft_lightning.reports.comparison import ComparedSet, Comparison
 from peft_lightning.reports.comparison_answers import answer_table, disagreements
 from peft_lightning.reports.comparison_plots import BARS, cost_plots, curve_plots, option_plot
 from peft_lightning.reports.comparison_tables import group_table, pair_table, run_table
-from peft_lightning.reports.page import Html, Page, callout, details, figures, paragraph
+from peft_lightning.reports.page import Html, Page, callout, details, figure, figures, paragraph
 from peft_lightning.reports.tables import table
 
 HOW_TO_READ = (
@@ -53,9 +53,9 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def _add_set(page: Page, one: ComparedSet, prefix: str) -> None:
-    blocks, costs = [group_table(one)], cost_plots(one)
+    blocks, costs = [group_table(one)], [figure(*plot) for plot in cost_plots(one)]
     if (plot := option_plot(one)) is not None:
-        blocks.append(figures(plot, *costs[:1]))
+        blocks.append(figures(figure(*plot), *costs[:1]))
         costs = costs[1:]
     with_seeds = all(pair[2].with_seeds for pair in one.pairs)
     note = HOW_TO_READ if with_seeds else f"{HOW_TO_READ} {ROWS_ALONE}"
@@ -77,8 +77,9 @@ def _add_set(page: Page, one: ComparedSet, prefix: str) -> None:
             f"on {disagreements(one)}. Open a line to see who answers what. To see only those, "
             "write disagree into the filter.",
         )
-    if curves := curve_plots(one):
-        page.section(f"{prefix}Learning curves", curves, note="Runs of a group look alike.")
+    if curves := [figure(*plot) for plot in curve_plots(one)]:
+        note = "Runs of a group look alike."
+        page.section(f"{prefix}Learning curves", figures(*curves), note=note)
 
 
 def _told(one: ComparedSet, about: str) -> list[Html]:

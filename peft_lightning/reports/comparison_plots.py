@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft_lightning.reports.comparison import ComparedSet, GroupResult
-from peft_lightning.reports.page import Html, figure, figures
 from peft_lightning.reports.plots import Point, Series, line_plot, scatter_plot
 from peft_lightning.reports.run_curves import smoothed
 
@@ -24,7 +23,14 @@ COSTS = {
 }
 
 
-def option_plot(one: ComparedSet) -> Html | None:
+class Plot(NamedTuple):
+    """A plot as SVG, with its caption."""
+
+    svg: str
+    caption: str
+
+
+def option_plot(one: ComparedSet) -> Plot | None:
     """Return the loss by the one numeric option that varies; None if there is no such."""
     groups = [group for group in one.groups if not group.is_base]
     names = list(dict.fromkeys(name for group in groups for name in group.options))
@@ -53,10 +59,10 @@ def option_plot(one: ComparedSet) -> Html | None:
                 if run.loss is not None
             ]
     svg = line_plot(series, names[0], LOSS, log_x=_is_wide(x))
-    return figure(svg, f"The loss by {names[0]}. {BARS}")
+    return Plot(svg, f"The loss by {names[0]}. {BARS}")
 
 
-def cost_plots(one: ComparedSet) -> list[Html]:
+def cost_plots(one: ComparedSet) -> list[Plot]:
     """Return the loss against parameters, bytes, memory and time, where these differ."""
     groups = [group for group in one.groups if not group.is_base]
     drawn = []
@@ -65,11 +71,11 @@ def cost_plots(one: ComparedSet) -> list[Html]:
         points = [_point(g, value / unit) for g, value in known if value]
         if len({point.x for point in points}) > 1:
             svg = scatter_plot(points, label, LOSS, log_x=_is_wide([p.x for p in points]))
-            drawn.append(figure(svg, f"Loss against {label}: best is to the lower left."))
+            drawn.append(Plot(svg, f"Loss against {label}: best is to the lower left."))
     return drawn
 
 
-def curve_plots(one: ComparedSet) -> Html:
+def curve_plots(one: ComparedSet) -> list[Plot]:
     """Return the losses of training and validation of all runs, by tokens and by time."""
     drawn = []
     for kind, metric, label in (
@@ -80,8 +86,14 @@ def curve_plots(one: ComparedSet) -> Html:
             series = _curves(one.groups, kind, metric, along, unit)
             if series:
                 svg = line_plot(series, f"{x_label} of training", label)
-                drawn.append(figure(svg, f"{label.split(' (')[0].capitalize()} by {x_label}."))
-    return figures(*drawn) if drawn else Html("")
+                drawn.append(Plot(svg, f"{label.split(' (')[0].capitalize()} by {x_label}."))
+    return drawn
+
+
+def plots_of(one: ComparedSet) -> list[Plot]:
+    """Return all plots of a set but the learning curves."""
+    plot = option_plot(one)
+    return ([] if plot is None else [plot]) + cost_plots(one)
 
 
 def _curves(

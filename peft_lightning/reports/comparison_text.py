@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from peft_lightning.reports.comparison import ComparedSet, Comparison, Estimate, GroupResult
@@ -17,8 +17,13 @@ COSTS = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "tokens_p
 MOST_PAIRS = 30
 
 
-def as_markdown(comparison: Comparison) -> str:
-    """Return the comparison as Markdown: what follows first, then the tables."""
+def as_markdown(comparison: Comparison, plots: Sequence[Sequence[tuple[str, str]]] = ()) -> str:
+    """Return the comparison as Markdown: what follows first, then the tables.
+
+    Args:
+        comparison: The comparison.
+        plots: Of each set, the files of its plots with their captions.
+    """
     lines = [f"# {comparison.title}", ""]
     lines += [f"> {note}\n" for note in comparison.notes]
     for i, one in enumerate(comparison.sets, 1):
@@ -33,6 +38,8 @@ def as_markdown(comparison: Comparison) -> str:
             "",
             *_pair_lines(one),
         ]
+        for file, caption in plots[i - 1] if plots else ():
+            lines += [f"![{_md(caption)}]({file})", "", _md(caption), ""]
     lines += ["| run | status | loss |", "|---|---|---|"]
     runs = [r for one in comparison.sets for g in one.groups for r in g.runs] + comparison.left
     for run in runs:

@@ -2,16 +2,23 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 
 from browser import open_browser
 from invented_runs import invented_comparison, invented_run, lora
-from peft_lightning.experiments.compare import compare_runs
-from peft_lightning.experiments.evaluated_model import EvaluationOptions
-from peft_lightning.experiments.groups import differences, groups_of, options_of, short_names
+from peft_lightning.experiments.compare.compare import compare_runs
+from peft_lightning.experiments.compare.evaluated_model import EvaluationOptions
+from peft_lightning.experiments.compare.groups import (
+    differences,
+    groups_of,
+    options_of,
+    short_names,
+)
 from peft_lightning.messages import UserError
 from peft_lightning.reports.comparison_answers import answers_to, disagreements
 from peft_lightning.reports.comparison_files import write_comparison
@@ -186,6 +193,18 @@ def test_markdown_begins_with_the_conclusion(invented):
     assert text.index("**r=16 has the lowest loss") < text.index("| group |")
     assert "| r=8 | " in text
     assert "| r=64/seed=0 | stopped: OutOfMemoryError; it has no checkpoint |" in text
+
+
+def test_the_plots_that_markdown_shows_are_files_that_can_be_read_by_themselves(invented, tmp_path):
+    (tmp_path / "compare-9.9.svg").write_text("of an older comparison")
+    write_comparison(invented, tmp_path)
+    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (tmp_path / "compare.md").read_text())
+    assert {file.name for file in tmp_path.glob("*.svg")} == set(shown)
+    assert len(shown) >= 2
+    for name in shown:
+        root = ElementTree.parse(tmp_path / name).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "background: white" in root.attrib["style"]
 
 
 def test_csv_has_a_line_for_each_run_and_the_base(invented):

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from peft_lightning import CausalLMModule, Full, LoRA, PromptTuning
 from peft_lightning.base_model import load_base_model
 from peft_lightning.data import PromptFormat
-from peft_lightning.experiments.evaluate import Evaluation
-from peft_lightning.experiments.evaluated_model import EvaluationOptions
-from peft_lightning.experiments.questions import questions_of_rows
-from peft_lightning.experiments.row_losses import row_losses
-from peft_lightning.experiments.runs import find_runs
-from peft_lightning.experiments.validation_rows import RowReader, ValidationRows
+from peft_lightning.experiments.compare.evaluate import Evaluation
+from peft_lightning.experiments.compare.evaluated_model import EvaluationOptions
+from peft_lightning.experiments.compare.questions import questions_of_rows
+from peft_lightning.experiments.compare.row_losses import row_losses
+from peft_lightning.experiments.compare.runs import find_runs
+from peft_lightning.experiments.compare.validation_rows import RowReader, ValidationRows
 from peft_lightning.kernels.attention import FLAT_ATTENTION
 from peft_lightning.loss import CausalLMLoss
 from peft_lightning.messages import UserError

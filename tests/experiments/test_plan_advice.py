@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from peft_lightning.data.batching import BatchPlan, WeightedSource
-from peft_lightning.experiments.plan_advice import Change, Variant, advise, parse_bytes
-from peft_lightning.experiments.plan_changes import (
+from peft_lightning.experiments.plan.advice import Change, Variant, advise, parse_bytes
+from peft_lightning.experiments.plan.changes import (
     _shorter_rows,
     _smaller_batches,
     _tokens,
     peak_of,
 )
-from peft_lightning.experiments.plan_measured import Measured
-from peft_lightning.experiments.plan_model import ModelShape, StepOptions, memory_of
-from peft_lightning.experiments.plan_rates import capacity_note, rate_warning
-from peft_lightning.experiments.plan_text import advice_json, advice_text
+from peft_lightning.experiments.plan.measured import Measured
+from peft_lightning.experiments.plan.model_shape import ModelShape, StepOptions, memory_of
+from peft_lightning.experiments.plan.rates import capacity_note, rate_warning
+from peft_lightning.experiments.plan.text import advice_json, advice_text
 from peft_lightning.messages import UserError
 
 HALF = Change("batch", ("--data.batch_size", "4"), "halves")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from peft_lightning import Full, LoRA, PromptTuning
-from peft_lightning.experiments.plan_gpu import (
+from peft_lightning.experiments.plan.gpu import (
     CONTEXT,
     FRAGMENTATION,
     UTILISATION,
@@ -12,7 +12,7 @@ from peft_lightning.experiments.plan_gpu import (
     find_gpu,
     precision_on,
 )
-from peft_lightning.experiments.plan_model import (
+from peft_lightning.experiments.plan.model_shape import (
     ModelShape,
     StepOptions,
     memory_of,

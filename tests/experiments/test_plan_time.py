@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from peft_lightning import CausalLMModule, Full, LoRA
-from peft_lightning.experiments.plan_facts import RowFacts
-from peft_lightning.experiments.plan_gpu import estimate, find_gpu
-from peft_lightning.experiments.plan_measured import Measured, choose, resident
-from peft_lightning.experiments.plan_model import ModelShape, StepOptions
-from peft_lightning.experiments.plan_run import require_room
-from peft_lightning.experiments.plan_steps import StepFacts
-from peft_lightning.experiments.plan_time import batch_time, gpu_seconds, measured_seconds
+from peft_lightning.experiments.plan.facts import RowFacts
+from peft_lightning.experiments.plan.gpu import estimate, find_gpu
+from peft_lightning.experiments.plan.measured import Measured, choose, resident
+from peft_lightning.experiments.plan.measured_run import require_room
+from peft_lightning.experiments.plan.model_shape import ModelShape, StepOptions
+from peft_lightning.experiments.plan.seconds import batch_time, gpu_seconds, measured_seconds
+from peft_lightning.experiments.plan.steps import StepFacts
 from peft_lightning.messages import UserError
 from peft_lightning.training.throughput import peak_memory
 

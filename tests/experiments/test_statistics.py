@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from peft_lightning.experiments.statistics import (
+from peft_lightning.experiments.compare.statistics import (
     Scores,
     bootstrap_means,
     compare_groups,
     holm,
 )
-from peft_lightning.experiments.student_t import quantile, two_sided_p
+from peft_lightning.experiments.compare.student_t import quantile, two_sided_p
 
 
 def simulated(number, seeds=(3, 3), spread=(0.02, 0.02), rows=100, own=0.1, with_base=False):

@@ -109,6 +109,24 @@ def test_a_file_of_points_has_dotted_options_or_sections(tmp_path):
     assert len(make_points([read_vary("data.batch_size=2,4")], found, [0, 1, 2])) == 12
 
 
+def test_the_name_of_a_listed_point_names_its_folders_and_is_no_option(tmp_path):
+    file = tmp_path / "points.yaml"
+    file.write_text(
+        "- {name: my prompt, model.adapter: PromptTuning, data.max_rows: 8}\n- {a: 1}\n"
+    )
+    found = make_points([read_vary("model.learning_rate=0.1")], read_points(file), [0])
+    assert point_names(found) == [
+        "my_prompt-learning_rate=0.1-seed=0",
+        "a=1-learning_rate=0.1-seed=0",
+    ]
+    assert as_options(found[0]) == [
+        "--model.adapter=PromptTuning",
+        "--data.max_rows=8",
+        "--model.learning_rate=0.1",
+        "--seed_everything=0",
+    ]
+
+
 def test_seeds_are_a_list_or_a_range():
     assert read_seeds("0,2, 5") == [0, 2, 5]
     assert read_seeds("0-2,7") == [0, 1, 2, 7]
@@ -155,6 +173,8 @@ def test_seeds_are_whole_numbers_each_once(text):
         ("a: 1", "must hold a list"),
         ("- a", "point 1 is no mapping"),
         ("[{a: 1}, {a: 1}]", "point 2 is there twice"),
+        ("[{name: x, a: 1}, {name: x, a: 2}]", "the name of point 2 is a text of its own"),
+        ("[{name: 1, a: 1}]", "the name of point 1 is a text of its own"),
         ("- {", "is not YAML"),
     ],
 )

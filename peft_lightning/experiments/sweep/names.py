@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from peft_lightning.experiments.sweep.points import SEED, Settings
+from peft_lightning.experiments.sweep.points import NAME, SEED, Settings
 from peft_lightning.files import sha256_of_json
 
 LONGEST = 120  # characters; file systems allow 255 bytes, and files are made beside a folder
@@ -17,6 +17,8 @@ CLASS = re.compile(r"(?:[a-z_]\w*\.)+([A-Z]\w*)")  # a class path
 def point_names(points: Sequence[Settings], taken: Collection[str] = ()) -> list[str]:
     """Return a name for each point, such as ``r=8-seed=0``; all are different.
 
+    The name of a listed point stands for its options, which come before it.
+
     Args:
         points: The settings.
         taken: Names that other points have already.
@@ -24,7 +26,10 @@ def point_names(points: Sequence[Settings], taken: Collection[str] = ()) -> list
     labels = _labels(list(dict.fromkeys(key for point in points for key in point)))
     names: list[str] = []
     for point in points:
-        name = "-".join(f"{labels[key]}={_value(value)}" for key, value in point.items())
+        parts: list[str] = []
+        for key, value in point.items():
+            parts = [_value(value)] if key == NAME else [*parts, f"{labels[key]}={_value(value)}"]
+        name = "-".join(parts)
         if len(name) > LONGEST or name in names or name in taken:
             name = f"{name[: LONGEST - HASH - 1]}-{sha256_of_json(point)[:HASH]}"
         names.append(name)

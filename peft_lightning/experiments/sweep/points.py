@@ -17,6 +17,7 @@ from peft_lightning.messages import UserError
 
 Settings = dict[str, Any]  # options with their values; one point of the sweep
 SEED = "seed_everything"
+NAME = "name"  # of a listed point: no option, but what its folder is called after
 SECTIONS = ("model", "data", "trainer")
 CLASS_KEYS = {"class_path", "init_args"}
 TRIES = 100  # draws for each new point, before a space is held to be exhausted
@@ -116,7 +117,8 @@ def read_points(path: Path) -> list[Settings]:
     """Return the settings of a YAML file: a list of mappings.
 
     Args:
-        path: Each mapping has dotted options, ``model.adapter.r: 8``, or sections as a config.
+        path: Each mapping has dotted options, ``model.adapter.r: 8``, or sections as a config; its
+            ``name`` stands in the names of folders for all that it lists, which come before it.
 
     Raises:
         UserError: If there is no such file or it holds something else.
@@ -133,7 +135,12 @@ def read_points(path: Path) -> list[Settings]:
     for number, item in enumerate(content, 1):
         if not isinstance(item, dict) or not item:
             raise UserError(f"--points {path}: point {number} is no mapping of options to values")
-        settings = {plain_key(key): value for key, value in _flat("", item)}
+        name = item.get(NAME, "")
+        options = {key: value for key, value in item.items() if key != NAME}
+        settings = {plain_key(key): value for key, value in _flat("", options)}
+        if not isinstance(name, str) or name in [point.get(NAME) for point in points]:
+            raise UserError(f"--points {path}: the name of point {number} is a text of its own")
+        settings |= {NAME: name} if name else {}
         if settings in points:
             raise UserError(f"--points {path}: point {number} is there twice")
         points.append(settings)
@@ -158,7 +165,7 @@ def _flat(place: str, value: Any) -> Iterable[tuple[str, Any]]:
 
 def as_options(settings: Settings) -> list[str]:
     """Return settings as options of ``fit``."""
-    return [f"--{key}={_as_text(value)}" for key, value in settings.items()]
+    return [f"--{key}={_as_text(value)}" for key, value in settings.items() if key != NAME]
 
 
 def _as_text(value: Any) -> str:

@@ -9,21 +9,21 @@ import torch
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerStatus
 
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
-from peft_lightning.experiments.plan import Plan, remarks
-from peft_lightning.experiments.plan_disk import checkpoints_kept, disk_bytes
-from peft_lightning.experiments.plan_facts import parameter_facts, rows_of
-from peft_lightning.experiments.plan_gpu import GPU, START_SECONDS, estimate, precision_on
-from peft_lightning.experiments.plan_measure import quiet
-from peft_lightning.experiments.plan_model import shape_of
-from peft_lightning.experiments.plan_run import (
+from peft_lightning.experiments.plan.disk import checkpoints_kept, disk_bytes
+from peft_lightning.experiments.plan.facts import parameter_facts, rows_of
+from peft_lightning.experiments.plan.gpu import GPU, START_SECONDS, estimate, precision_on
+from peft_lightning.experiments.plan.measure import quiet
+from peft_lightning.experiments.plan.measured_run import (
     Planned,
     hidden_bytes,
     of_rows,
     options_of,
     with_prompts,
 )
-from peft_lightning.experiments.plan_steps import plan_of_batches, step_facts
-from peft_lightning.experiments.plan_time import gpu_seconds
+from peft_lightning.experiments.plan.model_shape import shape_of
+from peft_lightning.experiments.plan.plan import Plan, remarks
+from peft_lightning.experiments.plan.seconds import gpu_seconds
+from peft_lightning.experiments.plan.steps import plan_of_batches, step_facts
 from peft_lightning.kernels.machine import Machine
 from peft_lightning.kernels.precision import choose, name_of
 

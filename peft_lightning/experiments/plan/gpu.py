@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from peft_lightning.experiments.plan_model import (
+from peft_lightning.experiments.plan.model_shape import (
     Memory,
     ModelShape,
     StepOptions,

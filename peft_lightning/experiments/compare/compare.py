@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from peft_lightning.experiments.compared_set import SetToCompare
-from peft_lightning.experiments.evaluate import Evaluated, Evaluation
-from peft_lightning.experiments.evaluated_model import EvaluationOptions
-from peft_lightning.experiments.groups import Group, differences, groups_of, short_names
-from peft_lightning.experiments.questions import (
+from peft_lightning.experiments.compare.compared_set import SetToCompare
+from peft_lightning.experiments.compare.evaluate import Evaluated, Evaluation
+from peft_lightning.experiments.compare.evaluated_model import EvaluationOptions
+from peft_lightning.experiments.compare.groups import Group, differences, groups_of, short_names
+from peft_lightning.experiments.compare.questions import (
     Questions,
     questions_of_file,
     questions_of_rows,
 )
-from peft_lightning.experiments.runs import Run, find_runs
-from peft_lightning.experiments.validation_rows import RowReader, ValidationRows
+from peft_lightning.experiments.compare.runs import Run, find_runs
+from peft_lightning.experiments.compare.validation_rows import RowReader, ValidationRows
 from peft_lightning.messages import UserError
 from peft_lightning.metrics import LIKELIHOOD, check_metrics
 from peft_lightning.reports.comparison import ComparedSet, Comparison, RunResult

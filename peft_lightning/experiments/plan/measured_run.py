@@ -9,20 +9,20 @@ from typing import Any
 
 from peft_lightning.base_model.quantization import quantization_method
 from peft_lightning.data.batching import BatchPlan
-from peft_lightning.experiments.plan import Plan, remarks
-from peft_lightning.experiments.plan_disk import disk_bytes
-from peft_lightning.experiments.plan_facts import RowFacts, rows_of
-from peft_lightning.experiments.plan_gpu import GPUEstimate
-from peft_lightning.experiments.plan_measure import measure
-from peft_lightning.experiments.plan_measured import Measured
-from peft_lightning.experiments.plan_model import (
+from peft_lightning.experiments.plan.disk import disk_bytes
+from peft_lightning.experiments.plan.facts import RowFacts, rows_of
+from peft_lightning.experiments.plan.gpu import GPUEstimate
+from peft_lightning.experiments.plan.measure import measure
+from peft_lightning.experiments.plan.measured import Measured
+from peft_lightning.experiments.plan.model_shape import (
     ModelShape,
     StepOptions,
     shape_of,
     with_virtual_tokens,
 )
-from peft_lightning.experiments.plan_steps import StepFacts, plan_of_batches
-from peft_lightning.experiments.plan_time import measured_seconds
+from peft_lightning.experiments.plan.plan import Plan, remarks
+from peft_lightning.experiments.plan.seconds import measured_seconds
+from peft_lightning.experiments.plan.steps import StepFacts, plan_of_batches
 from peft_lightning.kernels.precision import name_of
 from peft_lightning.messages import UserError
 from peft_lightning.process.resources import available_memory

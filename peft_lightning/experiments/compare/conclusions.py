@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from peft_lightning.experiments.statistics import Statistics
-from peft_lightning.experiments.wording import LOSS, Measure, are, listed, who
+from peft_lightning.experiments.compare.statistics import Statistics
+from peft_lightning.experiments.compare.wording import LOSS, Measure, are, listed, who
 
 FEW_ROWS = 30  # below, the mean over rows is far from normal
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from peft_lightning.experiments.plan_facts import RowFacts
-from peft_lightning.experiments.plan_gpu import GPUEstimate
-from peft_lightning.experiments.plan_measured import Measured
-from peft_lightning.experiments.plan_steps import StepFacts
+from peft_lightning.experiments.plan.facts import RowFacts
+from peft_lightning.experiments.plan.gpu import GPUEstimate
+from peft_lightning.experiments.plan.measured import Measured
+from peft_lightning.experiments.plan.steps import StepFacts
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from peft_lightning.experiments.row_losses import RowLosses
+from peft_lightning.experiments.compare.row_losses import RowLosses
 from peft_lightning.files import atomic_text, sha256_of_json
 
 FOLDER = "evaluation"

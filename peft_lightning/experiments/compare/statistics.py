@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_lightning.experiments.bootstrap import bootstrap_means, within_rows
-from peft_lightning.experiments.student_t import quantile, two_sided_p
+from peft_lightning.experiments.compare.bootstrap import bootstrap_means, within_rows
+from peft_lightning.experiments.compare.student_t import quantile, two_sided_p
 from peft_lightning.reports.comparison import LEVEL, Estimate
 
 Array = NDArray[np.float64]

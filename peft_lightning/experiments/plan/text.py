@@ -6,10 +6,10 @@ import math
 import shlex
 from pathlib import Path
 
-from peft_lightning.experiments.plan import Plan
-from peft_lightning.experiments.plan_advice import Advice, Variant
-from peft_lightning.experiments.plan_facts import RowFacts
-from peft_lightning.experiments.plan_steps import StepFacts
+from peft_lightning.experiments.plan.advice import Advice, Variant
+from peft_lightning.experiments.plan.facts import RowFacts
+from peft_lightning.experiments.plan.plan import Plan
+from peft_lightning.experiments.plan.steps import StepFacts
 from peft_lightning.process.progress_format import clock
 
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peft_lightning.experiments.evaluated_model import (
+from peft_lightning.experiments.compare.evaluated_model import (
     EvaluatedBase,
     EvaluationOptions,
     is_whole,
     whole_model,
 )
-from peft_lightning.experiments.evaluation_cache import keep, kept, losses_of, result_of
-from peft_lightning.experiments.questions import Questions
-from peft_lightning.experiments.row_losses import RowLosses, row_losses
-from peft_lightning.experiments.runs import Run
-from peft_lightning.experiments.validation_rows import ValidationRows
+from peft_lightning.experiments.compare.evaluation_cache import keep, kept, losses_of, result_of
+from peft_lightning.experiments.compare.questions import Questions
+from peft_lightning.experiments.compare.row_losses import RowLosses, row_losses
+from peft_lightning.experiments.compare.runs import Run
+from peft_lightning.experiments.compare.validation_rows import ValidationRows
 from peft_lightning.inference.generate import decode_answer, generate_tokens
 from peft_lightning.loss import CausalLMLoss
 from peft_lightning.messages import UserError

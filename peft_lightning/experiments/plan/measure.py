@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from peft_lightning.experiments.plan_steps_timer import MeasureSteps
+from peft_lightning.experiments.plan.steps_timer import MeasureSteps
 from peft_lightning.messages import RunError
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 

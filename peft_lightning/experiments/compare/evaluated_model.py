@@ -17,7 +17,7 @@ from peft_lightning.adapters.folder import read_adapter_config
 from peft_lightning.adapters.full import Full
 from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.base_model.load import find_device
-from peft_lightning.experiments.runs import Run
+from peft_lightning.experiments.compare.runs import Run
 from peft_lightning.hidden_cache.cache import leaves_inputs
 from peft_lightning.kernels.attention import FLAT_ATTENTION
 from peft_lightning.kernels.machine import find_machine

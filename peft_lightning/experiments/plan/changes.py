@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 
 from peft_lightning.data.batching import BatchPlan
-from peft_lightning.experiments.plan_advice import Change, Variant
-from peft_lightning.experiments.plan_gpu import estimate
-from peft_lightning.experiments.plan_measured import Measured
-from peft_lightning.experiments.plan_model import ModelShape, StepOptions, memory_of, operations
-from peft_lightning.experiments.plan_run import Planned, can_quantize, of_rows
-from peft_lightning.experiments.plan_time import BatchTime, batch_time
+from peft_lightning.experiments.plan.advice import Change, Variant
+from peft_lightning.experiments.plan.gpu import estimate
+from peft_lightning.experiments.plan.measured import Measured
+from peft_lightning.experiments.plan.measured_run import Planned, can_quantize, of_rows
+from peft_lightning.experiments.plan.model_shape import (
+    ModelShape,
+    StepOptions,
+    memory_of,
+    operations,
+)
+from peft_lightning.experiments.plan.seconds import BatchTime, batch_time
 
 MANY_ROWS = 50_000  # of which the batches of every size are not counted
 CUTS = (95, 90, 75, 50)  # percentiles of the rows' lengths that max_length may be

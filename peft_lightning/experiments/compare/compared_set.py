@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_lightning.data.collate import flat_collate
-from peft_lightning.experiments.conclusions import conclusions, noise
-from peft_lightning.experiments.evaluate import Evaluated
-from peft_lightning.experiments.groups import Group
-from peft_lightning.experiments.questions import Questions
-from peft_lightning.experiments.runs import Run
-from peft_lightning.experiments.statistics import Scores, Statistics, compare_groups
-from peft_lightning.experiments.validation_rows import ValidationRows
-from peft_lightning.experiments.wording import LOSS, Measure
+from peft_lightning.experiments.compare.conclusions import conclusions, noise
+from peft_lightning.experiments.compare.evaluate import Evaluated
+from peft_lightning.experiments.compare.groups import Group
+from peft_lightning.experiments.compare.questions import Questions
+from peft_lightning.experiments.compare.runs import Run
+from peft_lightning.experiments.compare.statistics import Scores, Statistics, compare_groups
+from peft_lightning.experiments.compare.validation_rows import ValidationRows
+from peft_lightning.experiments.compare.wording import LOSS, Measure
 from peft_lightning.metrics import row_scores
 from peft_lightning.reports.comparison import ComparedSet, GroupResult, RunResult
 from peft_lightning.training.labelled_bytes import LabelledBytes

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
 from peft_lightning.data.loader import BatchLoader
-from peft_lightning.experiments.plan_disk import checkpoints_kept, folder_bytes
-from peft_lightning.experiments.plan_facts import ParameterFacts, highest_rate, parameter_facts
-from peft_lightning.experiments.plan_measured import Measured, choose, resident
-from peft_lightning.experiments.plan_steps import StepFacts, plan_of_batches, step_facts
+from peft_lightning.experiments.plan.disk import checkpoints_kept, folder_bytes
+from peft_lightning.experiments.plan.facts import ParameterFacts, highest_rate, parameter_facts
+from peft_lightning.experiments.plan.measured import Measured, choose, resident
+from peft_lightning.experiments.plan.steps import StepFacts, plan_of_batches, step_facts
 from peft_lightning.process.progress import Progress, seconds_since_start, seconds_spent
 from peft_lightning.training.batch_size import count_tokens
 from peft_lightning.training.step_progress import at_step_boundary

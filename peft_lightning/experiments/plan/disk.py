@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from peft_lightning.data.split import Split
-from peft_lightning.experiments.plan_facts import ParameterFacts
-from peft_lightning.experiments.plan_measured import Measured
+from peft_lightning.experiments.plan.facts import ParameterFacts
+from peft_lightning.experiments.plan.measured import Measured
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 
 

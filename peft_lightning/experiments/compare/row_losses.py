@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from peft_lightning.data.collate import flat_collate, padded_collate
 from peft_lightning.data.tokens.tokenizer import padding_id
-from peft_lightning.experiments.validation_rows import IGNORED, ValidationRows
+from peft_lightning.experiments.compare.validation_rows import IGNORED, ValidationRows
 from peft_lightning.loss import CausalLMLoss
 
 MAX_TOKENS = 4096  # of a batch

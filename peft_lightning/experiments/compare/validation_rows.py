@@ -15,7 +15,7 @@ from peft_lightning.adapters.folder import read_adapter_config
 from peft_lightning.base_model import load_tokenizer
 from peft_lightning.data import PromptFormat, set_template
 from peft_lightning.data.datamodule import SFTDataModule
-from peft_lightning.experiments.runs import Run
+from peft_lightning.experiments.compare.runs import Run
 from peft_lightning.files import sha256_of_json
 from peft_lightning.inference.generate import decode_answer
 from peft_lightning.messages import UserError

@@ -6,11 +6,11 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from peft_lightning.experiments.plan_disk import DiskBytes
-from peft_lightning.experiments.plan_facts import ParameterFacts, RowFacts
-from peft_lightning.experiments.plan_rates import capacity_note, rate_warning
-from peft_lightning.experiments.plan_steps import StepFacts
-from peft_lightning.experiments.plan_time import Seconds
+from peft_lightning.experiments.plan.disk import DiskBytes
+from peft_lightning.experiments.plan.facts import ParameterFacts, RowFacts
+from peft_lightning.experiments.plan.rates import capacity_note, rate_warning
+from peft_lightning.experiments.plan.seconds import Seconds
+from peft_lightning.experiments.plan.steps import StepFacts
 
 
 @dataclass(frozen=True)

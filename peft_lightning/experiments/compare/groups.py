@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from peft_lightning.experiments.runs import Run
+from peft_lightning.experiments.compare.runs import Run
 
 SECTIONS = ("model", "data", "trainer")
 NOT_OF_THE_RESULT = {  # options that name a run, or decide where and how it is shown

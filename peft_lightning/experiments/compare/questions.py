@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peft_lightning.data import PromptFormat, RowOptions
-from peft_lightning.experiments.validation_rows import ValidationRows
+from peft_lightning.experiments.compare.validation_rows import ValidationRows
 from peft_lightning.files import sha256_of_json
 from peft_lightning.inference.prompts import Prompts, read_prompts
 
