@@ -6,7 +6,7 @@ import numpy as np
 
 from peft_lightning.data import PromptFormat
 from peft_lightning.experiments.compare.compared_set import SetToCompare
-from peft_lightning.experiments.compare.evaluate import Evaluated
+from peft_lightning.experiments.compare.evaluation_tasks import Evaluated
 from peft_lightning.experiments.compare.groups import differences, groups_of, short_names
 from peft_lightning.experiments.compare.questions import Questions
 from peft_lightning.experiments.compare.row_losses import RowLosses

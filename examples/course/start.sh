@@ -10,5 +10,5 @@ sweep() {
   shift
   "$python" -m peft_lightning sweep --config configs/quickstart.yaml --dir "runs/course/$name" \
     --seeds 0,1,2 "$@" "${given[@]}"
-  "$python" -m peft_lightning compare "runs/course/$name"
+  "$python" -m peft_lightning compare "runs/course/$name" --metrics json_match --forgetting
 }

@@ -17,6 +17,7 @@ def compare(
     prompts: str | None = None,
     answers: int = 50,
     metrics: list[str] | None = None,
+    forgetting: bool = False,
     max_new_tokens: int = 128,
     batch_size: int = 32,
     precision: str = "auto",
@@ -41,6 +42,7 @@ def compare(
         answers: Number of prompts that are answered; 0 for none.
         metrics: Scores of the answers: exact_match, json_match, contains, f1, rouge1, rouge2,
             rougeL, bleu, chrf; may be given several times.
+        forgetting: Compare the loss on general text too, which an adapter should not raise.
         max_new_tokens: Largest number of tokens of an answer.
         batch_size: Number of prompts in a batch.
         precision: In which all are evaluated, as the Trainer names it; auto for that of the runs
@@ -58,7 +60,8 @@ def compare(
     from peft_lightning.reports.comparison_files import write_comparison
     from peft_lightning.reports.comparison_text import as_json
 
-    options = EvaluationOptions(precision, device, max_new_tokens, batch_size, trust_remote_code)
+    how = (precision, device, max_new_tokens, batch_size, trust_remote_code, forgetting)
+    options = EvaluationOptions(*how)
     found = compare_runs(
         run,
         val=val,

@@ -27,6 +27,8 @@ def group_table(one: ComparedSet) -> Html:
     options = _columns_of_options(one)
     columns = ["group", *options, "loss (\N{PLUS-MINUS SIGN} 95 %)", "to the best", "to the base"]
     columns += ["seeds", "seed spread", "token accuracy", *one.metrics, "bits per byte"]
+    has_general = any("general_text" in group.scores for group in one.groups)
+    columns += ["general text (to the base)"] * has_general
     columns += ["parameters", "adapter", "peak memory", "tokens/s", "time"]
     rows = []
     for group in one.groups:
@@ -39,7 +41,9 @@ def group_table(one: ComparedSet) -> Html:
         row += [None if spread is None else Cell(f"{spread:.4f}", spread)]
         row += [_share(group.scores[name]) for name in ("token_accuracy", *one.metrics)]
         bits = one.bits_per_byte(loss.value)
-        row += [None if bits is None else Cell(f"{bits:.3f}", bits), *_costs(group.facts)]
+        row += [None if bits is None else Cell(f"{bits:.3f}", bits)]
+        row += [_general(group)] if has_general else []
+        row += _costs(group.facts)
         rows.append(row)
     return table(columns, rows)
 
@@ -152,6 +156,15 @@ def _to_base(group: GroupResult) -> Any:
         return _noise_cell(found)
     kind = "good" if found.value < 0 else "bad"
     return Cell(_difference(found), found.value, kind=kind if found.with_seeds else "")
+
+
+def _general(group: GroupResult) -> Cell:
+    """Return the loss on general text, with its difference to the base."""
+    loss, change = group.scores["general_text"], group.to_base.get("general_text")
+    if change is None:
+        return Cell(f"{loss.value:.4f}", loss.value)
+    kind = ("good" if change.value < 0 else "bad") * change.is_beyond_noise
+    return Cell(f"{loss.value:.4f} ({_signed(change.value)})", loss.value, kind=kind)
 
 
 def _noise_cell(found: Estimate) -> Cell:

@@ -117,6 +117,8 @@ def answer_lines(comparison: Comparison) -> Iterator[str]:
 
 def _group_lines(one: ComparedSet) -> list[str]:
     heads = ["group", "loss", "to the best", "to the base", "seed spread", *one.metrics]
+    has_general = any("general_text" in group.scores for group in one.groups)
+    heads += ["general text"] * has_general
     heads += ["parameters", "adapter", "peak memory", "tokens/s"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for group in one.groups:
@@ -126,6 +128,11 @@ def _group_lines(one: ComparedSet) -> list[str]:
         cells += [_told(group.to_best.get("loss")) or best, _told(group.to_base.get("loss"))]
         cells.append("" if spread is None else f"{spread:.4f}")
         cells += [f"{100 * group.scores[name].value:.1f} %" for name in one.metrics]
+        if has_general:
+            general, change = group.scores["general_text"], group.to_base.get("general_text")
+            cells.append(
+                f"{general.value:.4f} {'' if change is None else f'({change.value:+.4f})'}"
+            )
         parameters, speed = (group.facts.get(n) for n in ("trainable_parameters", COSTS[-1]))
         cells += ["" if parameters is None else f"{parameters:,.0f}"]
         cells += [size(group.facts.get(name)) or "" for name in COSTS[1:3]]

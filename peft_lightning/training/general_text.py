@@ -75,7 +75,7 @@ def general_text_loss(
     """
     passages = general_texts() if texts is None else list(texts)
     most = min(LONGEST, _positions(model) - getattr(adapter, "num_virtual_tokens", 0))
-    rows = [row for text in passages for row in _rows(tokenizer, text, most)]
+    rows = [row for text in passages for row in passage_rows(tokenizer, text, most)]
     rows.sort(key=lambda row: len(row["input_ids"]))
     device = next(model.parameters()).device
     nll, tokens = 0.0, 0
@@ -124,7 +124,7 @@ def _text_of(line: str, number: int, file: str | Path) -> str:
     return text
 
 
-def _rows(tokenizer: Any, text: str, most: int) -> list[dict[str, Any]]:
+def passage_rows(tokenizer: Any, text: str, most: int = LONGEST) -> list[dict[str, Any]]:
     """Return a passage as rows of at most ``most`` tokens, the first of which begins a text."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     starts = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)

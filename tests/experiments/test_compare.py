@@ -39,7 +39,8 @@ def folder(base, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(folder):
-    return compare_runs([folder], answers=4, metrics=["exact_match"], options=OPTIONS)
+    options = replace(OPTIONS, forgetting=True)
+    return compare_runs([folder], answers=4, metrics=["exact_match"], options=options)
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +264,22 @@ def test_trained_runs_are_compared_with_their_base(compared):
         )
         assert group.facts["adapter_bytes"] > 4 * group.facts["trainable_parameters"]
     assert one.bits_per_byte(1.0) == pytest.approx(one.tokens / one.bytes / 0.6931471805599453)
+
+
+def test_what_the_base_forgets_is_compared_on_general_text(compared):
+    [one] = compared.sets
+    told = [sentence for sentence in one.conclusions if sentence.startswith("Forgetting: ")]
+    assert len(told) == 2
+    assert "loss on general text" in told[0]
+    assert "the untouched base" in told[1]
+    [base] = [group for group in one.groups if group.is_base]
+    for group in one.groups[:-1]:
+        change = group.to_base["general_text"].value
+        means = [found.scores["general_text"].value for found in (group, base)]
+        assert change == pytest.approx(means[0] - means[1])
+    assert "general text (to the base)" in comparison_page(compared)
+    assert "| general text |" in as_markdown(compared)
+    assert "general_text" in as_csv(compared).splitlines()[0].split(",")
 
 
 def test_runs_with_other_rows_are_not_compared_by_loss(folder, base, tmp_path):

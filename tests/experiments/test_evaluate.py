@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from peft_lightning import CausalLMModule, Full, LoRA, PromptTuning
+from peft_lightning import CausalLMModule, Full, LoRA, PromptTuning, load_adapter
 from peft_lightning.base_model import load_base_model
 from peft_lightning.data import PromptFormat
 from peft_lightning.experiments.compare.evaluate import Evaluation
@@ -21,11 +21,12 @@ from peft_lightning.experiments.compare.validation_rows import RowReader, Valida
 from peft_lightning.kernels.attention import FLAT_ATTENTION
 from peft_lightning.loss import CausalLMLoss
 from peft_lightning.messages import UserError
+from peft_lightning.training.general_text import general_text_loss, general_texts
 from runs_to_compare import trained_runs
 from tiny import tiny_model
 from tiny_run import byte_tokenizer, fit, write_rows
 
-OPTIONS = EvaluationOptions(max_new_tokens=6, device="cpu")
+OPTIONS = EvaluationOptions(max_new_tokens=6, device="cpu", forgetting=True)
 
 
 class WithNorm(CausalLMModule):
@@ -106,6 +107,26 @@ def by_definition(model, rows):
             sums[1, row] += weight
             sums[2, row] += weight * float(logits[t - 1].argmax() == token)
     return sums
+
+
+def test_the_loss_on_general_text_is_that_which_runs_log(evaluated):
+    """Passages have tokens of one kind only, so one run of each method is enough."""
+    runs, _, found = evaluated
+    for name, run in {None: None, **{run.name: run for run in runs}}.items():
+        if name not in (None, runs[0].name, "prompt", "full"):
+            continue
+        if name == "full":
+            model, adapter = load_base_model(str(run.checkpoint)), Full()
+        else:
+            model = load_base_model(runs[0].base_model, dtype="float32")
+            adapter = None if run is None else load_adapter(model, run.checkpoint)
+        tokenizer = byte_tokenizer()
+        expected = general_text_loss(model, adapter or LoRA(), tokenizer)
+        general = found[name].general
+        assert len(general.nll) == len(general_texts())
+        assert general.tokens.sum() == expected.tokens
+        # float32: sums in another order
+        assert general.mean == pytest.approx(expected.per_token, rel=1e-4)
 
 
 @pytest.mark.parametrize("layout", ["flat", "padded"])
@@ -195,11 +216,11 @@ def test_prompts_and_right_answers_are_those_of_the_rows(evaluated, folder):
 def test_what_was_evaluated_is_not_evaluated_again(evaluated, monkeypatch):
     runs, _, found = evaluated
     monkeypatch.setattr(
-        "peft_lightning.experiments.evaluate.EvaluatedBase",
+        "peft_lightning.experiments.compare.evaluate.EvaluatedBase",
         lambda *args: pytest.fail("the base was loaded"),
     )
     monkeypatch.setattr(
-        "peft_lightning.experiments.evaluate.whole_model",
+        "peft_lightning.experiments.compare.evaluate.whole_model",
         lambda *args: pytest.fail("a whole model was loaded"),
     )
     _, again = evaluate(runs)

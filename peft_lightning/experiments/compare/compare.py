@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from peft_lightning.experiments.compare.compared_set import SetToCompare
-from peft_lightning.experiments.compare.evaluate import Evaluated, Evaluation
+from peft_lightning.experiments.compare.evaluate import Evaluation
 from peft_lightning.experiments.compare.evaluated_model import EvaluationOptions
+from peft_lightning.experiments.compare.evaluation_tasks import Evaluated
 from peft_lightning.experiments.compare.groups import Group, differences, groups_of, short_names
 from peft_lightning.experiments.compare.questions import (
     Questions,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from peft_lightning.data.collate import flat_collate
 from peft_lightning.experiments.compare.conclusions import conclusions, noise
-from peft_lightning.experiments.compare.evaluate import Evaluated
+from peft_lightning.experiments.compare.evaluation_tasks import Evaluated
 from peft_lightning.experiments.compare.groups import Group
 from peft_lightning.experiments.compare.questions import Questions
 from peft_lightning.experiments.compare.runs import Run
@@ -24,6 +24,7 @@ from peft_lightning.training.labelled_bytes import LabelledBytes
 
 BASE = "base (untouched)"
 ACCURACY = "token_accuracy"
+GENERAL = "general_text"
 FACTS = ("trainable_parameters", "peak_memory_bytes", "tokens_per_second", "train_seconds")
 
 
@@ -59,6 +60,9 @@ class SetToCompare:
         for name in self.metrics:
             of_score = conclusions(by_score[name], BASE, parameters, measures[name])
             sentences += [f"By {name}: {sentence}" for sentence in (of_score[0], of_score[-1])]
+        if GENERAL in measures:
+            forgotten = conclusions(by_score[GENERAL], BASE, parameters, measures[GENERAL])
+            sentences += [f"Forgetting: {sentence}" for sentence in (forgotten[0], forgotten[-1])]
         results[BASE] = GroupResult(
             BASE,
             {},
@@ -91,7 +95,9 @@ class SetToCompare:
     def _measures(self) -> dict[str, Measure]:
         """Return the scores by name, the loss first."""
         shares = {name: Measure(name, "points", False) for name in (ACCURACY, *self.metrics)}
-        return {"loss": LOSS, **shares}
+        base = self.found[None].general
+        general = {} if base is None else {GENERAL: Measure("loss on general text", LOSS.unit)}
+        return {"loss": LOSS, **shares, **general}
 
     def _statistics(self, name: str) -> Statistics:
         groups = [Scores(BASE, self._values(None, name)[None], has_seed=False)]
@@ -105,6 +111,10 @@ class SetToCompare:
         assert losses is not None
         if name in ("loss", ACCURACY):
             return compare_groups(groups, losses.tokens, bounded=name == ACCURACY)
+        if name == GENERAL:
+            general = self.found[None].general
+            assert general is not None
+            return compare_groups(groups, general.tokens)
         return compare_groups(groups, np.ones(groups[0].sums.shape[1]), bounded=True)
 
     def _values(self, run: str | None, name: str) -> NDArray[np.float64]:
@@ -115,6 +125,9 @@ class SetToCompare:
             return found.losses.nll
         if name == ACCURACY:
             return found.losses.correct
+        if name == GENERAL:
+            assert found.general is not None
+            return found.general.nll
         return np.asarray(self._row_scores(found.answers, name))
 
     def _row_scores(self, answers: Sequence[str], name: str) -> list[float]:
@@ -140,6 +153,7 @@ class SetToCompare:
         assert found.losses is not None
         scores = {name: float(np.mean(self._values(run.name, name))) for name in self.metrics}
         scores[ACCURACY] = float(found.losses.correct.sum() / found.losses.tokens.sum())
+        scores |= {} if found.general is None else {GENERAL: found.general.mean}
         return RunResult(
             *(run.name, run.record, run.status, run.seed, found.losses.mean),
             *(scores, found.answers),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from peft_lightning.experiments.compare.evaluated_model import (
@@ -15,51 +14,18 @@ from peft_lightning.experiments.compare.evaluated_model import (
     whole_model,
 )
 from peft_lightning.experiments.compare.evaluation_cache import keep, kept, losses_of, result_of
+from peft_lightning.experiments.compare.evaluation_tasks import Evaluated, Task
+from peft_lightning.experiments.compare.general_rows import general_rows
 from peft_lightning.experiments.compare.questions import Questions
 from peft_lightning.experiments.compare.row_losses import RowLosses, row_losses
 from peft_lightning.experiments.compare.runs import Run
 from peft_lightning.experiments.compare.validation_rows import ValidationRows
+from peft_lightning.files import sha256_of_json
 from peft_lightning.inference.generate import decode_answer, generate_tokens
 from peft_lightning.loss import CausalLMLoss
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What a model makes of the rows and of the questions.
-
-    Args:
-        losses: The loss of each row; None if it could not be evaluated.
-        answers: Its greedy answers to the questions.
-        problem: Why it could not be evaluated; "" if it was.
-    """
-
-    losses: RowLosses | None = None
-    answers: tuple[str, ...] = ()
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One model to evaluate.
-
-    Args:
-        run: The run; None for the untouched base.
-        rows: The validation rows, with the run's own tokenizer.
-        folders: Where its results are kept.
-        checkpoint: What tells its weights from others.
-    """
-
-    run: Run | None
-    rows: ValidationRows
-    folders: tuple[Path, ...]
-    checkpoint: str
-
-    @property
-    def name(self) -> str | None:
-        """The name of the run; None for the base."""
-        return self.run.name if self.run else None
+from peft_lightning.training.general_text import general_texts
 
 
 class Evaluation:
@@ -106,7 +72,7 @@ class Evaluation:
 
     def _evaluate(self, tasks: list[Task], model_of: Callable[[Task, ExitStack], Any]) -> None:
         """Compute the losses of all tasks, then the answers of all: each with its time left."""
-        without = [task for task in tasks if self._of(task).losses is None]
+        without = [task for task in tasks if self._lacks_losses(task)]
         total = sum(len(task.rows.sequences) for task in without)
         with Progress("evaluating", total, "rows") as progress:
             for task in without:
@@ -136,12 +102,19 @@ class Evaluation:
     def _losses(
         self, task: Task, model: Any, adapter: Any, loss: CausalLMLoss, progress: Progress
     ) -> Evaluated:
-        before = progress.done
-        losses = row_losses(
-            loss, task.rows, self.precision, lambda done: progress.update(before + done)
-        )
-        keep(task.folders, self._facts(task, "rows"), result_of(losses))
-        return replace(self._of(task), losses=losses)
+        before, found = progress.done, self._of(task)
+        if found.losses is None:
+            losses = row_losses(
+                loss, task.rows, self.precision, lambda done: progress.update(before + done)
+            )
+            keep(task.folders, self._facts(task, "rows"), result_of(losses))
+            found = replace(found, losses=losses)
+        if self.options.forgetting and found.general is None:
+            rows = general_rows(task.rows.tokenizer, task.rows.layout, _positions(model, adapter))
+            general = row_losses(loss, rows, self.precision)
+            keep(task.folders, self._facts(task, "general"), result_of(general))
+            found = replace(found, general=general)
+        return found
 
     def _answers(
         self, task: Task, model: Any, adapter: Any, loss: CausalLMLoss, progress: Progress
@@ -167,10 +140,20 @@ class Evaluation:
         keep(task.folders, self._facts(task, "answers"), {"answers": list(answers)})
         return replace(self._of(task), answers=answers)
 
-    def _kept(self, task: Task) -> tuple[RowLosses | None, tuple[str, ...]]:
-        losses = kept(task.folders, self._facts(task, "rows"))
-        answers = kept(task.folders, self._facts(task, "answers")) if len(self.questions) else None
-        return losses_of(losses) if losses else None, tuple(answers["answers"]) if answers else ()
+    def _kept(self, task: Task) -> tuple[RowLosses | None, tuple[str, ...], RowLosses | None]:
+        losses, answers, general = (
+            kept(task.folders, self._facts(task, what)) if is_asked else None
+            for what, is_asked in (
+                ("rows", True),
+                ("answers", len(self.questions) > 0),
+                ("general", self.options.forgetting),
+            )
+        )
+        return (
+            losses_of(losses) if losses else None,
+            tuple(answers["answers"]) if answers else (),
+            losses_of(general) if general else None,
+        )
 
     def _facts(self, task: Task, what: str) -> dict[str, Any]:
         """Return everything that a result depends on."""
@@ -182,6 +165,8 @@ class Evaluation:
             "device": self.options.device,
             **{name: model.get(name) for name in ("dtype", "quantization", "attn_implementation")},
         }
+        if what == "general":
+            return {**facts, "layout": task.rows.layout, "texts": sha256_of_json(general_texts())}
         if what == "rows":
             return {**facts, "rows": self._rows_hash}
         limit = self.options.max_new_tokens
@@ -189,11 +174,20 @@ class Evaluation:
         return {**facts, "questions": self.questions.hash, "most": limit, "prompts": shaped}
 
     def _lacks(self, task: Task) -> bool:
+        return self._lacks_losses(task) or len(self._of(task).answers) < len(self.questions)
+
+    def _lacks_losses(self, task: Task) -> bool:
         found = self._of(task)
-        return found.losses is None or len(found.answers) < len(self.questions)
+        return found.losses is None or (self.options.forgetting and found.general is None)
 
     def _of(self, task: Task) -> Evaluated:
         return self.done[task.name]
 
     def _store(self, task: Task, evaluated: Evaluated) -> None:
         self.done[task.name] = evaluated
+
+
+def _positions(model: Any, adapter: Any) -> int | None:
+    """Return how many tokens of text a model has positions for; None if it does not say."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if most is None else most - getattr(adapter, "num_virtual_tokens", 0)

@@ -41,6 +41,7 @@ class EvaluationOptions:
         max_new_tokens: Length limit of the answers.
         batch_size: Prompts that are answered at once.
         trust_remote_code: Whether code that comes with a model may run.
+        forgetting: Whether the loss on general text is computed too.
     """
 
     precision: str = "auto"
@@ -48,6 +49,7 @@ class EvaluationOptions:
     max_new_tokens: int = 128
     batch_size: int = 32
     trust_remote_code: bool = False
+    forgetting: bool = False
 
     def precision_for(self, runs: list[Run]) -> str:
         """Return the precision to evaluate ``runs`` in."""
