@@ -31,27 +31,26 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
     Args:
         base_model: Hub id, local folder or GGUF file of a causal LM.
         adapter: What is trained: LoRA, PromptTuning, Full; PTuning or PrefixTuning, from a folder.
-        learning_rate: Peak learning rate; by default the one its adapter recommends.
+        learning_rate: Peak learning rate; by default that of the adapter.
         optimizer: A torch optimizer by class path; by default AdamW without weight decay.
         lr_schedule: Cosine, Linear, Constant, a scheduler of torch, or a function of the step.
         dtype: Of the base: auto, float32, bfloat16 or float16. The adapter is always float32.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
         activation_checkpointing: Recompute activations in the backward pass; do not keep them.
-        compile: Compile the decoder layers with torch.compile; not for virtual tokens.
+        compile: Compile the decoder layers; not for virtual tokens.
         cache_hidden_states: Run the layers below the adapter once a row; keep the outputs on disk.
-        hidden_cache_gib: Disk space for these files in GiB; the least recently used are removed.
+        hidden_cache_gib: GiB of disk for them; the least recently used are removed.
         sample_prompts: Prompts whose greedy answers are logged at each validation.
         sample_max_new_tokens: Length limit of those answers.
-        predict_max_new_tokens: Length limit of the answers of ``predict`` and for ``metrics``.
-        metrics: Scores of answers to validation and test rows, by name: [exact_match, rougeL].
-        metric_rows: How many rows of each source are answered for them; 0 for all.
-        labels: Labels that likelihood_accuracy compares; without, the different answers.
-        label_score: What of a label's log-likelihoods is compared: the sum of its tokens, or mean.
+        predict_max_new_tokens: Length limit of answers of ``predict`` and ``metrics``.
+        metrics: Scores of answers to validation rows: [exact_match, rougeL].
+        metric_rows: Rows of each source to answer for them; 0 for all.
+        labels: Labels for likelihood_accuracy; without, all answers.
+        label_score: Of a label's log-likelihoods: sum, or mean per token.
         attn_implementation: auto (one attention per sequence), or transformers' sdpa, eager, ...
         trust_remote_code: Whether code that comes with the base model may run.
         revision: Branch, tag or commit of a hub id.
-        forgetting: Log the loss on general text, before training and at each validation: true for
-            that of the package, or a file of yours.
+        forgetting: Log the loss on general text: true, or a file of yours.
         init_from: Train the adapter of a folder, ours or HF PEFT's, or ``owner/name@revision``.
     """
 

@@ -112,9 +112,9 @@ def _leaves(cls: type) -> set[type]:
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> list[str]:
-    lines = [f"{title}:"]
+    lines, wide = [f"{title}:"], max(len(name) for name, _ in rows)
     for name, text in rows:
-        lines += _wrapped(text, " " * 40, f"  {name:<37} ")
+        lines += _wrapped(text, " " * (wide + 3), f"  {name:<{wide}} ")
     return [*lines, ""]
 
 

@@ -1,14 +1,16 @@
-# Sourced by the exercises: sweep NAME [options] trains with three seeds and compares the runs.
+# Sourced by the exercises: sweep NAME [options] trains with three seeds and compares the runs, which
+# are below runs/course, or below $RUNS.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=python
 if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
 given=("$@")
+runs=${RUNS:-runs/course}
 
 sweep() {
   local name=$1
   shift
-  "$python" -m peft_lightning sweep --config configs/quickstart.yaml --dir "runs/course/$name" \
+  "$python" -m peft_lightning sweep --config configs/quickstart.yaml --dir "$runs/$name" \
     --seeds 0,1,2 "$@" "${given[@]}"
-  "$python" -m peft_lightning compare "runs/course/$name" --metrics json_match --forgetting
+  "$python" -m peft_lightning compare "$runs/$name" --metrics json_match --forgetting
 }

@@ -63,7 +63,7 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         system_prompt: System message of the conversations that have none.
         encoding: Encoding of text files; without, UTF-8.
         max_rows: Maximum number of rows read of each source.
-        max_train_rows: Maximum number of rows of each source that are trained on, a random choice
+        max_train_rows: Maximum number of rows of each source to train on. They are a random choice
             that no seed changes; those of validation stay.
         tokenizer: Hub id or folder of the tokenizer; without, that of the base model.
         chat_template: Path of a Jinja file, or "none" for plain text; without, the tokenizer's own.
@@ -91,8 +91,8 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         cache_dir: Folder for tokenized rows; without, ~/.cache/peft_lightning/tokens.
         allow_changed_data: Whether a checkpoint may be resumed with other data.
         collate_fn: Makes a batch of tokenized rows; without, by ``layout``.
-        name_sources: Whether training batches name the source of each row, as ``sources``: the
-            stem of its file.
+        name_sources: Whether training batches name the source of each row. It is the stem of the
+            file, in ``sources``.
 
     Attributes:
         tokenizer: The tokenizer, after ``setup``.

@@ -127,7 +127,8 @@ PHASES: dict[str, Callable[[], None]] = {
     "save": lambda: within_held(checkpoint_io, "write_state"),
     "validation": lambda: before(CausalLMModule, "validation_step", lambda: steps > AFTER),
     "last validation": lambda: before(CausalLMModule, "validation_step", lambda: steps == 5),
-    "samples": lambda: before(CausalLMModule, "generate", lambda: True),
+    "first samples": lambda: before(CausalLMModule, "generate", lambda: steps == 0),
+    "samples": lambda: before(CausalLMModule, "generate", lambda: steps > 0),
     "answers": nth_answer,
     "answer": lambda: before(transformers.GenerationMixin, "generate", lambda: True),
 }

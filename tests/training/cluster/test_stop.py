@@ -56,6 +56,7 @@ FIT = {
     "validation, averaged": (signal.SIGTERM, AVERAGED, 3),
     "backward, averaged": (signal.SIGTERM, AVERAGED, 2),
     "forward, own ModelCheckpoint": (signal.SIGTERM, OWN_CHECKPOINT, 2),
+    "first samples": (signal.SIGTERM, ["--model.sample_prompts", "[say 1]"], None),
     "samples": (signal.SIGTERM, ["--model.sample_prompts", "[say 1]"], 3),
     "last validation": (signal.SIGTERM, ["--trainer.max_steps", "5"], 5),
 }

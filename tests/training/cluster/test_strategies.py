@@ -162,7 +162,10 @@ def test_two_processes_report_the_losses_and_choose_the_checkpoint_of_one(folder
         ours, theirs = (folder / name / "run/checkpoints" / checkpoint for name in (two, one))
         assert facts(ours / FACTS_FILE) == facts(theirs / FACTS_FILE)
     samples = [folder / name / "run/samples.jsonl" for name in (one, two)]
-    assert samples[0].read_text() == samples[1].read_text()
+    of_one, of_two = ([json.loads(line) for line in s.read_text().splitlines()] for s in samples)
+    if strategy == "fsdp2":  # the base alone cannot be had from sharded layers, which is said
+        of_one = [line for line in of_one if line["step"] > 0]
+    assert of_one == of_two
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
