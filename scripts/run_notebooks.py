@@ -9,6 +9,7 @@ in the notebook's metadata: a test compares it with the cells that are committed
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -48,7 +49,8 @@ def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
     """
     options = {"timeout": SECONDS, "coalesce_streams": True}
     client = NotebookClient(notebook, resources={"metadata": {"path": folder}}, **options)
-    return client.execute()
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return client.execute(env={**os.environ, "PATH": beside})  # whose python the cells call
 
 
 def without_places(value: Any) -> Any:

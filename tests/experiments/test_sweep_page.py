@@ -37,5 +37,5 @@ def test_the_file_of_points_is_one(monkeypatch, capsys, tmp_path):
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:2]]
     assert names == [
         "adapter=LoRA-r=8-learning_rate=0.003",
-        "adapter=PromptTuning-num_virtual_tokens=16-learning_rate=0.3",
+        "prompt-16",
     ]
