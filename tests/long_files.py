@@ -28,6 +28,7 @@ LONG_FILES = [
     "tests/cli/test_bad_input.py",
     "tests/data/test_datamodule.py",
     "tests/training/test_torch_schedules.py",
+    "tests/test_notebooks.py",
     "tests/training/test_tuner.py",
     "tests/training/test_overrides.py",
     "tests/test_killed_writes.py",
