@@ -237,12 +237,12 @@ if __name__ == "__main__":
     _import_all()
     gc.collect()
     gc.freeze()
-    kind, program = _become(*_serve(here), standard)
-    del sys.modules["__main__"].__file__
     import runpy
     import traceback
 
     try:
+        kind, program = _become(*_serve(here), standard)
+        del sys.modules["__main__"].__file__
         if kind == "-m":
             runpy.run_module(program, run_name="__main__", alter_sys=True)
         elif kind == "-c":
