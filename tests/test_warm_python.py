@@ -47,7 +47,8 @@ def test_an_exception_ends_it_with_a_traceback_and_status_1():
 def test_it_is_stopped_by_signals_from_its_first_moment_on(number):
     program = warm_python.start(["-c", "import time; time.sleep(600)"])
     program.send_signal(number)
-    assert program.wait(60) == -number
+    # 1: of a KeyboardInterrupt, where Lightning's imports keep the interpreter from the signal
+    assert program.wait(60) in ((-number, 1) if number == signal.SIGINT else (-number,))
 
 
 def test_a_signal_to_one_that_has_just_ended_is_no_error():

@@ -237,21 +237,13 @@ if __name__ == "__main__":
     _import_all()
     gc.collect()
     gc.freeze()
+    kind, program = _become(*_serve(here), standard)
+    del sys.modules["__main__"].__file__
     import runpy
-    import traceback
 
-    try:
-        kind, program = _become(*_serve(here), standard)
-        del sys.modules["__main__"].__file__
-        if kind == "-m":
-            runpy.run_module(program, run_name="__main__", alter_sys=True)
-        elif kind == "-c":
-            exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
-        else:
-            runpy.run_path(program, run_name="__main__")
-    except KeyboardInterrupt:  # ends as the interpreter itself does, which some imports prevent
-        traceback.print_exc()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+    if kind == "-m":
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        runpy.run_path(program, run_name="__main__")
