@@ -20,6 +20,7 @@ from peft_lightning.adapters.lora.trainable_tokens import is_tied
 from peft_lightning.adapters.merge import merged, merges_itself, require_lora
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.base_model.load import AS_SAVED
+from peft_lightning.base_model.portable import make_portable
 from peft_lightning.base_model.quantization import dequantized
 from peft_lightning.base_model.weights import (
     INDEX_FILE,
@@ -173,6 +174,7 @@ def write_whole(
                 raise UserError(f"{name} has values that are too large for {tensor.dtype}")
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
+    make_portable(folder)
 
 
 def _copy_texts(source: MergedTensors, folder: Path) -> None:
@@ -191,3 +193,4 @@ def _copy_texts(source: MergedTensors, folder: Path) -> None:
             part["tie_word_embeddings"] = False
     config.pop("_name_or_path", None)
     (folder / "config.json").write_text(as_json(config) + "\n", encoding="utf-8")
+    make_portable(folder)
