@@ -189,10 +189,7 @@ def _opened(folder: str | Path) -> tuple[Adapter, dict[str, Any], AdapterFiles]:
     facts = read_facts(folder)
     if facts.get("peft_type") == Full.peft_type:
         return Full(), facts, tensor_files(folder, Full.tensor_file)
-    config = read_json(required(folder, CONFIG_FILE))
-    if of_mlx := is_mlx(config):
-        files = AdapterFiles([required(folder, MLX_FILE)], of_mlx)
-        config = hf_config(config, files.names(), folder)
+    config, files = read_hf_config(folder)
     kind = adapter_class(config.get("peft_type"), facts.get("adapter_class"), folder)
     own = {name: facts[name] for name in kind.own_options & facts.keys()}
     if paths := [name for name, value in own.items() if isinstance(value, str)]:
@@ -202,7 +199,21 @@ def _opened(folder: str | Path) -> tuple[Adapter, dict[str, Any], AdapterFiles]:
     if not isinstance(facts["base_model"], str | None):
         name = f"base_model_name_or_path must be a name, got {facts['base_model']!r:.80}"
         raise UserError(f"{folder / CONFIG_FILE}: {name}")
-    return adapter, facts, files if of_mlx else tensor_files(folder, adapter.tensor_file)
+    return adapter, facts, files or tensor_files(folder, adapter.tensor_file)
+
+
+def read_hf_config(folder: Path) -> tuple[dict[str, Any], AdapterFiles | None]:
+    """Return the config of an adapter's folder with HF PEFT's keys, and the tensors' files of MLX.
+
+    Raises:
+        FileNotFoundError: If it is no adapter's folder.
+        UserError: If a file cannot be read, or is of an adapter of MLX that HF PEFT has not.
+    """
+    config = read_json(required(folder, CONFIG_FILE))
+    if not is_mlx(config):
+        return config, None
+    files = AdapterFiles([required(folder, MLX_FILE)], is_mlx=True)
+    return hf_config(config, files.names(), folder), files
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def layers_in_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str
         New names by those in the file; none if the names are the model's already, or if there is
         not exactly one way to read all of them.
     """
-    there = {name for name, _ in model.named_modules()}
+    there = {name for name, _ in model.named_modules() if name}
     layers = list(dict.fromkeys(map(layer_of, tensors)))
     if not layers or there.issuperset(layers):
         return {}
