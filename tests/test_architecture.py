@@ -21,6 +21,7 @@ SAME_FLOOR = {  # and of its own floor from these
     "base_model": {"kernels"},  # the dtype that suits the processor
     "commands": {"cli"},  # submit checks the options of fit
     "experiments": {"module", "training"},  # what they plan and evaluate
+    "export": {"inference"},  # the tokens that end an answer
     "files": {"messages"},  # the types of errors
     "hyperparameters": {"messages"},  # what a secret is
     "hub": {"adapters", "base_model"},  # what it fetches and uploads
