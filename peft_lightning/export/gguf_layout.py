@@ -70,8 +70,8 @@ class Layout:
         if self.architecture.rope.get("rope_type") == "longrope":
             said += (
                 "\nllama.cpp takes the factors of long texts from the first token on if its "
-                f"context is above {longest}, transformers beyond that only: give it for shorter texts "
-                f"-c {longest}"
+                f"context is above {longest}, transformers beyond that only: for shorter texts "
+                f"give it -c {longest}"
             )
         return said
 
