@@ -61,7 +61,10 @@ def quantization_options(
             f"the base model {name} is quantised already, by {own}: leave quantization out"
         )
     if own == "bitsandbytes" and find_spec("bitsandbytes") is None:
-        raise UserError(f"the base model {name} is quantised by bitsandbytes: {INSTALL}")
+        raise UserError(
+            f"the base model {name} is quantised by bitsandbytes: {INSTALL}, or give the plain one "
+            "it was made from"
+        )
     if own == "bitsandbytes" or quantization:
         # it says for each product on a CPU that it rounds the inputs, which is what was asked for
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

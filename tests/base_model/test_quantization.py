@@ -169,7 +169,9 @@ def test_a_base_of_mlx_is_named_with_what_to_give_instead(base, tmp_path):
     config["quantization_config"] = {"group_size": 64, "bits": 4}
     (folder / "config.json").write_text(json.dumps(config))
     for read in (load_base_model, open_weights):
-        with pytest.raises(ValueError, match="is quantised by MLX.* give the one it was made from"):
+        with pytest.raises(
+            ValueError, match=r"is quantised by MLX.* give the one it was made from"
+        ):
             read(str(folder))
 
 
