@@ -58,20 +58,29 @@ def _say(text: str) -> None:
     warnings.warn(text, stacklevel=1)  # of this place, so that one text is said once
 
 
+def _say_unmatched(option: str, names: Iterable[Any]) -> None:
+    if shown := shortened(list(map(str, names))):
+        _say(f"{option} names what is not in this model, and is read without: {shown}")
+
+
 def _renamed(
     options: Mapping[str, Any], layers: Mapping[str, str], tensors: Iterable[str]
 ) -> dict[str, Any]:
     """Return the options that name layers, with the model's names, in full."""
     adapted = {layer_of(name) for name in tensors if _LORA in name}
+    pairs = [pair for pair in layers.items() if pair[1] in adapted]
     new: dict[str, Any] = {
-        "target_modules": [name for name in layers.values() if name in adapted],
+        "target_modules": [name for _, name in pairs],
         "exclude_modules": None,
         "layers_to_transform": None,
         "layers_pattern": None,
     }
     for key in ("rank_pattern", "alpha_pattern"):
-        values = {name: match_pattern(options[key], old) for old, name in layers.items()}
-        new[key] = {re.escape(n): v for n, v in values.items() if v is not None and n in adapted}
+        pattern = options[key]
+        values = {n: match_pattern(pattern, old) or match_pattern(pattern, n) for old, n in pairs}
+        new[key] = {re.escape(name): value for name, value in values.items() if value is not None}
+        unmatched = [k for k in pattern if not any(_matches_one(k, pair) for pair in pairs)]
+        _say_unmatched(key, unmatched)
     if options["modules_to_save"]:
         ends = tuple(options["modules_to_save"])
         whole = [new for old, new in layers.items() if old.endswith(ends) and new not in adapted]
@@ -80,6 +89,10 @@ def _renamed(
         ids = {new: _ids(tokens, old) for old, new in layers.items()}
         new["trainable_token_indices"] = {name: some for name, some in ids.items() if some}
     return new
+
+
+def _matches_one(key: str, names: Iterable[str]) -> bool:
+    return any(match_pattern({key: True}, name) for name in names)
 
 
 def _ids(tokens: Mapping[str, list[int]], name: str) -> list[int] | None:
@@ -110,8 +123,7 @@ def _without_unmatched(
     def keep(option: str, value: Any, dropped: list[Any]) -> None:
         if dropped:
             kept[option] = value
-            names = shortened(list(map(str, dropped)))
-            _say(f"{option} names what is not in this model, and is read without: {names}")
+            _say_unmatched(option, dropped)
 
     targets = _targets(options)
     wanted = options["target_modules"]
@@ -125,7 +137,7 @@ def _without_unmatched(
     found = _targets({**options, **kept}).find(model)
     for option in ("rank_pattern", "alpha_pattern"):
         pattern = options[option]
-        unmatched = [k for k in pattern if not any(match_pattern({k: 1}, n) for n in found)]
+        unmatched = [key for key in pattern if not _matches_one(key, found)]
         keep(option, {k: v for k, v in pattern.items() if k not in unmatched}, unmatched)
     modules = [name for name, _ in model.named_modules() if name]
     saved = options["modules_to_save"] or []
