@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters import Adapter, attached_adapter
 from peft_lightning.base_model.quantization import rounds_inputs
+from peft_lightning.forward_check import ForwardCheck
 from peft_lightning.hidden_cache.cache import HiddenStateCache
 from peft_lightning.kernels.attention import FLAT_ATTENTION, forward_inputs
 from peft_lightning.kernels.pad_to_multiple import compiles_products, in_whole_blocks
@@ -23,8 +24,8 @@ from peft_lightning.linear_cross_entropy import (
 from peft_lightning.loss_checks import (
     flat_batch_error,
     has_plain_head,
-    require_isolation,
     shared_prefix_error,
+    takes,
 )
 from peft_lightning.messages import UserError
 
@@ -53,7 +54,8 @@ class CausalLMLoss:
         self.frozen: HiddenStateCache | None = None  # hidden states below the adapter, if cached
         self._dropouts = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
         self._shares_prefix = shares_prefix and not rounds_inputs(model)
-        self._prefix_verified = self._flat_verified = False
+        self._prefix_verified = False
+        self._check = ForwardCheck(model, self._raw_logits)
         self._shares: bool | None = None
         self._plain_head: bool | None = None
 
@@ -63,6 +65,11 @@ class CausalLMLoss:
         With ``loss_weights`` in the batch, (B, T), each is a weighted sum: of the tokens' losses,
         of 1, in float64, and of 1 for each token that was likeliest.
         """
+        parts = [self._nll(part) for part in self._arranged(batch)]
+        nll, tokens, correct = (torch.stack(sums).sum(0) for sums in zip(*parts, strict=True))
+        return nll, tokens, correct
+
+    def _nll(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         inputs, positions, targets, weights = self._inputs(batch)
         if self._has_plain_head():
             with self._skipping(batch):
@@ -90,10 +97,19 @@ class CausalLMLoss:
 
         The logits are float32, or float64 if the model computes in it.
         """
-        inputs, positions, targets, _ = self._inputs(batch)
-        with self._skipping(batch):
-            logits = self._logits(inputs, positions)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)), targets
+        found = []
+        for part in self._arranged(batch):
+            inputs, positions, targets, _ = self._inputs(part)
+            with self._skipping(part):
+                logits = self._logits(inputs, positions)
+            found.append((logits.to(torch.promote_types(logits.dtype, torch.float32)), targets))
+        logits, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return logits, targets
+
+    def _raw_logits(self, batch: Batch) -> Tensor:
+        """Return the logits before the labelled tokens of a batch as it is, unchecked."""
+        inputs, positions, *_ = self._inputs(batch)
+        return self._logits(inputs, positions)
 
     def weights(self, batch: Batch) -> Tensor:
         """Return the weights in the loss of the tokens of ``logits``, (N,), in their order."""
@@ -112,13 +128,25 @@ class CausalLMLoss:
         return self.weights({**batch, "loss_weights": numbers})
 
     def model_inputs(self, batch: Batch) -> Batch:
-        """Return the keyword arguments of the model's forward for a batch without labels."""
-        return forward_inputs(self.model, dict(self._prepared(batch)))
+        """Return the keyword arguments of the model's forward for a batch without labels.
+
+        The batch is flat only where ``takes_flat``.
+        """
+        (part,) = self._arranged(batch)
+        return forward_inputs(self.model, dict(self._prepared(part)))
+
+    def takes_flat(self, batch: Batch) -> bool:
+        """Whether the model is given a flat batch as it is."""
+        return all("seq_lens" in part for part in self._arranged(batch))
 
     def path(self) -> str:
         """Return how the loss is computed, for the table at a run's start."""
         plain = self._has_plain_head()
         return "labelled tokens, in chunks" if plain else "labelled tokens, the model's own logits"
+
+    def _arranged(self, batch: Batch) -> list[Batch]:
+        """Return the parts of a batch that the model is to be given, as it computes them right."""
+        return self._check.arranged(batch, None if self._is_disabled() else self.adapter)
 
     def _skipping(self, batch: Batch) -> AbstractContextManager[None]:
         return nullcontext() if self.frozen is None else self.frozen.skipping(batch)
@@ -152,9 +180,6 @@ class CausalLMLoss:
         """Let the adapter shape a batch: virtual tokens only once where that is exact."""
         if self._is_disabled():
             return batch
-        if "cu_seq_lens" in batch and not self._flat_verified:
-            self._flat_verified = True
-            require_isolation(self.model, self.adapter)
         if self.adapter is None:
             return batch
         if "cu_seq_lens" in batch:
@@ -165,10 +190,13 @@ class CausalLMLoss:
 
     def _logits(self, inputs: Batch, positions: Tensor) -> Tensor:
         """Return the model's own logits at ``positions`` of the flattened batch."""
-        flat = "position_ids" in inputs
-        keep = positions if flat else 0  # 0: all, as the rows of a padded batch keep different ones
-        logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits.flatten(0, 1)
-        return logits if flat else logits[positions]
+        options: dict[str, Any] = {}
+        given = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
+        one_row = len(given) == 1
+        if one_row and takes(self.model, "logits_to_keep"):  # several rows keep different ones
+            options["logits_to_keep"] = positions
+        logits = self.model(**inputs, use_cache=False, **options).logits.flatten(0, 1)
+        return logits if options else logits[positions]
 
     # ---- which ways are exact, found out once each ---------------------------------------------
 

@@ -98,7 +98,10 @@ def cache_of_run(module: Any) -> HiddenStateCache:
         raise UserError(
             "cache_hidden_states: true needs the rows of SFTDataModule, not a bare loader"
         )
+    first = [data.tokenized_datasets[0][0]["input_ids"]]
     flat = data.batch_options.layout == "flat"
+    with trainer.precision_plugin.forward_context():
+        flat = flat and outputs.takes_flat(_on(batch_of(first, True), module.device))
 
     def run(batch: Batch) -> Tensor:
         with trainer.precision_plugin.forward_context():
@@ -121,7 +124,7 @@ def cache_of_run(module: Any) -> HiddenStateCache:
         announce=rank_zero_info,
     )
     cache = HiddenStateCache(layers, sources)
-    _verify(cache, module, batch_of([data.tokenized_datasets[0][0]["input_ids"]], flat))
+    _verify(cache, module, batch_of(first, flat))
     return cache
 
 

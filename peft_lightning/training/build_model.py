@@ -16,6 +16,7 @@ from peft_lightning.base_model import base_fingerprint, load_base_model, load_to
 from peft_lightning.data import PromptFormat
 from peft_lightning.hidden_cache.cache import leaves_inputs
 from peft_lightning.kernels.attention import FLAT_ATTENTION
+from peft_lightning.kernels.own_forward import own_forward
 from peft_lightning.kernels.patch import patch_model
 from peft_lightning.loss import CausalLMLoss
 from peft_lightning.messages import UserError
@@ -80,6 +81,8 @@ def build_model(module: Any) -> None:
     with suppress(UserError) if module.given_base else nullcontext():  # may go without
         tokenizer_of(module)
     module.fingerprint = base_fingerprint(model)
+    if module.given_base is None:  # as it is on disk; what was done to a loaded one is not known
+        own_forward(model).fingerprint = module.fingerprint
     module.report = patch_model(
         model,
         precision=None if trainer is None else str(trainer.precision),

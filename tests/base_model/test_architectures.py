@@ -163,9 +163,13 @@ def mamba(tmp_path_factory):
     return folder
 
 
-def test_a_model_that_mixes_sequences_is_refused_and_the_way_out_named(mamba, rows, tmp_path):
-    with pytest.raises(ValueError, match=r"MambaForCausalLM cannot.*data\.layout: padded"):
+def test_a_model_that_mixes_sequences_trains_on_padded_rows_and_says_so(
+    mamba, rows, tmp_path, caplog
+):
+    with caplog.at_level("INFO"):
         fit(mamba, rows, tmp_path / "run", max_steps=1)
+    assert caplog.text.count("MambaForCausalLM is given padded rows") == 1
+    assert "rows end to end: " in caplog.text
 
 
 def test_it_trains_on_padded_batches(mamba, rows, tmp_path):
