@@ -11,6 +11,7 @@ sweep() {
   local name=$1
   shift
   "$python" -m peft_lightning sweep --config configs/quickstart.yaml --dir "$runs/$name" \
-    --seeds 0,1,2 "$@" "${given[@]}"
+    --seeds 0,1,2 "$@" ${given[@]+"${given[@]}"}
+  case " ${given[*]-} " in *" --dry_run "* | *" --dry_run="*) return ;; esac
   "$python" -m peft_lightning compare "$runs/$name" --metrics json_match --forgetting
 }

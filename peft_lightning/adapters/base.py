@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters.field_types import check_field_types
 from peft_lightning.adapters.state_dict import check_tensors_fit
+from peft_lightning.base_model.portable import portable_files
 from peft_lightning.messages import UserError
 
 PEFT_VERSION = "0.21.2"  # the HF PEFT release whose files ours are
@@ -275,7 +276,7 @@ def tokenizer_files(tokenizer: Any) -> dict[str, str | bytes]:
     """Return the files of a tokenizer of transformers, by name."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        return {f.name: f.read_bytes() for f in Path(folder).iterdir() if f.is_file()}
+        return portable_files({f.name: f.read_bytes() for f in Path(folder).iterdir()})
 
 
 def as_json(content: Mapping[str, Any]) -> str:
