@@ -28,6 +28,7 @@ from peft_lightning.loss_checks import (
     takes,
 )
 from peft_lightning.messages import UserError
+from peft_lightning.router_loss import asks_for_it, router_loss
 
 Batch = dict[str, Any]
 
@@ -45,17 +46,25 @@ class CausalLMLoss:
         adapter: Prepares its inputs; None for a model that never has one.
         shares_prefix: Whether tokens that all sequences of a flat batch begin with may be computed
             once for all of them. That is done on a CPU, without dropout, where it is exact.
+        router_aux_loss: Factor on the load-balancing loss of experts' routers, which is added where
+            gradients are computed; None for what the model's own loss has.
     """
 
     def __init__(
-        self, model: Any, adapter: Adapter | None = None, shares_prefix: bool = False
+        self,
+        model: Any,
+        adapter: Adapter | None = None,
+        shares_prefix: bool = False,
+        router_aux_loss: float | None = None,
     ) -> None:
         self.model, self.adapter = model, adapter
         self.frozen: HiddenStateCache | None = None  # hidden states below the adapter, if cached
         self._dropouts = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
-        self._shares_prefix = shares_prefix and not rounds_inputs(model)
+        self.routers = router_loss(model, router_aux_loss)
+        whole = self.routers is None  # whose shares are of all tokens of all rows
+        self._shares_prefix = shares_prefix and whole and not rounds_inputs(model)
         self._prefix_verified = False
-        self._check = ForwardCheck(model, self._raw_logits)
+        self._check = ForwardCheck(model, self._raw_logits, self._own_loss)
         self._shares: bool | None = None
         self._plain_head: bool | None = None
 
@@ -65,14 +74,18 @@ class CausalLMLoss:
         With ``loss_weights`` in the batch, (B, T), each is a weighted sum: of the tokens' losses,
         of 1, in float64, and of 1 for each token that was likeliest.
         """
-        parts = [self._nll(part) for part in self._arranged(batch)]
+        trains = torch.is_grad_enabled()
+        parts = [self._nll(part, trains) for part in self._arranged(batch)]
         nll, tokens, correct = (torch.stack(sums).sum(0) for sums in zip(*parts, strict=True))
         return nll, tokens, correct
 
-    def _nll(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _nll(self, batch: Batch, trains: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what ``nll`` does; what training adds to the loss if ``trains``."""
         inputs, positions, targets, weights = self._inputs(batch)
+        routers = self.routers if trains else None
+        recording = nullcontext() if routers is None else routers.recording()
         if self._has_plain_head():
-            with self._skipping(batch):
+            with self._skipping(batch), recording:
                 hidden = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
             head = self.model.get_output_embeddings()
             nll, correct = linear_cross_entropy(
@@ -85,12 +98,16 @@ class CausalLMLoss:
                 **head_options(self.model.config.to_dict()),
             )
         else:
-            with self._skipping(batch):
+            with self._skipping(batch), recording:
                 logits = self._logits(inputs, positions)
             nll, correct = logits_cross_entropy(logits, targets, weights)
+        count = torch.tensor(len(targets), device=nll.device)
         if weights is not None:
-            return nll, weights.sum(dtype=torch.float64), correct
-        return nll, torch.tensor(len(targets), device=nll.device), correct
+            count = weights.sum(dtype=torch.float64)
+        if routers is not None:
+            mask = None if "position_ids" in inputs else inputs.get("attention_mask")
+            nll = nll + (count * routers.value(mask)).to(nll)  # of the mean: one per token
+        return nll, count, correct
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the logits that predict labelled tokens, (N, V), and those tokens, (N,).
@@ -172,7 +189,7 @@ class CausalLMLoss:
             inputs.pop("loss_weights", None),
         )
         embedding = self.model.get_input_embeddings()
-        if "cu_seq_lens" in inputs and compiles_products(embedding):
+        if "cu_seq_lens" in inputs and compiles_products(embedding) and self.routers is None:
             inputs = in_whole_blocks(inputs)
         return forward_inputs(self.model, inputs), positions, targets, weights
 
@@ -193,10 +210,21 @@ class CausalLMLoss:
         options: dict[str, Any] = {}
         given = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
         one_row = len(given) == 1
-        if one_row and takes(self.model, "logits_to_keep"):  # several rows keep different ones
+        if asks_for_it(self.model):  # it would be computed here, from a padded mask
+            options["output_router_logits"] = False
+        if keeps := one_row and takes(
+            self.model, "logits_to_keep"
+        ):  # several rows keep different ones
             options["logits_to_keep"] = positions
         logits = self.model(**inputs, use_cache=False, **options).logits.flatten(0, 1)
-        return logits if options else logits[positions]
+        return logits if keeps else logits[positions]
+
+    def _own_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the model's own mean loss of a padded batch, and ours, in nats per token."""
+        inputs = dict(self._prepared(batch))
+        own = self.model(**inputs, use_cache=False).loss
+        nll, tokens, _ = self._nll(batch, trains=True)
+        return own, nll / tokens
 
     # ---- which ways are exact, found out once each ---------------------------------------------
 
@@ -219,6 +247,8 @@ class CausalLMLoss:
         """
         if self._shares is None:
             assert self.adapter is not None
+            if self.routers is not None:
+                return False
             prepare = self.adapter.prepare_shared
             self._shares = self._has_flat_attention() and not flat_batch_error(
                 self.model, self.adapter, prepare

@@ -27,11 +27,7 @@ SAME_FLOOR = {  # and of its own floor from these
     "hyperparameters": {"messages"},  # what a secret is
     "hub": {"adapters", "base_model"},  # what it fetches and uploads
     "linear_cross_entropy": {"kernels"},
-    "loss": {
-        "forward_check",
-        "hidden_cache",
-        "loss_checks",
-    },  # rows whose lower layers are not run again
+    "loss": {"forward_check", "hidden_cache", "loss_checks", "router_loss"},  # its parts
     "module": {"training"},  # its optimizer, checkpoints and callbacks
     "process": {"messages"},  # the types of errors
 }

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.forward_check.memory import file_of, recall, remember
 from peft_lightning.forward_check.probes import Batch, boundaries, longest_of, rows_of
-from peft_lightning.forward_check.search import Logits, Search
+from peft_lightning.forward_check.search import Logits, Losses, Search
 from peft_lightning.forward_check.ways import Way, arranged
 from peft_lightning.kernels.own_forward import evaluating, own_forward
 
@@ -24,11 +24,21 @@ class Found:
         boundary: Rows up to this length are computed right, longer ones have not been looked at;
             None if all are.
         reasons: Why each faster way is not taken.
+        loss: How the model's own loss differs from ours, if it does.
     """
 
     way: Way
     boundary: int | None
     reasons: list[str]
+    loss: str | None
+
+    @classmethod
+    def read(cls, kept: dict[str, Any] | None) -> Found | None:
+        """Return what was kept as JSON; None if that is not whole."""
+        try:
+            return None if kept is None else cls(**{**kept, "way": Way(**kept["way"])})
+        except (KeyError, TypeError):
+            return None
 
     def covers(self, longest: int) -> bool:
         """Whether rows of this length are known to be computed right."""
@@ -48,10 +58,12 @@ class ForwardCheck:
     Args:
         model: A causal LM of transformers.
         logits: Computes its logits, (N, V), before the labelled tokens of a batch, as it is now.
+        losses: Computes the model's own mean loss of a padded batch, and ours.
     """
 
-    def __init__(self, model: Any, logits: Logits) -> None:
-        self.model, self.logits, self.own = model, logits, own_forward(model)
+    def __init__(self, model: Any, logits: Logits, losses: Losses) -> None:
+        self.model, self.logits, self.losses = model, logits, losses
+        self.own = own_forward(model)
 
     def arranged(self, batch: Batch, adapter: Any) -> list[Batch]:
         """Let the model compute in the way for ``batch``, and return the parts to give it in turn.
@@ -80,18 +92,21 @@ class ForwardCheck:
         known = [n for n in boundaries(self.model) if n < longest]
         with self.own.using(False, False):
             file = file_of(self.model, self.own, layout, adapter)
-            kept = recall(file)
-            found = None if kept is None else Found(**{**kept, "way": Way(**kept["way"])})
+            found = Found.read(recall(file))
             if found is None or not found.covers(longest):
                 virtual = getattr(adapter, "num_virtual_tokens", 0)
                 with evaluating(self.model):
                     search = Search(self.model, self.own, self.logits, rows, virtual)
                     way, reasons = search.run(layout, known[-1] if known else None)
+                    loss = search.other_loss(self.losses) if before is None else before.loss
                 ahead = [n for n in boundaries(self.model) if n >= longest]
-                found = Found(way, ahead[0] if ahead else None, reasons)
+                found = Found(way, ahead[0] if ahead else None, reasons, loss)
                 remember(file, asdict(found))
-        if found.reasons and (before is None or before.way != found.way):
+        said = list(self.own.checked.values())
+        if found.reasons and all(other.way != found.way for other in said):
             rank_zero_info(self._line(found))
+        if found.loss and all(other.loss != found.loss for other in said):
+            rank_zero_info(found.loss)
         return found
 
     def _line(self, found: Found) -> str:

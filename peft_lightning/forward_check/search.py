@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from peft_lightning.kernels.own_forward import OwnForward
 from peft_lightning.messages import UserError
 
 Logits = Callable[[Batch], Tensor]  # (N, V): those that predict the labelled tokens of a batch
+Losses = Callable[[Batch], tuple[Tensor, Tensor]]  # the model's own mean loss, and ours
 
 
 class Search:
@@ -71,6 +73,18 @@ class Search:
             f"{self.name} cannot be trained: no way to run it computes what its own forward "
             f"does for a row alone ({'; '.join(reasons)})"
         )
+
+    def other_loss(self, losses: Losses) -> str | None:
+        """Return how the model's own loss of a row differs from ours, in a line; None if not."""
+        with self.own.using(), suppress(AttributeError, TypeError, ValueError, NotImplementedError):
+            own, ours = (float(loss) for loss in losses(padded(self.probes[:1])))
+            if not abs(own - ours) <= (1e-3 if self.rounding.is_fine else 0.05) * abs(own):
+                return (
+                    f"{self.name}'s own loss of a row is {own:.4g}, that of its tokens {ours:.4g}: "
+                    "the loss here is the cross-entropy of the labelled tokens, without the "
+                    "model's own further terms"
+                )
+        return None
 
     def _has(self, way: Way) -> bool:
         """Whether ``way`` is another than the one before it."""

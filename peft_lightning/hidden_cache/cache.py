@@ -88,6 +88,12 @@ def cache_of_run(module: Any) -> HiddenStateCache:
             f"cache_hidden_states: true, but {name}, in or below the frozen layers, is in training "
             "mode, where it may draw random numbers: leave the base in eval mode"
         )
+    if outputs.routers is not None:
+        raise UserError(
+            "cache_hidden_states: true leaves out the routers of the frozen layers, which are part "
+            "of the load-balancing loss: set model.router_aux_loss to 0, or cache_hidden_states to "
+            "false"
+        )
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         raise UserError(
             f"cache_hidden_states: true does not go with {type(trainer.strategy).__name__}: "

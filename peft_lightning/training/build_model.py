@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
 from peft_lightning.adapters import Adapter
@@ -107,7 +108,14 @@ def build_model(module: Any) -> None:
     module.model = model
     module.built_tensors = tensors_of_model(model)
     shares_prefix = leaves_inputs(module.adapter) and not module.compile_layers
-    module.outputs = CausalLMLoss(model, module.adapter, shares_prefix)
+    coefficient = module.router_aux_loss
+    module.outputs = CausalLMLoss(model, module.adapter, shares_prefix, coefficient)
+    if trainer is not None and (routers := module.outputs.routers) is not None:
+        rank_zero_info(
+            f"train/loss has the load-balancing loss of the experts' routers times "
+            f"{routers.coefficient:g}, which model.router_aux_loss sets; val/loss is the tokens' "
+            "alone"
+        )
 
 
 def _base_of(module: Any) -> Any:
