@@ -82,8 +82,8 @@ def test_the_gradients_are_as_near_to_float64s_as_transformers_own(bases, archit
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_logits_are_never_held_by_a_model_with_a_plain_head(bases, architecture):
     module = loaded(bases[architecture])
-    module.model.forward = None  # what would make them
     module.outputs._plain_head = module.outputs.takes_flat(flat_batch())  # checked now
+    module.model.forward = None  # what would make them
     assert module.nll(flat_batch())[0] > 0
     assert loaded(bases[architecture]).outputs._has_plain_head()
 
