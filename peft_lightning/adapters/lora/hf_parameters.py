@@ -50,10 +50,19 @@ def hf_targets(
     taken = taken_for_experts(model, linear)
     rest = [name for name in (*others, *linear) if name not in taken]
     found = dict(options)
-    if taken or isinstance(options["target_modules"], str):
+    if isinstance(options["target_modules"], str):
         found["target_modules"] = rest
+    return with_parameters(found, taken, rest)
+
+
+def with_parameters(
+    options: Mapping[str, Any], taken: Sequence[str], rest: Sequence[str]
+) -> dict[str, Any]:
+    """Return HF PEFT's options with the layers ``taken`` as parameters, and ``rest`` as modules."""
+    found = dict(options)
     if not taken:
         return found
+    found["target_modules"] = list(rest)
     found["target_parameters"] = [name + _WEIGHT for name in taken]
     for option in ("rank_pattern", "alpha_pattern"):
         patterns = options[option].items()
@@ -61,6 +70,12 @@ def hf_targets(
         own = {name: match_pattern(options[option], name) for name in taken}
         found[option] = kept | {n + _WEIGHT: v for n, v in own.items() if v is not None}
     return found
+
+
+def layers_as_parameters(config: Mapping[str, Any]) -> set[str]:
+    """Return the names of the layers that a config has as parameters."""
+    parameters = config.get("target_parameters") or []
+    return {str(p).removesuffix(_WEIGHT) for p in parameters if str(p).endswith(_WEIGHT)}
 
 
 def require_parameters(model: Any, options: Mapping[str, Any], linear: Collection[str]) -> None:

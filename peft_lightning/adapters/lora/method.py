@@ -293,6 +293,8 @@ class LoRA(Adapter):
             "init_lora_weights": self.init_lora_weights == "kaiming" or self.init_lora_weights,
             "lora_alpha": plain_number(self.lora_alpha),
             "target_modules": self._targets().resolved_names(model),
+            # HF PEFT asks a causal LM for what only transformers' models have
+            "task_type": "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
             "trainable_token_indices": hf_token_indices(model, self.trainable_token_indices),
         }
         if is_decomposition(self.init_lora_weights):
