@@ -27,7 +27,7 @@ SAME_FLOOR = {  # and of its own floor from these
     "hyperparameters": {"messages"},  # what a secret is
     "hub": {"adapters", "base_model"},  # what it fetches and uploads
     "linear_cross_entropy": {"kernels"},
-    "loss": {"hidden_cache", "loss_checks"},  # rows whose lower layers are not run again
+    "loss": {"forward_check", "hidden_cache", "loss_checks", "router_loss"},  # its parts
     "module": {"training"},  # its optimizer, checkpoints and callbacks
     "process": {"messages"},  # the types of errors
 }
@@ -41,7 +41,7 @@ LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
 }
 ALSO = {
     "cli/command.py": {"docstring_parser"},
-    "commands/card.py": {"huggingface_hub"},
+    "cli/model_card.py": {"huggingface_hub"},
     "data/files/arrow_files.py": {"pyarrow"},
     "data/files/compressed.py": {"pyarrow"},
     "data/files/hub_datasets.py": {"datasets", "huggingface_hub"},
@@ -54,6 +54,7 @@ ALSO = {
     "data/resume.py": {"lightning"},
     "base_model/gguf_reading.py": {"gguf"},
     "base_model/resolve.py": {"huggingface_hub"},
+    "forward_check/check.py": {"lightning"},
     "hidden_cache/cache.py": {"lightning"},
     "hub.py": {"huggingface_hub"},
     "process/network.py": {"huggingface_hub"},
