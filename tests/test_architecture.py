@@ -17,7 +17,8 @@ UNITS = {unit: floor for floor, units in FLOORS.items() for unit in units}
 
 SAME_FLOOR = {  # and of its own floor from these
     "__main__": {"cli"},  # builds the parser that the command needs
-    "adapters": {"kernels"},  # products with weights that are stored in fewer bytes
+    # products with weights that are stored in fewer bytes; the files of a model's folder
+    "adapters": {"base_model", "kernels"},
     "base_model": {"kernels"},  # the dtype that suits the processor
     "commands": {"cli"},  # submit checks the options of fit
     "experiments": {"module", "training"},  # what they plan and evaluate
@@ -26,7 +27,7 @@ SAME_FLOOR = {  # and of its own floor from these
     "hyperparameters": {"messages"},  # what a secret is
     "hub": {"adapters", "base_model"},  # what it fetches and uploads
     "linear_cross_entropy": {"kernels"},
-    "loss": {"hidden_cache", "loss_checks"},  # rows whose lower layers are not run again
+    "loss": {"forward_check", "hidden_cache", "loss_checks", "router_loss"},  # its parts
     "module": {"training"},  # its optimizer, checkpoints and callbacks
     "process": {"messages"},  # the types of errors
 }
@@ -40,7 +41,7 @@ LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
 }
 ALSO = {
     "cli/command.py": {"docstring_parser"},
-    "commands/card.py": {"huggingface_hub"},
+    "cli/model_card.py": {"huggingface_hub"},
     "data/files/arrow_files.py": {"pyarrow"},
     "data/files/compressed.py": {"pyarrow"},
     "data/files/hub_datasets.py": {"datasets", "huggingface_hub"},
@@ -53,6 +54,7 @@ ALSO = {
     "data/resume.py": {"lightning"},
     "base_model/gguf_reading.py": {"gguf"},
     "base_model/resolve.py": {"huggingface_hub"},
+    "forward_check/check.py": {"lightning"},
     "hidden_cache/cache.py": {"lightning"},
     "hub.py": {"huggingface_hub"},
     "process/network.py": {"huggingface_hub"},
@@ -67,8 +69,11 @@ ALSO = {
     "experiments/sweep/state.py": {"yaml"},
     "experiments/sweep/values.py": {"yaml"},
     "export/gguf.py": {"gguf"},
+    "export/gguf_architectures.py": {"gguf"},
+    "export/gguf_families.py": {"gguf"},
     "export/gguf_layout.py": {"gguf"},
     "export/gguf_tokenizer.py": {"gguf"},
+    "export/llama_cpp.py": {"gguf", "llama_cpp"},
     "reports/run_record.py": {"yaml"},
     "reports/chart.py": {"matplotlib"},
 }
@@ -94,7 +99,8 @@ ONE_PLACE = {  # what is done in one way, and where
     "os.replace": "files/atomic.py",
     ".rename(": "files/atomic.py",
 }
-EXTRAS = {"wandb", "mlflow", "trackio", "sacrebleu"}  # only if their loggers or metrics are named
+# only if their loggers, metrics or types of files are named
+EXTRAS = {"wandb", "mlflow", "trackio", "sacrebleu", "llama_cpp"}
 RAISES_BUGS = {"kernels/native/attention.py"}  # and nothing that a user can cause
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}
 

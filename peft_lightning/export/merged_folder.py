@@ -22,6 +22,7 @@ from peft_lightning.adapters.merge import merged, merges_itself, require_lora
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
 from peft_lightning.base_model.generation_config import FILE as GENERATION_CONFIG
 from peft_lightning.base_model.load import AS_SAVED
+from peft_lightning.base_model.portable import make_portable
 from peft_lightning.base_model.quantization import dequantized
 from peft_lightning.base_model.weights import (
     INDEX_FILE,
@@ -178,6 +179,7 @@ def write_whole(
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         (folder / GENERATION_CONFIG).write_text(as_json(values), encoding="utf-8")
     tokenizer.save_pretrained(folder)
+    make_portable(folder)
 
 
 def _copy_texts(source: MergedTensors, folder: Path) -> None:
@@ -196,3 +198,4 @@ def _copy_texts(source: MergedTensors, folder: Path) -> None:
             part["tie_word_embeddings"] = False
     config.pop("_name_or_path", None)
     (folder / "config.json").write_text(as_json(config) + "\n", encoding="utf-8")
+    make_portable(folder)

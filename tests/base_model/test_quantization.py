@@ -20,6 +20,7 @@ from peft_lightning.base_model.quantization import (
     dequantized,
     rounds_inputs,
 )
+from peft_lightning.base_model.weights import open_weights
 from peft_lightning.commands.generate import generate
 from peft_lightning.commands.merge import merge
 from peft_lightning.kernels.packed_weights import FourBits
@@ -160,6 +161,18 @@ def test_what_cannot_be_quantised_says_why(base, tmp_path, monkeypatch):
     (own / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"base is quantised by bitsandbytes: {install}"):
         load_base_model(str(own))
+
+
+def test_a_base_of_mlx_is_named_with_what_to_give_instead(base, tmp_path):
+    folder = shutil.copytree(base, tmp_path / "mlx")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"group_size": 64, "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    for read in (load_base_model, open_weights):
+        with pytest.raises(
+            ValueError, match=r"is quantised by MLX.* give the one it was made from"
+        ):
+            read(str(folder))
 
 
 @mark
@@ -326,6 +339,26 @@ def test_an_adapter_of_a_quantised_base_is_merged_into_the_original_weights(base
     model = load_base_model(str(base))
     load_adapter(model, tmp_path / "ckpt")
     assert_near(load_base_model(str(tmp_path / "out"))(IDS).logits, model(IDS).logits)
+
+
+@mark
+def test_an_adapter_of_a_base_whose_files_are_quantised_goes_onto_the_plain_base_in_a_line(
+    base, quantized, tmp_path, recwarn
+):
+    own = base_fingerprint(load_base_model(str(quantized)))
+    plain = base_fingerprint(load_base_model(str(base)))
+    assert own == {**plain, "weights": own["weights"], "quantized": True}
+    write_adapter(quantized, tmp_path / "ckpt", {"base_fingerprint": own})
+    merge(str(tmp_path / "ckpt"), str(tmp_path / "out"), base_model=str(base))
+    said = [str(w.message) for w in recwarn if "was trained over the quantised" in str(w.message)]
+    assert len(said) == 1
+    assert "they have the same names and shapes" in said[0]
+    model = load_base_model(str(base))
+    load_adapter(model, tmp_path / "ckpt")
+    assert_near(load_base_model(str(tmp_path / "out"))(IDS).logits, model(IDS).logits)
+    other = {**plain, "shapes": "x"}
+    with pytest.raises(ValueError, match="its weights have other names or shapes than these"):
+        load_adapter(load_base_model(str(base)), tmp_path / "ckpt", base_fingerprint=other)
 
 
 @mark

@@ -179,6 +179,13 @@ def test_a_base_of_several_files_is_merged(base, lora, tmp_path):
         merge(str(lora), str(tmp_path / "out"), base_model=str(tiny))
 
 
+def assert_read_by_transformers_4(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
 def test_tokenizer_template_generation_config_and_licence_come_along(base, lora, tmp_path):
     own = shutil.copytree(base, tmp_path / "base")
     (own / "LICENSE").write_text("free")
@@ -188,6 +195,7 @@ def test_tokenizer_template_generation_config_and_licence_come_along(base, lora,
     want = byte_tokenizer()
     assert tokenizer("hi <|im_end|>")["input_ids"] == want("hi <|im_end|>")["input_ids"]
     assert tokenizer.chat_template == want.chat_template
+    assert_read_by_transformers_4(tmp_path / "out")
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "LICENSE"} <= names
     assert not [n for n in names if "adapter" in n or "index" in n or n == "UNVERIFIED"]
@@ -296,6 +304,7 @@ def test_a_gguf_base_is_dequantised_and_merged(tmp_path, capsys):
     with merged(exact):
         for name, tensor in exact.state_dict().items():
             assert torch.equal(model.state_dict()[name], tensor.bfloat16())
+    assert_read_by_transformers_4(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer("a  23")["input_ids"] == digit_tokenizer()("a  23")["input_ids"]
 

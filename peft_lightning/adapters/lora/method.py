@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, cast
 
@@ -22,19 +22,28 @@ from peft_lightning.adapters.lora.extra_modules import (
     hf_token_indices,
     remove_extra_modules,
 )
+from peft_lightning.adapters.lora.file_options import fitted
 from peft_lightning.adapters.lora.grouped_projections import group_projections
+from peft_lightning.adapters.lora.hf_parameters import (
+    hf_targets,
+    require_parameters,
+    with_layers_of_parameters,
+)
+from peft_lightning.adapters.lora.hf_tying import with_seen_tying
 from peft_lightning.adapters.lora.init import is_decomposition
 from peft_lightning.adapters.lora.layers import LoRALinear, is_conv1d
 from peft_lightning.adapters.lora.loading import check_rank, prepare_to_load
 from peft_lightning.adapters.lora.modules_to_save import is_within
 from peft_lightning.adapters.lora.name_matching import check_patterns_match, match_pattern
 from peft_lightning.adapters.lora.peft_config import (
+    ELSEWHERE,
     HF_DEFAULTS,
     WITHOUT_EFFECT,
+    as_read,
     check_embedding_targets,
     checked_options,
 )
-from peft_lightning.adapters.lora.pissa import with_doubled_rank, without_initialization
+from peft_lightning.adapters.lora.pissa import with_doubled_rank
 from peft_lightning.adapters.lora.reached_layers import (
     count_kinds,
     forget_unreached,
@@ -53,6 +62,7 @@ from peft_lightning.adapters.lora.trainable_biases import (
 from peft_lightning.adapters.lora.trainable_tokens import vocabulary_names
 from peft_lightning.adapters.new_tokens import add_new_tokens
 from peft_lightning.adapters.state_dict import PREFIX
+from peft_lightning.adapters.tensor_names import peft_names
 from peft_lightning.messages import UserError
 
 
@@ -107,6 +117,7 @@ class LoRA(Adapter):
     hf_defaults: ClassVar[dict[str, Any]] = HF_DEFAULTS
     hf_ignored: ClassVar[frozenset[str]] = Adapter.hf_ignored | WITHOUT_EFFECT
     own_options: ClassVar[frozenset[str]] = frozenset({"new_tokens"})
+    elsewhere: ClassVar[str] = ELSEWHERE
 
     r: int = 16
     lora_alpha: float = 32
@@ -187,6 +198,7 @@ class LoRA(Adapter):
         check_embedding_targets(self._options(), [name for name in bases if name not in linear])
         biases = biases_to_train(model, self.bias, linear, extra.saved)
         if initialise:
+            require_parameters(model, self._options(), linear)
             check_biases(model, self.bias, biases)
         layers = self._new_layers(bases, extra.tied_embeddings, initialise)
         model.requires_grad_(False)
@@ -258,19 +270,24 @@ class LoRA(Adapter):
         found = updates | trained_biases(model) | extra_tensors(model)
         return {PREFIX + name: tensor for name, tensor in found.items()}
 
+    def hf_names(self, names: Iterable[str]) -> dict[str, str]:
+        return peft_names(names)
+
     def resolved_for(
         self, model: nn.Module, tensors: Mapping[str, Tensor]
     ) -> tuple[LoRA, Mapping[str, Tensor]]:
-        rank = max(map(self.rank, self._targets().find(model)), default=0)
-        check_rank(rank, tensors, self.init_lora_weights)
-        token_indices, tensors = keep_only_new_rows(
+        options, tensors = fitted(self._options(), model, tensors)
+        own = replace(self, **options)
+        rank = max(map(own.rank, own._targets().find(model)), default=0)
+        check_rank(rank, tensors, own.init_lora_weights)
+        rows, tensors = keep_only_new_rows(
             tensors,
             model,
-            self.trainable_token_indices,
-            self.modules_to_save,
-            self.ensure_weight_tying,
+            own.trainable_token_indices,
+            own.modules_to_save,
+            own.ensure_weight_tying,
         )
-        return replace(self, trainable_token_indices=token_indices), tensors
+        return replace(own, **rows), tensors
 
     def load_state_dict(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         given = prepare_to_load(model, tensors, self.init_lora_weights)
@@ -288,11 +305,11 @@ class LoRA(Adapter):
 
     @classmethod
     def from_hf_config(cls, config: Mapping[str, Any]) -> LoRA:
-        return super().from_hf_config(without_initialization(config))
+        return super().from_hf_config(as_read(with_layers_of_parameters(config)))
 
     def hf_config(self, model: nn.Module) -> dict[str, Any]:
         layers = self.layers(model).values()
-        options = {
+        options: dict[str, Any] = {
             **self.hf_options(),
             "alpha_pattern": {k: plain_number(v) for k, v in self.alpha_pattern.items()},
             "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
@@ -300,10 +317,16 @@ class LoRA(Adapter):
             "init_lora_weights": self.init_lora_weights == "kaiming" or self.init_lora_weights,
             "lora_alpha": plain_number(self.lora_alpha),
             "target_modules": self._targets().resolved_names(model),
+            # HF PEFT asks a causal LM for what only transformers' models have
+            "task_type": "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
             "trainable_token_indices": hf_token_indices(model, self.trainable_token_indices),
         }
         if is_decomposition(self.init_lora_weights):
             options = with_doubled_rank(options)
+        adapted = self.layers(model)
+        embeddings = [n for n, m in model.named_modules() if isinstance(m, LoRAEmbedding)]
+        options = hf_targets(model, options, adapted, embeddings)
+        options = with_seen_tying(model, options, [*embeddings, *adapted])
         return {**self.hf_defaults, **options}
 
     def extra_files(self, model: nn.Module, tokenizer: Any = None) -> dict[str, str | bytes]:
