@@ -20,7 +20,9 @@ from rounding import assert_near
 from tiny_run import write_base
 
 LINEAR = {"target_modules": ["q_proj", "up_proj"]}
+HALF = {"alpha_pattern": {"^model.layers.0.self_attn.q_proj": 3}}
 FOLDERS = {
+    "bare decoder": (rename(r"model\.model\.", "model."), {**LINEAR, **HALF}),
     "language_model": (of_images_too, {**LINEAR, "rank_pattern": {"up_proj": 2}}),
     "mlx": (as_mlx(), {**LINEAR, "use_dora": True}),
     "parts": (in_parts, {**LINEAR, "use_rslora": True}),
