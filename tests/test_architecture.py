@@ -75,6 +75,7 @@ ALSO = {
     "export/gguf_sentencepiece.py": {"gguf"},
     "export/gguf_tokenizer.py": {"gguf"},
     "export/llama_cpp.py": {"gguf", "llama_cpp"},
+    "export/loaded_serving.py": {"peft"},
     "reports/run_record.py": {"yaml"},
     "reports/chart.py": {"matplotlib"},
 }
@@ -101,7 +102,7 @@ ONE_PLACE = {  # what is done in one way, and where
     ".rename(": "files/atomic.py",
 }
 # only if their loggers, metrics or types of files are named
-EXTRAS = {"wandb", "mlflow", "trackio", "sacrebleu", "llama_cpp"}
+EXTRAS = {"wandb", "mlflow", "trackio", "sacrebleu", "llama_cpp", "peft"}
 RAISES_BUGS = {"kernels/native/attention.py"}  # and nothing that a user can cause
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}
 
