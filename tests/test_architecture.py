@@ -17,10 +17,12 @@ UNITS = {unit: floor for floor, units in FLOORS.items() for unit in units}
 
 SAME_FLOOR = {  # and of its own floor from these
     "__main__": {"cli"},  # builds the parser that the command needs
-    "adapters": {"kernels"},  # products with weights that are stored in fewer bytes
+    # products with weights that are stored in fewer bytes; the files of a model's folder
+    "adapters": {"base_model", "kernels"},
     "base_model": {"kernels"},  # the dtype that suits the processor
     "commands": {"cli"},  # submit checks the options of fit
     "experiments": {"module", "training"},  # what they plan and evaluate
+    "export": {"inference"},  # the tokens that end an answer
     "files": {"messages"},  # the types of errors
     "hyperparameters": {"messages"},  # what a secret is
     "hub": {"adapters", "base_model"},  # what it fetches and uploads
@@ -66,8 +68,11 @@ ALSO = {
     "experiments/sweep/state.py": {"yaml"},
     "experiments/sweep/values.py": {"yaml"},
     "export/gguf.py": {"gguf"},
+    "export/gguf_architectures.py": {"gguf"},
+    "export/gguf_families.py": {"gguf"},
     "export/gguf_layout.py": {"gguf"},
     "export/gguf_tokenizer.py": {"gguf"},
+    "export/llama_cpp.py": {"gguf", "llama_cpp"},
     "reports/run_record.py": {"yaml"},
     "reports/chart.py": {"matplotlib"},
 }
@@ -93,7 +98,8 @@ ONE_PLACE = {  # what is done in one way, and where
     "os.replace": "files/atomic.py",
     ".rename(": "files/atomic.py",
 }
-EXTRAS = {"wandb", "mlflow", "trackio", "sacrebleu"}  # only if their loggers or metrics are named
+# only if their loggers, metrics or types of files are named
+EXTRAS = {"wandb", "mlflow", "trackio", "sacrebleu", "llama_cpp"}
 RAISES_BUGS = {"kernels/native/attention.py"}  # and nothing that a user can cause
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from torch import Tensor
 
+from peft_lightning.adapters.base import as_json
 from peft_lightning.adapters.folder import Texts, adapter_files
+from peft_lightning.base_model.generation_config import FILE as GENERATION_CONFIG
+from peft_lightning.inference.stop_tokens import with_end_tokens
 from peft_lightning.messages import UserError
 from peft_lightning.training.precision import say_if_changed, types_used
 from peft_lightning.training.prediction import prompt_facts
@@ -42,6 +46,9 @@ def files_beside(
         **prompt_facts(module),
     }
     tensor_file, _, texts = adapter_files(module.adapter, module.model, facts, module.tokenizer)
+    if (generation := texts.get(GENERATION_CONFIG)) and module.tokenizer is not None:
+        values, _ = with_end_tokens(json.loads(generation), module.tokenizer)
+        texts[GENERATION_CONFIG] = as_json(values)
     return tensor_file, texts
 
 
