@@ -50,6 +50,7 @@ PREDICT_ONLY = [
         "Adapter to answer with, instead of --ckpt_path; may be given several times. A row's "
         "'adapter' names its own, 'base' is none.",
     ),
+    ("--output FILE", "JSONL file to write (predictions.jsonl in the folder of the run)."),
 ]
 
 # the most useful options of Lightning's Trainer, in fewer words than its own

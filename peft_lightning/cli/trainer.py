@@ -34,6 +34,7 @@ from peft_lightning.cli.save_config import SaveConfig
 from peft_lightning.cli.scored_predictions import ScoredPredictions
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.data.trained_prompts import common_format
+from peft_lightning.files import require_no_input
 from peft_lightning.inference.load import named_folders
 from peft_lightning.inference.prompt_formats import formats_of
 from peft_lightning.messages import UserError
@@ -51,6 +52,7 @@ from peft_lightning.training.trainer import LIGHTNINGS, Trainer, precision_optio
 PROG = "python -m peft_lightning"
 
 VERBOSE_HELP = "Say how every part of a step is computed."
+OUTPUT_HELP = "JSONL file to write; without, predictions.jsonl in the folder of the run."
 OVERWRITE_HELP = "Replace the finished run in the folder of this one."
 ADAPTER_HELP = (
     "An adapter, FOLDER or NAME=FOLDER; may be given several times. A row's 'adapter' says which "
@@ -148,6 +150,7 @@ class PeftCLI(LightningCLI):
                 parser.set_defaults({section: {"class_path": path}})
         if self.command == "predict":
             parser.add_argument("--adapter", type=list[str] | None, help=ADAPTER_HELP)
+            parser.add_argument("--output", type=str | None, help=OUTPUT_HELP)
         if self.command == "fit":
             parser.add_argument("--verbose", action="store_true", help=VERBOSE_HELP)
             parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
@@ -288,7 +291,7 @@ class PeftCLI(LightningCLI):
                 rank_zero_print(", ".join(f"{name} {v:.4g}" for name, v in metrics.items()))
 
     def predict(self, datamodule: SFTDataModule, **kwargs: Any) -> None:
-        """Write each row of ``data.predict`` with its answer to ``predictions.jsonl``."""
+        """Write each row of ``data.predict`` with its answer to ``--output``."""
         if self.trainer.world_size > 1:
             raise UserError(
                 f"predict runs in one process, got {self.trainer.world_size}; "
@@ -302,7 +305,10 @@ class PeftCLI(LightningCLI):
         given = self.config_init["predict"].adapter or []
         datamodule.predict_adapters = self.model.answer_with(given) if given else None
         self._use_trained_prompts(datamodule)
-        path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
+        output = self.config_init["predict"].output
+        path = Path(output or f"{self.trainer.default_root_dir}/predictions.jsonl").expanduser()
+        rows = datamodule.paths["predict"]
+        require_no_input(path, [f for f in (rows if isinstance(rows, list) else [rows]) if f])
         kept = KeptPredictions(self.model, datamodule, path)
         batches: Any = self.trainer.predict(datamodule=datamodule, **kwargs)
         answers = sorted((a for batch in batches for a in batch), key=lambda a: a["index"])

@@ -69,7 +69,7 @@ def export(
     from peft_lightning.export.gguf_model import ModelFile
     from peft_lightning.export.unverified import require_max_logit_difference
     from peft_lightning.export.verify import TEXT
-    from peft_lightning.files import read_text
+    from peft_lightning.files import read_text, require_no_input
 
     check_choice("dtype", dtype, (*DTYPES, *llama_cpp.KINDS))
     quantized = dtype if dtype in llama_cpp.KINDS else None
@@ -82,6 +82,7 @@ def export(
     sample = TEXT if text is None else read_text(text)
     wanted = None if dtype == "auto" or quantized else getattr(torch, dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    require_no_input(out, [ckpt_path, base_model, text])
     base, folder, saved = read_checkpoint(ckpt_path, base_model)
     if saved is not None and (said := str(PromptFormat.of_folder(saved.facts, folder))):
         print(f"it was trained with prompts of another form, to be given where it answers: {said}")
