@@ -23,6 +23,7 @@ def resize(
         common_base,
         describe_updates,
         has_transposed_layers,
+        parameters_of,
         require_rank_or_share,
         write_updates,
     )
@@ -39,6 +40,6 @@ def resize(
     }
     found = {name: factors for name, (factors, _) in reduced.items()}
     made_of = {"method": "resize", "rank": rank, "retain": retain, "adapter": Path(ckpt_path).name}
-    own = {**common_base([ckpt_path], [facts]), "made_of": made_of}
-    write_updates(out, found, own, has_transposed_layers(folder))
+    own = {**common_base([facts]), "made_of": made_of}
+    write_updates(out, found, own, has_transposed_layers(folder), parameters_of(folder))
     print(describe_updates(out, found, {name: share for name, (_, share) in reduced.items()}))

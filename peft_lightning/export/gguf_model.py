@@ -19,12 +19,15 @@ from peft_lightning.base_model import load_tokenizer
 from peft_lightning.base_model.load_errors import explained
 from peft_lightning.base_model.resolve import locate
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
+from peft_lightning.data import PromptFormat
 from peft_lightning.export import llama_cpp
-from peft_lightning.export.gguf import tensor_types, write_model
+from peft_lightning.export.answering import Answering
+from peft_lightning.export.gguf import write_model
 from peft_lightning.export.gguf_layout import Layout
 from peft_lightning.export.gguf_tokenizer import add_vocabulary, copy_vocabulary, require_known
 from peft_lightning.export.merged_folder import write_merged
 from peft_lightning.export.merged_weights import MergedTensors
+from peft_lightning.export.ollama import write_modelfile
 from peft_lightning.export.reference import LONGEST_ROW, Reference, logits_of, reference_of
 from peft_lightning.export.unverified import UNFINISHED, UNVERIFIED, settle
 from peft_lightning.export.verify import THRESHOLDS, compare_logits
@@ -41,6 +44,7 @@ class ModelFile:
         folder: The adapter's folder; None for ``base`` as it is.
         saved: Content of ``folder``.
         options: ``trust_remote_code`` and ``revision`` of the base.
+        prompts: How the prompts of the training rows were made.
         allow_base_mismatch: Whether to accept an adapter of another base.
         pre: llama.cpp's name of the pre-tokenizer; found from the tokenizer if None.
     """
@@ -51,11 +55,12 @@ class ModelFile:
         folder: str | None,
         saved: SavedAdapter | None,
         options: dict[str, Any],
+        prompts: PromptFormat,
         allow_base_mismatch: bool = False,
         pre: str | None = None,
     ) -> None:
         self.base, self.folder, self.saved, self.options = base, folder, saved, options
-        self.allow_base_mismatch, self.pre = allow_base_mismatch, pre
+        self.allow_base_mismatch, self.pre, self.prompts = allow_base_mismatch, pre, prompts
         self.text: str | None = None
         self.device = "cpu"
         self.max_logit_difference: float | None = None
@@ -68,7 +73,9 @@ class ModelFile:
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust, **where)
         Layout(config)
         if "gguf_file" not in where:
-            require_known(load_tokenizer(self.base, **self.options), self.pre)
+            require_known(
+                load_tokenizer(self.prompts.tokenizer or self.base, **self.options), self.pre
+            )
 
     def verify_on(self, text: str, device: str, max_logit_difference: float | None) -> None:
         """Have the file compared with the base and its adapter when it is written.
@@ -100,6 +107,7 @@ class ModelFile:
         if quantized in (None, Q8_0):
             layout, stored = self._merge(out, out.stem, dtype, quantized == Q8_0)
             print(f"exported: {out}, {out.stat().st_size:,} bytes{layout.of_context()}")
+            print(write_modelfile(out, self.answering, is_adapter=False))
             limit = THRESHOLDS[torch.bfloat16 if quantized else stored]
             self._verify(out, str(out), mark, layout, limit)
             return
@@ -109,8 +117,9 @@ class ModelFile:
             reference = self._verify(plain, str(out), mark, layout, THRESHOLDS[stored])
             with atomic_file(out) as file:
                 llama_cpp.quantize(plain, file, quantized)
-        types = tensor_types(out)
+        types = llama_cpp.tensor_types(out)
         print(f"exported: {out}, {out.stat().st_size:,} bytes, {types}{layout.of_context()}")
+        print(write_modelfile(out, self.answering, is_adapter=False))
         if reference is not None:
             found = compare_logits(reference, llama_cpp.logits_of_file(str(out), reference.rows))
             print(f"{quantized} on {found}".replace(" merged, ", f" {quantized}, "))
@@ -158,7 +167,7 @@ class ModelFile:
             tensors, facts = saved.tensors, saved.facts
             adapter = require_lora(saved.adapter, "a GGUF file", folder)
         with scratch_folder(out.with_name(f"{out.name}.merged")) as temporary:
-            place = base
+            place: str | None = None
             try:
                 if has_extra_modules(tensors):
                     raise NotStreamableError("the adapter trains more than updates of its layers")
@@ -174,12 +183,16 @@ class ModelFile:
                 if adapter is not None and adapter.new_tokens:
                     place = str(temporary)  # whose tokenizer has them
                 adapter = None
-            size = weights.model.config.vocab_size
-            if place.endswith(".gguf"):
+            self.answering = asked = Answering.of(base, self.prompts, options, place)
+            vocabulary = partial(
+                add_vocabulary,
+                tokenizer=asked.tokenizer,
+                size=weights.model.config.vocab_size,
+                pre=self.pre,
+                ends=asked.ends,
+            )
+            if base.endswith(".gguf") and place is None:
                 vocabulary = partial(copy_vocabulary, file=Path(base).expanduser())
-            else:
-                tokenizer = load_tokenizer(place, **options)
-                vocabulary = partial(add_vocabulary, tokenizer=tokenizer, size=size, pre=self.pre)
             merged = MergedTensors(weights, adapter, tensors, dtype)
             with atomic_file(out) as file:
                 return write_model(file, merged, name, vocabulary, q8_0)

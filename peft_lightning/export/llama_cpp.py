@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -66,10 +67,12 @@ def quantize(source: Path, target: Path, kind: str) -> None:
         )
 
 
-def logits_of_file(file: str, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+def logits_of_file(
+    file: str, rows: Sequence[Sequence[int]], lora: str | None = None
+) -> list[Tensor]:
     """Return the logits that llama.cpp computes for rows of token ids, (T, V) float32 each.
 
-    Keys and values are kept in float32.
+    Keys and values are kept in float32. ``lora`` is the file of an adapter of the model.
 
     Raises:
         RunError: If llama.cpp cannot load the file; says what it said.
@@ -78,6 +81,7 @@ def logits_of_file(file: str, rows: Sequence[Sequence[int]]) -> list[Tensor]:
 
     longest, whole = max(map(len, rows)), llama_cpp.GGML_TYPE_F32
     options: dict[str, Any] = {"n_ctx": longest, "type_k": whole, "type_v": whole}
+    options["lora_path"] = lora
     found = []
     _listen()
     _said.clear()
@@ -93,6 +97,13 @@ def logits_of_file(file: str, rows: Sequence[Sequence[int]]) -> list[Tensor]:
             progress.update(len(found))
         model.close()
     return found
+
+
+def tensor_types(file: Path) -> str:
+    """Return how many matrices of a file are of which type, as "24 in Q4_K, 6 in Q6_K"."""
+    tensors = gguf.GGUFReader(file).tensors
+    counts = Counter(tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1)
+    return ", ".join(f"{count} matrices in {name}" for name, count in counts.most_common())
 
 
 _said: list[str] = []  # llama.cpp's errors since it was last asked for something

@@ -95,6 +95,21 @@ def as_bin(folder: Path) -> None:
     (folder / TENSORS).unlink()
 
 
+def of_zero3(folder: Path) -> None:
+    """Empty the tensors, as a process has them that holds a part of each."""
+    tensors = load_file(folder / TENSORS)
+    save_file({name: torch.zeros(0) for name in tensors}, folder / TENSORS)
+
+
+def of_compiled(folder: Path) -> None:
+    """Name the layers as a compiled model has them, in the tensors' names and the config."""
+    tensors = load_file(folder / TENSORS)
+    new = {n.replace(PREFIX, f"{PREFIX}_orig_mod.", 1): t for n, t in tensors.items()}
+    save_file(new, folder / TENSORS)
+    names = {n.removeprefix(PREFIX).partition(".lora_")[0] for n in new}
+    edit(target_modules=sorted(names))(folder)
+
+
 def with_head(folder: Path) -> None:
     """Add the head of a classifier, as HF PEFT saves it."""
     tensors = load_file(folder / TENSORS)

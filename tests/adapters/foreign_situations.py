@@ -20,6 +20,8 @@ from foreign_folders import (
     edit,
     in_parts,
     in_subfolders,
+    of_compiled,
+    of_zero3,
     rename,
     resized,
     retrained,
@@ -116,6 +118,10 @@ SITUATIONS = [
     option("loftq_config", {"loftq_bits": 4}, START),
     option("corda_config", {"corda_method": "ipm"}, START),
     option("lora_ga_config", {"direction": "ArB2r"}, START),
+    *(
+        option(n, v, "ms-swift's: " + START)
+        for n, v in (("lorap_emb_lr", 1e-6), ("lora_dtype", "x"))
+    ),
     option("velora_config", {"num_groups": 4}, "says what training kept in memory"),
     *(option("init_lora_weights", how, START) for how in ("eva", "mica", "Gaussian", None, False)),
     option(
@@ -164,12 +170,22 @@ SITUATIONS = [
         with_head,
         "holds score of modules_to_save, and this model has no .*class that it was trained on",
     ),
-    option("rank_pattern", {"nothing": 3}, PASSED, SAID, "rank_pattern: nothing match nothing"),
-    option("alpha_pattern", {"^x$": 2}, PASSED, SAID, r"alpha_pattern: \^x\$ match nothing"),
-    option("layers_to_transform", [0, 1, 7], PASSED, SAID, "layers_to_transform: 7 match nothing"),
-    option("modules_to_save", ["classifier"], PASSED, SAID, "modules_to_save: classifier match"),
+    option("rank_pattern", {"nothing": 3}, PASSED, SAID, "rank_pattern names what .*: nothing$"),
+    option("alpha_pattern", {"^x$": 2}, PASSED, SAID, r"alpha_pattern names what .*: \^x\$$"),
+    option("layers_to_transform", [0, 1, 7], PASSED, SAID, "layers_to_transform names what .*: 7$"),
+    option(
+        "modules_to_save",
+        ["classifier"],
+        PASSED,
+        SAID,
+        "modules_to_save names what .*: classifier$",
+    ),
     Situation(
-        "a name of `target_modules`", SAID, PASSED, one_target_more, "target_modules: wq match"
+        "a name of `target_modules`",
+        SAID,
+        PASSED,
+        one_target_more,
+        "target_modules names what .*: wq$",
     ),
     Situation(
         "`lora_A.NAME.weight`: the adapter's name",
@@ -194,6 +210,7 @@ SITUATIONS = [
         WRAPPER,
         rename(r"(\.\d+\.)", r"\1_fsdp_wrapped_module._checkpoint_wrapped_module."),
     ),
+    Situation("`_orig_mod.` in the names of `target_modules` too", READ, WRAPPER, of_compiled),
     Situation(
         "no `base_model.model.`", READ, "the model's own names", rename(re.escape(PREFIX), "")
     ),
@@ -227,6 +244,13 @@ SITUATIONS = [
         "copy all parts into the folder",
         without_a_part,
         "is not complete: .* names adapter_model-00002-of-00002.*copy all parts",
+    ),
+    Situation(
+        "empty tensors",
+        REFUSED,
+        "DeepSpeed's ZeRO 3 has divided them: convert its checkpoint by its `zero_to_fp32.py`",
+        of_zero3,
+        r"\d of \d tensors are empty, .*: DeepSpeed .* zero_to_fp32.py",
     ),
     Situation(
         "MLX's `adapters.safetensors` (mlx-lm)", READ, MLX, as_mlx(), models=("llama", "phi3")
@@ -338,6 +362,13 @@ SITUATIONS = [
         f"parameters that are no linear layer's, such as stacked experts: {MERGE}",
         edit(target_parameters=["mlp.experts.gate_up_proj"]),
         f"'mlp.experts.gate_up_proj'. are parameters of no linear layer.*{MERGES}",
+    ),
+    Situation(
+        "`peft_type` of another method of HF PEFT",
+        REFUSED,
+        f"not implemented: {MERGE}",
+        edit(peft_type="VERA"),
+        f"peft_type 'VERA' is not known here; there are FULL, .*{MERGES}",
     ),
     not_done("alora_invocation_tokens", [1, 2]),
     not_done("arrow_config", {"top_k": 3}),

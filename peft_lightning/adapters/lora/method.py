@@ -24,6 +24,12 @@ from peft_lightning.adapters.lora.extra_modules import (
 )
 from peft_lightning.adapters.lora.file_options import fitted
 from peft_lightning.adapters.lora.grouped_projections import group_projections
+from peft_lightning.adapters.lora.hf_parameters import (
+    hf_targets,
+    require_parameters,
+    with_layers_of_parameters,
+)
+from peft_lightning.adapters.lora.hf_tying import with_seen_tying
 from peft_lightning.adapters.lora.init import is_decomposition
 from peft_lightning.adapters.lora.layers import LoRALinear, is_conv1d
 from peft_lightning.adapters.lora.loading import check_rank, prepare_to_load
@@ -38,9 +44,14 @@ from peft_lightning.adapters.lora.peft_config import (
     checked_options,
 )
 from peft_lightning.adapters.lora.pissa import with_doubled_rank
+from peft_lightning.adapters.lora.reached_layers import (
+    count_kinds,
+    forget_unreached,
+    note_unreached,
+)
 from peft_lightning.adapters.lora.resized_vocab import keep_only_new_rows
 from peft_lightning.adapters.lora.state_dict_keys import factor_keys
-from peft_lightning.adapters.lora.targets import Targets
+from peft_lightning.adapters.lora.targets import Targets, adaptable_layers
 from peft_lightning.adapters.lora.trainable_biases import (
     biases_to_train,
     check_biases,
@@ -48,6 +59,7 @@ from peft_lightning.adapters.lora.trainable_biases import (
     restore_biases,
     trained_biases,
 )
+from peft_lightning.adapters.lora.trainable_tokens import vocabulary_names
 from peft_lightning.adapters.new_tokens import add_new_tokens
 from peft_lightning.adapters.state_dict import PREFIX
 from peft_lightning.adapters.tensor_names import peft_names
@@ -147,7 +159,23 @@ class LoRA(Adapter):
         """Return the adapted linear layers of ``model`` by name."""
         return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
 
+    def count_layers(self, model: nn.Module) -> str | None:
+        """Return how many layers of each kind have an update and how many do not, and why."""
+        base = adaptable_layers(model)
+        linear = {name: layer for name, layer in base.items() if not is_embedding(layer)}
+        linear.pop(vocabulary_names(model)[1] or "", None)
+        return count_kinds(model, list(self.layers(model)), linear)
+
     def _insert(self, model: nn.Module, initialise: bool) -> None:
+        if initialise:
+            note_unreached(model, adaptable_layers(model))
+        try:
+            self._insert_modules(model, initialise)
+        except Exception:
+            forget_unreached(model)
+            raise
+
+    def _insert_modules(self, model: nn.Module, initialise: bool) -> None:
         if isinstance(self.new_tokens, list):
             raise UserError(
                 "the new_tokens have no ids yet: adapter = adapter.with_tokenizer(tokenizer) adds "
@@ -170,6 +198,7 @@ class LoRA(Adapter):
         check_embedding_targets(self._options(), [name for name in bases if name not in linear])
         biases = biases_to_train(model, self.bias, linear, extra.saved)
         if initialise:
+            require_parameters(model, self._options(), linear)
             check_biases(model, self.bias, biases)
         layers = self._new_layers(bases, extra.tied_embeddings, initialise)
         model.requires_grad_(False)
@@ -213,6 +242,7 @@ class LoRA(Adapter):
         for name, layer in self.layers(model).items():
             model.set_submodule(name, layer.base_layer)
         remove_extra_modules(model)
+        forget_unreached(model)
 
     def _targets(self) -> Targets:
         return Targets(
@@ -248,7 +278,8 @@ class LoRA(Adapter):
     ) -> tuple[LoRA, Mapping[str, Tensor]]:
         options, tensors = fitted(self._options(), model, tensors)
         own = replace(self, **options)
-        check_rank(max(map(own.rank, own._targets().find(model)), default=0), tensors)
+        rank = max(map(own.rank, own._targets().find(model)), default=0)
+        check_rank(rank, tensors, own.init_lora_weights)
         rows, tensors = keep_only_new_rows(
             tensors,
             model,
@@ -274,11 +305,11 @@ class LoRA(Adapter):
 
     @classmethod
     def from_hf_config(cls, config: Mapping[str, Any]) -> LoRA:
-        return super().from_hf_config(as_read(config))
+        return super().from_hf_config(as_read(with_layers_of_parameters(config)))
 
     def hf_config(self, model: nn.Module) -> dict[str, Any]:
         layers = self.layers(model).values()
-        options = {
+        options: dict[str, Any] = {
             **self.hf_options(),
             "alpha_pattern": {k: plain_number(v) for k, v in self.alpha_pattern.items()},
             "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
@@ -286,10 +317,16 @@ class LoRA(Adapter):
             "init_lora_weights": self.init_lora_weights == "kaiming" or self.init_lora_weights,
             "lora_alpha": plain_number(self.lora_alpha),
             "target_modules": self._targets().resolved_names(model),
+            # HF PEFT asks a causal LM for what only transformers' models have
+            "task_type": "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
             "trainable_token_indices": hf_token_indices(model, self.trainable_token_indices),
         }
         if is_decomposition(self.init_lora_weights):
             options = with_doubled_rank(options)
+        adapted = self.layers(model)
+        embeddings = [n for n, m in model.named_modules() if isinstance(m, LoRAEmbedding)]
+        options = hf_targets(model, options, adapted, embeddings)
+        options = with_seen_tying(model, options, [*embeddings, *adapted])
         return {**self.hf_defaults, **options}
 
     def extra_files(self, model: nn.Module, tokenizer: Any = None) -> dict[str, str | bytes]:

@@ -1,0 +1,119 @@
+"""ForwardCheck: a model is run in the fastest way that computes what its own forward does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from peft_lightning.forward_check.memory import file_of, recall, remember
+from peft_lightning.forward_check.probes import Batch, boundaries, longest_of, rows_of
+from peft_lightning.forward_check.search import Logits, Losses, Search
+from peft_lightning.forward_check.ways import Way, arranged
+from peft_lightning.kernels.own_forward import evaluating, own_forward
+
+
+@dataclass(frozen=True)
+class Found:
+    """What has been found out about batches of one layout.
+
+    Args:
+        way: How they are run.
+        boundary: Rows up to this length are computed right, longer ones have not been looked at;
+            None if all are.
+        reasons: Why each faster way is not taken.
+        loss: How the model's own loss differs from ours, if it does.
+    """
+
+    way: Way
+    boundary: int | None
+    reasons: list[str]
+    loss: str | None
+
+    @classmethod
+    def read(cls, kept: dict[str, Any] | None) -> Found | None:
+        """Return what was kept as JSON; None if that is not whole."""
+        try:
+            return None if kept is None else cls(**{**kept, "way": Way(**kept["way"])})
+        except (KeyError, TypeError):
+            return None
+
+    def covers(self, longest: int) -> bool:
+        """Whether rows of this length are known to be computed right."""
+        return self.boundary is None or longest <= self.boundary
+
+
+class ForwardCheck:
+    """Compares a model with its own untouched forward, on rows of the run, and chooses the way.
+
+    The fastest way is taken whose logits for short sequences, end to end or padded, are those that
+    the model's own attention and layers compute for each sequence alone, and in which no token sees
+    a later one. When a row is first longer than a length at which, by the config, something changes
+    (a window, a chunk, a number of keys), a sequence of such a length is compared too.
+
+    What is found is remembered: with the model, and on disk if it is known which base it is.
+
+    Args:
+        model: A causal LM of transformers.
+        logits: Computes its logits, (N, V), before the labelled tokens of a batch, as it is now.
+        losses: Computes the model's own mean loss of a padded batch, and ours.
+    """
+
+    def __init__(self, model: Any, logits: Logits, losses: Losses) -> None:
+        self.model, self.logits, self.losses = model, logits, losses
+        self.own = own_forward(model)
+
+    def arranged(self, batch: Batch, adapter: Any) -> list[Batch]:
+        """Let the model compute in the way for ``batch``, and return the parts to give it in turn.
+
+        Args:
+            batch: Flat or padded, with labels or without.
+            adapter: The one that is attached to the model now; None for none.
+
+        Raises:
+            UserError: If no way computes what the model's own forward does, or that lets tokens see
+                those that they are to predict.
+        """
+        layout = "flat" if "seq_lens" in batch else "padded"
+        key, longest = (layout, type(adapter).__name__), longest_of(batch)
+        found: Found | None = self.own.checked.get(key)
+        if found is None or not found.covers(longest):
+            found = self._found(found, batch, adapter, layout)
+            self.own.checked[key] = found
+        self.own.use(found.way.attention, found.way.layers)
+        return arranged(batch, found.way.layout)
+
+    @torch.no_grad()
+    def _found(self, before: Found | None, batch: Batch, adapter: Any, layout: str) -> Found:
+        """Recall or find out what is not known yet; say it if it is not the fastest way."""
+        rows, longest = rows_of(batch), longest_of(batch)
+        known = [n for n in boundaries(self.model) if n < longest]
+        with self.own.using(False, False):
+            file = file_of(self.model, self.own, layout, adapter)
+            found = Found.read(recall(file))
+            if found is None or not found.covers(longest):
+                virtual = getattr(adapter, "num_virtual_tokens", 0)
+                with evaluating(self.model):
+                    search = Search(self.model, self.own, self.logits, rows, virtual)
+                    way, reasons = search.run(layout, known[-1] if known else None)
+                    loss = search.other_loss(self.losses) if before is None else before.loss
+                ahead = [n for n in boundaries(self.model) if n >= longest]
+                found = Found(way, ahead[0] if ahead else None, reasons, loss)
+                remember(file, asdict(found))
+        said = list(self.own.checked.values())
+        if found.reasons and all(other.way != found.way for other in said):
+            rank_zero_info(self._line(found))
+        if found.loss and all(other.loss != found.loss for other in said):
+            rank_zero_info(found.loss)
+        return found
+
+    def _line(self, found: Found) -> str:
+        """Return what is said of a way that is not the fastest."""
+        way, own = found.way, f" ({self.own.attention_name})"
+        named = own if way.attention or not self.own.has_ours else ""
+        return (
+            f"{type(self.model).__name__} is given {way}{named}: only so does it compute what its "
+            f"own forward does for a row alone ({'; '.join(found.reasons)})"
+        )
