@@ -161,9 +161,10 @@ def located(message: str, index: ConfigIndex) -> str:
         index: What the user gave, and where.
     """
     name, _, rest = message.partition(" ")
-    name = name.rstrip(":")
+    colon = ":" * name.endswith(":")
+    name = name.removesuffix(":")
     found = {k: v.where for k, v in index.entries if k == name or k.endswith(f".{name}")}
     if len(found) != 1:
         return message
     ((key, where),) = found.items()
-    return f"{_placed(key, where)} {rest}"
+    return f"{_placed(key, where)}{colon} {rest}"
