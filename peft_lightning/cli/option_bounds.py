@@ -107,7 +107,9 @@ def check_bounds(config: Any, index: ConfigIndex) -> None:
     require_supported(getattr(trainer.strategy, "class_path", trainer.strategy))
     strategies = {"auto", *supported_strategies(StrategyRegistry.available_strategies())}
     _check_name(trainer.strategy, "trainer.strategy", strategies, index)
-    _check_name(trainer.profiler, "trainer.profiler", ("simple", "advanced", "pytorch"), index)
+    _check_name(
+        trainer.profiler, "trainer.profiler", ("simple", "advanced", "pytorch", "xla"), index
+    )
     for least, most in (("min_epochs", "max_epochs"), ("min_steps", "max_steps")):
         low, high = config.get(f"trainer.{least}"), config.get(f"trainer.{most}")
         if low is not None and high not in (None, -1) and low > high:
