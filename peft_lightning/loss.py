@@ -208,16 +208,15 @@ class CausalLMLoss:
     def _logits(self, inputs: Batch, positions: Tensor) -> Tensor:
         """Return the model's own logits at ``positions`` of the flattened batch."""
         options: dict[str, Any] = {}
-        given = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
-        one_row = len(given) == 1
         if asks_for_it(self.model):  # it would be computed here, from a padded mask
             options["output_router_logits"] = False
-        if keeps := one_row and takes(
-            self.model, "logits_to_keep"
-        ):  # several rows keep different ones
-            options["logits_to_keep"] = positions
-        logits = self.model(**inputs, use_cache=False, **options).logits.flatten(0, 1)
-        return logits if keeps else logits[positions]
+        given = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
+        rows, columns = positions // given.shape[1], positions % given.shape[1]
+        if takes(self.model, "logits_to_keep"):  # those of all rows, in the columns that one needs
+            kept, columns = columns.unique(return_inverse=True)
+            options["logits_to_keep"] = kept
+        logits: Tensor = self.model(**inputs, use_cache=False, **options).logits[rows, columns]
+        return logits
 
     def _own_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the model's own mean loss of a padded batch, and ours, in nats per token."""

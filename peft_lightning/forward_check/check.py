@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
 
 from peft_lightning.forward_check.memory import file_of, recall, remember
 from peft_lightning.forward_check.probes import Batch, boundaries, longest_of, rows_of
@@ -64,6 +65,7 @@ class ForwardCheck:
     def __init__(self, model: Any, logits: Logits, losses: Losses) -> None:
         self.model, self.logits, self.losses = model, logits, losses
         self.own = own_forward(model)
+        self._shared: bool | None = None  # whether each forward pass takes all processes
 
     def arranged(self, batch: Batch, adapter: Any) -> list[Batch]:
         """Let the model compute in the way for ``batch``, and return the parts to give it in turn.
@@ -79,20 +81,47 @@ class ForwardCheck:
         layout = "flat" if "seq_lens" in batch else "padded"
         key, longest = (layout, type(adapter).__name__), longest_of(batch)
         found: Found | None = self.own.checked.get(key)
-        if found is None or not found.covers(longest):
-            found = self._found(found, batch, adapter, layout)
-            self.own.checked[key] = found
+        if found is None or found.boundary is not None:
+            longest, process = self._longest(longest)
+            if found is None or not found.covers(longest):
+                rows = self._of(process, rows_of(batch))
+                found = self._found(found, rows, longest, adapter, layout)
+                self.own.checked[key] = found
         self.own.use(found.way.attention, found.way.layers)
         return arranged(batch, found.way.layout)
 
+    def _longest(self, longest: int) -> tuple[int, int]:
+        """Return the longest row of the batches that are computed together, and whose it is.
+
+        Where layers are sharded these are the batches of all processes, which then look at the same
+        rows: each forward pass takes all of them.
+        """
+        if self._shared is None:
+            sharded = any(hasattr(p, "device_mesh") for p in self.model.parameters())
+            self._shared = sharded and torch.distributed.get_world_size() > 1
+        if not self._shared:
+            return longest, 0
+        found: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(found, longest)
+        return max(found), found.index(max(found))
+
+    def _of(self, process: int, value: Any) -> Any:
+        """Return what a process has, if all go on with the same; else what this one has."""
+        if not self._shared:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=process, device=self.model.device)
+        return _moved(box[0], self.model.device)
+
     @torch.no_grad()
-    def _found(self, before: Found | None, batch: Batch, adapter: Any, layout: str) -> Found:
+    def _found(
+        self, before: Found | None, rows: list[Tensor], longest: int, adapter: Any, layout: str
+    ) -> Found:
         """Recall or find out what is not known yet; say it if it is not the fastest way."""
-        rows, longest = rows_of(batch), longest_of(batch)
         known = [n for n in boundaries(self.model) if n < longest]
         with self.own.using(False, False):
             file = file_of(self.model, self.own, layout, adapter)
-            found = Found.read(recall(file))
+            found = Found.read(self._of(0, recall(file)))
             if found is None or not found.covers(longest):
                 virtual = getattr(adapter, "num_virtual_tokens", 0)
                 with evaluating(self.model):
@@ -117,3 +146,7 @@ class ForwardCheck:
             f"{type(self.model).__name__} is given {way}{named}: only so does it compute what its "
             f"own forward does for a row alone ({'; '.join(found.reasons)})"
         )
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return [each.to(device) for each in value] if isinstance(value, list) else value

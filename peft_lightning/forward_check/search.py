@@ -15,6 +15,7 @@ from peft_lightning.forward_check.probes import (
     Batch,
     Rounding,
     flat,
+    long_probes,
     moved,
     padded,
     short_probes,
@@ -58,7 +59,9 @@ class Search:
             UserError: If no way is right, or the model's own forward is not causal, or fails.
         """
         self._compute_own()
-        long = None if boundary is None else self._long(boundary)
+        sequences = [] if boundary is None else long_probes(self.rows, boundary, self.positions)
+        with self.own.using():
+            long = [(each, self.logits(padded([each], COMPARED))) for each in sequences]
         reasons: list[str] = []
         for way in WAYS:
             if layout == "padded" and way.layout == "flat":
@@ -77,7 +80,7 @@ class Search:
     def other_loss(self, losses: Losses) -> str | None:
         """Return how the model's own loss of a row differs from ours, in a line; None if not."""
         with self.own.using(), suppress(AttributeError, TypeError, ValueError, NotImplementedError):
-            own, ours = (float(loss) for loss in losses(padded(self.probes[:1])))
+            own, ours = (float(loss) for loss in losses(padded(self.probes[1:2])))
             if not abs(own - ours) <= (1e-3 if self.rounding.is_fine else 0.05) * abs(own):
                 return (
                     f"{self.name}'s own loss of a row is {own:.4g}, that of its tokens {ours:.4g}: "
@@ -96,7 +99,7 @@ class Search:
         Raises:
             UserError: If it fails, or lets a token see a later one.
         """
-        alone = [*self.probes, moved(self.model, self.probes[0])]
+        alone = [*self.probes, moved(self.model, self.probes[1])]
         try:
             with self.own.using():
                 *self.expected, other = [self.logits(padded([probe])) for probe in alone]
@@ -104,14 +107,14 @@ class Search:
             raise
         except Exception as error:  # whatever a model makes of a row
             raise UserError(f"{self.name} cannot compute a row: {_short(error)}") from error
-        if self.rounding.excess([self.rounding.gap(other, self.expected[0])], moved=True):
+        if self.rounding.excess([self.rounding.gap(other, self.expected[1])], moved=True):
             raise UserError(
                 f"{self.name} cannot be trained to predict the next token: in its own forward a "
                 "token sees those after it, and with them the answer; if it is made for both, its "
                 "config says so (is_decoder: true)"
             )
 
-    def _problem(self, way: Way, long: tuple[Tensor, Tensor] | None) -> str | None:
+    def _problem(self, way: Way, long: list[tuple[Tensor, Tensor]]) -> str | None:
         """Return what is wrong with ``way``; None if nothing is."""
         try:
             with self.own.using(way.attention, way.layers):
@@ -132,31 +135,25 @@ class Search:
             problem = self._differs(equal, [e[: least - 1] for e in expected], "of one length")
             return problem or self._differs(self._split(padded(probes)), expected)
         found = self._split(flat(probes))
-        if problem := self._differs(found, expected):
-            return problem
+        problem = self._differs(found, expected)
+        if problem or self.rounding.is_fine:
+            return problem  # as the own forward is causal
         others = self._split(flat([moved(self.model, probe) for probe in probes]))
         gaps = [self.rounding.gap(o, f) for o, f in zip(others, found, strict=True)]
         if excess := self.rounding.excess(gaps, moved=True):
             return f"a sequence's last token moves other outputs by {excess:.2g}"
         return None
 
-    def _long(self, boundary: int) -> tuple[Tensor, Tensor]:
-        """Return a sequence longer than ``boundary``, and the own logits at its end."""
-        most = min(self.positions, 2 * boundary + 16)
-        sequence = max(self.rows, key=len)[:most]
-        with self.own.using():
-            return sequence, self.logits(padded([sequence], COMPARED))
-
-    def _long_problem(self, way: Way, long: tuple[Tensor, Tensor] | None) -> str | None:
-        if long is None:
+    def _long_problem(self, way: Way, long: list[tuple[Tensor, Tensor]]) -> str | None:
+        if not long:
             return None
-        sequence, expected = long
-        together = [sequence] if way.layout == "rows" else [sequence, self.probes[1]]
-        if way.layout == "flat":
-            found = self._split(flat(together[::-1], COMPARED), COMPARED)[1]
+        sequences, expected = zip(*long, strict=True)
+        if way.layout == "rows":
+            found = [self.logits(padded([sequence], COMPARED)) for sequence in sequences]
         else:
-            found = self._split(padded(together, COMPARED), COMPARED)[0]
-        return self._differs([found], [expected], f"of {len(sequence)} tokens")
+            form = flat if way.layout == "flat" else padded
+            found = self._split(form(sequences, COMPARED), COMPARED)
+        return self._differs(found, list(expected), f"of {len(sequences[0])} tokens")
 
     def _split(self, batch: Batch, labelled: int | None = None) -> list[Tensor]:
         """Return the logits of each sequence of a batch."""

@@ -26,6 +26,7 @@ from foreign_folders import (
     resized,
     retrained,
     row_changed,
+    with_base,
     with_head,
     without_a_part,
 )
@@ -63,6 +64,11 @@ class Situation:
 def one_target_more(folder: Path) -> None:
     targets = json.loads((folder / CONFIG).read_text())["target_modules"]
     edit(target_modules=[*targets, "wq"])(folder)
+
+
+def other_values(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.data *= 1.1
 
 
 def of_images_too(folder: Path) -> None:
@@ -244,6 +250,23 @@ SITUATIONS = [
         "copy all parts into the folder",
         without_a_part,
         "is not complete: .* names adapter_model-00002-of-00002.*copy all parts",
+    ),
+    Situation(
+        "the base's own weights too, a full state dict",
+        SAID,
+        "they are compared with the model's",
+        with_base,
+        "the file holds 19 weights that this model has already",
+        models=("llama",),
+    ),
+    Situation(
+        "likewise, of another base",
+        REFUSED,
+        BASE,
+        with_base,
+        "brings its own base weight, .*q_proj.base_layer.weight.*load the base that",
+        onto=other_values,
+        models=("llama",),
     ),
     Situation(
         "empty tensors",

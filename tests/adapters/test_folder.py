@@ -275,6 +275,14 @@ def test_a_folder_that_cannot_be_read_is_named_with_the_reason(files, error, mes
         read_adapter(tmp_path)
 
 
+def test_a_repository_without_safetensors_says_why_and_what_to_do(tmp_path):
+    folder = tmp_path / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(FileNotFoundError, match=r"as .bin .* is not fetched: .*save_pretrained it"):
+        read_adapter(folder)
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*/nowhere"):
         read_adapter(tmp_path / "nowhere")

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.name_matching import match_pattern
@@ -48,6 +49,7 @@ def fitted(
         found |= _renamed(options, layers, tensors)
         first = next(old for old, new in layers.items() if old != new)
         _say(f"the layers have other names in the file: {first} is {layers[first]} here")
+    tensors = _without_base_weights(found, model, tensors)
     found |= _without_wrappers(found, model)
     found |= _without_unmatched(found, model, tensors)
     found["ensure_weight_tying"] = _is_tied_in_file(found, model, tensors)
@@ -97,6 +99,33 @@ def _matches_one(key: str, names: Iterable[str]) -> bool:
 
 def _ids(tokens: Mapping[str, list[int]], name: str) -> list[int] | None:
     return next((ids for end, ids in tokens.items() if name.endswith(end)), None)
+
+
+def _without_base_weights(
+    options: Mapping[str, Any], model: nn.Module, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Leave out weights that the model has already, as in the full state dict of a wrapped model.
+
+    Embeddings are seen to elsewhere; what is trained beside updates may be equal and stays.
+    """
+    own = dict(model.named_parameters())
+    ends = tuple(options["modules_to_save"] or ())
+    kept = set(vocabulary_names(model))
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        layer, _, part = name.removeprefix(PREFIX).replace(".base_layer.", ".").rpartition(".")
+        if _LORA in name or layer in kept or (ends and any(f".{e}." in f".{layer}." for e in ends)):
+            continue
+        if part == "bias" and options["bias"] != "none":
+            continue
+        weight = own.get(f"{layer}.{part}")
+        if weight is None or weight.is_meta or weight.shape != tensor.shape:
+            continue
+        if torch.equal(tensor.to(weight), weight):
+            del found[name]
+    if len(found) < len(tensors):
+        _say(f"the file holds {len(tensors) - len(found)} weights that this model has already")
+    return found
 
 
 def _targets(options: Mapping[str, Any]) -> Targets:
