@@ -101,8 +101,8 @@ class ExtraModules:
             if self.pieces and name in vocabulary_names(model):
                 bias = getattr(module, "bias", None)
                 columns = [module.weight] if bias is None else [module.weight, bias[:, None]]
-                rows = [initial_rows(c, list(self.pieces), self.pieces) for c in columns]
-                saved.enlarge(rows[0], None if bias is None else rows[1][:, 0])
+                new = [initial_rows(c, list(self.pieces), self.pieces) for c in columns]
+                saved.enlarge(new[0], None if bias is None else new[1][:, 0])
             model.set_submodule(name, saved)
         if self.tied_embeddings and self.tied_embeddings[0] in self.saved:
             first, second = (
