@@ -65,13 +65,15 @@ def portable_files(texts: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
 def portable_config(config: Config) -> Config:
     """Return the content of ``config.json`` with the rotary parameters in both forms.
 
-    Those of a part, such as ``text_config``, are written there, and infinite numbers as 4.x has
-    them. The rotary parameters of a class that is not transformers' own are left as they are.
+    Those of a part, such as ``text_config``, are written there, and dtypes and infinite numbers as
+    4.x has them. The rotary parameters of a class that is not transformers' own are left alone.
     """
     found = {
         key: portable_config(value) if isinstance(value, dict) and "model_type" in value else value
         for key, value in _with_plain_floats(config).items()
     }
+    if isinstance(found.get("dtype"), str):
+        found["torch_dtype"] = found["dtype"]  # its name before 4.56
     if (name := found.get("model_type")) not in CONFIG_MAPPING:
         return found
     kind: type[PreTrainedConfig] = CONFIG_MAPPING[str(name)]

@@ -88,6 +88,7 @@ def holds(content, part):
                 },
             },
         ),
+        (LlamaConfig(dtype="bfloat16"), {"dtype": "bfloat16", "torch_dtype": "bfloat16"}),
         (Olmo3Config(), {"rope_theta": 5e5, "rope_scaling": None}),
         (Qwen3MoeConfig(num_experts=4), {"num_experts": 4, "num_local_experts": 4}),
         (
