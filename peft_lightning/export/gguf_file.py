@@ -13,6 +13,7 @@ from peft_lightning.adapters.merge import require_lora
 from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.export.gguf import write_lora
+from peft_lightning.export.gguf_layout import Layout
 from peft_lightning.files import atomic_file
 from peft_lightning.hub import adapter_folder
 from peft_lightning.messages import UserError
@@ -72,7 +73,8 @@ def write_adapter_file(
     model: Any
     try:
         weights = open_weights(base, **options)
-        model, fingerprint = weights.model, weights.fingerprint()
+        Layout((model := weights.model).config)  # before all of the base is read
+        fingerprint = weights.fingerprint()
     except NotStreamableError:
         model = load_base_model(base, **options)
         fingerprint = base_fingerprint(model)
