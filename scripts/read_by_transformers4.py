@@ -10,7 +10,9 @@ exit status is 1 if a logit or a token id differs, or transformers warns of weig
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import subprocess
 import sys
@@ -279,7 +281,8 @@ def folders(base: Path, place: Path) -> Iterator[tuple[str, Path]]:
         ckpt, out = place / "adapter", place / f"{base.name}-{kind.replace(' ', '-')}"
         save_adapter(adapter, model, ckpt)
         out.mkdir()
-        write_merged(out, str(ckpt), str(base), None, 10**9, True, options)
+        with contextlib.redirect_stdout(io.StringIO()):
+            write_merged(out, str(ckpt), str(base), None, 10**9, True, options)
         yield kind, out
     model = load_base_model(str(base), dtype="float32")
     Full().attach(model)

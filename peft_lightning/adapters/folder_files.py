@@ -89,7 +89,12 @@ def required(folder: Path, name: str) -> Path:
         return path
     hint = f"it has {shortened(sorted(p.name for p in folder.iterdir())) or 'nothing'}"
     nested = [str(p.parent) for p in sorted(folder.glob(f"*/{name}"))]
-    if len(nested) == 1:
+    of_run = sorted(str(p.parent) for p in folder.glob(f"checkpoints/*.ckpt/{name}"))
+    if of_run:
+        hint = f"it is the folder of a run: give one of its checkpoints, {shortened(of_run)}"
+    elif name == CONFIG_FILE and (folder / "config.json").is_file():
+        hint = "it is a whole model: give it as --base_model"
+    elif len(nested) == 1:
         hint += f"; there is one in {nested[0]}: give that folder"
     elif nested:
         hint += f"; there are {len(nested)} adapters in it: give one of {shortened(nested)}"

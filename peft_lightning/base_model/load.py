@@ -213,10 +213,10 @@ def find_device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0].partition("Expected one of")[0].rstrip(": ")
         raise UserError(
-            f"device must be auto, cpu or a GPU that is there, such as cuda:0, got {name!r}: "
-            f"{reason}"
+            f"device must be auto, cpu or a GPU that is there, such as cuda:0, got {name!r}"
+            + (f": {reason}" if reason else "")
         ) from None
     return name
 

@@ -9,7 +9,7 @@ from types import TracebackType
 
 import jsonargparse
 
-from peft_lightning.messages import RunError, UserError, redacted
+from peft_lightning.messages import RunError, UserError, printable, redacted
 
 # one of the reasons that jsonargparse lists, in one line
 UNION_REASON = re.compile(r"(?<= - )(.+?)(?= - | Given value|$)")
@@ -26,7 +26,7 @@ def one_line(error: BaseException | str) -> str:
     notes = getattr(error, "__notes__", [])
     if notes:  # torch's own advice is long, and for who writes programs
         error = ". ".join([str(error).partition(". ")[0] or type(error).__name__, *notes])
-    return redacted(" ".join(str(error).split()))
+    return printable(redacted(" ".join(str(error).split())))
 
 
 def reason_in_union(message: str) -> str:

@@ -266,6 +266,20 @@ class PeftCLI(LightningCLI):
 
     # ---- running -------------------------------------------------------------------------------
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; a folder that nothing can be written to is named with its option."""
+        try:
+            super()._run_subcommand(subcommand)
+        except OSError as error:
+            root = Path(self.trainer.default_root_dir)
+            near = Path(str(error.filename)), *Path(str(error.filename)).parents
+            is_root = root in near or error.filename in map(str, (root, *root.parents))
+            if is_root and (not root.is_dir() or isinstance(error, PermissionError)):
+                raise UserError(
+                    f"trainer.default_root_dir {root} cannot be written: {error.strerror}"
+                ) from error
+            raise
+
     def before_fit(self) -> None:
         """Print the defaults that are used. Not earlier, so that an error is the only line."""
         for line in self._defaults:

@@ -162,3 +162,14 @@ def test_embeddings_that_are_trained_whole_as_one_are_the_adapters_own(tied, tmp
     adapter.attach(model)
     save_adapter(adapter, model, tmp_path)
     assert looked_at(capsys, tmp_path)["holds_base_weights"] == []
+
+
+def test_the_folder_of_a_run_or_of_a_model_is_known_and_the_right_one_named(tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=f"the folder of a run: .*{checkpoint}"):
+        inspect(str(tmp_path / "run"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="a whole model: give it as --base_model"):
+        inspect(str(tmp_path))
