@@ -109,6 +109,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {"rope_parameters": THETA}),
     "glm4": ("glm4", {"rope_parameters": {**THETA, "partial_rotary_factor": 0.5}}),
     "nemotron": ("nemotron", {"rope_parameters": {**THETA, "partial_rotary_factor": 0.5}}),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 8,
+         "mamba_d_state": 8, "num_local_experts": 4, "shared_intermediate_size": 24},
+    ),
     "mixtral": ("mixtral", {"rope_parameters": THETA, **EXPERTS, "num_local_experts": 4}),
     "qwen2_moe": ("qwen2_moe", {"rope_parameters": THETA, **EXPERTS, "num_experts": 4}),
     "qwen3_moe": ("qwen3_moe", {"rope_parameters": THETA, **EXPERTS, "num_experts": 4}),

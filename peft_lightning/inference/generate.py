@@ -16,6 +16,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from peft_lightning.base_model.positions import positions_of
 from peft_lightning.data import PromptEncoder, PromptFormat
 from peft_lightning.inference.padding import ALONE, EQUAL_LENGTH, PADDED, batches_of
 from peft_lightning.inference.prompt_inputs import (
@@ -236,7 +237,7 @@ def _check(max_new_tokens: int, batch_size: int, temperature: float, top_p: floa
 
 
 def _check_room(model: Any, length: int, max_new_tokens: int, row: int) -> None:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model).number
     if positions is not None and length + max_new_tokens > positions:
         raise UserError(
             f"prompt {row} has {length} tokens, virtual ones included, and with max_new_tokens "
