@@ -161,6 +161,10 @@ class CausalLMLoss:
         plain = self._has_plain_head()
         return "labelled tokens, in chunks" if plain else "labelled tokens, the model's own logits"
 
+    def ways(self) -> dict[str, str]:
+        """Return how the model has been given batches of each layout, where not as they are."""
+        return self._check.ways()
+
     def _arranged(self, batch: Batch) -> list[Batch]:
         """Return the parts of a batch that the model is to be given, as it computes them right."""
         return self._check.arranged(batch, None if self._is_disabled() else self.adapter)

@@ -90,6 +90,11 @@ class ForwardCheck:
         self.own.use(found.way.attention, found.way.layers)
         return arranged(batch, found.way.layout)
 
+    def ways(self) -> dict[str, str]:
+        """Return the way for batches of each layout that are not run in the fastest."""
+        found = self.own.checked.items()
+        return {f"{key[0]} batches": str(each.way) for key, each in found if each.reasons}
+
     def _longest(self, longest: int) -> tuple[int, int]:
         """Return the longest row of the batches that are computed together, and whose it is.
 

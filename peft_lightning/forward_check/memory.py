@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 
 import peft_lightning
 from peft_lightning.files import atomic_text, sha256_of_json, user_cache
@@ -20,6 +21,7 @@ from peft_lightning.kernels.native.stored import output_dtype
 from peft_lightning.kernels.own_forward import OwnForward
 
 _CODE = ("adapters", "base_model", "forward_check", "kernels", ".")  # that a result depends on
+_VERSIONED = ("torch", "transformers", "peft_lightning")
 
 
 def file_of(model: Any, own: OwnForward, layout: str, adapter: Any) -> Path | None:
@@ -38,11 +40,11 @@ def file_of(model: Any, own: OwnForward, layout: str, adapter: Any) -> Path | No
     facts = {
         "base": own.fingerprint,
         "config": model.config.to_dict(),
-        "code": [_code(type(model)), _code(type(adapter)), _own_code()],
+        "code": [_code(type(model)), _code(type(adapter)), _own_code(), *_code_of_others(model)],
         "adapter": type(adapter).__name__,
         "layout": layout,
         "attention": [model.config._attn_implementation, own.attention_name],
-        "layers": len(own.forwards),
+        "layers": [_layer(name, layer) for name, layer in model.named_modules()],
         "dtype": [model.dtype, output_dtype(model.get_input_embeddings()), autocast],
         "device": torch.cuda.get_device_name() if kind == "cuda" else [kind, kernels_state()],
         "versions": [torch.__version__, transformers.__version__, peft_lightning.__version__],
@@ -78,6 +80,18 @@ def _own_code() -> str:
             if "__pycache__" not in file.parts:
                 found.update(file.read_bytes())
     return found.hexdigest()
+
+
+def _layer(name: str, layer: nn.Module) -> list[Any]:
+    """Return what tells a layer from one that somebody has changed."""
+    hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)
+    return [name, str(type(layer)), "forward" in vars(layer), hooks]
+
+
+def _code_of_others(model: nn.Module) -> list[str]:
+    """Return the code of the layers whose versions are not known."""
+    kinds = {type(layer) for layer in model.modules()}
+    return sorted(_code(k) for k in kinds if k.__module__.split(".")[0] not in _VERSIONED)
 
 
 def _code(kind: type) -> str:

@@ -148,7 +148,7 @@ class Summary(Callback):
             data_hash=getattr(trainer.datamodule, "data_hash", None),
             base_fingerprint=module.fingerprint,
             seconds=self.seconds(),
-            paths=self._paths,
+            paths=self._paths | module.outputs.ways(),
             versions={"peft_lightning": __version__} | {name: version(name) for name in PACKAGES},
         )
         path = Path(trainer.default_root_dir) / "summary.json"

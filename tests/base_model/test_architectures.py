@@ -1,5 +1,7 @@
 """Every architecture: flat batches, the loss, both methods, every precision."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -170,6 +172,8 @@ def test_a_model_that_mixes_sequences_trains_on_padded_rows_and_says_so(
         fit(mamba, rows, tmp_path / "run", max_steps=1)
     assert caplog.text.count("MambaForCausalLM is given padded rows") == 1
     assert "rows end to end: " in caplog.text
+    paths = json.loads((tmp_path / "run" / "summary.json").read_text())["paths"]
+    assert paths["flat batches"] == "padded rows"
 
 
 def test_it_trains_on_padded_batches(mamba, rows, tmp_path):

@@ -160,9 +160,10 @@ def forwards(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     widths = []
 
-    def of(base, **options):
+    def of(base, change=lambda model: None, **options):
         module = CausalLMModule(str(base), LoRA(r=2), **options)
         module.configure_model()
+        change(module.model)
         module.model.get_decoder().register_forward_hook(
             lambda layer, args, out: widths.append(out.last_hidden_state.shape[:2].numel())
         )
@@ -187,6 +188,21 @@ def test_another_config_over_the_same_weights_is_looked_at_anew(base, forwards, 
     for file in base.glob("*token*"):
         (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
     assert forwards(tmp_path / "other") == first
+
+
+def test_a_model_that_somebody_has_changed_is_looked_at_anew(base, forwards):
+    class Other(torch.nn.SiLU):
+        pass
+
+    def hooked(model):
+        model.model.layers[0].register_forward_hook(lambda *args: None)
+
+    def replaced(model):
+        model.model.layers[1].mlp.act_fn = Other()
+
+    first, second = forwards(base), forwards(base)
+    assert second < forwards(base, hooked) <= first
+    assert second < forwards(base, replaced) <= first
 
 
 def test_a_damaged_memory_is_looked_at_anew(base, forwards, tmp_path):
