@@ -7,7 +7,8 @@ from torch import nn
 
 LEARNED_POSITIONS = ("wpe", "embed_positions", "position_embeddings", "embed_position")
 
-_NUMBER = ("max_position_embeddings", "max_seq_len")  # of configs; the second is MPT's
+# of configs; MPT has the second, Whisper the third
+_NUMBER = ("max_position_embeddings", "max_seq_len", "max_target_positions")
 
 
 @dataclass(frozen=True)

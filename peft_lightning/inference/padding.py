@@ -23,9 +23,10 @@ def batches_of(
 ) -> str:
     """Return in which batches the answer to a prompt does not depend on the other prompts.
 
-    The shortest of the prompts is answered beside the longest, left-padded, and alone. A recurrent
-    model whose state takes in the padding answers otherwise then. The model remembers what was
-    found; a prompt that is more than twice as long, beyond a window perhaps, is another probe.
+    The shortest of the prompts is answered beside the longest, left-padded, and alone; so is the
+    longest but one, which may be longer than a window. A recurrent model whose state takes in the
+    padding answers otherwise then. The model remembers what was found; a prompt that is more than
+    twice as long is another probe.
 
     Args:
         model: A causal LM.
@@ -45,12 +46,14 @@ def batches_of(
     found, length = remembered.get(type(adapter), (PADDED, 0))
     if found == PADDED and len(long) > 2 * length:
         coarse = rounds_inputs(model) or _is_half(model)
-        alone = first_logits([short])
-        gap = _gap(alone, first_logits, [short, long], coarse)
+        padded = [row for row in rows if len(row) < len(long)]
+        probed = [short, max(padded, key=len)] if padded else [short]
+        alone = [first_logits([row]) for row in probed]
+        gap = _gap(alone, first_logits, [*probed, long], coarse)
         if gap is not None:
-            padded = len(short) < len(long)
             found = EQUAL_LENGTH if padded else ALONE
-            if padded and _gap(alone, first_logits, [short, _cut(long, short)], coarse):
+            pair = [short, _cut(long, short)]
+            if padded and _gap(alone[:1], first_logits, pair, coarse):
                 found = ALONE
             how = "one by one" if found == ALONE else "in batches of equal length"
             print(
@@ -78,23 +81,30 @@ def _cut(long: Sequence[int], short: Sequence[int]) -> Sequence[int]:
 
 
 def _gap(
-    alone: tuple[Tensor, ...],
+    alone: Sequence[tuple[Tensor, ...]],
     first_logits: Callable[[Rows], tuple[Tensor, ...]],
-    pair: Rows,
+    rows: Rows,
     coarse: bool,
 ) -> str | None:
-    """Return how the logits of the first of a ``pair`` differ from ``alone``; None if not."""
+    """Return how the logits of the first of ``rows`` differ from those ``alone``; None if not."""
     try:
-        together = first_logits(pair)
+        together = first_logits(rows)
     except Exception as error:  # whatever a model makes of padding it does not know
         return f"its forward fails: {error}".split("\n")[0]
-    for ours, theirs in zip(alone, together, strict=True):
-        finite = ours[0].isfinite()
-        expected, found = ours[0][finite], theirs[0][finite]
-        tolerance = (0.05 if coarse else 1e-3) * max(1.0, expected.abs().max().item())
-        gap = (expected - found).abs().max().item()
-        if not gap <= tolerance:
-            return f"logits differ by {gap:.2g}"
-        if expected.argmax() != found.argmax():
-            return None  # rounding decides, and the next token has another text before it
+    for i, expected in enumerate(alone):
+        for ours, theirs in zip(expected, together, strict=True):
+            gap = _difference(ours[0], theirs[i], coarse)
+            if gap is not None:
+                return f"logits differ by {gap:.2g}"
+            if ours[0].argmax() != theirs[i].argmax():
+                break  # rounding decides, and the next token has another text before it
     return None
+
+
+def _difference(expected: Tensor, found: Tensor, coarse: bool) -> float | None:
+    """Return the largest difference of two rows of logits; None if rounding explains it."""
+    finite = expected.isfinite()
+    expected, found = expected[finite], found[finite]
+    tolerance = (0.05 if coarse else 1e-3) * max(1.0, expected.abs().max().item())
+    gap = (expected - found).abs().max().item()
+    return None if gap <= tolerance else gap

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_lightning.kernels.own_forward import own_forward
 from peft_lightning.messages import shortened
 
 HF_REFUSES = {  # peft/tuners/tuners_utils.py of 0.21.2, _check_lora_target_modules_mamba
@@ -20,6 +21,7 @@ NO_GRADIENT = "the logits have no gradient through it"
 BY_ITS_WEIGHT = "its weight is used and its forward never called"
 NEVER_RUN = "no forward over text runs it"
 NO_TENSOR = "its output is not one tensor"
+NOT_LINEAR = "its output has not the shape of a linear layer's"
 
 _LEFT_OUT = "_layers_without_update"  # attribute of a model with a new LoRA: name -> reason
 _TOKENS = 8
@@ -131,7 +133,7 @@ def _outputs(model: Any, layers: Collection[str]) -> dict[str, str | None] | Non
         for name, module in model.named_modules()
     ]
     try:
-        with _as_evaluated(model), torch.enable_grad():
+        with _as_evaluated(model), own_forward(model).using(), torch.enable_grad():
             logits = model(input_ids=ids, use_cache=False).logits
     except Exception:  # whatever a model wants beside token ids: nothing is known of its layers
         return None
@@ -152,6 +154,8 @@ def _note(
         outputs[name] = None if isinstance(output, Tensor) else NO_TENSOR
         if not is_layer or not isinstance(output, Tensor):
             return None
+        if isinstance(module, nn.Linear) and output.shape[:-1] != inputs[0].shape[:-1]:
+            outputs[name] = NOT_LINEAR
         zero = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
         added[name] = zero
         return output + zero

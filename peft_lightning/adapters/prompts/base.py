@@ -68,8 +68,8 @@ class PromptLearning(Adapter):
             **self.options(),
             "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
             # HF PEFT refuses a folder without them, and prompts of input embeddings use neither
-            "num_attention_heads": getattr(base, "num_attention_heads", None) or 1,
-            "num_layers": getattr(base, "num_hidden_layers", None) or 1,
+            "num_attention_heads": _number(base, "num_attention_heads"),
+            "num_layers": _number(base, "num_hidden_layers"),
             "num_transformer_submodules": 1,
             "token_dim": model.prompt_embeddings.shape[1],
         }
@@ -105,3 +105,11 @@ class PromptLearning(Adapter):
             "model.init_from (in Python: load_adapter with trainable=True), or start a "
             "PromptTuning"
         )
+
+
+def _number(config: Any, name: str) -> int:
+    """Return a number of a model's config; 1 if there is none, or another one in each layer."""
+    try:
+        return getattr(config, name, None) or 1
+    except Exception:  # transformers' own, of a config whose layers differ
+        return 1
