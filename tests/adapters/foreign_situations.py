@@ -95,7 +95,7 @@ THREE = ("llama", "qwen2", "gpt2")
 ALL = ("llama", "qwen2", "gpt2", "phi3", "gemma3")
 WTE = {"target_modules": ["c_attn", "wte"], "ensure_weight_tying": True}
 SAVED_WTE = {"target_modules": ["c_attn"], "modules_to_save": ["wte"], "ensure_weight_tying": True}
-ALONE = "the file holds transformer.wte alone"
+ALONE = "ensure_weight_tying: the file has one of the two embeddings trained alone"
 RENAMED = "the layers have other names in the file"
 MLX = "matrices transposed, `lora_alpha` is `scale` times `rank`"
 
@@ -395,6 +395,22 @@ SITUATIONS = [
         config=SAVED_WTE,
         said=ALONE,
         models=("gpt2",),
+    ),
+    *(
+        Situation(
+            f"likewise with `{what}`, and both embeddings saved",
+            SAID,
+            "one side alone is trained, as the file has it",
+            config={**fields, **SAVED},
+            base=base,
+            said=ALONE,
+            models=("gpt2",),
+        )
+        for what, fields, base in (
+            ("target_modules", WTE, None),
+            ("modules_to_save", SAVED_WTE, None),
+            ("modules_to_save` of a resized vocabulary, `wte", SAVED_WTE, resized(1)),
+        )
     ),
     Situation(
         "`target_parameters`",

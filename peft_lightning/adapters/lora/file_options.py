@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.loading import without_base_weights
@@ -159,17 +160,26 @@ def _without_unmatched(
     return kept
 
 
-def _is_tied_in_file(options: Mapping[str, Any], model: nn.Module, tensors: Iterable[str]) -> bool:
+def _is_tied_in_file(
+    options: Mapping[str, Any], model: nn.Module, tensors: Mapping[str, Tensor]
+) -> bool:
     """Whether input and output embedding stay one weight: HF PEFT ties those it knows by name.
 
-    It says nothing of others, such as GPT-2's ``wte``, and saves what one of the two has alone.
+    It says nothing of others, such as GPT-2's ``wte``, and saves an update of one of the two alone,
+    or two weights that differ: the trained one and the base's.
     """
     if not options["ensure_weight_tying"] or not is_tied(model):
         return bool(options["ensure_weight_tying"])
-    ends = (".lora_A.weight", ".lora_embedding_A", ".weight")
     sides = [f"{PREFIX}{name}" for name in vocabulary_names(model)]
-    held = [side for side in sides if any(f"{side}{end}" in tensors for end in ends)]
-    if len(held) == 1:
-        name = held[0].removeprefix(PREFIX)
-        _say(f"ensure_weight_tying: the file holds {name} alone, as HF PEFT ties no such name")
-    return len(held) != 1
+    updated = [s for s in sides if {f"{s}.lora_A.weight", f"{s}.lora_embedding_A"} & set(tensors)]
+    whole = [tensors[f"{side}.weight"] for side in sides if f"{side}.weight" in tensors]
+    if updated or not whole:
+        tied = len(updated) != 1
+    else:
+        tied = len(whole) == 2 and torch.equal(whole[0], whole[1])
+    if not tied:
+        _say(
+            "ensure_weight_tying: the file has one of the two embeddings trained alone, as HF PEFT "
+            "ties none of these names, and is read so"
+        )
+    return tied
