@@ -74,6 +74,7 @@ ALSO = {
     "export/gguf_layout.py": {"gguf"},
     "export/gguf_sentencepiece.py": {"gguf"},
     "export/gguf_tokenizer.py": {"gguf"},
+    "export/gguf_types.py": {"gguf"},
     "export/llama_cpp.py": {"gguf", "llama_cpp"},
     "export/loaded_serving.py": {"peft"},
     "reports/run_record.py": {"yaml"},

@@ -68,7 +68,11 @@ def export(
     from peft_lightning.data import PromptFormat
     from peft_lightning.export import llama_cpp
     from peft_lightning.export.answering import Answering
-    from peft_lightning.export.gguf_file import read_checkpoint, write_adapter_file
+    from peft_lightning.export.gguf_file import (
+        read_checkpoint,
+        require_supported,
+        write_adapter_file,
+    )
     from peft_lightning.export.gguf_model import ModelFile
     from peft_lightning.export.ollama import write_modelfile
     from peft_lightning.export.unverified import require_max_logit_difference
@@ -100,8 +104,8 @@ def export(
         except UserError as error:
             print(f"no Modelfile is written: {error}")
         return
+    require_supported(base, prompts, tokenizer_pre, options)
     file = ModelFile(base, folder, saved, options, prompts, allow_base_mismatch, tokenizer_pre)
-    file.require_supported()
     if verify:
         file.verify_on(sample, device, max_logit_difference)
     file.write(Path(out), wanted, quantized)

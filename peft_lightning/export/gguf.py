@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,16 +21,10 @@ from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.lora.state_dict_keys import factor_keys
 from peft_lightning.adapters.state_dict import check_tensors_fit
 from peft_lightning.export.gguf_layout import Layout
+from peft_lightning.export.gguf_types import Q8_0, TYPES, fits_q8_0, kind_of, raw
 from peft_lightning.export.merged_weights import MergedTensors, Piece
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
-
-_TYPES = {
-    torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
-    torch.float16: (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
-    torch.bfloat16: (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
-}
-_Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 
 def write_lora(
@@ -80,7 +74,7 @@ def write_lora(
                 cast = values.to(dtype)
                 if not cast.isfinite().all():
                     raise UserError(f"{name}.{part} has values that are not finite in {dtype}")
-                data, kind = _raw(cast)
+                data, kind = raw(cast)
                 writer.add_tensor(f"{place}.{part}", data, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -118,13 +112,13 @@ def write_model(
     places = _places(merged, layout)
     dtypes = [p.dtype for p in places.values() if len(p.source.shape) > 1]
     common = max(set(dtypes), key=dtypes.count)
-    if strange := set(dtypes) - _TYPES.keys():
+    if strange := set(dtypes) - TYPES.keys():
         raise UserError(f"no GGUF file holds {strange.pop()}: give a --dtype")
     extra = layout.extra_tensors()
     with _open(file, layout) as writer:
         writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(name)
-        writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if q8_0 else _TYPES[common][1])
+        writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if q8_0 else TYPES[common][1])
         layout.add_parameters(writer)
         add_vocabulary(writer)
         for place, tensor in extra.items():
@@ -132,7 +126,7 @@ def write_model(
         kinds = {}
         for place, piece in places.items():
             shape = layout.shape(str(piece.name), piece.source.shape)
-            kinds[place] = kind = _Q8_0 if q8_0 and _fits_q8_0(place, shape) else _kind(piece, q8_0)
+            kinds[place] = kind = Q8_0 if q8_0 and fits_q8_0(place, shape) else kind_of(piece, q8_0)
             block, size = gguf.GGML_QUANT_SIZES[kind]
             size = math.prod(shape) // block * size
             writer.add_tensor_info(place, shape, np.dtype("float16"), size, raw_dtype=kind)
@@ -173,30 +167,13 @@ def _places(merged: MergedTensors, layout: Layout) -> dict[str, Piece]:
     return places
 
 
-def _kind(piece: Piece, q8_0: bool) -> gguf.GGMLQuantizationType:
-    """Return the type of a tensor that is not quantised."""
-    if len(piece.source.shape) == 1:
-        return gguf.GGMLQuantizationType.F32
-    return gguf.GGMLQuantizationType.F16 if q8_0 else _TYPES[piece.dtype][0]
-
-
-def _fits_q8_0(place: str, shape: Sequence[int]) -> bool:
-    return len(shape) > 1 and shape[-1] % 32 == 0 and not place.startswith("position_embd")
-
-
 def _values(
     merged: MergedTensors, layout: Layout, piece: Piece, kind: gguf.GGMLQuantizationType
 ) -> np.ndarray:
     """Return a tensor as the file holds it."""
-    dtype = next((d for d, (own, _) in _TYPES.items() if own == kind), torch.float32)
+    dtype = next((d for d, (own, _) in TYPES.items() if own == kind), torch.float32)
     values = layout.stored(str(piece.name), merged.read(replace(piece, dtype=dtype)))
-    return gguf.quants.quantize(values.numpy(), kind) if kind == _Q8_0 else _raw(values)[0]
-
-
-def _raw(tensor: Tensor) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
-    """Return the values as numpy holds them, bfloat16 as bytes, and their kind."""
-    kind, tensor = _TYPES[tensor.dtype][0], tensor.contiguous()
-    return (tensor.view(torch.uint8) if tensor.dtype == torch.bfloat16 else tensor).numpy(), kind
+    return gguf.quants.quantize(values.numpy(), kind) if kind == Q8_0 else raw(values)[0]
 
 
 @contextmanager

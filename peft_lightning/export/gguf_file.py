@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from peft_lightning.adapters.base_check import require_base
 from peft_lightning.adapters.folder import CONFIG_FILE, SavedAdapter, read_adapter
 from peft_lightning.adapters.merge import require_lora
-from peft_lightning.base_model import base_fingerprint, load_base_model
+from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.base_model.load_errors import explained
+from peft_lightning.base_model.resolve import locate
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
+from peft_lightning.data import PromptFormat
 from peft_lightning.export.gguf import write_lora
+from peft_lightning.export.gguf_layout import Layout
+from peft_lightning.export.gguf_tokenizer import require_known
 from peft_lightning.files import atomic_file
 from peft_lightning.hub import adapter_folder
 from peft_lightning.messages import UserError
@@ -41,6 +47,26 @@ def read_checkpoint(
     if not (base := base_model or saved.facts["base_model"]):
         raise UserError(f"{ckpt_path} does not name its base model: give it with --base_model")
     return base, ckpt_path, saved
+
+
+def require_supported(
+    base: str, prompts: PromptFormat, pre: str | None, options: dict[str, Any]
+) -> None:
+    """Raise UserError if llama.cpp lacks the architecture or the tokenizer, before any work.
+
+    Args:
+        base: The base model.
+        prompts: May name another tokenizer.
+        pre: llama.cpp's name of the pre-tokenizer; found from the tokenizer if None.
+        options: ``trust_remote_code`` and ``revision`` of the base.
+    """
+    source, where = locate(base, options["revision"])
+    trust = options["trust_remote_code"]
+    with explained("base model", base, where):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust, **where)
+    Layout(config)
+    if "gguf_file" not in where:
+        require_known(load_tokenizer(prompts.tokenizer or base, **options), pre)
 
 
 def write_adapter_file(
@@ -72,7 +98,8 @@ def write_adapter_file(
     model: Any
     try:
         weights = open_weights(base, **options)
-        model, fingerprint = weights.model, weights.fingerprint()
+        Layout((model := weights.model).config)  # before all of the base is read
+        fingerprint = weights.fingerprint()
     except NotStreamableError:
         model = load_base_model(base, **options)
         fingerprint = base_fingerprint(model)

@@ -8,23 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from peft_lightning.adapters.base_check import require_base
 from peft_lightning.adapters.folder import SavedAdapter
 from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
 from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.merge import require_lora
-from peft_lightning.base_model import load_tokenizer
-from peft_lightning.base_model.load_errors import explained
-from peft_lightning.base_model.resolve import locate
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.data import PromptFormat
 from peft_lightning.export import llama_cpp
 from peft_lightning.export.answering import Answering
 from peft_lightning.export.gguf import write_model
 from peft_lightning.export.gguf_layout import Layout
-from peft_lightning.export.gguf_tokenizer import add_vocabulary, copy_vocabulary, require_known
+from peft_lightning.export.gguf_tokenizer import add_vocabulary, copy_vocabulary
+from peft_lightning.export.gguf_types import tensor_types
 from peft_lightning.export.merged_folder import write_merged
 from peft_lightning.export.merged_weights import MergedTensors
 from peft_lightning.export.ollama import write_modelfile
@@ -65,18 +62,6 @@ class ModelFile:
         self.device = "cpu"
         self.max_logit_difference: float | None = None
 
-    def require_supported(self) -> None:
-        """Raise UserError if llama.cpp lacks the architecture or the tokenizer, before any work."""
-        source, where = locate(self.base, self.options["revision"])
-        trust = self.options["trust_remote_code"]
-        with explained("base model", self.base, where):
-            config = AutoConfig.from_pretrained(source, trust_remote_code=trust, **where)
-        Layout(config)
-        if "gguf_file" not in where:
-            require_known(
-                load_tokenizer(self.prompts.tokenizer or self.base, **self.options), self.pre
-            )
-
     def verify_on(self, text: str, device: str, max_logit_difference: float | None) -> None:
         """Have the file compared with the base and its adapter when it is written.
 
@@ -91,7 +76,7 @@ class ModelFile:
     def write(self, out: Path, dtype: torch.dtype | None, quantized: str | None) -> None:
         """Write the file and, if wanted, verify it.
 
-        What is quantised to less than 8 bits is verified before, and its difference is said.
+        What is quantised is verified before, and what quantising changes is said.
 
         Args:
             out: To write.
@@ -104,25 +89,38 @@ class ModelFile:
         """
         mark = Path(f"{out}.{UNVERIFIED}")
         mark.unlink(missing_ok=True)  # of another file of this name
-        if quantized in (None, Q8_0):
+        if quantized is None or (quantized == Q8_0 and self.text is None):
             layout, stored = self._merge(out, out.stem, dtype, quantized == Q8_0)
-            print(f"exported: {out}, {out.stat().st_size:,} bytes{layout.of_context()}")
-            print(write_modelfile(out, self.answering, is_adapter=False))
-            limit = THRESHOLDS[torch.bfloat16 if quantized else stored]
-            self._verify(out, str(out), mark, layout, limit)
+            self._say_written(out, layout)
+            self._verify(out, str(out), mark, layout, THRESHOLDS[stored])
             return
         with scratch_folder(out.with_name(f"{out.name}.unquantized")) as temporary:
             plain = temporary / "model.gguf"
             layout, stored = self._merge(plain, out.stem, None, False)
             reference = self._verify(plain, str(out), mark, layout, THRESHOLDS[stored])
-            with atomic_file(out) as file:
-                llama_cpp.quantize(plain, file, quantized)
-        types = llama_cpp.tensor_types(out)
+            if quantized == Q8_0:
+                self._merge(out, out.stem, None, True)
+            else:
+                with atomic_file(out) as file:
+                    llama_cpp.quantize(plain, file, quantized)
+        self._say_written(out, layout)
+        if reference is not None:
+            found = compare_logits(reference, self._logits(out, layout, reference, quantized))
+            print(f"{quantized} on {found}".replace(" merged, ", f" {quantized}, "))
+
+    def _say_written(self, out: Path, layout: Layout) -> None:
+        types = tensor_types(out)
         print(f"exported: {out}, {out.stat().st_size:,} bytes, {types}{layout.of_context()}")
         print(write_modelfile(out, self.answering, is_adapter=False))
-        if reference is not None:
-            found = compare_logits(reference, llama_cpp.logits_of_file(str(out), reference.rows))
-            print(f"{quantized} on {found}".replace(" merged, ", f" {quantized}, "))
+
+    def _logits(
+        self, file: Path, layout: Layout, reference: Reference, quantized: str | None = None
+    ) -> list[Tensor]:
+        """Return a file's logits: llama.cpp's if it made the file, or transformers misreads it."""
+        by_llama = quantized not in (None, Q8_0)
+        if by_llama or (llama_cpp.is_installed() and layout.unread_in(file)):
+            return llama_cpp.logits_of_file(str(file), reference.rows)
+        return logits_of(str(file), reference.rows, self.device, self.options)
 
     def _verify(
         self, file: Path, out: str, mark: Path, layout: Layout, limit: float
@@ -146,12 +144,8 @@ class ModelFile:
         atomic_text(mark, UNFINISHED)
         where = (self.text, self.device, self.options, length)
         reference = reference_of(self.base, self.folder, *where, saved=self.saved)
-        if unread:
-            limit = max(limit, llama_cpp.OWN_ROUNDING)
-            logits = llama_cpp.logits_of_file(str(file), reference.rows)
-        else:
-            logits = logits_of(str(file), reference.rows, self.device, self.options)
-        found = compare_logits(reference, logits)
+        limit = max(limit, llama_cpp.OWN_ROUNDING) if unread else limit
+        found = compare_logits(reference, self._logits(file, layout, reference))
         settle(mark, out, found, self.max_logit_difference or limit)
         return reference
 

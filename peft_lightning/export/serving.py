@@ -12,14 +12,16 @@ from typing import Any
 from transformers import AutoConfig
 
 from peft_lightning.adapters.folder import CONFIG_FILE, read_adapter, read_facts, read_json
+from peft_lightning.adapters.folder_files import required
 from peft_lightning.adapters.lora.hf_parameters import layers_as_parameters, taken_for_experts
 from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.lora.name_matching import match_pattern
+from peft_lightning.adapters.mlx import is_mlx
 from peft_lightning.adapters.state_dict import PREFIX
 from peft_lightning.base_model.resolve import locate
 from peft_lightning.base_model.weights import stored_tensors
 from peft_lightning.export.gguf_layout import Layout
-from peft_lightning.messages import shortened
+from peft_lightning.messages import UserError, shortened
 
 # vllm/config/lora.py: MaxLoRARanks
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -76,6 +78,11 @@ def judge_folder(
         read_adapter(folder)  # raises unless it is a fully fine-tuned model
         return None, False
     config = read_json(folder / CONFIG_FILE)
+    if is_mlx(config):
+        raise UserError(
+            f"{folder} is MLX's, and these programs read HF PEFT's folders: write one in Python, "
+            "save_adapter(load_adapter(model, FOLDER), model, OUT)"
+        )
     if config.get("peft_type") == LoRA.peft_type:
         config = {**LoRA.hf_defaults, **config}
     base = _base_config(base_model or config.get("base_model_name_or_path"), trust_remote_code)
@@ -236,9 +243,7 @@ def _uniform(config: Mapping[str, Any]) -> float:
 
 def _ranks(folder: Path) -> dict[str, int]:
     """Return the rank of each adapted layer from the shapes of the folder's tensors."""
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} has no {file.name}")
+    file = required(folder, "adapter_model.safetensors")
     end = ".lora_A.weight"
     return {
         key.removeprefix(PREFIX).removesuffix(end): stored.shape[0]

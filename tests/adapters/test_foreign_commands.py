@@ -12,6 +12,7 @@ from parity import IDS, hf_folder
 from peft_lightning.adapters.bank import AdapterBank
 from peft_lightning.adapters.folder import read_adapter, save_adapter
 from peft_lightning.base_model import load_base_model, resolve
+from peft_lightning.commands.check_serving import check_serving
 from peft_lightning.commands.inspect import inspect
 from peft_lightning.commands.merge import merge
 from peft_lightning.messages import UserError
@@ -109,6 +110,12 @@ def test_inspect_shows_the_layers_and_that_it_is_read(name, folders, capsys):
     assert "LORA" in shown
     assert "NOT READ" not in shown
     assert ("norm of the update" in shown) == (name != "head")  # which needs the base for that
+
+
+def test_check_serving_says_how_mlxs_becomes_hf_pefts(folders):
+    base, made = folders
+    with pytest.raises(UserError, match=r"mlx is MLX's, and .* read HF PEFT's folders: write one"):
+        check_serving(str(made["mlx"][0]), base_model=str(base))
 
 
 @pytest.mark.parametrize(

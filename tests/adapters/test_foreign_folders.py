@@ -82,6 +82,19 @@ def test_a_folder_is_read_as_by_hf_peft_or_refused_with_the_remedy(
     assert torch.equal(model(IDS).logits, before)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_what_was_trained_whole_and_has_not_moved_is_read(architecture, tmp_path):
+    whole = ["norm", "mlp", "embed_tokens", "lm_head"]  # HF PEFT takes input_layernorm for a norm
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=whole)
+    get_peft_model(tiny_model(architecture), config).save_pretrained(tmp_path)
+    model = tiny_model(architecture)
+    before = model(IDS).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        load_adapter(model, tmp_path)
+    assert torch.equal(model(IDS).logits, before)
+
+
 @pytest.mark.parametrize("targets", ["all-linear", r".*language_model.*(q_proj|up_proj)"])
 def test_an_adapter_of_a_model_of_text_and_images_is_read_onto_its_language_model(
     targets, tmp_path

@@ -247,7 +247,7 @@ def test_only_the_adapters_own_files_go_to_the_hub_and_the_base_by_its_name(
     assert not (last / "README.md").exists()
 
 
-def test_a_whole_model_is_pushed_with_its_config(base, rows, tmp_path, calls, capsys):
+def test_a_whole_model_is_pushed_with_its_config(base, rows, tmp_path, calls, monkeypatch):
     fit(base, rows, tmp_path / "run", adapter=Full(), max_steps=1)
     push(str(tmp_path / "run/checkpoints/last.ckpt"), "me/whole", base_model=ID)
     files = calls[-1][-1]
@@ -259,6 +259,11 @@ def test_a_whole_model_is_pushed_with_its_config(base, rows, tmp_path, calls, ca
     front, _ = front_of(files["README.md"].decode())
     assert front["tags"] == [f"base_model:finetune:{ID}", "transformers"]
     assert all(str(tmp_path).encode() not in content for content in files.values())
+    (tmp_path / "me" / "whole").mkdir(parents=True)
+    for name, content in files.items():
+        (tmp_path / "me" / "whole" / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    run_code(files["README.md"].decode())
 
 
 def test_what_stops_a_push_is_one_line(run, calls, monkeypatch):

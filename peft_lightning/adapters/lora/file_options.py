@@ -11,9 +11,9 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from peft_lightning.adapters.lora.loading import without_base_weights
 from peft_lightning.adapters.lora.name_matching import match_pattern
 from peft_lightning.adapters.lora.targets import Targets
 from peft_lightning.adapters.lora.trainable_tokens import is_tied, vocabulary_names
@@ -53,7 +53,7 @@ def fitted(
         found |= _renamed(options, layers, tensors)
         old, new = next(pair for pair in layers.items() if pair[0] != pair[1])
         _say(f"the layers have other names in the file: {old} is {new} here")
-    tensors = _without_base_weights(found, model, tensors)
+    tensors = without_base_weights(found, model, tensors)
     found |= _without_wrappers(found, model)
     found |= _without_unmatched(found, model, tensors)
     found["ensure_weight_tying"] = _is_tied_in_file(found, model, tensors)
@@ -103,33 +103,6 @@ def _renamed(
 
 def _matches_one(key: str, names: Iterable[str]) -> bool:
     return any(match_pattern({key: True}, name) for name in names)
-
-
-def _without_base_weights(
-    options: Mapping[str, Any], model: nn.Module, tensors: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Leave out weights that the model has already, as in the full state dict of a wrapped model.
-
-    Embeddings are seen to elsewhere; what is trained beside updates may be equal and stays.
-    """
-    own = dict(model.named_parameters())
-    ends = tuple(options["modules_to_save"] or ())
-    kept = set(vocabulary_names(model))
-    found = dict(tensors)
-    for name, tensor in tensors.items():
-        layer, _, part = name.removeprefix(PREFIX).replace(".base_layer.", ".").rpartition(".")
-        if _LORA in name or layer in kept or (ends and any(f".{e}." in f".{layer}." for e in ends)):
-            continue
-        if part == "bias" and options["bias"] != "none":
-            continue
-        weight = own.get(f"{layer}.{part}")
-        if weight is None or weight.is_meta or weight.shape != tensor.shape:
-            continue
-        if torch.equal(tensor.to(weight), weight):
-            del found[name]
-    if count := len(tensors) - len(found):
-        _say(f"the file holds {count} weights that this model has already")
-    return found
 
 
 def _targets(options: Mapping[str, Any]) -> Targets:

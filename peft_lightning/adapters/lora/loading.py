@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.embedding import LoRAEmbedding
 from peft_lightning.adapters.lora.extra_modules import resize_saved_embeddings
 from peft_lightning.adapters.lora.init import is_decomposition
 from peft_lightning.adapters.lora.layers import LoRALinear
+from peft_lightning.adapters.lora.modules_to_save import is_within
 from peft_lightning.adapters.lora.pissa import append_initial_update, is_residual
 from peft_lightning.adapters.lora.state_dict_keys import (
     base_weight_key,
     check_base_weight,
     factor_keys,
 )
+from peft_lightning.adapters.lora.trainable_tokens import vocabulary_names
+from peft_lightning.adapters.state_dict import PREFIX
 from peft_lightning.messages import UserError
 
 _MOST_CUT = 16  # times that the rank of a decomposition may exceed what there is to decompose
@@ -75,6 +80,40 @@ def check_repeated(
         or not is_residual(repeated, a, layer, weight, init)
     ):
         check_base_weight(key, repeated, weight)
+
+
+def without_base_weights(
+    options: Mapping[str, Any], model: nn.Module, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Leave out weights that the model has already, as in the full state dict of a wrapped model.
+
+    Embeddings are seen to elsewhere; what is trained beside updates may be equal and stays.
+
+    Args:
+        options: Of ``LoRA``, by the model's names.
+        model: The plain base; without values nothing is left out.
+        tensors: The file's.
+    """
+    own = dict(model.named_parameters())
+    ends = tuple(options["modules_to_save"] or ("\0",))
+    kept = [name for name, _ in model.named_modules() if name.endswith(ends)]
+    kept += [name for name in vocabulary_names(model) if name]
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        layer, _, part = name.removeprefix(PREFIX).replace(".base_layer.", ".").rpartition(".")
+        if ".lora_" in name or is_within(layer, kept):
+            continue
+        if part == "bias" and options["bias"] != "none":
+            continue
+        weight = own.get(f"{layer}.{part}")
+        if weight is None or weight.is_meta or weight.shape != tensor.shape:
+            continue
+        if torch.equal(tensor.to(weight), weight):
+            del found[name]
+    if count := len(tensors) - len(found):
+        text = f"the file holds {count} weights that this model has already"
+        warnings.warn(text, stacklevel=1)
+    return found
 
 
 def check_rank(rank: int, tensors: Mapping[str, Tensor], init: bool | str) -> None:
