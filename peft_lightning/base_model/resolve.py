@@ -113,15 +113,20 @@ def is_at_hand(name: str | None, revision: str | None = None) -> bool:
         return False
     if Path(name).expanduser().exists():
         return True
+    folder = cached_folder(name, revision)
+    return folder is not None and any(next(folder.glob(p), None) for p in _WEIGHTS)
+
+
+def cached_folder(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a hub id in the hub's cache, None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
         config = try_to_load_from_cache(name, "config.json", revision=revision)
     except HFValidationError:
-        return False
-    folder = Path(config).parent if isinstance(config, str) else None
-    return folder is not None and any(next(folder.glob(p), None) for p in _WEIGHTS)
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def nearest_place(path: Path) -> str:

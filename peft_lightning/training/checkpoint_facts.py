@@ -10,6 +10,7 @@ from torch import Tensor
 from peft_lightning.adapters.base import as_json
 from peft_lightning.adapters.folder import Texts, adapter_files
 from peft_lightning.base_model.generation_config import FILE as GENERATION_CONFIG
+from peft_lightning.base_model.weights_hash import weights_hash
 from peft_lightning.inference.stop_tokens import with_end_tokens
 from peft_lightning.messages import UserError
 from peft_lightning.training.precision import say_if_changed, types_used
@@ -22,6 +23,7 @@ def checkpoint_facts(module: Any) -> dict[str, Any]:
     return {
         "adapter": _adapter_config(module),
         "base_fingerprint": module.fingerprint,
+        "base_weights": _base_weights(module),
         "types": types_used(module),
     }
 
@@ -60,6 +62,13 @@ def check_checkpoint(module: Any, checkpoint: dict[str, Any]) -> None:
     """
     check_same_run(checkpoint["adapter"], _adapter_config(module))
     check_base(module, checkpoint)
+    before, now = checkpoint.get("base_weights"), _base_weights(module)
+    if None not in (before, now) and before != now:
+        raise UserError(
+            f"the weight files of {module.base_model_name} have changed since the checkpoint was "
+            "written: give those it was trained on, or begin a new run with its adapter by "
+            "model.init_from"
+        )
     say_if_changed(checkpoint.get("types"), module)
 
 
@@ -70,6 +79,13 @@ def check_base(module: Any, checkpoint: dict[str, Any]) -> None:
             f"the checkpoint belongs to another base model: {checkpoint['base_fingerprint']} "
             f"there, {module.fingerprint} for {module.base_model_name}"
         )
+
+
+def _base_weights(module: Any) -> str | None:
+    """Return the hash of the base's files; None for a base that was given as an object."""
+    if module.given_base is not None:
+        return None
+    return weights_hash(module.base_model_name, module.revision)
 
 
 def _adapter_config(module: Any) -> dict[str, Any]:

@@ -8,9 +8,11 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cli_driver import ENVIRONMENT, drive
+from peft_lightning.base_model import base_fingerprint
 from test_cli import DATA, MODEL
 
 TRAINER = "max_steps: 2, accelerator: cpu, enable_progress_bar: false, logger: false"
@@ -126,6 +128,22 @@ def test_data_that_changed_since_the_checkpoint_is_refused_or_accepted_if_asked(
     [(status, _, errors)] = drive(user, [[*command, "--data.allow_changed_data", "true"]])
     # within an epoch the number of batches may not change either
     assert status == 0, errors
+
+
+def test_a_run_does_not_go_on_over_a_base_in_which_one_value_has_changed(user, tmp_path):
+    own = shutil.copytree(user, tmp_path / "user", symlinks=True)
+    file = own / "base" / "model.safetensors"
+    tensors = load_file(file)
+    weight = next(w for name, w in tensors.items() if name.endswith("mlp.up_proj.weight"))
+    before = base_fingerprint(AutoModelForCausalLM.from_pretrained(own / "base"))
+    weight.view(-1)[1] += 1.0  # which the fingerprint does not sample
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert base_fingerprint(AutoModelForCausalLM.from_pretrained(own / "base")) == before
+    run = ["--config", "run.yaml", "--trainer.max_steps", "3", "--trainer.default_root_dir"]
+    [error] = errors_of(own, [["fit", *run, "runs/good", "--ckpt_path", "last"]])
+    assert "the weight files of base have changed since the checkpoint was written" in error
+    anew = ["fit", *run, "runs/new", "--model.init_from", "runs/good/checkpoints/last.ckpt"]
+    assert drive(own, [anew])[0][0] == 0
 
 
 def test_a_base_replaced_under_its_name_is_refused_everywhere(user, tmp_path):
