@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from peft_lightning.adapters import LoRA, disable_adapter
-from peft_lightning.training import build_model, prediction
+from peft_lightning.training import build_model, prediction, run_tokenizer
 from peft_lightning.training.adapter_module import AdapterModule
 from peft_lightning.training.answer_options import answer_options
 from peft_lightning.training.clipping import clip
@@ -113,11 +113,11 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
 
     def load_tokenizer(self) -> Any:
         """Return the base's tokenizer with the adapter's new tokens; it is loaded once."""
-        return build_model.tokenizer_of(self)
+        return run_tokenizer.tokenizer_of(self)
 
     def extend_tokenizer(self, tokenizer: Any) -> None:
         """Add the adapter's new tokens to another tokenizer that the data goes through."""
-        build_model.extend_tokenizer(self, tokenizer)
+        run_tokenizer.extend_tokenizer(self, tokenizer)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure_optimizers(self, CausalLMModule)

@@ -20,6 +20,7 @@ SAME_FLOOR = {  # and of its own floor from these
     "adapters": {"kernels"},  # products with weights that are stored in fewer bytes
     "base_model": {"kernels"},  # the dtype that suits the processor
     "commands": {"cli"},  # submit checks the options of fit
+    "data": {"base_model"},  # a tokenizer by its name, read as a base's is
     "experiments": {"module", "training"},  # what they plan and evaluate
     "files": {"messages"},  # the types of errors
     "hyperparameters": {"messages"},  # what a secret is

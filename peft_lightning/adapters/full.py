@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from peft_lightning.adapters.base import Adapter, tokenizer_files
+from peft_lightning.adapters.base import Adapter
 from peft_lightning.messages import UserError
 
 
@@ -59,16 +59,14 @@ class Full(Adapter):
             "task_type": "CAUSAL_LM",
         }
 
-    def extra_files(self, model: Any, tokenizer: Any = None) -> dict[str, str | bytes]:
-        """Return the other files of an HF model folder: configs and, if given, the tokenizer."""
+    def extra_files(self, model: Any) -> dict[str, str | bytes]:
+        """Return the other files of an HF model folder: its configs."""
         config = copy.deepcopy(model.config)
         config.architectures = [type(model).__name__]
         config.dtype = str(model.dtype).removeprefix("torch.")
         texts: dict[str, str | bytes] = {"config.json": config.to_json_string(use_diff=True)}
         if getattr(model, "generation_config", None) is not None:
             texts["generation_config.json"] = model.generation_config.to_json_string(use_diff=True)
-        if tokenizer is not None:
-            texts |= tokenizer_files(tokenizer)
         return texts
 
     def _insert(self, model: nn.Module, initialise: bool) -> None:

@@ -104,11 +104,6 @@ class PromptFormat:
                 new[name] = None
         return replace(self, **new)
 
-    def tokenizes_otherwise(self, other: PromptFormat) -> bool:
-        """Whether the tokenizer or its chat template is another one."""
-        own = (self.tokenizer, self.chat_template)
-        return own != (other.tokenizer, other.chat_template)
-
     def facts(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults."""
         default = PromptFormat()

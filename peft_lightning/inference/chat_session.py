@@ -33,7 +33,7 @@ class ChatSession:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> None:
-        if next(iter(loaded.tokenizers.values())).chat_template is None:
+        if loaded.tokenizers[loaded.names[0]].chat_template is None:
             raise UserError(
                 "a chat needs a chat template, and this tokenizer has none: give one with "
                 "--chat_template, or continue plain text with the command generate"

@@ -9,8 +9,8 @@ from torch import Tensor
 from peft_lightning.adapters.folder import Texts, adapter_files
 from peft_lightning.messages import UserError
 from peft_lightning.training.precision import say_if_changed, types_used
-from peft_lightning.training.prediction import prompt_facts
 from peft_lightning.training.run_identity import check_same_run, run_name
+from peft_lightning.training.run_tokenizer import RunTokenizer, prompt_facts
 
 
 def checkpoint_facts(module: Any) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def checkpoint_facts(module: Any) -> dict[str, Any]:
 
 
 def files_beside(
-    module: Any, checkpoint: dict[str, Any], added: dict[str, Tensor]
+    module: Any, checkpoint: dict[str, Any], added: dict[str, Tensor], tokenizer: RunTokenizer
 ) -> tuple[str, Texts]:
     """Return the name of the adapter's tensor file, and the content of the files beside it.
 
@@ -31,6 +31,7 @@ def files_beside(
         module: The ``CausalLMModule``.
         checkpoint: Lightning's.
         added: What a subclass of the module has added to the state.
+        tokenizer: Makes the files of the run's tokenizer.
     """
     facts = {
         "base_fingerprint": module.fingerprint,
@@ -41,8 +42,8 @@ def files_beside(
         **types_used(module),
         **prompt_facts(module),
     }
-    tensor_file, _, texts = adapter_files(module.adapter, module.model, facts, module.tokenizer)
-    return tensor_file, texts
+    tensor_file, _, texts = adapter_files(module.adapter, module.model, facts)
+    return tensor_file, {**texts, **tokenizer.files(module)}
 
 
 def check_checkpoint(module: Any, checkpoint: dict[str, Any]) -> None:

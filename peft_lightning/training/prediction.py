@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from peft_lightning.adapters import attached_adapter
 from peft_lightning.adapters.folder import read_adapter_config
+from peft_lightning.base_model.tokenizer import adapter_tokenizer
 from peft_lightning.data import PromptFormat
-from peft_lightning.data.prompt_format import FACT
-from peft_lightning.data.tokens.tokenizer import tokenizer_for
+from peft_lightning.data.tokens.tokenizer import tokenizer_fingerprint
 from peft_lightning.inference import generate
 from peft_lightning.inference.load import named_folders
 from peft_lightning.messages import UserError
@@ -25,17 +26,28 @@ def answer_with(module: Any, folders: list[str]) -> list[str]:
         The names, one of which is the ``adapter`` of each batch; ``base`` is no adapter.
 
     Raises:
-        UserError: If one brings new tokens: all rows go through the base's tokenizer.
+        UserError: If they have different tokenizers: all rows go through one.
     """
     named = named_folders(folders)
-    for name, folder in named.items():
-        if read_adapter_config(folder)[0].metadata().get("new_tokens"):
+    first, *others = named
+    for name in others:
+        if _tokens_of(module, named[name]) != _tokens_of(module, named[first]):
             raise UserError(
-                f"the adapter {name} brings new tokens, and predict reads all rows by the "
-                f"base's tokenizer: use generate --file FILE --adapter {name}={folder}"
+                f"{first} and {name} have different tokenizers, and predict reads all rows by one: "
+                f"use generate --file FILE --adapter {first}={named[first]} --adapter ..."
             )
-    module.answer_folders = named
+    module.answer_folders, module.tokenizer_folder = named, Path(named[first])
     return list(named)
+
+
+def _tokens_of(module: Any, folder: str) -> str:
+    """Return a hash of the tokenizer of an adapter's folder."""
+    trust = module.trust_remote_code
+    tokenizer = adapter_tokenizer(
+        module.base_model_name, folder, trust_remote_code=trust, revision=module.revision
+    )
+    read_adapter_config(folder)[0].with_tokenizer(tokenizer)
+    return tokenizer_fingerprint(tokenizer)
 
 
 def predict_batch(module: Any, batch: dict[str, Any]) -> list[dict[str, Any]]:
@@ -82,16 +94,4 @@ def prompts_of(module: Any) -> tuple[Any, PromptFormat]:
     data: Any = getattr(module._trainer, "datamodule", None)
     if getattr(data, "prompt_format", None) is not None:
         return data.tokenizer, data.prompt_format
-    prompt_format = getattr(module, "prompt_format", None) or PromptFormat()
-    tokenizer = module.load_tokenizer()
-    if prompt_format.tokenizer is not None:
-        tokenizer = tokenizer_for(module, prompt_format.tokenizer, prompt_format.chat_template)
-    return tokenizer, prompt_format
-
-
-def prompt_facts(module: Any) -> dict[str, Any]:
-    """Return how the prompts of the run's rows were made, for ``peft_lightning.json``."""
-    data = getattr(module._trainer, "datamodule", None)
-    prompt_format = getattr(data, "prompt_format", None)
-    facts = prompt_format.facts() if prompt_format is not None else {}
-    return {FACT: facts} if facts else {}
+    return module.load_tokenizer(), getattr(module, "prompt_format", None) or PromptFormat()
