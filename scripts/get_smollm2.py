@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     """Fetch the model unless it is there; return the exit status."""
     folder = Path(arguments[0]).expanduser() if arguments else default_folder()
     if all((folder / name).is_file() for name in FILES):
+        make_readable(folder)
         print(f"SmolLM2-135M-Instruct is there already:\n{folder}")
         return 0
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -137,6 +138,7 @@ def write_model(gguf: Path, folder: Path) -> None:
 
         from peft_lightning.base_model import load_base_model, load_tokenizer
         from peft_lightning.base_model.gguf_reading import reading_gguf
+        from peft_lightning.base_model.portable import make_portable
         from peft_lightning.files import atomic_folder
 
     logging.disable_progress_bar()
@@ -150,11 +152,20 @@ def write_model(gguf: Path, folder: Path) -> None:
     with Progress("writing the model"), atomic_folder(folder) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
+        make_portable(new)
         remove_keys(new / "config.json", "_model_name_or_path")
         remove_keys(new / "tokenizer_config.json", "is_local", "local_files_only")
         for file in new.iterdir():
             file.chmod(0o644)
     print(f"converted in {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def make_readable(folder: Path) -> None:
+    """Let other programs read a model that was written before both forms were: see portable.py."""
+    if "rope_theta" not in json.loads((folder / "config.json").read_text()):
+        from peft_lightning.base_model.portable import make_portable
+
+        make_portable(folder)
 
 
 def remove_keys(file: Path, *keys: str) -> None:

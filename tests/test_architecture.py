@@ -17,11 +17,13 @@ UNITS = {unit: floor for floor, units in FLOORS.items() for unit in units}
 
 SAME_FLOOR = {  # and of its own floor from these
     "__main__": {"cli"},  # builds the parser that the command needs
-    "adapters": {"kernels"},  # products with weights that are stored in fewer bytes
+    # products with weights that are stored in fewer bytes; the files of a model's folder
+    "adapters": {"base_model", "kernels"},
     "base_model": {"kernels"},  # the dtype that suits the processor
     "commands": {"cli"},  # submit checks the options of fit
     "data": {"base_model"},  # a tokenizer by its name, read as a base's is
     "experiments": {"module", "training"},  # what they plan and evaluate
+    "export": {"inference"},  # the tokens that end an answer
     "files": {"messages"},  # the types of errors
     "hyperparameters": {"messages"},  # what a secret is
     "hub": {"adapters", "base_model"},  # what it fetches and uploads

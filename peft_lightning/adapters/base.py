@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters.field_types import check_field_types
 from peft_lightning.adapters.state_dict import check_tensors_fit
+from peft_lightning.base_model.portable import portable_files
 from peft_lightning.messages import UserError
 
 PEFT_VERSION = "0.21.2"  # the HF PEFT release whose files ours are
@@ -49,10 +50,11 @@ class Adapter(ABC):
     hf_defaults: ClassVar[dict[str, Any]]  # HF PEFT's keys for this method and its defaults
     hf_ignored: ClassVar[frozenset[str]] = frozenset(  # keys that do not change what is computed
         {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version"}
-        | {"revision", "runtime_config"}
+        | {"revision", "runtime_config", "task_type"}
     )
 
     own_options: ClassVar[frozenset[str]] = frozenset()  # those that HF PEFT's file has no key for
+    elsewhere: ClassVar[str] = "load it with the program that wrote it"  # what to do if refused
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -184,6 +186,14 @@ class Adapter(ABC):
         self._require_attached(model)
         return {name: tensor.detach() for name, tensor in self.tensors(model).items()}
 
+    def hf_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the name that the adapter has for each tensor of a file.
+
+        Raises:
+            UserError: If the file holds more than one adapter.
+        """
+        return {name: name for name in names}
+
     def resolved_for(
         self, model: nn.Module, tensors: Mapping[str, Tensor]
     ) -> tuple[Adapter, Mapping[str, Tensor]]:
@@ -234,7 +244,7 @@ class Adapter(ABC):
             given = ", ".join(f"{key}={value!r}" for key, value in foreign.items())
             raise UserError(
                 f"the {cls.peft_type} adapter sets {given}, which {cls.__name__} does not "
-                f"implement; it has {', '.join(sorted(own))}"
+                f"implement: {cls.elsewhere}"
             )
         options = {key: value for key, value in values.items() if key in own}
         check_field_types(cls, options)
@@ -283,7 +293,7 @@ def tokenizer_files(tokenizer: Any) -> dict[str, str | bytes]:
     if content := files.get("tokenizer.json"):  # a third of its indented size, and less
         compact = json.dumps(json.loads(content), ensure_ascii=False, separators=(",", ":"))
         files["tokenizer.json"] = compact.encode()
-    return dict(files)
+    return portable_files(files)
 
 
 def as_json(content: Mapping[str, Any]) -> str:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from peft_lightning.adapters.base import Adapter, as_json, tokenizer_files
 from peft_lightning.adapters.base_check import require_base
+from peft_lightning.adapters.folder_files import (
+    CONFIG_FILE,
+    AdapterFiles,
+    read_json,
+    required,
+    tensor_files,
+)
 from peft_lightning.adapters.full import Full
 from peft_lightning.adapters.lookup import adapter_class, own_class
+from peft_lightning.adapters.mlx import MLX_FILE, hf_config, is_mlx
 from peft_lightning.files import (
     existing_folder,
     require_replaceable,
@@ -24,7 +31,6 @@ from peft_lightning.files import (
 )
 from peft_lightning.messages import UserError, shortened
 
-CONFIG_FILE = "adapter_config.json"
 FACTS_FILE = "peft_lightning.json"
 ADDED_FILE = "added_tensors.safetensors"  # of a subclass of CausalLMModule
 FORMAT_VERSION = 1
@@ -152,7 +158,7 @@ def read_adapter(folder: str | Path, is_whole: bool = False) -> SavedAdapter:
         UserError: If a file is damaged, cannot be read, or sets an option that is not
             implemented; or if weights of the base were trained, unless ``is_whole``.
     """
-    adapter, facts = read_adapter_config(folder)
+    adapter, facts, files = _opened(folder)
     of_base = [n for n in facts.get("added_tensors", []) if str(n).startswith("model.")]
     if of_base and not is_whole:
         raise UserError(
@@ -160,7 +166,9 @@ def read_adapter(folder: str | Path, is_whole: bool = False) -> SavedAdapter:
             f"and are in its {ADDED_FILE}. The class that was trained has them: "
             f"load_from_checkpoint({str(folder)!r})"
         )
-    return SavedAdapter(adapter, load_file(existing_folder(folder) / adapter.tensor_file), facts)
+    tensors = files.tensors()
+    names = adapter.hf_names(tensors)
+    return SavedAdapter(adapter, {names[name]: tensor for name, tensor in tensors.items()}, facts)
 
 
 def read_adapter_config(folder: str | Path) -> tuple[Adapter, dict[str, Any]]:
@@ -173,30 +181,41 @@ def read_adapter_config(folder: str | Path) -> tuple[Adapter, dict[str, Any]]:
         FileNotFoundError: As ``read_adapter``.
         UserError: As ``read_adapter``.
     """
+    return _opened(folder)[:2]
+
+
+def _opened(folder: str | Path) -> tuple[Adapter, dict[str, Any], AdapterFiles]:
+    """Return the adapter of a folder, its facts, and its files with the tensors."""
     folder = existing_folder(folder)
     require_undamaged(folder, [CONFIG_FILE, FACTS_FILE])
     facts = read_facts(folder)
-    adapter: Adapter
     if facts.get("peft_type") == Full.peft_type:
-        adapter = Full()
-    else:
-        config = read_json(_required(folder, CONFIG_FILE))
-        kind = adapter_class(config.get("peft_type"), facts.get("adapter_class"), folder)
-        own = {name: facts[name] for name in kind.own_options & facts.keys()}
-        if paths := [name for name, value in own.items() if isinstance(value, str)]:
-            raise UserError(f"{folder / FACTS_FILE}: {paths[0]} must not name a file elsewhere")
-        adapter = kind.from_hf_config({**config, **own})
-        facts["base_model"] = facts["base_model"] or config.get("base_model_name_or_path")
-        if not isinstance(facts["base_model"], str | None):
-            name = f"base_model_name_or_path must be a name, got {facts['base_model']!r:.80}"
-            raise UserError(f"{folder / CONFIG_FILE}: {name}")
-    path = _required(folder, adapter.tensor_file)
-    require_undamaged(folder, [adapter.tensor_file])
-    try:
-        with safe_open(path, "pt"):  # reads and validates the header
-            return adapter, facts
-    except SafetensorError as error:
-        raise UserError(f"{path} cannot be read, it may be damaged: {error}") from None
+        return Full(), facts, tensor_files(folder, Full.tensor_file)
+    config, files = read_hf_config(folder)
+    kind = adapter_class(config.get("peft_type"), facts.get("adapter_class"), folder)
+    own = {name: facts[name] for name in kind.own_options & facts.keys()}
+    if paths := [name for name, value in own.items() if isinstance(value, str)]:
+        raise UserError(f"{folder / FACTS_FILE}: {paths[0]} must not name a file elsewhere")
+    adapter = kind.from_hf_config({**config, **own})
+    facts["base_model"] = facts["base_model"] or config.get("base_model_name_or_path")
+    if not isinstance(facts["base_model"], str | None):
+        name = f"base_model_name_or_path must be a name, got {facts['base_model']!r:.80}"
+        raise UserError(f"{folder / CONFIG_FILE}: {name}")
+    return adapter, facts, files or tensor_files(folder, adapter.tensor_file)
+
+
+def read_hf_config(folder: Path) -> tuple[dict[str, Any], AdapterFiles | None]:
+    """Return the config of an adapter's folder with HF PEFT's keys, and the tensors' files of MLX.
+
+    Raises:
+        FileNotFoundError: If it is no adapter's folder.
+        UserError: If a file cannot be read, or is of an adapter of MLX that HF PEFT has not.
+    """
+    config = read_json(required(folder, CONFIG_FILE))
+    if not is_mlx(config):
+        return config, None
+    files = AdapterFiles([required(folder, MLX_FILE)], is_mlx=True)
+    return hf_config(config, files.names(), folder), files
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:
@@ -258,26 +277,3 @@ def load_adapter(
         for module in set(model.modules()) - before:
             module.training = False
     return adapter
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in the file ``path``; raise UserError if it holds none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
-
-
-def _required(folder: Path, name: str) -> Path:
-    """Return the path of the file ``name``, or raise FileNotFoundError with the files there are."""
-    if (path := folder / name).is_file():
-        return path
-    hint = f"it has {shortened(sorted(p.name for p in folder.iterdir())) or 'nothing'}"
-    if nested := sorted(p.parent for p in folder.glob(f"*/{name}")):
-        hint += f"; there is one in {shortened([str(p) for p in nested])}"
-    elif (folder / name).with_suffix(".bin").is_file():
-        hint += "; a .bin file can run code and is not read: save it again as safetensors"
-    raise FileNotFoundError(f"{folder} is no adapter folder: no {name} in it; {hint}")

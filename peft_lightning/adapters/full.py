@@ -8,8 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.overrides import TorchFunctionMode
 
 from peft_lightning.adapters.base import Adapter
+from peft_lightning.base_model.portable import portable_files
 from peft_lightning.messages import UserError
 
 
@@ -67,7 +70,7 @@ class Full(Adapter):
         texts: dict[str, str | bytes] = {"config.json": config.to_json_string(use_diff=True)}
         if getattr(model, "generation_config", None) is not None:
             texts["generation_config.json"] = model.generation_config.to_json_string(use_diff=True)
-        return texts
+        return portable_files(texts)
 
     def _insert(self, model: nn.Module, initialise: bool) -> None:
         if any(not p.is_floating_point() for p in model.parameters()):
@@ -90,14 +93,28 @@ class Full(Adapter):
         model.requires_grad_(False)
 
 
+class _Views(TorchFunctionMode):
+    """A context in which ``contiguous`` copies nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is torch.Tensor.contiguous else func(*args, **(kwargs or {}))
+
+
 def _names_in_files(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return ``tensors`` under the names that this architecture's files have.
 
-    Transformers renames some on loading, GPT-NeoX's ``embed_out`` for one. Where it also fuses
-    tensors (mixtures of experts), the names of the model are kept, which it reads as well.
+    Transformers renames some on loading, GPT-NeoX's ``embed_out`` for one, and fuses the experts
+    of a mixture, each of which has its own in a file, and in transformers 4. What is returned are
+    views, into which a file can be loaded; where that cannot be, the names of the model are kept,
+    which transformers 5 reads as well.
     """
     from transformers.core_model_loading import revert_weight_conversion  # only here
 
-    renamed = revert_weight_conversion(model, dict(tensors))
-    same = {t.data_ptr() for t in renamed.values()} == {t.data_ptr() for t in tensors.values()}
-    return renamed if same and len(renamed) == len(tensors) else tensors
+    if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+        return tensors
+    with _Views():
+        named = revert_weight_conversion(model, dict(tensors))
+    size = sum(tensor.numel() for tensor in tensors.values())
+    places = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+    are_views = all(tensor.untyped_storage().data_ptr() in places for tensor in named.values())
+    return named if are_views and sum(t.numel() for t in named.values()) == size else tensors

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from peft_lightning.adapters.base import Adapter
-from peft_lightning.adapters.folder import CONFIG_FILE, read_facts, read_json
+from peft_lightning.adapters.folder import read_adapter_config, read_facts, read_hf_config
+from peft_lightning.adapters.folder_files import tensor_files
 from peft_lightning.adapters.lora.arithmetic import check_factor_shapes, updates_of
 from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.lora.state_dict_keys import LORA_A, LORA_B
+from peft_lightning.adapters.tensor_names import peft_names
 from peft_lightning.messages import UserError
 
 BASE_WEIGHTS = (".base_layer.weight", "embed_tokens.weight", "lm_head.weight", "wte.weight")
@@ -26,9 +27,10 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
 
     Returns:
         ``method``, ``options`` away from HF PEFT's defaults, ``base_model``,
-        ``base_fingerprint``, ``facts`` (what else our file says), ``files`` (bytes by name),
-        ``tensors``, ``holds_base_weights`` (the names of tensors that the base has already), and
-        for LoRA ``layers``, for soft prompts ``virtual_tokens``, see ``layer_facts``.
+        ``base_fingerprint``, ``not_read`` (why the folder cannot be loaded; None if it can),
+        ``facts`` (what else our file says), ``files`` (bytes by name), ``tensors``,
+        ``holds_base_weights`` (the names of tensors that the base has already), and for LoRA
+        ``layers``, for soft prompts ``virtual_tokens``, see ``layer_facts``.
 
     Raises:
         FileNotFoundError: If it is no adapter's folder.
@@ -36,11 +38,12 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
     """
     facts = read_facts(folder)
     whole = facts.get("peft_type") == "FULL"
-    if not whole and not (folder / CONFIG_FILE).is_file():
-        raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}: it is no adapter's folder")
-    config = {} if whole else read_json(folder / CONFIG_FILE)
+    config, files = ({}, None) if whole else read_hf_config(folder)
     method = str(config.get("peft_type", facts.get("peft_type")))
-    tensors = {} if whole else _tensors(folder)
+    tensors = {} if whole else (files or tensor_files(folder, Adapter.tensor_file)).tensors()
+    if method == LoRA.peft_type:
+        names = peft_names(tensors)
+        tensors = {names[name]: tensor for name, tensor in tensors.items()}
     known = Adapter.by_peft_type.get(method)
     defaults = known.hf_defaults if known and not whole else {}
     whole_modules = config.get("modules_to_save") or []
@@ -54,6 +57,7 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
         "base_model": facts.get("base_model") or config.get("base_model_name_or_path"),
         "base_fingerprint": facts.get("base_fingerprint"),
         "options": {k: v for k, v in config.items() if v != defaults.get(k, None)},
+        "not_read": _refusal(folder),
         "facts": {k: v for k, v in facts.items() if k not in ("base_model", "base_fingerprint")},
         "files": {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()},
         "tensors": {
@@ -132,12 +136,10 @@ def _norms(prompt: Tensor) -> list[float]:
     return prompt.float().norm(dim=1).tolist()
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / Adapter.tensor_file
+def _refusal(folder: Path) -> str | None:
+    """Return why the folder's adapter cannot be loaded, by its files alone; None if it can."""
     try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} has no {path.name}") from None
-    except SafetensorError as error:
-        raise UserError(f"{path} cannot be read, it may be damaged: {error}") from None
+        read_adapter_config(folder)
+    except UserError as error:
+        return str(error)
+    return None

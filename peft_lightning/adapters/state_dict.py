@@ -38,4 +38,5 @@ def check_tensors_fit(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -
                 for problem, names in problems.items()
                 if names
             )
+            + "; give the base that it was trained on"
         )

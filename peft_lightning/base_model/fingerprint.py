@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,10 +19,13 @@ def base_fingerprint(model: nn.Module) -> dict[str, Any]:
     ``weights`` is a hash of up to 64 values of each tensor, rounded to bfloat16, and those that
     float16 cannot hold exactly taken as 0: the same model has one fingerprint in every dtype. A
     model that was quantised when it was loaded, or rounded from float32 to float16, has that of
-    the one it was made from.
+    the one it was made from. One whose files are quantised is said to be, and has its shapes.
     """
     remembered: dict[str, Any] | None = getattr(model, _REMEMBERED, None)
-    return remembered or fingerprint_of(type(model).__name__, _base_parameters(model))
+    if remembered is not None:
+        return remembered
+    found = fingerprint_of(type(model).__name__, _base_parameters(model))
+    return {**found, "quantized": True} if any(map(_is_quantized, model.parameters())) else found
 
 
 def remember_fingerprint(model: nn.Module, fingerprint: dict[str, Any]) -> None:
@@ -31,7 +35,7 @@ def remember_fingerprint(model: nn.Module, fingerprint: dict[str, Any]) -> None:
 
 def fingerprint_of(architecture: str, parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
     """Return the fingerprint of a base whose parameters come one by one, in any order."""
-    seen = {name: (tuple(p.shape), p.numel(), _sample(p).cpu()) for name, p in parameters}
+    seen = {name: (_shape(p), math.prod(_shape(p)), _sample(p).cpu()) for name, p in parameters}
     shapes = "".join(f"{name} {shape}\n" for name, (shape, _, _) in sorted(seen.items()))
     samples = torch.cat([sample for _, (_, _, sample) in sorted(seen.items())])
     return {
@@ -40,6 +44,16 @@ def fingerprint_of(architecture: str, parameters: Iterable[tuple[str, Tensor]]) 
         "shapes": hashlib.sha256(shapes.encode()).hexdigest(),
         "weights": hashlib.sha256(samples.view(torch.int16).numpy().tobytes()).hexdigest(),
     }
+
+
+def _shape(parameter: Tensor) -> tuple[int, ...]:
+    """Return the shape of the matrix that a parameter stands for, of 4 bits too."""
+    state = getattr(parameter, "quant_state", None)
+    return tuple(parameter.shape if state is None else state.shape)
+
+
+def _is_quantized(parameter: Tensor) -> bool:
+    return hasattr(parameter, "quant_state") or parameter.dtype == torch.int8
 
 
 def _base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

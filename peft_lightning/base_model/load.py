@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
 from transformers.utils import logging
 
 from peft_lightning.base_model.fingerprint import base_fingerprint, remember_fingerprint
+from peft_lightning.base_model.generation_config import mended_options
 from peft_lightning.base_model.load_errors import explained, require_causal
 from peft_lightning.base_model.quantization import (
     is_quantized,
@@ -96,6 +98,10 @@ def load_base_model(
         with explained("base model", name, options):
             options["config"] = AutoConfig.from_pretrained(source, **options)
         require_causal(name, options["config"])
+        generation, left_out = mended_options(source, options)
+        for what in left_out:
+            _say(f"generation_config.json of {name} is not valid, and is read without {what}")
+        options |= generation
         saved, method = name_of(options["config"].dtype), quantization_method(options["config"])
         if dtype == "auto" and method not in (None, "bitsandbytes"):
             dtype = AS_SAVED  # another library's kernels want the type that is saved with them
@@ -191,6 +197,12 @@ def find_device(name: str) -> str:
             f"{reason}"
         ) from None
     return name
+
+
+@cache
+def _say(line: str) -> None:
+    """Print a line the first time that there is reason to."""
+    print(line, file=sys.stderr)
 
 
 @contextmanager

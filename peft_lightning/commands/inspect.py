@@ -79,6 +79,8 @@ def _text(found: dict[str, Any], all_layers: bool) -> str:
         f"  base model    {found['base_model'] or 'not named'}",
         f"  fingerprint   {_fingerprint(found['base_fingerprint'])}",
     ]
+    if found["not_read"]:
+        lines.append(f"  NOT READ      {found['not_read']}")
     if tensors["count"]:
         lines.append(
             f"  tensors       {tensors['count']}, {tensors['parameters']:,} parameters, "

@@ -60,6 +60,7 @@ def merge(
     from peft_lightning.base_model.load import find_device, require_dtype
     from peft_lightning.data import PromptFormat
     from peft_lightning.data.tokens.template_sources import is_template_source
+    from peft_lightning.export.generation_config import complete_generation_config
     from peft_lightning.export.merged_folder import size_in_bytes, write_merged
     from peft_lightning.export.unverified import (
         UNFINISHED,
@@ -97,8 +98,11 @@ def merge(
         if is_template_source(template := prompts.chat_template or ""):
             (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
             prompts = replace(prompts, chat_template=None)
+        left_out = complete_generation_config(folder, options)
         if verify:
             (folder / UNVERIFIED).write_text(UNFINISHED)
+    for what in left_out:
+        print(f"generation_config.json of {base} is not valid, and is written without {what}")
     files = sorted(Path(out).glob("*.safetensors"))
     print(
         f"merged: {out}, {len(files)} x safetensors, {sum(f.stat().st_size for f in files):,} bytes"

@@ -52,6 +52,7 @@ def write_lora(
     layout = Layout(model.config)
     tied = model.config.get_text_config().tie_word_embeddings
     require_plain_updates(adapter)
+    adapter, tensors = adapter.resolved_for(model, tensors)
     adapter.attach(model, initialise=False)
     layers = adapter.layers(model)
     require_no_extra_modules(model, "a LoRA's GGUF file")

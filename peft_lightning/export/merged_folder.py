@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import GenerationConfig
 
 from peft_lightning.adapters.base import as_json
 from peft_lightning.adapters.base_check import require_base
@@ -19,7 +20,9 @@ from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
 from peft_lightning.adapters.lora.trainable_tokens import is_tied
 from peft_lightning.adapters.merge import merged, merges_itself, require_lora
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.base_model.generation_config import FILE as GENERATION_CONFIG
 from peft_lightning.base_model.load import AS_SAVED
+from peft_lightning.base_model.portable import make_portable
 from peft_lightning.base_model.quantization import dequantized
 from peft_lightning.base_model.weights import (
     INDEX_FILE,
@@ -171,8 +174,12 @@ def write_whole(
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise UserError(f"{name} has values that are too large for {tensor.dtype}")
+        values = model.generation_config.to_diff_dict()
+        model.generation_config = GenerationConfig()  # a strange one is not saved by transformers
         model.save_pretrained(folder, max_shard_size=max_shard_size)
+        (folder / GENERATION_CONFIG).write_text(as_json(values), encoding="utf-8")
     tokenizer.save_pretrained(folder)
+    make_portable(folder)
 
 
 def _copy_texts(source: MergedTensors, folder: Path) -> None:
@@ -191,3 +198,4 @@ def _copy_texts(source: MergedTensors, folder: Path) -> None:
             part["tie_word_embeddings"] = False
     config.pop("_name_or_path", None)
     (folder / "config.json").write_text(as_json(config) + "\n", encoding="utf-8")
+    make_portable(folder)

@@ -11,13 +11,10 @@ from torch import Tensor
 
 from peft_lightning.adapters.lora.extra_modules import require_no_extra_modules
 from peft_lightning.adapters.lora.layers import LoRALinear, is_conv1d
+from peft_lightning.adapters.lora.loading import check_repeated
 from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.lora.pissa import append_initial_update
-from peft_lightning.adapters.lora.state_dict_keys import (
-    base_weight_key,
-    check_base_weight,
-    factor_keys,
-)
+from peft_lightning.adapters.lora.state_dict_keys import base_weight_key, factor_keys
 from peft_lightning.adapters.merge import add_update, require_place_for_bias
 from peft_lightning.adapters.state_dict import PREFIX, check_tensors_fit
 from peft_lightning.base_model.weights import StoredTensor, WeightFiles
@@ -69,10 +66,11 @@ class MergedTensors:
         tensors: Mapping[str, Tensor],
         dtype: torch.dtype | None,
     ) -> None:
-        self.weights, self.tensors, self.dtype = weights, tensors, dtype
+        self.weights, self.dtype = weights, dtype
         self.layers: dict[str, LoRALinear] = {}
         self.init: bool | str = True
         if adapter is not None:
+            adapter, tensors = adapter.resolved_for(weights.model, tensors)
             self.init = adapter.init_lora_weights
             adapter = replace(adapter, init_lora_weights=True)  # the files are complete or HF's
             adapter.attach(weights.model, initialise=False)
@@ -81,6 +79,7 @@ class MergedTensors:
             repeated = {base_weight_key(name) for name in self.layers}
             own = {name: t for name, t in tensors.items() if name not in repeated}
             check_tensors_fit(adapter.state_dict(weights.model), own)
+        self.tensors = tensors
         self.pieces = self._pieces()
 
     @property
@@ -100,10 +99,10 @@ class MergedTensors:
             if piece.dtype != weight.dtype and not cast.isfinite().all():
                 raise UserError(f"{piece.key} has values that are too large for {piece.dtype}")
             return cast
-        key = base_weight_key(piece.layer)
-        check_base_weight(key, self.tensors.get(key), weight)
         layer = self.layers[piece.layer]
         a, b = (self.tensors[key] for key in factor_keys(piece.layer))
+        key = base_weight_key(piece.layer)
+        check_repeated(key, self.tensors.get(key), a, layer, weight, self.init)
         a, b = append_initial_update(a, b, layer, weight, self.init)
         return add_update(
             weight,

@@ -1,13 +1,14 @@
-"""Batched generation with or without an adapter: left-padded batches of similar lengths."""
+"""Batched generation with or without an adapter: left-padded batches where the model allows it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     GenerationConfig,
     PreTrainedTokenizerBase,
@@ -16,18 +17,15 @@ from transformers import (
 )
 
 from peft_lightning.data import PromptEncoder, PromptFormat
+from peft_lightning.inference.padding import ALONE, EQUAL_LENGTH, PADDED, batches_of
+from peft_lightning.inference.prompt_inputs import (
+    PreparesInputs,
+    first_logits,
+    prompt_inputs,
+    taking_embeddings,
+)
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.messages import UserError
-
-
-class PreparesInputs(Protocol):
-    """The part of an adapter that generation uses."""
-
-    def prepare_inputs(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return ``batch`` as keyword inputs of ``model``."""
-
-    def is_padding_sensitive(self, model: nn.Module) -> bool:
-        """Whether padding changes the answers, so that a batch must have rows of one length."""
 
 
 def generate_tokens(
@@ -92,26 +90,37 @@ def generate_tokens(
         eos_token_id=ends or None,
         pad_token_id=pad,
     )
-    padded = adapter is None or not adapter.is_padding_sensitive(model)
     answers: list[list[int]] = [[] for _ in rows]
     devices = [model.device] if model.device.type == "cuda" else []
     with _plain_evaluation(model), torch.random.fork_rng(devices), torch.no_grad():
-        for start, picked in _batches([len(row) for row in rows], batch_size, padded):
+        if rows:
+            longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+            inputs = prompt_inputs(model, adapter, [rows[longest]], pad)
+            _check_room(model, inputs["attention_mask"].shape[1], max_new_tokens, longest)
+        together = PADDED if batch_size > 1 else ALONE
+        if together == PADDED:
+            probe = GenerationConfig(max_new_tokens=min(2, max_new_tokens), pad_token_id=pad)
+            together = batches_of(
+                model, adapter, rows, partial(first_logits, model, adapter, probe)
+            )
+        if together == PADDED and adapter is not None and adapter.is_padding_sensitive(model):
+            together = EQUAL_LENGTH
+        size = 1 if together == ALONE else batch_size
+        for start, picked in _batches([len(row) for row in rows], size, together == PADDED):
             if all(i in skip for i in picked):
                 continue
             torch.manual_seed(seed + start)
-            batch = _left_padded([rows[i] for i in picked], pad, model.device)
-            inputs = batch if adapter is None else adapter.prepare_inputs(model, batch)
-            _check_room(model, inputs["attention_mask"].shape[1], max_new_tokens, picked[-1])
+            inputs = prompt_inputs(model, adapter, [rows[i] for i in picked], pad)
             steps = [] if on_token is None else [_Steps(on_token, len(picked) / max_new_tokens)]
-            output = model.generate(
-                **inputs,
-                generation_config=config,
-                streamer=streamer,
-                stopping_criteria=StoppingCriteriaList(steps),
-            )
-            if "input_ids" in inputs:  # generate repeats input ids, but no input embeddings
-                output = output[:, inputs["input_ids"].shape[1] :]
+            with taking_embeddings(model, inputs) as given:
+                output = model.generate(
+                    **given,
+                    generation_config=config,
+                    streamer=streamer,
+                    stopping_criteria=StoppingCriteriaList(steps),
+                )
+            if "input_ids" in given:  # generate repeats input ids, but no input embeddings
+                output = output[:, given["input_ids"].shape[1] :]
             for i, ids in zip(picked, output.tolist(), strict=True):
                 answers[i] = _until(ids, ends)
             if on_answers is not None:
@@ -191,16 +200,6 @@ def _batches(lengths: list[int], size: int, padded: bool) -> Iterator[tuple[int,
             picked = [i for i in picked if lengths[i] == lengths[picked[0]]]
         yield start, picked
         start += len(picked)
-
-
-def _left_padded(rows: list[Sequence[int]], pad: int, device: Any) -> dict[str, Any]:
-    width = max(map(len, rows))
-    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
 
 
 def _until(ids: list[int], ends: Collection[int]) -> list[int]:

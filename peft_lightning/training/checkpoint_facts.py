@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from torch import Tensor
 
+from peft_lightning.adapters.base import as_json
 from peft_lightning.adapters.folder import Texts, adapter_files
+from peft_lightning.base_model.generation_config import FILE as GENERATION_CONFIG
 from peft_lightning.messages import UserError
 from peft_lightning.training.precision import say_if_changed, types_used
 from peft_lightning.training.run_identity import check_same_run, run_name
@@ -43,6 +46,8 @@ def files_beside(
         **prompt_facts(module),
     }
     tensor_file, _, texts = adapter_files(module.adapter, module.model, facts)
+    if generation := texts.get(GENERATION_CONFIG):
+        texts[GENERATION_CONFIG] = as_json(tokenizer.with_its_ends(module, json.loads(generation)))
     return tensor_file, {**texts, **tokenizer.files(module)}
 
 

@@ -16,6 +16,7 @@ from peft_lightning.base_model.tokenizer import adapter_tokenizer, require_token
 from peft_lightning.data import PromptFormat, set_template
 from peft_lightning.data.prompt_format import FACT
 from peft_lightning.data.tokens.template_defaults import with_defaults
+from peft_lightning.inference.stop_tokens import with_end_tokens
 from peft_lightning.messages import UserError, shortened
 
 _TEMPLATE, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
@@ -143,6 +144,11 @@ class RunTokenizer:
                 files[_TEMPLATE] = template
             self._made, self._files = made, files
         return self._files
+
+    def with_its_ends(self, module: Any, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the content of a generation config with every token that ends an answer."""
+        tokenizer, _ = _of_run(module)
+        return values if tokenizer is None else with_end_tokens(values, tokenizer)[0]
 
 
 def _of_run(module: Any) -> tuple[Any, PromptFormat]:

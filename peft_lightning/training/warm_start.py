@@ -71,7 +71,8 @@ def attach_trained(
         )
     require_base(folder, facts, fingerprint, "Give that one as model.base_model")
     if given not in (LoRA(), own):
-        configured, held = (_in_model(adapter, model) for adapter in (given, own))
+        on_model = own.resolved_for(model, saved.tensors)[0]
+        configured, held = (_in_model(adapter, model) for adapter in (given, on_model))
         if any(configured.get(key) != held.get(key) for key in {*configured, *held}):
             raise UserError(conflict(str(given), folder, own))
     return load_adapter(model, folder, trainable=True, saved=saved)

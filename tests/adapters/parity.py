@@ -31,14 +31,14 @@ def our_folder(adapter: Adapter, model: nn.Module, folder: Path) -> Path:
     return folder
 
 
-def hf_folder(config: PeftConfig, model: nn.Module, folder: Path) -> PeftModel:
-    """Attach HF PEFT's adapter to ``model``, give it random values and save it."""
+def hf_folder(config: PeftConfig, model: nn.Module, folder: Path, **options) -> PeftModel:
+    """Attach HF PEFT's adapter to ``model``, give it random values and save it with ``options``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peft = get_peft_model(model, config).eval()
         with torch.no_grad():
             randomise({n: p for n, p in peft.named_parameters() if p.requires_grad})
-        peft.save_pretrained(folder)
+        peft.save_pretrained(folder, **options)
     return peft
 
 

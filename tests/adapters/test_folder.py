@@ -105,7 +105,7 @@ def test_another_base_is_refused_unless_asked_for(saved):
     _, _, folder = saved
     fresh = tiny_model("llama")
     with pytest.raises(
-        ValueError, match=r"another base model.*weights: 'abc' expected, 'xyz' here"
+        ValueError, match=r"another base model, .*: its weights have other values than these"
     ):
         load_adapter(fresh, folder, base_fingerprint={"weights": "xyz"})
     load_adapter(
@@ -142,7 +142,8 @@ def test_long_lists_of_names_are_shortened_with_a_count(saved):
     model, adapter, _ = saved
     extra = {f"x{i}": torch.zeros(1) for i in range(30)}
     with pytest.raises(
-        ValueError, match=r"30 unexpected in the file: x0, x1, x2, x3, x4 and 25 more$"
+        ValueError,
+        match=r"30 unexpected in the file: x0, x1, x2, x3, x4 and 25 more; give the base",
     ):
         adapter.load_state_dict(model, {**adapter.state_dict(model), **extra})
 

@@ -8,7 +8,7 @@ import pytest
 
 from parity import randomise
 from peft_lightning import CausalLMModule, LoRA, load_adapter, save_adapter
-from peft_lightning.adapters import folder as folders
+from peft_lightning.adapters import folder_files
 from peft_lightning.adapters.bank import AdapterBank
 from peft_lightning.base_model import load_base_model, resolve
 from peft_lightning.commands.export import export
@@ -37,13 +37,13 @@ def places(tmp_path, monkeypatch):
 def reads(monkeypatch):
     """Count the reads of each adapter's tensors by the name of their folder."""
     counted = Counter()
-    load_file = folders.load_file
+    load_file = folder_files.load_file
 
     def counting(path):
         counted[Path(path).parent.name] += 1
         return load_file(path)
 
-    monkeypatch.setattr(folders, "load_file", counting)
+    monkeypatch.setattr(folder_files, "load_file", counting)
     return counted
 
 

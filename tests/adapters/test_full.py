@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import (
 )
 
 from peft_lightning.adapters import Full, LoRA, load_adapter, read_adapter, save_adapter
+from peft_lightning.base_model.portable import make_portable
 from tiny import ARCHITECTURES, tiny_model
 
 IDS = torch.arange(3, 17).view(2, 7)
@@ -44,6 +46,7 @@ def test_the_folder_is_what_save_pretrained_writes_and_transformers_loads_it(
     assert not torch.equal(model(IDS).logits, tiny_model(architecture)(IDS).logits)
     save_adapter(adapter, model, tmp_path / "ours", {"base_fingerprint": {"a": 1}})
     model.save_pretrained(tmp_path / "theirs")
+    make_portable(tmp_path / "theirs")
     ours, theirs = (load_file(tmp_path / n / "model.safetensors") for n in ("ours", "theirs"))
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -69,14 +72,24 @@ def test_the_folder_is_read_back_and_loaded_onto_a_base(tmp_path):
         adapter.load_state_dict(model, {k: v for k, v in tensors.items() if "wte" not in k})
 
 
-def test_a_mixture_of_experts_is_loaded_again_though_its_names_are_not_the_usual_ones(tmp_path):
+def test_the_experts_of_a_mixture_have_the_names_of_every_other_program_in_the_file(tmp_path):
     config = MixtralConfig(
         vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, num_local_experts=4, pad_token_id=0,
     )  # fmt: skip
     model, adapter = AutoModelForCausalLM.from_config(config).eval(), Full()
+    fresh = copy.deepcopy(model)
     adapter.attach(model)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
     save_adapter(adapter, model, tmp_path / "x")
+    model.save_pretrained(tmp_path / "y")
+    ours, theirs = (load_file(tmp_path / n / "model.safetensors") for n in "xy")
+    assert ours.keys() == theirs.keys()
+    assert "model.layers.0.block_sparse_moe.experts.3.w1.weight" in ours
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    load_adapter(fresh, tmp_path / "x")
+    assert torch.equal(fresh(IDS).logits, model(IDS).logits)
     loaded, problems = AutoModelForCausalLM.from_pretrained(
         tmp_path / "x", output_loading_info=True
     )

@@ -231,8 +231,9 @@ def test_hf_pefts_folder_of_an_enlarged_model_is_read_onto_the_plain_base(
     changed = base(folder)
     changed.get_input_embeddings().weight[3] += 1
     if situation != "saved":
-        with pytest.raises(ValueError, match=r"the rows of .* are not this model's"):
+        with pytest.warns(match=r"1 of the \d+ rows of \S*embed_tokens are others in the file"):
             load_adapter(changed, theirs)
+        assert_near(changed(ids).logits, peft(ids).logits)
 
 
 def test_our_facts_say_what_is_new(folder, tmp_path):

@@ -196,6 +196,18 @@ def changed(base: Path, folder: Path, **config) -> Path:
     return folder
 
 
+def test_an_invalid_generation_config_is_mended_and_said(base, tmp_path, capsys):
+    folder = changed(base, tmp_path)
+    bad = {"eos_token_id": [4, 5], "max_new_tokens": 0, "top_k": 20}
+    (folder / "generation_config.json").write_text(json.dumps(bad))
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        AutoModelForCausalLM.from_pretrained(folder)
+    found = load_base_model(str(folder)).generation_config
+    assert (found.eos_token_id, found.max_new_tokens, found.top_k) == ([4, 5], None, 20)
+    said = "is not valid, and is read without max_new_tokens 0 (`max_new_tokens` must be greater"
+    assert said in capsys.readouterr().err
+
+
 def test_damaged_weights_are_named(base, tmp_path):
     folder = changed(base, tmp_path)
     (folder / "model.safetensors").write_bytes(b"damaged")

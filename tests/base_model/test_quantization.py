@@ -329,6 +329,26 @@ def test_an_adapter_of_a_quantised_base_is_merged_into_the_original_weights(base
 
 
 @mark
+def test_an_adapter_of_a_base_whose_files_are_quantised_goes_onto_the_plain_base_in_a_line(
+    base, quantized, tmp_path, recwarn
+):
+    own = base_fingerprint(load_base_model(str(quantized)))
+    plain = base_fingerprint(load_base_model(str(base)))
+    assert own == {**plain, "weights": own["weights"], "quantized": True}
+    write_adapter(quantized, tmp_path / "ckpt", {"base_fingerprint": own})
+    merge(str(tmp_path / "ckpt"), str(tmp_path / "out"), base_model=str(base))
+    said = [str(w.message) for w in recwarn if "was trained over the quantised" in str(w.message)]
+    assert len(said) == 1
+    assert "they have the same names and shapes" in said[0]
+    model = load_base_model(str(base))
+    load_adapter(model, tmp_path / "ckpt")
+    assert_near(load_base_model(str(tmp_path / "out"))(IDS).logits, model(IDS).logits)
+    other = {**plain, "shapes": "x"}
+    with pytest.raises(ValueError, match="its weights have other names or shapes than these"):
+        load_adapter(load_base_model(str(base)), tmp_path / "ckpt", base_fingerprint=other)
+
+
+@mark
 @pytest.mark.parametrize("bits", [*QUANTIZATIONS, None])
 def test_dequantised_weights_are_merged_into_where_that_is_asked_or_there_are_no_others(
     base, quantized, tmp_path, capsys, bits

@@ -15,7 +15,7 @@ from peft_lightning.commands.generate import generate
 from peft_lightning.commands.inspect import inspect
 from peft_lightning.commands.push import push
 from tiny import tiny_model
-from tiny_run import fit
+from tiny_run import byte_tokenizer, fit
 
 ID = "owner/tiny-llama"
 
@@ -172,6 +172,8 @@ def test_a_whole_model_is_pushed_with_its_config(base, rows, tmp_path, calls, ca
     files = calls[-1][-1]
     wanted = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
     assert wanted <= files.keys()
+    ends = json.loads(files["generation_config.json"])["eos_token_id"]
+    assert ends == byte_tokenizer().eos_token_id  # for programs that know no chat template
     assert "trainer_state.pt" not in files
     front, _ = front_of(files["README.md"].decode())
     assert front["tags"] == [f"base_model:finetune:{ID}", "transformers"]

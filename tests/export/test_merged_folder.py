@@ -179,6 +179,13 @@ def test_a_base_of_several_files_is_merged(base, lora, tmp_path):
         merge(str(lora), str(tmp_path / "out"), base_model=str(tiny))
 
 
+def assert_read_by_transformers_4(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
 def test_tokenizer_template_generation_config_and_licence_come_along(base, lora, tmp_path):
     own = shutil.copytree(base, tmp_path / "base")
     (own / "LICENSE").write_text("free")
@@ -188,6 +195,7 @@ def test_tokenizer_template_generation_config_and_licence_come_along(base, lora,
     want = byte_tokenizer()
     assert tokenizer("hi <|im_end|>")["input_ids"] == want("hi <|im_end|>")["input_ids"]
     assert tokenizer.chat_template == want.chat_template
+    assert_read_by_transformers_4(tmp_path / "out")
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "LICENSE"} <= names
     assert not [n for n in names if "adapter" in n or "index" in n or n == "UNVERIFIED"]
@@ -296,6 +304,7 @@ def test_a_gguf_base_is_dequantised_and_merged(tmp_path, capsys):
     with merged(exact):
         for name, tensor in exact.state_dict().items():
             assert torch.equal(model.state_dict()[name], tensor.bfloat16())
+    assert_read_by_transformers_4(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer("a  23")["input_ids"] == digit_tokenizer()("a  23")["input_ids"]
 
@@ -498,3 +507,46 @@ def test_the_command_line_merges_and_its_exit_status_tells_a_failed_verification
 def test_naming_the_command_does_not_import_torch():
     code = "import sys, peft_lightning.commands.merge; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- generation_config.json -------------------------------------------------------------------
+
+BAD = {  # each kept by transformers 5 or not, and what the folder has of it
+    "refused when it is loaded": {"num_return_sequences": 3, "max_new_tokens": 0},
+    "refused when it is saved": {"temperature": 0.6, "top_p": 0.9},
+}
+
+
+def with_generation_config(base, folder, **values):
+    shutil.copytree(base, folder)
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    return folder
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_invalid_generation_config_of_the_base_is_mended_and_said(
+    bad, whole, base, lora, tmp_path, capsys
+):
+    broken = with_generation_config(base, tmp_path / "base", **BAD[bad])
+    ckpt = write_adapter(broken, tmp_path / "ckpt", LoRA(r=2, modules_to_save=["lm_head"] * whole))
+    merge(str(ckpt), str(tmp_path / "out"), verify=False)
+    said = "".join(capsys.readouterr())
+    for name, value in BAD[bad].items():
+        assert re.search(
+            rf"{broken} is not valid, and is (read|written) without {name} {value} \(", said
+        )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    model.generation_config.validate(strict=True)
+    model.save_pretrained(tmp_path / "again")
+    assert not BAD[bad].keys() & json.loads((tmp_path / "out/generation_config.json").read_text())
+
+
+def test_every_token_that_ends_an_answer_is_in_the_generation_config(base, lora, tmp_path):
+    file = tmp_path / "base" / "generation_config.json"
+    with_generation_config(base, tmp_path / "base", eos_token_id=[7, 9], do_sample=True, top_k=20)
+    merge(str(lora), str(tmp_path / "out"), base_model=str(file.parent), verify=False)
+    found = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    end = byte_tokenizer().eos_token_id
+    assert (found["eos_token_id"], found["do_sample"], found["top_k"]) == ([7, 9, end], True, 20)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, FalconH1Config, RwkvConfig
 
 from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
 from peft_lightning.base_model import base_fingerprint, load_base_model
@@ -64,6 +65,84 @@ def test_greedy_answers_are_those_of_the_row_alone_without_cache_and_padding(arc
     assert generate_tokens(model, adapter, Ends(), ROWS, 6, batch_size=5) == want
     assert generate_tokens(model, adapter, Ends(), ROWS, 6, batch_size=2) == want
     assert len({tuple(answer) for answer in want}) > 1
+
+
+RECURRENT = {
+    "rwkv": lambda: RwkvConfig(
+        hidden_size=32, attention_hidden_size=32, num_hidden_layers=2, vocab_size=128
+    ),
+    "falcon_h1": lambda: FalconH1Config(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=128,
+        mamba_d_ssm=32,
+        mamba_n_heads=4,
+        mamba_d_head=8,
+        mamba_d_state=8,
+        mamba_chunk_size=16,
+    ),
+}
+
+
+def recurrent(kind, adapter=None):
+    """Return a float64 model with a state, whose tokens depend on the text before them."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(RECURRENT[kind]()).double().eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    if adapter is not None:
+        adapter.attach(model)
+    return model
+
+
+def alone(model, adapter, rows=ROWS):
+    return [generate_tokens(model, adapter, Ends(), [row], 6)[0] for row in rows]
+
+
+def test_a_model_that_ignores_the_mask_answers_in_batches_of_equal_length_and_says_so(capsys):
+    model = adapted("llama", None)
+    forward = model.forward
+    model.forward = lambda attention_mask=None, position_ids=None, **given: forward(**given)
+    rows = [*ROWS, [9, 9, 31]]  # two of one length
+    want = alone(model, None, rows)
+    assert not capsys.readouterr().err
+    batches = []
+    options = {"on_answers": lambda picked, _: batches.append(picked)}
+    assert generate_tokens(model, None, Ends(), rows, 6, **options) == want
+    assert sorted(map(len, batches)) == [1, 1, 1, 1, 2]
+    said = "LlamaForCausalLM: prompts are answered in batches of equal length, as beside a longer"
+    assert said in capsys.readouterr().err
+    assert generate_tokens(model, None, Ends(), rows, 6) == want
+    assert not capsys.readouterr().err  # once
+
+
+@pytest.mark.parametrize("rows", [ROWS, [[7, 3], [7, 3, 5]], [[7], [5]]])
+def test_a_state_that_takes_in_other_rows_is_found_and_each_prompt_answered_alone(rows, capsys):
+    model = recurrent("rwkv")  # one token of several rows: each is mixed with the others' states
+    want = alone(model, None, rows)
+    assert generate_tokens(model, None, Ends(), rows, 6) == want
+    assert "RwkvForCausalLM: prompts are answered one by one" in capsys.readouterr().err
+
+
+def test_no_attention_is_moved_by_padding(capsys):
+    for architecture in ARCHITECTURES:
+        generate_tokens(adapted(architecture, None), None, Ends(), ROWS, 2)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_virtual_tokens_reach_a_model_whose_generate_takes_token_ids_alone(kind):
+    adapter = PromptTuning(num_virtual_tokens=3)
+    model = recurrent(kind, adapter)
+    want = [by_hand(model, adapter, row, 6) for row in ROWS]
+    assert generate_tokens(model, adapter, Ends(), ROWS, 6) == want
+    model.prompt_embeddings.data.normal_(std=2)
+    assert generate_tokens(model, adapter, Ends(), ROWS, 6) != want
 
 
 def test_an_answer_ends_before_its_end_token():

@@ -65,7 +65,21 @@ def test_the_config_is_the_models_and_says_nothing_of_gguf(script):
     assert config["rms_norm_eps"] == 1e-6
     assert config["num_key_value_heads"] == 2
     assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]  # for transformers 4
     assert not {"quantization_config", "_model_name_or_path"} & set(config)
+
+
+def test_a_model_of_before_is_made_readable_for_transformers_4(script):
+    script.main([])
+    file = script.default_folder() / "tokenizer_config.json"
+    content = json.loads(file.read_text())
+    assert content["tokenizer_class"] == "PreTrainedTokenizerFast"
+    file.write_text(json.dumps({**content, "tokenizer_class": "TokenizersBackend"}))
+    config = json.loads((script.default_folder() / "config.json").read_text())
+    del config["rope_theta"], config["rope_scaling"]
+    (script.default_folder() / "config.json").write_text(json.dumps(config))
+    assert script.main([]) == 0
+    assert json.loads(file.read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_everybody_may_read_the_files(script):

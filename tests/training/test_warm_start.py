@@ -51,7 +51,7 @@ ERRORS = {
     ),
     "another base": (
         ["--model.init_from", "run_lora/checkpoints/last.ckpt", "--model.base_model", "other"],
-        r"last.ckpt was trained on another base model, base \(weights: .*Give that one as model.b",
+        r"last.ckpt was trained on another base model, base: .*Give that one as model.b",
     ),
     "no folder": (["--model.init_from", "lore"], r"model.init_from: there is no folder lore"),
     "a whole model": (

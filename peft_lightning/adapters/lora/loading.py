@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.embedding import LoRAEmbedding
 from peft_lightning.adapters.lora.extra_modules import resize_saved_embeddings
 from peft_lightning.adapters.lora.layers import LoRALinear
-from peft_lightning.adapters.lora.pissa import append_initial_update
+from peft_lightning.adapters.lora.pissa import append_initial_update, is_residual
 from peft_lightning.adapters.lora.state_dict_keys import (
     base_weight_key,
     check_base_weight,
@@ -40,12 +41,37 @@ def prepare_to_load(
         if not isinstance(layer, LoRALinear | LoRAEmbedding):
             continue
         key = base_weight_key(name)
-        check_base_weight(key, found.pop(key, None), layer.weight)
         keys = a, b = factor_keys(name)
+        check_repeated(key, found.pop(key, None), found.get(a), layer, layer.weight, init)
         if isinstance(layer, LoRALinear) and a in found and b in found:
             factors = append_initial_update(found[a], found[b], layer, layer.weight, init)
             found |= dict(zip(keys, factors, strict=True))
     return found
+
+
+def check_repeated(
+    key: str, repeated: Tensor | None, a: Tensor | None, layer: nn.Module, weight: Tensor, init: Any
+) -> None:
+    """Compare a base weight that the file repeats with the model's, or what HF PEFT made of it.
+
+    Args:
+        key: The weight's key in the file.
+        repeated: The file's weight; None if the file does not repeat it.
+        a: The layer's ``lora_A`` in the file.
+        layer: The adapted layer.
+        weight: The model's weight.
+        init: The LoRA's ``init_lora_weights``.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    if (
+        repeated is None
+        or a is None
+        or not isinstance(layer, LoRALinear)
+        or not is_residual(repeated, a, layer, weight, init)
+    ):
+        check_base_weight(key, repeated, weight)
 
 
 def check_rank(rank: int, tensors: Mapping[str, Tensor]) -> None:

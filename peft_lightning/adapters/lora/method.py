@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, cast
 
@@ -22,6 +22,7 @@ from peft_lightning.adapters.lora.extra_modules import (
     hf_token_indices,
     remove_extra_modules,
 )
+from peft_lightning.adapters.lora.file_options import fitted
 from peft_lightning.adapters.lora.grouped_projections import group_projections
 from peft_lightning.adapters.lora.init import is_decomposition
 from peft_lightning.adapters.lora.layers import LoRALinear, is_conv1d
@@ -29,12 +30,14 @@ from peft_lightning.adapters.lora.loading import check_rank, prepare_to_load
 from peft_lightning.adapters.lora.modules_to_save import is_within
 from peft_lightning.adapters.lora.name_matching import check_patterns_match, match_pattern
 from peft_lightning.adapters.lora.peft_config import (
+    ELSEWHERE,
     HF_DEFAULTS,
     WITHOUT_EFFECT,
+    as_read,
     check_embedding_targets,
     checked_options,
 )
-from peft_lightning.adapters.lora.pissa import with_doubled_rank, without_initialization
+from peft_lightning.adapters.lora.pissa import with_doubled_rank
 from peft_lightning.adapters.lora.resized_vocab import keep_only_new_rows
 from peft_lightning.adapters.lora.state_dict_keys import factor_keys
 from peft_lightning.adapters.lora.targets import Targets
@@ -47,6 +50,7 @@ from peft_lightning.adapters.lora.trainable_biases import (
 )
 from peft_lightning.adapters.new_tokens import add_new_tokens
 from peft_lightning.adapters.state_dict import PREFIX
+from peft_lightning.adapters.tensor_names import peft_names
 from peft_lightning.messages import UserError
 
 
@@ -101,6 +105,7 @@ class LoRA(Adapter):
     hf_defaults: ClassVar[dict[str, Any]] = HF_DEFAULTS
     hf_ignored: ClassVar[frozenset[str]] = Adapter.hf_ignored | WITHOUT_EFFECT
     own_options: ClassVar[frozenset[str]] = frozenset({"new_tokens"})
+    elsewhere: ClassVar[str] = ELSEWHERE
 
     r: int = 16
     lora_alpha: float = 32
@@ -235,18 +240,23 @@ class LoRA(Adapter):
         found = updates | trained_biases(model) | extra_tensors(model)
         return {PREFIX + name: tensor for name, tensor in found.items()}
 
+    def hf_names(self, names: Iterable[str]) -> dict[str, str]:
+        return peft_names(names)
+
     def resolved_for(
         self, model: nn.Module, tensors: Mapping[str, Tensor]
     ) -> tuple[LoRA, Mapping[str, Tensor]]:
-        check_rank(max(map(self.rank, self._targets().find(model)), default=0), tensors)
-        token_indices, tensors = keep_only_new_rows(
+        options, tensors = fitted(self._options(), model, tensors)
+        own = replace(self, **options)
+        check_rank(max(map(own.rank, own._targets().find(model)), default=0), tensors)
+        rows, tensors = keep_only_new_rows(
             tensors,
             model,
-            self.trainable_token_indices,
-            self.modules_to_save,
-            self.ensure_weight_tying,
+            own.trainable_token_indices,
+            own.modules_to_save,
+            own.ensure_weight_tying,
         )
-        return replace(self, trainable_token_indices=token_indices), tensors
+        return replace(own, **rows), tensors
 
     def load_state_dict(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         given = prepare_to_load(model, tensors, self.init_lora_weights)
@@ -264,7 +274,7 @@ class LoRA(Adapter):
 
     @classmethod
     def from_hf_config(cls, config: Mapping[str, Any]) -> LoRA:
-        return super().from_hf_config(without_initialization(config))
+        return super().from_hf_config(as_read(config))
 
     def hf_config(self, model: nn.Module) -> dict[str, Any]:
         layers = self.layers(model).values()

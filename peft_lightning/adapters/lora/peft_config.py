@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -57,8 +58,73 @@ HF_DEFAULTS: dict[str, Any] = {
     "velora_config": None,
 }
 
-# fan_in_fan_out follows from the layer; the other two only serve what is off
-WITHOUT_EFFECT = frozenset({"fan_in_fan_out", "megatron_core", "qalora_group_size"})
+# fan_in_fan_out follows from the layer; the next two only serve what is off; the others concern how
+# training began, and VeLoRA what it kept in memory
+WITHOUT_EFFECT = frozenset(
+    {"fan_in_fan_out", "megatron_core", "qalora_group_size"}
+    | {"corda_config", "eva_config", "loftq_config", "lora_ga_config", "velora_config"}
+)
+_NONE_IF_EMPTY = ("exclude_modules", "layers_pattern", "layers_to_transform", "target_parameters")
+_SET_BY_DEFAULTS = ("arrow_config", "kasa_config", "monteclora_config", "use_bdlora")
+
+_MERGE = "merge it with HF PEFT, merge_and_unload(), and give the merged model as the base"
+ELSEWHERE = f"load it with HF PEFT, or {_MERGE}"
+_CONVERT = (
+    "save it again where it was trained, with path_initial_model_for_weight_conversion, or merge "
+    "it there, merge_and_unload(), and give the merged model as the base"
+)
+
+
+def as_read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return HF PEFT's config of a LoRA without what only concerns how training began.
+
+    What is empty counts as not given, as HF PEFT has it.
+
+    Raises:
+        UserError: If the base was changed in a way that cannot be had again, or parameters that
+            are no layer's were adapted.
+    """
+    config = dict(config)
+    for name in _NONE_IF_EMPTY:
+        config[name] = None if config.get(name) in ([], "") else config.get(name)
+    for name in _SET_BY_DEFAULTS:
+        if config.get(name) == {}:
+            raise UserError(f"the LORA adapter sets {name}, which is not implemented: {ELSEWHERE}")
+    if names := config.get("target_parameters"):
+        raise UserError(
+            f"target_parameters {names!r:.120} are parameters of no linear layer, such as the "
+            f"stacked weights of experts, whose updates are not implemented: {ELSEWHERE}"
+        )
+    config["init_lora_weights"] = _start_as_read(config.get("init_lora_weights", True))
+    return config
+
+
+def _start_as_read(init: Any) -> Any:
+    """Return ``init_lora_weights`` of a file: True if the file's tensors are the whole update."""
+    if not isinstance(init, str):
+        return True if init is None else init
+    init = init.lower()  # HF PEFT takes Gaussian and OLoRA too
+    if init in ("eva", "mica"):  # chose A or B, and are plain LoRA then
+        return True
+    if init == "lora_ga":
+        warnings.warn(
+            "init_lora_weights 'lora_ga' has subtracted an initial update from the base, which HF "
+            "PEFT does not save: this is read as HF PEFT reads it, onto the base as it is. If "
+            f"answers are wrong, {_CONVERT}",
+            stacklevel=2,
+        )
+        return True
+    if init == "loftq":
+        raise UserError(
+            "init_lora_weights 'loftq' has put quantised weights in place of the base's: give the "
+            "base that was saved with it, and set init_lora_weights to true in adapter_config.json"
+        )
+    if (is_decomposition(init) and "niter" in init) or init.startswith("corda"):
+        raise UserError(
+            f"init_lora_weights {init!r} has subtracted from the base what HF PEFT drew at random "
+            f"or from data and did not save: {_CONVERT}"
+        )
+    return init
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:

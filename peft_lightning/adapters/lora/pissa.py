@@ -34,26 +34,25 @@ def with_doubled_rank(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def without_initialization(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config of HF PEFT without the options that only initialize training.
+def is_residual(repeated: Tensor, a: Tensor, layer: LoRALinear, weight: Tensor, init: Any) -> bool:
+    """Whether a base weight in a file is what HF PEFT made of the model's: ``W - s B0 A0``.
 
-    Raises:
-        UserError: If it was initialized with random numbers that HF PEFT subtracts from the
-            base and does not save.
+    It writes that of an adapted output embedding.
+
+    Args:
+        repeated: The file's weight.
+        a: As for ``append_initial_update``, with the next three.
+        layer: The layer.
+        weight: The model's weight.
+        init: ``init_lora_weights``.
     """
-    init = config.get("init_lora_weights", True)
-    if isinstance(init, str):
-        init = init.lower()  # HF PEFT takes Gaussian and OLoRA too
-        config = {**config, "init_lora_weights": init}
-    if init == "eva":  # data decided on ranks and A: what is saved is plain LoRA
-        return {**config, "init_lora_weights": True, "eva_config": None}
-    if is_decomposition(init) and "niter" in init:
-        raise UserError(
-            f"init_lora_weights {init!r} has subtracted from the base what HF PEFT drew at random "
-            "and did not save: save the adapter by HF PEFT as plain LoRA, with "
-            "path_initial_model_for_weight_conversion"
-        )
-    return dict(config)
+    if not is_decomposition(init) or len(a) != layer.r or repeated.shape != weight.shape:
+        return False
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    initial_a, initial_b = decompose(wide, layer.r, layer.scaling, str(init))
+    expected = wide - layer.scaling * initial_b @ initial_a
+    # each rounded to 8 bits or more, and another base's differs by as much as its own size
+    return bool((repeated.to(wide) - expected).norm() <= 2**-6 * wide.norm())
 
 
 def append_initial_update(

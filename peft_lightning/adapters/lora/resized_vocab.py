@@ -1,12 +1,14 @@
-"""HF PEFT's folders of a base with a resized vocabulary: only the new rows are kept.
+"""HF PEFT's folders that hold embeddings whole: only the rows that the base has not are kept.
 
-HF PEFT saves both embeddings whole there, and loads them onto a base resized likewise only.
+HF PEFT saves both embeddings where the vocabulary was resized, and where it is asked to; it loads
+them onto a base resized likewise only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+import warnings
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +27,12 @@ def keep_only_new_rows(
     tensors: Mapping[str, Tensor],
     model: nn.Module,
     token_indices: TokenIndices,
-    modules_to_save: Sequence[str] | None,
+    modules_to_save: list[str] | None,
     ensure_weight_tying: bool,
-) -> tuple[TokenIndices, dict[str, Tensor]]:
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Replace whole embeddings of a file by the rows that the base does not have.
+
+    An embedding of which most rows are others than the base's is one of ``modules_to_save``.
 
     Args:
         tensors: The file's tensors.
@@ -38,14 +42,15 @@ def keep_only_new_rows(
         ensure_weight_tying: Its option ``ensure_weight_tying``.
 
     Returns:
-        The option ``trainable_token_indices`` and the tensors for the plain base, both unchanged
-        if the file holds no whole embedding.
+        The options that change, and the tensors for the plain base; none and all of them if the
+        file holds no whole embedding.
 
     Raises:
-        UserError: If rows that the base has are different in the file.
+        UserError: If an embedding in the file has another width.
     """
     found = dict(tensors)
     rows: dict[str, tuple[list[int], Tensor]] = {}
+    added: list[str] = []
     names = [name for name in vocabulary_names(model) if name]
     whole_ones = {n for n in names if n.endswith(tuple(modules_to_save or ["\0"]))}
     if whole_ones and ensure_weight_tying and is_tied(model):
@@ -56,36 +61,60 @@ def keep_only_new_rows(
             found.pop(f"{stem}modules_to_save.weight", None)
         keys = [stem + copy for copy in (*_COPIES, *(() if saved else ("weight",)))]
         copies = [found.pop(key) for key in keys if key in found]
-        if not copies:
+        if not copies or saved:
             continue
         base, whole = cast(Tensor, model.get_submodule(name).weight), copies[0]
-        common = min(len(base), len(whole))
-        if not torch.equal(whole[:common].to(base), base[:common]):
-            raise UserError(
-                f"the rows of {name} in the file are not this model's: load the base that the "
-                "adapter was trained on"
-            )
-        if saved:
-            continue
-        ids = list(range(len(base), len(whole)))
+        changed = _changed_rows(name, base, whole)
+        ids = [*changed, *range(len(base), len(whole))]
         if (delta := found.pop(stem + _ROWS, None)) is not None:
             trained = _ids_of(token_indices, name)
             ids = [*trained, *(i for i in ids if i not in trained)]
             whole = whole.to(delta).index_copy(0, torch.tensor(trained), delta)
-        if ids:
+        if 2 * len(changed) > len(base) and len(whole) >= len(base):
+            added.append(name)
+            found[f"{stem}weight"] = whole
+        elif ids:
             rows[name] = ids, whole[ids]
     if is_tied(model) and len(rows) == 2:
         (ids, values), (others, same) = rows.values()
         if ids == others and torch.equal(values, same):
             del rows[names[1]]
-    if not rows:
-        return token_indices, found
+    if not rows and not added:
+        return {}, found
     tokens = dict(token_indices) if isinstance(token_indices, dict) else {}
-    tokens = {k: v for k, v in tokens.items() if not any(name.endswith(k) for name in rows)}
+    if isinstance(token_indices, list) and names[0] not in (*rows, *added):
+        tokens[names[0]] = token_indices
+    there = [*rows, *added]
+    if is_tied(model) and f"{PREFIX}{names[-1]}.{_ROWS}" not in found:
+        there.append(names[-1])  # its rows are those of the input embedding
+    tokens = {k: v for k, v in tokens.items() if not any(name.endswith(k) for name in there)}
     for name, (ids, values) in rows.items():
         found[f"{PREFIX}{name}.{_ROWS}"] = values
         tokens[name] = ids
-    return tokens, found
+    options: dict[str, Any] = {"trainable_token_indices": tokens or None}
+    if added:
+        options["modules_to_save"] = [*(modules_to_save or []), *added]
+    return options, found
+
+
+def _changed_rows(name: str, base: Tensor, whole: Tensor) -> list[int]:
+    """Return the ids of rows that the base has and that are others in the file; say how many."""
+    if base.shape[1:] != whole.shape[1:]:
+        raise UserError(
+            f"{name} in the file is {tuple(whole.shape)}, and in this model {tuple(base.shape)}: "
+            "give the base that the adapter was trained on"
+        )
+    common = min(len(base), len(whole))
+    differs = (whole[:common].to(base) != base[:common]).any(1)
+    changed = cast(list[int], differs.nonzero()[:, 0].tolist())
+    if changed:
+        warnings.warn(
+            f"{len(changed)} of the {len(base)} rows of {name} are others in the file, which are "
+            "used, as by HF PEFT; if they were not trained, give the base that the adapter was "
+            "trained on",
+            stacklevel=4,
+        )
+    return changed
 
 
 def _ids_of(token_indices: TokenIndices, name: str) -> list[int]:

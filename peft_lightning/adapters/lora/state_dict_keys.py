@@ -27,13 +27,20 @@ def check_base_weight(key: str, repeated: Tensor | None, weight: Tensor) -> None
     Args:
         key: The weight's key in the file.
         repeated: The file's weight; None if the file does not repeat it.
-        weight: The model's, of the same shape.
+        weight: The model's.
 
     Raises:
         UserError: If they differ.
     """
-    if repeated is not None and not torch.equal(repeated.to(weight), weight):
+    if repeated is None or torch.equal(repeated.to(weight), weight):
+        return
+    if len(repeated) != len(weight):
         raise UserError(
-            f"the file brings its own base weight, {key}, and it is not this model's: load the "
-            "base that the adapter was trained on"
+            f"the file brings its own base weight, {key}, with {len(repeated)} rows, and this "
+            f"model has {len(weight)}: give the base that the adapter was trained on, resized as "
+            f"there, resize_token_embeddings({len(repeated)})"
         )
+    raise UserError(
+        f"the file brings its own base weight, {key}, and it is not this model's: load the base "
+        "that the adapter was trained on"
+    )

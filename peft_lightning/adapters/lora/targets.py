@@ -94,24 +94,14 @@ class Targets:
                 embedding. The message names the nearest ones and those there are.
         """
         shorthand = self.target_modules in SHORTHANDS
-        layers = {
-            name: layer
-            for name, layer in base_modules(model).items()
-            if is_linear(layer) or (is_embedding(layer) and not shorthand)
-        }
+        layers = self._layers(model)
         wanted = self._expanded(model)
-        unmatched = (
-            [w for w in wanted if not any(ends_with(name, [w]) for name in layers)]
-            if isinstance(wanted, list)
-            else []
-            if any(re.fullmatch(wanted, name) for name in layers)
-            else [wanted]
-        )
+        unmatched = self.unmatched_names(model)
         if unmatched or not wanted:
             raise UserError(self._unmatched(unmatched or [str(self.target_modules)], layers))
-        numbers = {self._number(name) for name in layers} - {None}
-        if unknown := [n for n in self._numbers() if n not in numbers]:
-            there = f"0 to {max(n for n in numbers if n is not None)}" if numbers else "none"
+        if unknown := self.unmatched_numbers(model):
+            numbers = {n for n in map(self._number, layers) if n is not None}
+            there = f"0 to {max(numbers)}" if numbers else "none"
             raise UserError(f"layers_to_transform {unknown} are not there; layers: {there}")
         found = {n: layer for n, layer in layers.items() if self._chooses(wanted, n)}
         if shorthand:  # its names are ours, not the user's
@@ -123,6 +113,27 @@ class Targets:
                 f"{self.layers_to_transform!r} are applied"
             )
         return found
+
+    def unmatched_names(self, model: nn.Module) -> list[str]:
+        """Return the names or the expression in ``target_modules`` that match no layer."""
+        wanted, layers = self._expanded(model), self._layers(model)
+        if isinstance(wanted, str):
+            return [] if any(re.fullmatch(wanted, name) for name in layers) else [wanted]
+        return [w for w in wanted if not any(ends_with(name, [w]) for name in layers)]
+
+    def unmatched_numbers(self, model: nn.Module) -> list[int]:
+        """Return the numbers in ``layers_to_transform`` of which there is no layer."""
+        numbers = set(map(self._number, self._layers(model)))
+        return [n for n in self._numbers() if n not in numbers]
+
+    def _layers(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the layers to choose from, by name."""
+        shorthand = self.target_modules in SHORTHANDS
+        return {
+            name: layer
+            for name, layer in base_modules(model).items()
+            if is_linear(layer) or (is_embedding(layer) and not shorthand)
+        }
 
     def resolved_names(self, model: nn.Module) -> list[str] | str:
         """Return ``target_modules`` for HF PEFT's config, with shorthands resolved to names.

@@ -237,13 +237,23 @@ def test_an_adapter_saved_again_is_the_same_file(tmp_path):
         ({"use_qalora": True}, "sets use_qalora=True, which LoRA does not implement"),
         ({"alora_invocation_tokens": [1]}, r"sets alora_invocation_tokens=\[1\]"),
         ({"layer_replication": [[0, 2]]}, "sets layer_replication="),
-        ({"task_type": "SEQ_CLS"}, "sets task_type='SEQ_CLS'"),
-        ({"target_parameters": ["a.b"]}, "sets target_parameters"),
+        (
+            {"target_parameters": ["a.b"]},
+            r"target_parameters \['a.b'\] are parameters of no linear",
+        ),
+        (
+            {"kasa_config": {}},
+            "sets kasa_config, which is not implemented: load it with HF PEFT, or",
+        ),
+        ({"init_lora_weights": "x"}, "init_lora_weights must be .* got 'x'"),
         ({"a_key_of_tomorrow": 7}, "sets a_key_of_tomorrow=7"),
         ({"use_qalora": True, "use_bdlora": {"a": 1}}, "sets use_bdlora={'a': 1}, use_qalora=True"),
-        ({"init_lora_weights": "corda"}, "init_lora_weights must be .* got 'corda'"),
-        ({"init_lora_weights": "lora_ga"}, "init_lora_weights must be .* got 'lora_ga'"),
-        ({"init_lora_weights": "pissa_niter_4"}, "did not save: save the adapter by HF PEFT as"),
+        ({"init_lora_weights": "corda"}, "'corda' has subtracted .* did not save: save it again"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            "did not save: save it again where it was trained",
+        ),
+        ({"init_lora_weights": "loftq"}, "give the base that was saved with it"),
     ],
 )
 def test_what_is_not_implemented_is_named(fields, message):

@@ -1,0 +1,82 @@
+"""Adapters' folders of other programs are read as HF PEFT reads them, or refused with a remedy."""
+
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from foreign_situations import REFUSED, SAID, SITUATIONS
+from parity import IDS, hf_folder
+from peft_lightning.adapters import attached_adapter, load_adapter
+from rounding import assert_near
+from tiny import tiny_model
+
+LINEAR = {"gpt2": ["c_attn", "c_fc"], "phi3": ["qkv_proj", "down_proj"]}
+PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
+CASES = [(s, a) for s in SITUATIONS for a in s.models]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Return HF PEFT's folder of a situation and its logits; each made once."""
+    made = {}
+
+    def write(situation, architecture):
+        key = architecture, str(situation.config), situation.base
+        if key not in made:
+            folder = tmp_path_factory.mktemp("hf")
+            model = tiny_model(architecture)
+            targets = LINEAR.get(architecture, ["q_proj", "up_proj"])
+            fields = {"target_modules": targets, "r": 4, "lora_alpha": 6, **situation.config}
+            save = {"save_embedding_layers": fields.pop("save_embedding_layers", "auto")}
+            if situation.base is not None:
+                situation.base(model)
+            peft = hf_folder(LoraConfig(task_type="CAUSAL_LM", **fields), model, folder, **save)
+            made[key] = folder, peft(IDS).logits
+        return made[key]
+
+    return write
+
+
+@pytest.mark.parametrize(("situation", "architecture"), CASES, ids=lambda x: getattr(x, "what", x))
+def test_a_folder_is_read_as_by_hf_peft_or_refused_with_the_remedy(
+    situation, architecture, written, tmp_path
+):
+    source, truth = written(situation, architecture)
+    folder = shutil.copytree(source, tmp_path / "adapter")
+    situation.change(folder)
+    model = tiny_model(architecture)
+    if situation.onto is not None:
+        situation.onto(model)
+    before = model(IDS).logits
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if situation.answer == REFUSED:
+            with pytest.raises((ValueError, FileNotFoundError)) as error:
+                load_adapter(model, folder)
+            assert re.search(situation.said, str(error.value))
+            assert "\n" not in str(error.value)
+            assert attached_adapter(model) is None
+            assert torch.equal(model(IDS).logits, before)
+            return
+        adapter = load_adapter(model, folder)
+    lines = [str(w.message) for w in caught]
+    assert any(re.search(situation.said, line) for line in lines) == (situation.answer == SAID)
+    assert bool(lines) == (situation.answer == SAID)
+    assert (truth[..., :128] - before[..., :128]).abs().max() > 0.1
+    assert_near(model(IDS).logits, truth)
+    adapter.detach(model)
+    assert torch.equal(model(IDS).logits, before)
+
+
+def test_the_page_has_each_situation_and_its_answer():
+    rows = [f"| {s.what} | {s.answer} | {s.why} |" for s in SITUATIONS]
+    text = PAGE.read_text()
+    missing = [row for row in rows if row not in text]
+    assert not missing, "\n".join(missing)
+    table = text[text.index("| in the folder | here |") :].split("\n\n")[0]
+    assert table.splitlines()[2:] == rows
