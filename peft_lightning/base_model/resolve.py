@@ -17,6 +17,10 @@ FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _MODEL_FILES = [*FILES, "*.py", "LIC*"]
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
 _VOCABULARY = re.compile(r"(tokenizer|tekken)\.json|vocab\.(json|txt)|.*\.(model|tiktoken)")
+_TOKENIZER = re.compile(
+    rf"{_VOCABULARY.pattern}|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
+    r"|merges\.txt|chat_template\.(jinja|json)"
+)
 INDEX_FILE = "model.safetensors.index.json"
 _BY_PREFERENCE = (  # transformers loads the first that is there
     "model.safetensors",
@@ -122,6 +126,12 @@ def nearest_place(path: Path) -> str:
 def brings_tokenizer(folder: Path) -> bool:
     """Whether a folder has the vocabulary of a tokenizer."""
     return any(_VOCABULARY.fullmatch(file.name) for file in folder.iterdir())
+
+
+def tokenizer_files_in(folder: Path) -> dict[str, bytes]:
+    """Return the files of the tokenizer in a folder, and its chat template, by name."""
+    files = [f for f in folder.iterdir() if _TOKENIZER.fullmatch(f.name) and f.is_file()]
+    return {file.name: file.read_bytes() for file in sorted(files)}
 
 
 def short_name(name: str) -> str:

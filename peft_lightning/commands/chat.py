@@ -21,6 +21,7 @@ def chat(
     ckpt_path: str | None = None,
     base_model: str | None = None,
     adapter: list[str] | None = None,
+    tokenizer: str | None = None,
     system: str | None = None,
     max_new_tokens: int = 512,
     temperature: float = 0.0,
@@ -45,6 +46,8 @@ def chat(
             its base model.
         base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         adapter: An adapter to switch to, FOLDER or NAME=FOLDER; may be given several times.
+        tokenizer: Hub id or folder of the tokenizer; without, the one in the adapter's folder, else
+            that of the base.
         system: System message of the conversation; without, the one of the training.
         max_new_tokens: Largest number of tokens of an answer.
         temperature: Sampling temperature; 0 takes the most probable token each time.
@@ -71,6 +74,7 @@ def chat(
     from peft_lightning.inference.prompt_formats import formats_of, say_formats
 
     given = {
+        "tokenizer": tokenizer,
         "system_prompt": system,
         "prompt": prompt_template,
         "chat_template": chat_template,

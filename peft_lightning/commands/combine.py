@@ -34,10 +34,12 @@ def combine(
     from peft_lightning.adapters.lora import arithmetic
     from peft_lightning.adapters.lora.updates_folder import (
         common_base,
+        common_tokenizer,
         describe_updates,
         has_transposed_layers,
         write_updates,
     )
+    from peft_lightning.base_model.resolve import brings_tokenizer
     from peft_lightning.hub import adapter_folder
 
     if rank is not None and rank < 1:
@@ -52,7 +54,9 @@ def combine(
     if "prompts" not in facts and any("prompts" in r[2] for r in read):
         print("these adapters were trained with different prompts, and the result has no own ones")
     facts["made_of"] = {"method": method, "adapters": [[Path(f).name, w] for f, w in parts]}
-    write_updates(out, found, facts, any(map(has_transposed_layers, folders)))
+    if not (tokenizer := common_tokenizer(folders)) and any(map(brings_tokenizer, folders)):
+        print("these adapters have different tokenizers, and the result has none: that of the base")
+    write_updates(out, found, facts, any(map(has_transposed_layers, folders)), tokenizer)
     print(describe_updates(out, found, retained))
 
 

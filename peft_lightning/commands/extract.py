@@ -40,7 +40,11 @@ def extract(
     """
     from peft_lightning.adapters.base_check import require_base
     from peft_lightning.adapters.folder import read_facts
-    from peft_lightning.adapters.lora.updates_folder import require_rank_or_share, write_updates
+    from peft_lightning.adapters.lora.updates_folder import (
+        common_tokenizer,
+        require_rank_or_share,
+        write_updates,
+    )
     from peft_lightning.export.extracted_lora import extract_updates, find_differences, open_model
 
     require_rank_or_share(rank, retain)
@@ -77,7 +81,8 @@ def extract(
     own |= {name: facts[name] for name in ("prompts",) if name in facts}
     own |= {"retained_energy": total, "left_out": rest}
     updates = {u.layer: (u.b, u.a) for u in found}
-    write_updates(out, updates, own, any(u.is_transposed for u in found))
+    files = common_tokenizer([Path(tuned)]) if Path(tuned).is_dir() else {}
+    write_updates(out, updates, own, any(u.is_transposed for u in found), files)
     count = sum(b.numel() + a.numel() for b, a in updates.values())
     print(
         f"{out}: {len(layers)} layers, {count:,} parameters; retained energy {total:.2%} in total, "

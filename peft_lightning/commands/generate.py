@@ -15,6 +15,7 @@ def generate(
     ckpt_path: str | None = None,
     base_model: str | None = None,
     adapter: list[str] | None = None,
+    tokenizer: str | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -50,6 +51,8 @@ def generate(
         base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         adapter: An adapter, FOLDER or NAME=FOLDER; may be given several times. The "adapter" of a
             row names the one that answers it ("base" for none); without, every adapter does.
+        tokenizer: Hub id or folder of the tokenizer; without, the one in the adapter's folder, else
+            that of the base.
         max_new_tokens: Largest number of tokens of an answer.
         temperature: Sampling temperature; 0 takes the most probable token each time.
         top_p: Sample only from the most probable tokens whose probabilities sum up to this.
@@ -89,6 +92,7 @@ def generate(
     texts = [prompt] if isinstance(prompt, str) else prompt
     options = RowOptions(format, columns=columns or {}, roles=roles or {}, prompt=prompt_template)
     given = {
+        "tokenizer": tokenizer,
         "system_prompt": system,
         "prompt": prompt_template,
         "chat_template": chat_template,

@@ -24,6 +24,7 @@ from peft_lightning.files.checksums import (
     sha256_of_json,
 )
 from peft_lightning.files.lock import lock_folder
+from peft_lightning.files.sizes import size_in_bytes
 from peft_lightning.files.user_files import (
     read_text,
     user_cache,
@@ -45,5 +46,6 @@ __all__ = [
     "sealed_folder",
     "sha256_of_file",
     "sha256_of_json",
+    "size_in_bytes",
     "user_cache",
 ]

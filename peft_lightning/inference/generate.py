@@ -28,6 +28,10 @@ from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.messages import UserError
 
 
+class UnknownTokenError(UserError):
+    """A prompt has a token that the model has no embedding for."""
+
+
 def generate_tokens(
     model: Any,
     adapter: PreparesInputs | None,
@@ -78,6 +82,7 @@ def generate_tokens(
     _check(max_new_tokens, batch_size, temperature, top_p)
     if any(len(row) == 0 for row in rows):
         raise UserError(f"prompt {[len(row) for row in rows].index(0)} has no tokens")
+    _require_embeddings(model, rows)
     ends = sorted(stop_token_ids(model, tokenizer) if end_ids is None else end_ids)
     candidates = (tokenizer.pad_token_id, *ends, 0)
     pad = next(i for i in candidates if i is not None)  # any will do: padding is masked
@@ -230,6 +235,16 @@ def _check(max_new_tokens: int, batch_size: int, temperature: float, top_p: floa
         raise UserError(f"temperature must be 0 or more, got {temperature}")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
+
+
+def _require_embeddings(model: Any, rows: Sequence[Sequence[int]]) -> None:
+    embedding = model.get_input_embeddings()
+    known = embedding.weight.shape[0] + getattr(embedding, "extra", 0)
+    if (largest := max((max(row) for row in rows), default=0)) >= known:
+        raise UnknownTokenError(
+            f"a prompt has the token id {largest}, and the model has an embedding for {known}: the "
+            "tokenizer has more tokens than the model"
+        )
 
 
 def _check_room(model: Any, length: int, max_new_tokens: int, row: int) -> None:

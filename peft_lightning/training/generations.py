@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from peft_lightning.inference.generate import UnknownTokenError
 from peft_lightning.training.base_alone import base_alone, why_not_alone
 from peft_lightning.training.run_lines import RunLines
 
@@ -42,8 +43,11 @@ class LogGenerations(Callback):
         if reason := why_not_alone(trainer, pl_module):
             rank_zero_info(f"no answers of the base alone to sample_prompts: {reason}")
             return
-        with base_alone(pl_module):
-            self._answer(trainer, pl_module)
+        try:
+            with base_alone(pl_module):
+                self._answer(trainer, pl_module)
+        except UnknownTokenError as error:  # one that the adapter adds
+            rank_zero_info(f"no answers of the base alone to sample_prompts: {error}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking or not pl_module.sample_prompts or trainer.state.fn != "fit":

@@ -15,7 +15,6 @@ from peft_lightning.base_model.resolve import brings_tokenizer
 from peft_lightning.base_model.tokenizer import adapter_tokenizer, require_tokens_fit
 from peft_lightning.data import PromptFormat, set_template
 from peft_lightning.data.prompt_format import FACT
-from peft_lightning.data.tokens.template_defaults import with_defaults
 from peft_lightning.inference.stop_tokens import with_end_tokens
 from peft_lightning.messages import UserError, shortened
 
@@ -109,7 +108,7 @@ def prompt_facts(module: Any) -> dict[str, Any]:
     facts = prompt_format.facts()
     facts.pop("tokenizer", None)
     source = _source(tokenizer, prompt_format)
-    if isinstance(source, str) and _in_folder(source, prompt_format) != source:
+    if isinstance(source, str) and prompt_format.in_template(source) != source:
         facts["chat_template"] = source
     return {FACT: facts} if facts else {}
 
@@ -131,7 +130,7 @@ class RunTokenizer:
         if tokenizer is None:
             return {}
         source = _source(tokenizer, prompt_format)
-        template = _in_folder(source, prompt_format) if isinstance(source, str) else source
+        template = prompt_format.in_template(source) if isinstance(source, str) else source
         made = (id(tokenizer), len(tokenizer), str(template))
         if made != self._made:
             files = tokenizer_files(tokenizer)
@@ -163,9 +162,3 @@ def _source(tokenizer: Any, prompt_format: PromptFormat) -> Any:
     if prompt_format.chat_template == "none":
         return None
     return prompt_format.chat_template or getattr(tokenizer, "chat_template", None)
-
-
-def _in_folder(source: str, prompt_format: PromptFormat) -> str:
-    system = prompt_format.system_prompt if prompt_format.system == "keep" else None
-    variables, date = prompt_format.chat_template_kwargs, prompt_format.template_date
-    return with_defaults(source, variables, system, date)

@@ -22,8 +22,8 @@ from peft_lightning.base_model import base_fingerprint, load_base_model, resolve
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.commands.merge import merge
 from peft_lightning.export import merged_weights
-from peft_lightning.export.merged_folder import size_in_bytes
 from peft_lightning.export.verify import Comparison
+from peft_lightning.files import size_in_bytes
 from rounding import assert_near
 from tiny import ARCHITECTURES, tiny_model
 from tiny_gguf import digit_tokenizer, write_gguf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from peft_lightning.adapters.folder import (
     CONFIG_FILE,
     FACTS_FILE,
     FORMAT_VERSION,
+    Texts,
     read_json,
     write_files,
 )
 from peft_lightning.adapters.lora.arithmetic import as_lora
+from peft_lightning.base_model.resolve import tokenizer_files_in
 from peft_lightning.files import require_replaceable, sealed_folder
 from peft_lightning.messages import UserError
 
@@ -24,7 +26,11 @@ Updates = dict[str, tuple[Tensor, Tensor]]
 
 
 def write_updates(
-    out: str, updates: Updates, facts: dict[str, Any], fan_in_fan_out: bool = False
+    out: str,
+    updates: Updates,
+    facts: dict[str, Any],
+    fan_in_fan_out: bool = False,
+    tokenizer: Texts | None = None,
 ) -> None:
     """Write the updates of a LoRA as an adapter's folder, in one atomic step.
 
@@ -34,6 +40,7 @@ def write_updates(
             the scaling included.
         facts: Content of ``peft_lightning.json``, with ``base_model`` and ``base_fingerprint``.
         fan_in_fan_out: Whether the layers are GPT-2's, whose weights are transposed.
+        tokenizer: Files of the tokenizer, by name.
 
     Raises:
         UserError: If ``out`` holds something else than an adapter.
@@ -49,7 +56,7 @@ def write_updates(
     own = {"format_version": FORMAT_VERSION, "peft_type": lora.peft_type}
     texts = {CONFIG_FILE: as_json(config), FACTS_FILE: as_json({**own, **facts})}
     with sealed_folder(out) as folder:
-        write_files(folder, lora.tensor_file, tensors, texts)
+        write_files(folder, lora.tensor_file, tensors, {**(tokenizer or {}), **texts})
 
 
 def require_rank_or_share(rank: int | None, retain: float | None) -> None:
@@ -98,6 +105,12 @@ def common_base(folders: list[str], facts: list[dict[str, Any]]) -> dict[str, An
         "base_fingerprint": known[0][1]["base_fingerprint"] if known else None,
         **({"prompts": prompts[0]} if prompts[0] and all(p == prompts[0] for p in prompts) else {}),
     }
+
+
+def common_tokenizer(folders: Sequence[Path]) -> dict[str, bytes]:
+    """Return the files of the tokenizer that adapters' folders bring; none if they differ."""
+    found = [files for folder in folders if (files := tokenizer_files_in(folder))]
+    return found[0] if found and all(files == found[0] for files in found) else {}
 
 
 def describe_updates(out: str, updates: Updates, retained: Mapping[str, float]) -> str:
