@@ -69,8 +69,11 @@ ALSO = {
     "experiments/sweep/state.py": {"yaml"},
     "experiments/sweep/values.py": {"yaml"},
     "export/gguf.py": {"gguf"},
+    "export/gguf_architectures.py": {"gguf"},
+    "export/gguf_families.py": {"gguf"},
     "export/gguf_layout.py": {"gguf"},
     "export/gguf_tokenizer.py": {"gguf"},
+    "export/llama_cpp.py": {"gguf", "llama_cpp"},
     "reports/run_record.py": {"yaml"},
     "reports/chart.py": {"matplotlib"},
 }
@@ -96,7 +99,8 @@ ONE_PLACE = {  # what is done in one way, and where
     "os.replace": "files/atomic.py",
     ".rename(": "files/atomic.py",
 }
-EXTRAS = {"wandb", "mlflow", "trackio", "sacrebleu"}  # only if their loggers or metrics are named
+# only if their loggers, metrics or types of files are named
+EXTRAS = {"wandb", "mlflow", "trackio", "sacrebleu", "llama_cpp"}
 RAISES_BUGS = {"kernels/native/attention.py"}  # and nothing that a user can cause
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}
 

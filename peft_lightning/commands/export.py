@@ -7,6 +7,7 @@ from typing import Any
 
 from peft_lightning.messages import UserError, check_choice
 
+FORMATS = ("gguf",)
 TYPES = ("adapter", "model")  # the values of general.type in a GGUF file
 
 
@@ -15,6 +16,7 @@ def export(
     out: str,
     /,
     type: str = "adapter",
+    format: str = "gguf",
     base_model: str | None = None,
     dtype: str = "auto",
     tokenizer_pre: str | None = None,
@@ -28,8 +30,9 @@ def export(
 ) -> None:
     """Write a GGUF file for llama.cpp, Ollama and others: a LoRA alone, or the merged model.
 
-    For Llama, Mistral, Qwen 2 and Qwen 3. A model is then loaded and compared, as in the command
-    merge; if it differs, the file OUT.UNVERIFIED gives the reason.
+    For Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, Phi 3, SmolLM 3, Granite, OLMo 2, StarCoder 2,
+    GPT-2, GPT-NeoX and Falcon. A model is then loaded and compared, as in the command merge; if it
+    differs, the file OUT.UNVERIFIED gives the reason.
 
     Args:
         ckpt_path: Folder of an adapter or checkpoint, or OWNER/NAME@REVISION on the hub; with
@@ -37,8 +40,11 @@ def export(
         out: The .gguf file to write.
         type: adapter: the LoRA alone, for llama.cpp's --lora together with the base's GGUF file;
             model: the base merged with the adapter, and its tokenizer.
+        format: gguf, the only one.
         base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
-        dtype: auto (float32 for an adapter, the base's for a model), float32, bfloat16 or float16.
+        dtype: auto (float32 for an adapter, the base's for a model), float32, bfloat16 or float16;
+            for a model also q8_0, and by llama.cpp's quantizer, if the extra llama is installed,
+            q6_k, q5_k_m, q4_k_m, q3_k_m, q2_k, iq4_xs and others.
         tokenizer_pre: llama.cpp's name of the pre-tokenizer, such as llama-bpe; without, it is
             found from the tokenizer.
         verify: Whether to compare a model with the base and its adapter; this takes the memory of
@@ -51,32 +57,30 @@ def export(
         revision: Branch, tag or commit of a hub id.
     """
     check_choice("type", type, TYPES)
+    check_choice("format", format, FORMATS)
     if not out.endswith(".gguf") or Path(out).is_dir():
         raise UserError(f"out must be a file's name that ends in .gguf, got {out!r}")
     import torch
-    from transformers import AutoConfig
 
-    from peft_lightning.base_model.load import find_device, require_dtype
+    from peft_lightning.base_model.load import DTYPES, find_device
     from peft_lightning.data import PromptFormat
-    from peft_lightning.export.gguf_file import (
-        read_checkpoint,
-        write_adapter_file,
-        write_model_file,
-    )
-    from peft_lightning.export.unverified import (
-        UNFINISHED,
-        UNVERIFIED,
-        require_max_logit_difference,
-        settle,
-    )
-    from peft_lightning.export.verify import TEXT, THRESHOLDS, compare
-    from peft_lightning.files import atomic_text, read_text
+    from peft_lightning.export import llama_cpp
+    from peft_lightning.export.gguf_file import read_checkpoint, write_adapter_file
+    from peft_lightning.export.gguf_model import ModelFile
+    from peft_lightning.export.unverified import require_max_logit_difference
+    from peft_lightning.export.verify import TEXT
+    from peft_lightning.files import read_text
 
-    require_dtype(dtype)
+    check_choice("dtype", dtype, (*DTYPES, *llama_cpp.KINDS))
+    quantized = dtype if dtype in llama_cpp.KINDS else None
+    if quantized and type == "adapter":
+        raise UserError(f"a LoRA is stored in {', '.join(DTYPES[1:])}: {dtype} needs --type model")
+    if quantized not in (None, "q8_0"):
+        llama_cpp.require_installed(dtype)
     device = find_device(device)
     require_max_logit_difference(max_logit_difference)
     sample = TEXT if text is None else read_text(text)
-    wanted = None if dtype == "auto" else getattr(torch, dtype)
+    wanted = None if dtype == "auto" or quantized else getattr(torch, dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     base, folder, saved = read_checkpoint(ckpt_path, base_model)
     if saved is not None and (said := str(PromptFormat.of_folder(saved.facts, folder))):
@@ -85,25 +89,8 @@ def export(
         write_adapter_file(Path(out), base, folder, saved, wanted, allow_base_mismatch, options)
         print(f"exported: {out}; use it as llama-cli -m BASE.gguf --lora {out}")
         return
-    mark = Path(f"{out}.{UNVERIFIED}")
-    mark.unlink(missing_ok=True)  # of another file of this name
-    layout, stored = write_model_file(
-        Path(out), base, folder, saved, wanted, tokenizer_pre, allow_base_mismatch, options
-    )
-    print(f"exported: {out}, {Path(out).stat().st_size:,} bytes")
-    if layout.context_length < layout.config.max_position_embeddings:
-        print(
-            f"its context is {layout.context_length} tokens: llama.cpp has no sliding window of "
-            "attention for this architecture, and beyond it the two would differ"
-        )
-    if not verify:
-        return
-    if unread := layout.unread(
-        AutoConfig.from_pretrained(Path(out).parent, gguf_file=Path(out).name)
-    ):
-        print(f"not verified: transformers reads {unread}; llama.cpp reads it right")
-        return
-    length = min(512, layout.context_length)
-    atomic_text(mark, UNFINISHED)
-    found = compare(out, base, folder, sample, device, options, length, saved=saved)
-    settle(mark, out, found, max_logit_difference or THRESHOLDS[stored])
+    file = ModelFile(base, folder, saved, options, allow_base_mismatch, tokenizer_pre)
+    file.require_supported()
+    if verify:
+        file.verify_on(sample, device, max_logit_difference)
+    file.write(Path(out), wanted, quantized)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf.quants
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,6 +31,7 @@ _TYPES = {
     torch.float16: (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     torch.bfloat16: (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
 }
+_Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 
 def write_lora(
@@ -85,7 +89,11 @@ def write_lora(
 
 
 def write_model(
-    file: Path, merged: MergedTensors, name: str, add_vocabulary: Callable[[gguf.GGUFWriter], None]
+    file: Path,
+    merged: MergedTensors,
+    name: str,
+    add_vocabulary: Callable[[gguf.GGUFWriter], None],
+    q8_0: bool = False,
 ) -> tuple[Layout, torch.dtype]:
     """Write a model with its tokenizer, one tensor at a time in memory.
 
@@ -96,6 +104,8 @@ def write_model(
         merged: The model.
         name: What the file calls the model.
         add_vocabulary: Adds the tokenizer.
+        q8_0: Whether matrices are stored in 8 bits, with a scale for each 32 values of a row; those
+            whose rows cannot be divided so, and embeddings of positions, in float16.
 
     Returns:
         The layout, and the dtype of most matrices.
@@ -115,15 +125,17 @@ def write_model(
     with _open(file, layout) as writer:
         writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(name)
-        writer.add_file_type(_TYPES[common][1])
+        writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if q8_0 else _TYPES[common][1])
         layout.add_parameters(writer)
         add_vocabulary(writer)
         for place, tensor in extra.items():
             writer.add_tensor_info(place, tensor.shape, np.dtype("float32"), tensor.nbytes)
+        kinds = {}
         for place, piece in places.items():
-            kind = _TYPES[_dtype(piece)][0]
-            size = piece.size // piece.dtype.itemsize * _dtype(piece).itemsize
-            shape = piece.source.shape
+            shape = layout.shape(str(piece.name), piece.source.shape)
+            kinds[place] = kind = _Q8_0 if q8_0 and _fits_q8_0(place, shape) else _kind(piece, q8_0)
+            block, size = gguf.GGML_QUANT_SIZES[kind]
+            size = math.prod(shape) // block * size
             writer.add_tensor_info(place, shape, np.dtype("float16"), size, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -131,27 +143,62 @@ def write_model(
         for tensor in extra.values():
             writer.write_tensor_data(tensor.numpy())
         with Progress("writing the GGUF file", len(places), "tensors") as progress:
-            for count, piece in enumerate(places.values(), start=1):
+            for count, (place, piece) in enumerate(places.items(), start=1):
                 assert piece.name is not None
-                values = merged.read(replace(piece, dtype=_dtype(piece)))
-                writer.write_tensor_data(_raw(layout.ordered(piece.name, values))[0])
+                writer.write_tensor_data(_values(merged, layout, piece, kinds[place]))
                 progress.update(count)
     return layout, common
 
 
+def tensor_types(file: Path) -> str:
+    """Return how many matrices of a file are of which type, as "24 in Q4_K, 6 in Q6_K"."""
+    tensors = gguf.GGUFReader(file).tensors
+    counts = Counter(tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1)
+    return ", ".join(f"{count} matrices in {name}" for name, count in counts.most_common())
+
+
 def _places(merged: MergedTensors, layout: Layout) -> dict[str, Piece]:
     """Return the tensors that the model reads by their names in the file."""
-    names, embedding = merged.weights.names(), "model.embed_tokens.weight"
+    names, model = merged.weights.names(), merged.weights.model
+    inputs, outputs = (
+        f"{next(name for name, own in model.named_modules() if own is module)}.weight"
+        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+    )
+    own = layout.architecture
     places = {}
     for piece in merged.pieces:
-        if piece.name is not None:
-            tied = embedding in names.get(piece.key, ())
-            places[layout.tensor_name(embedding if tied else piece.name)] = piece
+        if piece.name is None:
+            continue
+        tied = inputs in names.get(piece.key, ())
+        if piece.name == outputs and not tied and own.needs_tied_head:
+            raise UserError(
+                f"llama.cpp has no {layout.config.model_type} with an output embedding of its own: "
+                "merge the adapter, and serve the merged folder"
+            )
+        places[layout.tensor_name(inputs if tied else piece.name)] = piece
+    if own.has_own_head:
+        places.setdefault(layout.tensor_name(outputs), places[layout.tensor_name(inputs)])
     return places
 
 
-def _dtype(piece: Piece) -> torch.dtype:
-    return piece.dtype if len(piece.source.shape) > 1 else torch.float32
+def _kind(piece: Piece, q8_0: bool) -> gguf.GGMLQuantizationType:
+    """Return the type of a tensor that is not quantised."""
+    if len(piece.source.shape) == 1:
+        return gguf.GGMLQuantizationType.F32
+    return gguf.GGMLQuantizationType.F16 if q8_0 else _TYPES[piece.dtype][0]
+
+
+def _fits_q8_0(place: str, shape: Sequence[int]) -> bool:
+    return len(shape) > 1 and shape[-1] % 32 == 0 and not place.startswith("position_embd")
+
+
+def _values(
+    merged: MergedTensors, layout: Layout, piece: Piece, kind: gguf.GGMLQuantizationType
+) -> np.ndarray:
+    """Return a tensor as the file holds it."""
+    dtype = next((d for d, (own, _) in _TYPES.items() if own == kind), torch.float32)
+    values = layout.stored(str(piece.name), merged.read(replace(piece, dtype=dtype)))
+    return gguf.quants.quantize(values.numpy(), kind) if kind == _Q8_0 else _raw(values)[0]
 
 
 def _raw(tensor: Tensor) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:

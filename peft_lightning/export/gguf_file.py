@@ -1,27 +1,19 @@
-"""Writing a GGUF file from an adapter's folder: the LoRA alone, or the model merged with it."""
+"""What is exported of a folder, and writing its LoRA as a GGUF file."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from peft_lightning.adapters.base_check import require_base
 from peft_lightning.adapters.folder import CONFIG_FILE, SavedAdapter, read_adapter
-from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
-from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.merge import require_lora
-from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
-from peft_lightning.export.gguf import write_lora, write_model
-from peft_lightning.export.gguf_layout import Layout
-from peft_lightning.export.gguf_tokenizer import add_vocabulary, copy_vocabulary
-from peft_lightning.export.merged_folder import write_merged
-from peft_lightning.export.merged_weights import MergedTensors
-from peft_lightning.files import atomic_file, scratch_folder
+from peft_lightning.export.gguf import write_lora
+from peft_lightning.files import atomic_file
 from peft_lightning.hub import adapter_folder
 from peft_lightning.messages import UserError
 
@@ -89,66 +81,3 @@ def write_adapter_file(
     with atomic_file(out) as file:
         lora = require_lora(adapter, "a GGUF file", folder)
         write_lora(file, model, lora, tensors, dtype or torch.float32)
-
-
-def write_model_file(
-    out: Path,
-    base: str,
-    folder: str | None,
-    saved: SavedAdapter | None,
-    dtype: torch.dtype | None,
-    pre: str | None,
-    allow_base_mismatch: bool,
-    options: dict[str, Any],
-) -> tuple[Layout, torch.dtype]:
-    """Write the model, merged with the adapter, and its tokenizer.
-
-    Args:
-        out: The file to write.
-        base: The base model.
-        folder: The adapter's folder; None for ``base`` as it is.
-        saved: Content of ``folder``.
-        dtype: Data type of the matrices; that of the base if None.
-        pre: llama.cpp's name of the pre-tokenizer; found from the tokenizer if None.
-        allow_base_mismatch: Whether to accept an adapter of another base.
-        options: ``trust_remote_code`` and ``revision`` of the base.
-
-    Returns:
-        The layout of the file and the data type of its matrices.
-
-    Raises:
-        UserError: If the architecture or tokenizer is unknown to llama.cpp, or the adapter does
-            not fit the base.
-    """
-    adapter: LoRA | None = None
-    tensors: dict[str, Tensor] = {}
-    facts: dict[str, Any] = {"base_fingerprint": None}
-    if saved is not None:
-        tensors, facts = saved.tensors, saved.facts
-        adapter = require_lora(saved.adapter, "a GGUF file", folder)
-    with scratch_folder(out.with_name(f"{out.name}.merged")) as temporary:
-        place = base
-        try:
-            if has_extra_modules(tensors):
-                raise NotStreamableError("the adapter trains more than updates of linear layers")
-            weights = open_weights(base, **options)
-            if not allow_base_mismatch and facts["base_fingerprint"]:
-                require_base(str(folder), facts, weights.fingerprint())
-        except NotStreamableError:
-            if folder is None:
-                raise
-            shard, where = 2 * 10**9, (temporary, folder, base)
-            write_merged(*where, dtype, shard, allow_base_mismatch, options, saved=saved)
-            weights, tensors = open_weights(str(temporary)), {}
-            if adapter is not None and adapter.new_tokens:
-                place = str(temporary)  # whose tokenizer has them
-            adapter = None
-        size = weights.model.config.vocab_size
-        if place.endswith(".gguf"):
-            vocabulary = partial(copy_vocabulary, file=Path(base).expanduser())
-        else:
-            tokenizer = load_tokenizer(place, **options)
-            vocabulary = partial(add_vocabulary, tokenizer=tokenizer, size=size, pre=pre)
-        merged = MergedTensors(weights, adapter, tensors, dtype)
-        with atomic_file(out) as file:
-            return write_model(file, merged, out.stem, vocabulary)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gguf
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
+from peft_lightning.export.gguf_families import ARCHITECTURES
+from peft_lightning.export.gguf_rope import llama3_divisors, longrope_scale
 from peft_lightning.messages import UserError
 
-# model_type of transformers -> llama.cpp's architecture
-ARCHITECTURES = {
-    "llama": gguf.MODEL_ARCH.LLAMA,
-    "mistral": gguf.MODEL_ARCH.LLAMA,
-    "qwen2": gguf.MODEL_ARCH.QWEN2,
-    "qwen3": gguf.MODEL_ARCH.QWEN3,
-}
+_COMPARED = ("head_dim", "attention_bias", "mlp_bias", "layer_types")
 
 
 class Layout:
@@ -37,28 +35,45 @@ class Layout:
                 f"{', '.join(ARCHITECTURES)}: merge the adapter, and convert the merged folder "
                 "with llama.cpp's convert_hf_to_gguf.py"
             )
-        if config.hidden_act != "silu":
-            raise UserError(f"llama.cpp has no {config.model_type} with {config.hidden_act}")
         self.config = config
-        self.architecture = ARCHITECTURES[config.model_type]
-        self._names = gguf.get_tensor_name_map(self.architecture, config.num_hidden_layers)
+        self.architecture = ARCHITECTURES[config.model_type](config)
+        if problem := self.architecture.problem():
+            raise UserError(f"llama.cpp has no {config.model_type} with {problem}")
+        self._names = gguf.get_tensor_name_map(self.architecture.arch, config.num_hidden_layers)
 
     @property
     def name(self) -> str:
         """What llama.cpp calls the architecture."""
-        return gguf.MODEL_ARCH_NAMES[self.architecture]
-
-    @property
-    def head_dim(self) -> int:
-        config = self.config
-        own = getattr(config, "head_dim", None)
-        return own or config.hidden_size // config.num_attention_heads
+        return gguf.MODEL_ARCH_NAMES[self.architecture.arch]
 
     @property
     def context_length(self) -> int:
-        """Positions that llama.cpp may use: it knows no sliding window in these architectures."""
-        longest, window = self.config.max_position_embeddings, self._window()
+        """Positions that llama.cpp may use, where it knows no sliding window."""
+        longest, window = self.config.max_position_embeddings, self.architecture.window
         return min(longest, window or longest)
+
+    @property
+    def original_context(self) -> int:
+        """Positions of the model before its rotary embedding was stretched."""
+        key = "original_max_position_embeddings"
+        own = self.architecture.rope.get(key) or getattr(self.config, key, None)
+        return int(own or self.config.max_position_embeddings)
+
+    def of_context(self) -> str:
+        """Return what is to be said of the positions that llama.cpp may use, in lines."""
+        said, longest = "", self.original_context
+        if self.context_length < self.config.max_position_embeddings:
+            said = (
+                f"\nits context is {self.context_length} tokens: llama.cpp has no sliding window "
+                "of attention for this architecture, and beyond it the two would differ"
+            )
+        if self.architecture.rope.get("rope_type") == "longrope":
+            said += (
+                "\nllama.cpp takes the factors of long texts from the first token on if its "
+                f"context is above {longest}, transformers beyond that only: for shorter texts "
+                f"give it -c {longest}"
+            )
+        return said
 
     def tensor_name(self, name: str) -> str:
         """Return the name in the file of the parameter ``name``.
@@ -74,22 +89,23 @@ class Layout:
     def ordered(self, name: str, tensor: Tensor) -> Tensor:
         """Return ``tensor`` with its rows in llama.cpp's order.
 
-        In its llama, row pairs (0, 1), (2, 3) ... of a head are rotated together, and in
-        transformers' rows i and i + d/2.
-
         Args:
             name: Of the parameter, or of the layer if it is an update's B.
             tensor: (out, ...).
         """
-        heads = {
-            "q_proj": self.config.num_attention_heads,
-            "k_proj": self.config.num_key_value_heads,
-        }
         leaf = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
-        if self.architecture != gguf.MODEL_ARCH.LLAMA or leaf not in heads:
-            return tensor
-        halves = tensor.unflatten(0, (heads[leaf], 2, -1))  # (heads, half, d/2, ...)
-        return halves.transpose(1, 2).flatten(0, 2)
+        return self.architecture.rows(leaf, tensor)
+
+    def stored(self, name: str, tensor: Tensor) -> Tensor:
+        """Return parameter ``name`` as the file holds it."""
+        tensor = tensor.T if self.architecture.is_transposed(name) else tensor
+        if offset := self.architecture.offset(name):
+            tensor = tensor + offset
+        return self.ordered(name, tensor).contiguous()
+
+    def shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of parameter ``name`` in the file."""
+        return tuple(reversed(shape) if self.architecture.is_transposed(name) else shape)
 
     def add_parameters(self, writer: gguf.GGUFWriter) -> None:
         """Add the hyperparameters.
@@ -97,19 +113,26 @@ class Layout:
         Raises:
             UserError: If the rotary embedding is of a kind that is not known here.
         """
-        config = self.config
+        config, own = self.config, self.architecture
+        eps = getattr(config, own.eps)
         writer.add_vocab_size(config.vocab_size)
         writer.add_context_length(self.context_length)
         writer.add_embedding_length(config.hidden_size)
         writer.add_block_count(config.num_hidden_layers)
-        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_feed_forward_length(own.feed_forward)
         writer.add_head_count(config.num_attention_heads)
-        writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_key_length(self.head_dim)
-        writer.add_value_length(self.head_dim)
-        writer.add_rope_dimension_count(self.head_dim)
-        rope = config.rope_parameters
+        writer.add_head_count_kv(own.kv_heads)
+        (writer.add_layer_norm_rms_eps if "rms" in own.eps else writer.add_layer_norm_eps)(eps)
+        writer.add_key_length(own.head_dim)
+        writer.add_value_length(own.head_dim)
+        if own.rope:
+            self._add_rope(writer)
+        own.add(writer)
+
+    def _add_rope(self, writer: gguf.GGUFWriter) -> None:
+        rope, original = self.architecture.rope, self.original_context
+        longer = self.config.max_position_embeddings / original
+        writer.add_rope_dimension_count(self._rotated)
         writer.add_rope_freq_base(rope["rope_theta"])
         match kind := rope.get("rope_type", "default"):
             case "default" | "llama3":
@@ -120,17 +143,39 @@ class Layout:
             case "yarn":
                 writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
                 writer.add_rope_scaling_factor(rope["factor"])
-                original = rope.get("original_max_position_embeddings")
-                writer.add_rope_scaling_orig_ctx_len(original or config.max_position_embeddings)
+                writer.add_rope_scaling_orig_ctx_len(original)
+            case "longrope" if self.architecture.arch == gguf.MODEL_ARCH.PHI3:
+                factor = rope.get("attention_factor") or longrope_scale(longer, original)
+                writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+                writer.add_rope_scaling_orig_ctx_len(original)
+                writer.add_rope_scaling_attn_factors(factor)
             case _:
                 raise UserError(f"no GGUF file can be written here with rope_type {kind}")
 
+    @property
+    def _rotated(self) -> int:
+        """Dimensions of a head that are rotated."""
+        factor = self.architecture.rope.get("partial_rotary_factor") or 1.0
+        return int(self.architecture.head_dim * factor)
+
     def extra_tensors(self) -> dict[str, Tensor]:
         """Return the tensors that the model computes from its config."""
-        rope = self.config.rope_parameters
-        if rope.get("rope_type") != "llama3":
-            return {}
-        return {"rope_freqs.weight": _llama3_divisors(rope, self.head_dim)}
+        rope = self.architecture.rope
+        match rope.get("rope_type"):
+            case "llama3":
+                return {"rope_freqs.weight": llama3_divisors(rope, self._rotated)}
+            case "longrope":
+                kinds = ("long", "short")
+                return {
+                    f"rope_factors_{k}.weight": torch.tensor(rope[f"{k}_factor"]) for k in kinds
+                }
+        return {}
+
+    def unread_in(self, file: Path) -> str | None:
+        """Return what transformers takes otherwise in a file of this layout, if anything."""
+        if not self.architecture.transformers_reads_it:
+            return f"transformers does not read all of a {self.config.model_type} GGUF file"
+        return self.unread(AutoConfig.from_pretrained(file.parent, gguf_file=file.name))
 
     def unread(self, config: Any) -> str | None:
         """Return what transformers takes otherwise in a file of this layout, if anything.
@@ -138,27 +183,14 @@ class Layout:
         Args:
             config: As transformers reads it from the file.
         """
-        for name in ("head_dim", "attention_bias", "mlp_bias"):
+        for name in _COMPARED:
             own, found = getattr(self.config, name, None), getattr(config, name, None)
             if own != found and (own or found):
-                return f"{name} as {found}, and it is {own}"
-        own, found = self.config.rope_parameters, config.rope_parameters
-        kinds = [rope.get("rope_type", "default") for rope in (own, found)]
-        return None if kinds[0] == kinds[1] else f"rope_type as {kinds[1]}, and it is {kinds[0]}"
-
-    def _window(self) -> int | None:
-        return getattr(self.config, "sliding_window", None)
-
-
-def _llama3_divisors(rope: dict[str, Any], head_dim: int) -> Tensor:
-    """Return what Llama 3.1 divides each rotary frequency by, (d/2,) float32.
-
-    Waves longer than the original context over ``low_freq_factor`` are slowed down by ``factor``,
-    those shorter than it over ``high_freq_factor`` are kept, and between them it goes linearly.
-    """
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
-    waves = 2 * math.pi * rope["rope_theta"] ** exponents
-    turns = rope["original_max_position_embeddings"] / waves
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 / (kept + (1 - kept) / rope["factor"])).float()
+                return f"transformers reads {name} as {found}, and it is {own}"
+        kinds = [
+            rope.get("rope_type", "default")
+            for rope in (self.architecture.rope, type(self.architecture)(config).rope)
+        ]
+        if kinds[0] != kinds[1]:
+            return f"transformers reads rope_type as {kinds[1]}, and it is {kinds[0]}"
+        return None

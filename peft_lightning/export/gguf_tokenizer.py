@@ -58,6 +58,12 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int, pre: str 
         writer.add_chat_template(tokenizer.chat_template)
 
 
+def require_known(tokenizer: Any, pre: str | None) -> None:
+    """Raise UserError if a tokenizer is none that ``add_vocabulary`` takes."""
+    if pre is None:
+        find_pre(json.loads(tokenizer.backend_tokenizer.to_str()))
+
+
 def find_pre(content: dict[str, Any]) -> str:
     """Return llama.cpp's name of how a tokenizer cuts its text.
 

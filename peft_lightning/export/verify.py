@@ -10,14 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_lightning.adapters.folder import SavedAdapter, load_adapter
-from peft_lightning.base_model import load_base_model, load_tokenizer
-from peft_lightning.base_model.quantization import dequantized
-from peft_lightning.kernels.float32_compute import compute_in_float32
-from peft_lightning.messages import UserError
-from peft_lightning.process.progress import Progress
-
-LONGEST_ROW, MOST_TOKENS = 512, 1024
+from peft_lightning.adapters.folder import SavedAdapter
+from peft_lightning.export.reference import Reference, logits_of, reference_of
 
 # Largest allowed difference of a logit, in standard deviations of the logits. A LoRA of all layers
 # of SmolLM2-135M after 27 steps of configs/quickstart.yaml gives 1e-4, 0.09 and 0.45, at an outlier
@@ -45,7 +39,8 @@ class Comparison:
         difference: Largest absolute difference of a logit.
         spread: Standard deviation of the logits of base and adapter.
         noise: Root mean square of the difference, relative to that of the adapter's effect on
-            the base's logits: 1 if merging has changed nothing, 0 if there is neither.
+            the base's logits: 1 if merging has changed nothing, 0 if there is neither, or no
+            adapter.
         merged_loss: Mean loss of the merged model, in nats per token.
         adapter_loss: Mean loss of base and adapter, in nats per token.
     """
@@ -88,7 +83,6 @@ def compare(
     text: str,
     device: str,
     options: dict[str, Any],
-    longest_row: int = LONGEST_ROW,
     quantization: str | None = None,
     saved: SavedAdapter | None = None,
 ) -> Comparison:
@@ -99,44 +93,31 @@ def compare(
 
     Args:
         out: Folder or GGUF file of the merged model.
-        base: Hub id, folder or GGUF file.
-        ckpt_path: The adapter's folder; None if ``out`` is the base in another form.
-        text: Its first tokens are used, at most 1024 in rows of ``longest_row``.
-        device: Where to compute.
-        options: ``trust_remote_code`` and ``revision``, for the base.
-        longest_row: Most tokens of a row, if the model has that many positions.
-        quantization: Compare with the base's weights after quantising (4bit or 8bit) and
-            dequantising them.
-        saved: The content of ``ckpt_path`` if it has been read already.
+        base: As of ``reference_of``, and the others too.
+        ckpt_path: As there.
+        text: As there.
+        device: As there.
+        options: As there.
+        quantization: As there.
+        saved: As there.
 
     Raises:
         UserError: If the text has less than two tokens.
     """
-    stored = quantization is None and device == "cpu"  # two bytes a weight, computed in float32
-    dtype = "auto" if stored else "float32"
-    loaded = load_base_model(base, dtype=dtype, device=device, quantization=quantization, **options)
-    model: Any = compute_in_float32(loaded) if stored else dequantized(loaded)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", longest_row)
-    ids = list(load_tokenizer(base, **options)(text, verbose=False)["input_ids"])[:MOST_TOKENS]
-    length = min(longest_row, positions)
-    rows = [ids[i : i + length] for i in range(0, len(ids), length)]
-    rows = [row for row in rows if len(row) > 1]
-    if not rows:
-        raise UserError("the text to verify with has less than two tokens: give a longer one")
-    plain = _logits(model, rows)
-    adapted = plain
-    if ckpt_path is not None:
-        load_adapter(model, ckpt_path, allow_base_mismatch=True, saved=saved)
-        adapted = _logits(model, rows)
-    del model
-    trust = options["trust_remote_code"]
-    model = load_base_model(out, dtype=dtype, device=device, trust_remote_code=trust)
-    model = compute_in_float32(model) if stored else model
-    found = _logits(model, rows)
+    reference = reference_of(
+        base, ckpt_path, text, device, options, quantization=quantization, saved=saved
+    )
+    found = logits_of(out, reference.rows, device, options, quantization is None)
+    return compare_logits(reference, found)
+
+
+def compare_logits(reference: Reference, found: Sequence[Tensor]) -> Comparison:
+    """Compare the logits that a merged model has for the rows of ``reference``, (T, V) each."""
+    adapted, plain, rows = reference.adapted, reference.plain, reference.rows
     errors = torch.cat([f - a for f, a in zip(found, adapted, strict=True)])
     known = plain[0].shape[-1]  # the base has no logits of new tokens
     effect = torch.cat([a[..., :known] - p for a, p in zip(adapted, plain, strict=True)])
-    any_error = float(bool(errors.any()))
+    any_error = float(bool(errors.any()) and adapted is not plain)
     return Comparison(
         tokens=sum(map(len, rows)),
         difference=errors.abs().max().item(),
@@ -145,18 +126,6 @@ def compare(
         merged_loss=_mean_loss(found, rows),
         adapter_loss=_mean_loss(adapted, rows),
     )
-
-
-@torch.no_grad()
-def _logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return the logits of each row, (T, V) float32 on the CPU."""
-    found = []
-    with Progress("verifying", len(rows), "rows") as progress:
-        for row in rows:
-            ids = torch.tensor([row], device=model.device)
-            found.append(model(input_ids=ids, use_cache=False).logits[0].float().cpu())
-            progress.update(len(found))
-    return found
 
 
 def _mean_loss(logits: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> float:

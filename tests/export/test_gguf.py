@@ -17,9 +17,10 @@ from peft_lightning.adapters import Full, LoRA, PromptTuning, load_adapter, save
 from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer, resolve
 from peft_lightning.commands.export import export
 from peft_lightning.commands.merge import merge
-from peft_lightning.export import merged_weights, verify
+from peft_lightning.export import gguf_model, merged_weights
 from peft_lightning.export.gguf_layout import Layout
 from peft_lightning.export.gguf_tokenizer import SPLITS, find_pre
+from peft_lightning.export.llama_cpp import is_installed as llama_is_installed
 from rounding import assert_near
 from tiny import tiny_config, tiny_model
 from tiny_gguf import digit_tokenizer, interleaved, write_gguf
@@ -180,7 +181,11 @@ def test_our_loader_reads_the_logits_of_the_merged_folder(base, tmp_path, dtype,
     export(str(ckpt), str(file), type="model", dtype=dtype, max_logit_difference=threshold)
     merge(str(ckpt), str(tmp_path / "merged"), dtype=dtype, max_logit_difference=threshold)
     if unread := UNREAD.get(base.name):
-        assert f"not verified: transformers reads {unread}" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        if not llama_is_installed():
+            assert f"not verified: transformers reads {unread}" in said
+        else:
+            assert "verified on " in said  # by llama.cpp, which reads it right
         return
     want = load_base_model(str(tmp_path / "merged"), dtype="float32")
     model = load_base_model(str(file))
@@ -259,7 +264,7 @@ def test_a_file_whose_verification_was_cut_off_is_marked(llama, tmp_path, monkey
     def cut_off(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verify, "compare", cut_off)
+    monkeypatch.setattr(gguf_model, "compare_logits", cut_off)
     with pytest.raises(KeyboardInterrupt):
         export(str(llama[1]), str(tmp_path / "m.gguf"), type="model")
     assert "was not finished" in (tmp_path / "m.gguf.UNVERIFIED").read_text()
@@ -332,7 +337,7 @@ def test_the_users_name_for_the_cutting_is_taken(llama, tmp_path):
     [
         ("x.gguf", {"type": "lora"}, "type must be adapter or model, got 'lora'"),
         ("x.bin", {}, "out must be a file's name that ends in .gguf, got"),
-        ("x.gguf", {"dtype": "q8_0"}, "dtype must be auto, "),
+        ("x.gguf", {"dtype": "int8"}, "dtype must be auto, "),
         ("x.gguf", {"text": "no.txt"}, "there is no file no.txt"),
         ("x.gguf", {"max_logit_difference": 0}, "max_logit_difference must be above 0, got 0"),
         ("x.gguf", {"device": "gpu"}, "device must be auto, cpu or a GPU .*, got 'gpu'"),
@@ -344,7 +349,7 @@ def test_a_wrong_option_is_named(llama, tmp_path, out, options, message):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
+@pytest.mark.parametrize("architecture", ["opt"])
 @pytest.mark.parametrize("type", ["model", "adapter"])
 def test_other_architectures_are_refused_by_name(architecture, type, tmp_path):
     tiny_model(architecture, vocab_size=len(digit_tokenizer())).save_pretrained(tmp_path / "base")
