@@ -64,6 +64,7 @@ def export(
 
     from peft_lightning.base_model.load import DTYPES, find_device
     from peft_lightning.data import PromptFormat
+    from peft_lightning.data.tokens.template_sources import is_template_source
     from peft_lightning.export import llama_cpp
     from peft_lightning.export.gguf_file import read_checkpoint, write_adapter_file
     from peft_lightning.export.gguf_model import ModelFile
@@ -83,7 +84,10 @@ def export(
     wanted = None if dtype == "auto" or quantized else getattr(torch, dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     base, folder, saved = read_checkpoint(ckpt_path, base_model)
-    if saved is not None and (said := str(PromptFormat.of_folder(saved.facts, folder))):
+    prompts = PromptFormat() if saved is None else PromptFormat.of_folder(saved.facts, folder)
+    if type == "model" and is_template_source(prompts.chat_template or ""):
+        prompts = prompts.beyond_template()  # the rest is in the folder's template
+    if said := str(prompts):
         print(f"it was trained with prompts of another form, to be given where it answers: {said}")
     if type == "adapter":
         write_adapter_file(Path(out), base, folder, saved, wanted, allow_base_mismatch, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.merge import require_lora
 from peft_lightning.base_model import load_tokenizer
 from peft_lightning.base_model.load_errors import explained
-from peft_lightning.base_model.resolve import locate
+from peft_lightning.base_model.resolve import locate, tokenizer_files_in
+from peft_lightning.base_model.tokenizer import adapter_tokenizer
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.export import llama_cpp
 from peft_lightning.export.gguf import tensor_types, write_model
@@ -68,7 +70,27 @@ class ModelFile:
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust, **where)
         Layout(config)
         if "gguf_file" not in where:
-            require_known(load_tokenizer(self.base, **self.options), self.pre)
+            require_known(self._tokenizer(), self.pre)
+
+    def _tokenizer(self) -> Any:
+        """Return the tokenizer of the adapter's folder if it brings one, else that of the base."""
+        tokenizer = adapter_tokenizer(self.base, self.folder, **self.options)
+        if self.saved is not None:
+            self.saved.adapter.with_tokenizer(tokenizer)
+        return tokenizer
+
+    def _vocabulary(self, size: int) -> Callable[..., None]:
+        """Return what adds the tokenizer to the file of a model with ``size`` embeddings."""
+        if not self.base.endswith(".gguf"):
+            return partial(add_vocabulary, tokenizer=self._tokenizer(), size=size, pre=self.pre)
+        copied = partial(copy_vocabulary, file=Path(self.base).expanduser())
+        if self.folder is None or not tokenizer_files_in(Path(self.folder)):
+            return copied
+        tokenizer = self._tokenizer()
+        known = load_tokenizer(self.base).get_vocab()
+        if all(known.get(token) == i for token, i in tokenizer.get_vocab().items()):
+            return partial(copied, template=tokenizer.chat_template)
+        return partial(add_vocabulary, tokenizer=tokenizer, size=size, pre=self.pre)
 
     def verify_on(self, text: str, device: str, max_logit_difference: float | None) -> None:
         """Have the file compared with the base and its adapter when it is written.
@@ -158,7 +180,6 @@ class ModelFile:
             tensors, facts = saved.tensors, saved.facts
             adapter = require_lora(saved.adapter, "a GGUF file", folder)
         with scratch_folder(out.with_name(f"{out.name}.merged")) as temporary:
-            place = base
             try:
                 if has_extra_modules(tensors):
                     raise NotStreamableError("the adapter trains more than updates of its layers")
@@ -171,15 +192,8 @@ class ModelFile:
                 shard, where = 2 * 10**9, (temporary, folder, base)
                 write_merged(*where, dtype, shard, self.allow_base_mismatch, options, saved=saved)
                 weights, tensors = open_weights(str(temporary)), {}
-                if adapter is not None and adapter.new_tokens:
-                    place = str(temporary)  # whose tokenizer has them
                 adapter = None
-            size = weights.model.config.vocab_size
-            if place.endswith(".gguf"):
-                vocabulary = partial(copy_vocabulary, file=Path(base).expanduser())
-            else:
-                tokenizer = load_tokenizer(place, **options)
-                vocabulary = partial(add_vocabulary, tokenizer=tokenizer, size=size, pre=self.pre)
+            vocabulary = self._vocabulary(weights.model.config.vocab_size)
             merged = MergedTensors(weights, adapter, tensors, dtype)
             with atomic_file(out) as file:
                 return write_model(file, merged, name, vocabulary, q8_0)

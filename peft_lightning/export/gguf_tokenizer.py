@@ -98,11 +98,14 @@ def find_pre(content: dict[str, Any]) -> str:
     return pre
 
 
-def copy_vocabulary(writer: gguf.GGUFWriter, file: Path) -> None:
-    """Add all that another GGUF file says of its tokenizer."""
+def copy_vocabulary(writer: gguf.GGUFWriter, file: Path, template: Any = None) -> None:
+    """Add all that another GGUF file says of its tokenizer, with another chat template if given."""
+    own = {gguf.Keys.Tokenizer.CHAT_TEMPLATE} if isinstance(template, str) else set()
     for key, field in gguf.GGUFReader(file).fields.items():
-        if key.startswith("tokenizer."):
+        if key.startswith("tokenizer.") and key not in own:
             writer.add_key_value(key, field.contents(), *field.types)
+    if isinstance(template, str):
+        writer.add_chat_template(template)
 
 
 def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
