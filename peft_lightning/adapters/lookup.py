@@ -70,7 +70,9 @@ def adapter_class(peft_type: Any, path: Any = None, where: object = "the folder"
     raise UserError(
         f"peft_type {peft_type!r:.80} is not known here; there are {', '.join(sorted(known))}"
         + did_you_mean(str(peft_type), known)
-        + "; a class of your own is named by --adapter_class MODULE.CLASS, or imported in Python"
+        + "; for another method of HF PEFT load it with HF PEFT, or merge it there and give the "
+        "merged model as the base; a class of your own is named by --adapter_class MODULE.CLASS, "
+        "or imported in Python"
     )
 
 

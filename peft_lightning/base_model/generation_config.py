@@ -26,6 +26,17 @@ def mended_options(source: str, options: Mapping[str, Any]) -> tuple[dict[str, A
         The option ``generation_config``, nothing if that of the model is valid; and what was left
         out of it, each with the reason.
     """
+    values, left_out = mended(values_of(source, options))
+    return ({"generation_config": GenerationConfig(**values)} if left_out else {}), left_out
+
+
+def values_of(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a model's generation config, as of ``read_values``; {} without one.
+
+    Args:
+        source: As ``locate`` returns it, with ``options``.
+        options: ``revision`` and ``local_files_only`` for a hub id; others are left alone.
+    """
     hub = {key: options[key] for key in ("revision", "local_files_only") if key in options}
     found = cached_file(
         source,
@@ -34,8 +45,7 @@ def mended_options(source: str, options: Mapping[str, Any]) -> tuple[dict[str, A
         _raise_exceptions_for_connection_errors=False,
         **hub,
     )
-    values, left_out = mended(read_values(Path(found).parent) if found else {})
-    return ({"generation_config": GenerationConfig(**values)} if left_out else {}), left_out
+    return read_values(Path(found).parent) if found else {}
 
 
 def read_values(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from peft_lightning.messages import UserError, check_choice
 
 QUANTIZATIONS = ("4bit", "8bit")
 INSTALL = "pip install bitsandbytes"
+MLX = "MLX"
 
 
 def require_quantization(quantization: str | None) -> None:
@@ -50,12 +51,20 @@ def quantization_options(
         UserError: If the base is quantised already, or bitsandbytes is needed and not there.
     """
     own = quantization_method(config)
+    if own == MLX:
+        raise UserError(
+            f"the base model {name} is quantised by MLX, whose weights are not read: give the one "
+            "it was made from, with --base_model"
+        )
     if own and quantization:
         raise UserError(
             f"the base model {name} is quantised already, by {own}: leave quantization out"
         )
     if own == "bitsandbytes" and find_spec("bitsandbytes") is None:
-        raise UserError(f"the base model {name} is quantised by bitsandbytes: {INSTALL}")
+        raise UserError(
+            f"the base model {name} is quantised by bitsandbytes: {INSTALL}, or give the plain one "
+            "it was made from"
+        )
     if own == "bitsandbytes" or quantization:
         # it says for each product on a CPU that it rounds the inputs, which is what was asked for
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -79,6 +88,8 @@ def quantization_method(config: Any) -> str | None:
     if not own:
         return None
     method = own.get("quant_method") if isinstance(own, dict) else own.quant_method
+    if method is None and "group_size" in own:  # {"group_size": 64, "bits": 4}
+        return MLX
     return str(getattr(method, "value", method))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def export(
 
     For Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, Phi 3, SmolLM 3, Granite, OLMo 2, StarCoder 2,
     GPT-2, GPT-NeoX and Falcon. A model is then loaded and compared, as in the command merge; if it
-    differs, the file OUT.UNVERIFIED gives the reason.
+    differs, the file OUT.UNVERIFIED gives the reason. A Modelfile beside it is for Ollama, with
+    template, stop words and system prompt.
 
     Args:
         ckpt_path: Folder of an adapter or checkpoint, or OWNER/NAME@REVISION on the hub; with
@@ -64,10 +66,11 @@ def export(
 
     from peft_lightning.base_model.load import DTYPES, find_device
     from peft_lightning.data import PromptFormat
-    from peft_lightning.data.tokens.template_sources import is_template_source
     from peft_lightning.export import llama_cpp
+    from peft_lightning.export.answering import Answering
     from peft_lightning.export.gguf_file import read_checkpoint, write_adapter_file
     from peft_lightning.export.gguf_model import ModelFile
+    from peft_lightning.export.ollama import write_modelfile
     from peft_lightning.export.unverified import require_max_logit_difference
     from peft_lightning.export.verify import TEXT
     from peft_lightning.files import read_text
@@ -85,15 +88,19 @@ def export(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     base, folder, saved = read_checkpoint(ckpt_path, base_model)
     prompts = PromptFormat() if saved is None else PromptFormat.of_folder(saved.facts, folder)
-    if type == "model" and is_template_source(prompts.chat_template or ""):
-        prompts = prompts.beyond_template()  # the rest is in the folder's template
-    if said := str(prompts):
+    held = replace(prompts.beyond_template(), system_prompt=None)  # the rest is in the files
+    if said := str(held):
         print(f"it was trained with prompts of another form, to be given where it answers: {said}")
     if type == "adapter":
         write_adapter_file(Path(out), base, folder, saved, wanted, allow_base_mismatch, options)
         print(f"exported: {out}; use it as llama-cli -m BASE.gguf --lora {out}")
+        try:
+            asked = Answering.of(base, prompts, options, folder, saved)
+            print(write_modelfile(Path(out), asked, is_adapter=True))
+        except UserError as error:
+            print(f"no Modelfile is written: {error}")
         return
-    file = ModelFile(base, folder, saved, options, allow_base_mismatch, tokenizer_pre)
+    file = ModelFile(base, folder, saved, options, prompts, allow_base_mismatch, tokenizer_pre)
     file.require_supported()
     if verify:
         file.verify_on(sample, device, max_logit_difference)

@@ -40,6 +40,7 @@ def extract(
     """
     from peft_lightning.adapters.base_check import require_base
     from peft_lightning.adapters.folder import read_facts
+    from peft_lightning.adapters.lora.hf_parameters import taken_for_experts
     from peft_lightning.adapters.lora.updates_folder import (
         common_tokenizer,
         require_rank_or_share,
@@ -82,7 +83,11 @@ def extract(
     own |= {"retained_energy": total, "left_out": rest}
     updates = {u.layer: (u.b, u.a) for u in found}
     files = common_tokenizer([Path(tuned)]) if Path(tuned).is_dir() else {}
-    write_updates(out, updates, own, any(u.is_transposed for u in found), files)
+    transposed, experts = (
+        any(u.is_transposed for u in found),
+        taken_for_experts(base.model, updates),
+    )
+    write_updates(out, updates, own, transposed, experts, files)
     count = sum(b.numel() + a.numel() for b, a in updates.values())
     print(
         f"{out}: {len(layers)} layers, {count:,} parameters; retained energy {total:.2%} in total, "

@@ -24,6 +24,7 @@ def resize(
         common_tokenizer,
         describe_updates,
         has_transposed_layers,
+        parameters_of,
         require_rank_or_share,
         write_updates,
     )
@@ -38,7 +39,7 @@ def resize(
     }
     found = {name: factors for name, (factors, _) in reduced.items()}
     made_of = {"method": "resize", "rank": rank, "retain": retain, "adapter": Path(ckpt_path).name}
-    own = {**common_base([ckpt_path], [facts]), "made_of": made_of}
-    files = common_tokenizer([folder])
-    write_updates(out, found, own, has_transposed_layers(folder), files)
+    own = {**common_base([facts]), "made_of": made_of}
+    transposed, files = has_transposed_layers(folder), common_tokenizer([folder])
+    write_updates(out, found, own, transposed, parameters_of(folder), files)
     print(describe_updates(out, found, {name: share for name, (_, share) in reduced.items()}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -148,13 +147,6 @@ def write_model(
                 writer.write_tensor_data(_values(merged, layout, piece, kinds[place]))
                 progress.update(count)
     return layout, common
-
-
-def tensor_types(file: Path) -> str:
-    """Return how many matrices of a file are of which type, as "24 in Q4_K, 6 in Q6_K"."""
-    tensors = gguf.GGUFReader(file).tensors
-    counts = Counter(tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1)
-    return ", ".join(f"{count} matrices in {name}" for name, count in counts.most_common())
 
 
 def _places(merged: MergedTensors, layout: Layout) -> dict[str, Piece]:

@@ -18,15 +18,18 @@ from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.merge import require_lora
 from peft_lightning.base_model import load_tokenizer
 from peft_lightning.base_model.load_errors import explained
-from peft_lightning.base_model.resolve import locate, tokenizer_files_in
+from peft_lightning.base_model.resolve import locate
 from peft_lightning.base_model.tokenizer import adapter_tokenizer
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
+from peft_lightning.data import PromptFormat
 from peft_lightning.export import llama_cpp
-from peft_lightning.export.gguf import tensor_types, write_model
+from peft_lightning.export.answering import Answering
+from peft_lightning.export.gguf import write_model
 from peft_lightning.export.gguf_layout import Layout
 from peft_lightning.export.gguf_tokenizer import add_vocabulary, copy_vocabulary, require_known
 from peft_lightning.export.merged_folder import write_merged
 from peft_lightning.export.merged_weights import MergedTensors
+from peft_lightning.export.ollama import write_modelfile
 from peft_lightning.export.reference import LONGEST_ROW, Reference, logits_of, reference_of
 from peft_lightning.export.unverified import UNFINISHED, UNVERIFIED, settle
 from peft_lightning.export.verify import THRESHOLDS, compare_logits
@@ -43,6 +46,7 @@ class ModelFile:
         folder: The adapter's folder; None for ``base`` as it is.
         saved: Content of ``folder``.
         options: ``trust_remote_code`` and ``revision`` of the base.
+        prompts: How the prompts of the training rows were made.
         allow_base_mismatch: Whether to accept an adapter of another base.
         pre: llama.cpp's name of the pre-tokenizer; found from the tokenizer if None.
     """
@@ -53,11 +57,12 @@ class ModelFile:
         folder: str | None,
         saved: SavedAdapter | None,
         options: dict[str, Any],
+        prompts: PromptFormat,
         allow_base_mismatch: bool = False,
         pre: str | None = None,
     ) -> None:
         self.base, self.folder, self.saved, self.options = base, folder, saved, options
-        self.allow_base_mismatch, self.pre = allow_base_mismatch, pre
+        self.allow_base_mismatch, self.pre, self.prompts = allow_base_mismatch, pre, prompts
         self.text: str | None = None
         self.device = "cpu"
         self.max_logit_difference: float | None = None
@@ -70,27 +75,19 @@ class ModelFile:
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust, **where)
         Layout(config)
         if "gguf_file" not in where:
-            require_known(self._tokenizer(), self.pre)
+            own = adapter_tokenizer(self.base, self.folder, self.prompts.tokenizer, **self.options)
+            require_known(own, self.pre)
 
-    def _tokenizer(self) -> Any:
-        """Return the tokenizer of the adapter's folder if it brings one, else that of the base."""
-        tokenizer = adapter_tokenizer(self.base, self.folder, **self.options)
-        if self.saved is not None:
-            self.saved.adapter.with_tokenizer(tokenizer)
-        return tokenizer
-
-    def _vocabulary(self, size: int) -> Callable[..., None]:
+    def _vocabulary(self, asked: Answering, size: int) -> Callable[..., None]:
         """Return what adds the tokenizer to the file of a model with ``size`` embeddings."""
-        if not self.base.endswith(".gguf"):
-            return partial(add_vocabulary, tokenizer=self._tokenizer(), size=size, pre=self.pre)
-        copied = partial(copy_vocabulary, file=Path(self.base).expanduser())
-        if self.folder is None or not tokenizer_files_in(Path(self.folder)):
-            return copied
-        tokenizer = self._tokenizer()
-        known = load_tokenizer(self.base).get_vocab()
-        if all(known.get(token) == i for token, i in tokenizer.get_vocab().items()):
-            return partial(copied, template=tokenizer.chat_template)
-        return partial(add_vocabulary, tokenizer=tokenizer, size=size, pre=self.pre)
+        tokenizer, template = asked.tokenizer, asked.template
+        if self.base.endswith(".gguf"):
+            known = load_tokenizer(self.base).get_vocab()
+            if all(known.get(token) == i for token, i in tokenizer.get_vocab().items()):
+                file = Path(self.base).expanduser()
+                return partial(copy_vocabulary, file=file, template=template)
+        options = {"size": size, "pre": self.pre, "ends": asked.ends, "template": template}
+        return partial(add_vocabulary, tokenizer=tokenizer, **options)
 
     def verify_on(self, text: str, device: str, max_logit_difference: float | None) -> None:
         """Have the file compared with the base and its adapter when it is written.
@@ -122,6 +119,7 @@ class ModelFile:
         if quantized in (None, Q8_0):
             layout, stored = self._merge(out, out.stem, dtype, quantized == Q8_0)
             print(f"exported: {out}, {out.stat().st_size:,} bytes{layout.of_context()}")
+            print(write_modelfile(out, self.answering, is_adapter=False))
             limit = THRESHOLDS[torch.bfloat16 if quantized else stored]
             self._verify(out, str(out), mark, layout, limit)
             return
@@ -131,8 +129,9 @@ class ModelFile:
             reference = self._verify(plain, str(out), mark, layout, THRESHOLDS[stored])
             with atomic_file(out) as file:
                 llama_cpp.quantize(plain, file, quantized)
-        types = tensor_types(out)
+        types = llama_cpp.tensor_types(out)
         print(f"exported: {out}, {out.stat().st_size:,} bytes, {types}{layout.of_context()}")
+        print(write_modelfile(out, self.answering, is_adapter=False))
         if reference is not None:
             found = compare_logits(reference, llama_cpp.logits_of_file(str(out), reference.rows))
             print(f"{quantized} on {found}".replace(" merged, ", f" {quantized}, "))
@@ -193,7 +192,8 @@ class ModelFile:
                 write_merged(*where, dtype, shard, self.allow_base_mismatch, options, saved=saved)
                 weights, tensors = open_weights(str(temporary)), {}
                 adapter = None
-            vocabulary = self._vocabulary(weights.model.config.vocab_size)
+            self.answering = asked = Answering.of(base, self.prompts, options, folder, saved)
+            vocabulary = self._vocabulary(asked, weights.model.config.vocab_size)
             merged = MergedTensors(weights, adapter, tensors, dtype)
             with atomic_file(out) as file:
                 return write_model(file, merged, name, vocabulary, q8_0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ _LLAMA3 = (
 SPLITS = {_LLAMA3: "llama-bpe", _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2"}
 
 
-def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int, pre: str | None) -> None:
+def add_vocabulary(
+    writer: gguf.GGUFWriter,
+    tokenizer: Any,
+    size: int,
+    pre: str | None,
+    ends: Sequence[int] = (),
+    template: str | None = None,
+) -> None:
     """Add the tokens, merges, special ids and chat template.
 
     Args:
@@ -27,6 +35,9 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int, pre: str 
         tokenizer: Of transformers.
         size: Rows of the embedding; ids that no token has get a filler.
         pre: llama.cpp's name of how the text is cut; found from the tokenizer if None.
+        ends: Ids that end an answer. Beside EOS the file names two; llama.cpp knows others by
+            their texts.
+        template: The chat template; None for none.
 
     Raises:
         UserError: If it is no byte-level BPE, or is cut in a way that llama.cpp may not have.
@@ -51,11 +62,16 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int, pre: str 
     for name in ("bos", "eos", "pad", "unk"):
         if (i := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(i)
+    beside = [i for i in ends if i != tokenizer.eos_token_id]
+    if beside:
+        writer.add_eot_token_id(beside[-1])  # those of the chat template come last
+    if beside[1:]:
+        writer.add_eom_token_id(beside[0])
     ids = tokenizer("a")["input_ids"]
     writer.add_add_bos_token(ids[0] == tokenizer.bos_token_id)
     writer.add_add_eos_token(len(ids) > 1 and ids[-1] == tokenizer.eos_token_id)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    if template is not None:
+        writer.add_chat_template(template)
 
 
 def require_known(tokenizer: Any, pre: str | None) -> None:

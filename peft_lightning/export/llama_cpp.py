@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -93,6 +94,13 @@ def logits_of_file(file: str, rows: Sequence[Sequence[int]]) -> list[Tensor]:
             progress.update(len(found))
         model.close()
     return found
+
+
+def tensor_types(file: Path) -> str:
+    """Return how many matrices of a file are of which type, as "24 in Q4_K, 6 in Q6_K"."""
+    tensors = gguf.GGUFReader(file).tensors
+    counts = Counter(tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1)
+    return ", ".join(f"{count} matrices in {name}" for name, count in counts.most_common())
 
 
 _said: list[str] = []  # llama.cpp's errors since it was last asked for something

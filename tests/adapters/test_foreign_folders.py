@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig
 
 from foreign_situations import REFUSED, SAID, SITUATIONS
+from hf_situations import HF_SITUATIONS
 from parity import IDS, hf_folder
 from peft_lightning.adapters import attached_adapter, load_adapter
 from rounding import assert_near
@@ -17,7 +18,7 @@ from tiny import tiny_model
 
 LINEAR = {"gpt2": ["c_attn", "c_fc"], "phi3": ["qkv_proj", "down_proj"]}
 PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
-CASES = [(s, a) for s in SITUATIONS for a in s.models]
+CASES = [(s, a) for s in (*HF_SITUATIONS, *SITUATIONS) for a in s.models]
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +34,14 @@ def written(tmp_path_factory):
             targets = LINEAR.get(architecture, ["q_proj", "up_proj"])
             fields = {"target_modules": targets, "r": 4, "lora_alpha": 6, **situation.config}
             save = {"save_embedding_layers": fields.pop("save_embedding_layers", "auto")}
+            kind = LoraConfig
+            if "method" in situation.config:
+                fields = dict(situation.config)
+                kind = fields.pop("method")
             if situation.base is not None:
                 situation.base(model)
-            peft = hf_folder(LoraConfig(task_type="CAUSAL_LM", **fields), model, folder, **save)
-            made[key] = folder, peft(IDS).logits
+            peft = hf_folder(kind(task_type="CAUSAL_LM", **fields), model, folder, **save)
+            made[key] = folder, peft(IDS).logits[:, -IDS.shape[1] :]
         return made[key]
 
     return write
@@ -68,15 +73,24 @@ def test_a_folder_is_read_as_by_hf_peft_or_refused_with_the_remedy(
     assert any(re.search(situation.said, line) for line in lines) == (situation.answer == SAID)
     assert bool(lines) == (situation.answer == SAID)
     assert (truth[..., :128] - before[..., :128]).abs().max() > 0.1
-    assert_near(model(IDS).logits, truth)
+    inputs = adapter.prepare_inputs(
+        model, {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    )
+    assert_near(model(**inputs).logits[:, -IDS.shape[1] :], truth)
     adapter.detach(model)
     assert torch.equal(model(IDS).logits, before)
 
 
-def test_the_page_has_each_situation_and_its_answer():
-    rows = [f"| {s.what} | {s.answer} | {s.why} |" for s in SITUATIONS]
+@pytest.mark.parametrize(
+    ("head", "situations"),
+    [
+        ("| option | in the file |", [f"| {s.what} | {s.why} |" for s in HF_SITUATIONS]),
+        (
+            "| in the folder | here |",
+            [f"| {s.what} | {s.answer} | {s.why} |" for s in SITUATIONS],
+        ),
+    ],
+)
+def test_the_page_has_each_situation_and_its_answer(head, situations):
     text = PAGE.read_text()
-    missing = [row for row in rows if row not in text]
-    assert not missing, "\n".join(missing)
-    table = text[text.index("| in the folder | here |") :].split("\n\n")[0]
-    assert table.splitlines()[2:] == rows
+    assert text[text.index(head) :].split("\n\n")[0].splitlines()[2:] == situations

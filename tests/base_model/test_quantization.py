@@ -20,6 +20,7 @@ from peft_lightning.base_model.quantization import (
     dequantized,
     rounds_inputs,
 )
+from peft_lightning.base_model.weights import open_weights
 from peft_lightning.commands.generate import generate
 from peft_lightning.commands.merge import merge
 from peft_lightning.kernels.packed_weights import FourBits
@@ -160,6 +161,18 @@ def test_what_cannot_be_quantised_says_why(base, tmp_path, monkeypatch):
     (own / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"base is quantised by bitsandbytes: {install}"):
         load_base_model(str(own))
+
+
+def test_a_base_of_mlx_is_named_with_what_to_give_instead(base, tmp_path):
+    folder = shutil.copytree(base, tmp_path / "mlx")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"group_size": 64, "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    for read in (load_base_model, open_weights):
+        with pytest.raises(
+            ValueError, match=r"is quantised by MLX.* give the one it was made from"
+        ):
+            read(str(folder))
 
 
 @mark

@@ -237,7 +237,12 @@ def test_a_gguf_base_is_merged_and_exported(tmp_path):
     load_adapter(adapted, ckpt)
     found = load_base_model(str(tmp_path / "m.gguf"))
     assert_near(found(IDS).logits, adapted(IDS).logits)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["base.gguf", "ckpt", "m.gguf"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "base.gguf",
+        "ckpt",
+        "m.Modelfile",
+        "m.gguf",
+    ]
 
 
 def test_a_sliding_window_shortens_the_context(tmp_path, capsys):
@@ -257,7 +262,7 @@ def test_a_file_that_is_wrong_is_noticed(llama, tmp_path, monkeypatch):
 def test_a_verified_file_takes_the_mark_of_the_one_before_away(llama, tmp_path):
     (tmp_path / "m.gguf.UNVERIFIED").write_text("of an earlier file")
     export(str(llama[1]), str(tmp_path / "m.gguf"), type="model")
-    assert [file.name for file in tmp_path.iterdir()] == ["m.gguf"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.Modelfile", "m.gguf"]
 
 
 def test_a_file_whose_verification_was_cut_off_is_marked(llama, tmp_path, monkeypatch):

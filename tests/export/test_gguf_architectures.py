@@ -204,4 +204,4 @@ def test_q4_k_m_is_verified_before_and_its_difference_is_said(tmp_path, capsys):
     assert " q4_k_m, " in said
     fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
     assert fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q4_K_M
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "ckpt", "m.gguf"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "ckpt", "m.Modelfile", "m.gguf"]

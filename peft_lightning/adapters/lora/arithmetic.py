@@ -19,7 +19,10 @@ from peft_lightning.adapters.lora.state_dict_keys import LORA_A, LORA_B, factor_
 from peft_lightning.adapters.state_dict import PREFIX
 from peft_lightning.messages import UserError, check_choice, shortened
 
-METHODS = ("cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune", "hf_linear")
+METHODS = (
+    *("cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"),
+    *("hf_linear", "hf_ties", "hf_dare_ties"),
+)
 
 Factors = tuple[Tensor, Tensor]  # (out, r) and (r, in), float64: their product is the update
 Updates = dict[str, Factors]  # by layer
@@ -94,9 +97,12 @@ def combine(
             same cut to ``rank``; ``ties`` (Yadav et al. 2023, arXiv:2306.01708), ``dare_linear``
             and ``dare_ties`` (Yu et al. 2023, arXiv:2311.03099), ``magnitude_prune``: on the
             updates of each layer, then cut to ``rank``; ``hf_linear``: HF PEFT's "linear", which
-            adds the factors, not the updates, and is not their sum.
+            adds the factors, not the updates, and is not their sum; ``hf_ties`` and
+            ``hf_dare_ties``: as HF PEFT elects signs, from the values before they are weighted,
+            where ``ties`` and ``dare_ties`` take the weighted ones, as mergekit does.
         rank: The largest of the layer's ranks if None; not used by cat and hf_linear.
-        density: Share of an update's values that the last three but one keep, in (0, 1].
+        density: Share of an update's values that the methods of TIES and DARE and
+            magnitude_prune keep, in (0, 1].
         seed: Of what DARE drops.
 
     Raises:
@@ -222,17 +228,20 @@ def _merged(
 ) -> Tensor:
     """Return one update, (out, in), of several and their weights."""
     kept = []
-    for delta, weight in deltas:
-        if method.startswith("dare"):
+    for delta, _ in deltas:
+        if "dare" in method:
             mask = torch.rand(delta.shape, generator=generator) < density
-            kept.append(weight * mask * delta / density)
+            kept.append(mask * delta / density)
         else:
-            count = max(1, round(density * delta.numel()))
+            count = density * delta.numel()
+            count = max(1, int(count) if method == "hf_ties" else round(count))
             bound = delta.abs().flatten().kthvalue(delta.numel() - count + 1).values
-            kept.append(weight * torch.where(delta.abs() >= bound, delta, 0.0))
-    stacked = torch.stack(kept)
+            kept.append(torch.where(delta.abs() >= bound, delta, 0.0))
+    plain = torch.stack(kept)
+    stacked = torch.stack([weight * k for (_, weight), k in zip(deltas, kept, strict=True)])
     if method in ("dare_linear", "magnitude_prune"):
         return stacked.sum(0)
-    agrees = stacked.sign() == stacked.sum(0).sign()  # with the elected sign
+    voting = plain if method.startswith("hf_") else stacked
+    agrees = voting.sign() == voting.sum(0).sign()  # with the elected sign
     agrees &= stacked != 0
     return (stacked * agrees).sum(0) / agrees.sum(0).clamp(min=1)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.embedding import LoRAEmbedding
+from peft_lightning.adapters.lora.hf_tying import require_readable_rows
 from peft_lightning.adapters.lora.modules_to_save import ModulesToSaveWrapper, find_modules_to_save
 from peft_lightning.adapters.lora.trainable_tokens import (
     TokenRows,
@@ -74,6 +75,8 @@ class ExtraModules:
         wanted = {} if token_ids is None else token_ids
         pieces = {new["id"]: new["pieces"] for new in (new_tokens or {}).values()}
         tokens, tied = find_tokens(model, wanted, list(pieces), saved, ensure_weight_tying, loading)
+        if not loading:
+            require_readable_rows(model, tokens, is_tied(model), saved)
         return cls(saved, tokens, pieces, tied, pair)
 
     def with_tied_pair(self, model: nn.Module, found: dict[str, nn.Module]) -> dict[str, nn.Module]:

@@ -48,7 +48,7 @@ def fitted(
 
 
 def _say(text: str) -> None:
-    warnings.warn(text, stacklevel=5)
+    warnings.warn(text, stacklevel=1)  # of this place, so that one text is said once
 
 
 def _renamed(
@@ -88,7 +88,8 @@ def _without_unmatched(
     def keep(option: str, value: Any, dropped: list[Any]) -> None:
         if dropped:
             kept[option] = value
-            _say(f"{option}: {shortened(list(map(str, dropped)))} match nothing in this model")
+            names = shortened(list(map(str, dropped)))
+            _say(f"{option} names what is not in this model, and is read without: {names}")
 
     names = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
     targets = Targets(**{name: options[name] for name in names})

@@ -24,6 +24,12 @@ from peft_lightning.adapters.lora.extra_modules import (
 )
 from peft_lightning.adapters.lora.file_options import fitted
 from peft_lightning.adapters.lora.grouped_projections import group_projections
+from peft_lightning.adapters.lora.hf_parameters import (
+    hf_targets,
+    require_parameters,
+    with_layers_of_parameters,
+)
+from peft_lightning.adapters.lora.hf_tying import with_seen_tying
 from peft_lightning.adapters.lora.init import is_decomposition
 from peft_lightning.adapters.lora.layers import LoRALinear, is_conv1d
 from peft_lightning.adapters.lora.loading import check_rank, prepare_to_load
@@ -170,6 +176,7 @@ class LoRA(Adapter):
         check_embedding_targets(self._options(), [name for name in bases if name not in linear])
         biases = biases_to_train(model, self.bias, linear, extra.saved)
         if initialise:
+            require_parameters(model, self._options(), linear)
             check_biases(model, self.bias, biases)
         layers = self._new_layers(bases, extra.tied_embeddings, initialise)
         model.requires_grad_(False)
@@ -274,11 +281,11 @@ class LoRA(Adapter):
 
     @classmethod
     def from_hf_config(cls, config: Mapping[str, Any]) -> LoRA:
-        return super().from_hf_config(as_read(config))
+        return super().from_hf_config(as_read(with_layers_of_parameters(config)))
 
     def hf_config(self, model: nn.Module) -> dict[str, Any]:
         layers = self.layers(model).values()
-        options = {
+        options: dict[str, Any] = {
             **self.hf_options(),
             "alpha_pattern": {k: plain_number(v) for k, v in self.alpha_pattern.items()},
             "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
@@ -286,8 +293,14 @@ class LoRA(Adapter):
             "init_lora_weights": self.init_lora_weights == "kaiming" or self.init_lora_weights,
             "lora_alpha": plain_number(self.lora_alpha),
             "target_modules": self._targets().resolved_names(model),
+            # HF PEFT asks a causal LM for what only transformers' models have
+            "task_type": "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
             "trainable_token_indices": hf_token_indices(model, self.trainable_token_indices),
         }
         if is_decomposition(self.init_lora_weights):
             options = with_doubled_rank(options)
+        adapted = self.layers(model)
+        embeddings = [n for n, m in model.named_modules() if isinstance(m, LoRAEmbedding)]
+        options = hf_targets(model, options, adapted, embeddings)
+        options = with_seen_tying(model, options, [*embeddings, *adapted])
         return {**self.hf_defaults, **options}

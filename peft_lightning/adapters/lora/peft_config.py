@@ -111,7 +111,7 @@ def _start_as_read(init: Any) -> Any:
             "init_lora_weights 'lora_ga' has subtracted an initial update from the base, which HF "
             "PEFT does not save: this is read as HF PEFT reads it, onto the base as it is. If "
             f"answers are wrong, {_CONVERT}",
-            stacklevel=2,
+            stacklevel=1,
         )
         return True
     if init == "loftq":

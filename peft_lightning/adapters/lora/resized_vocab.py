@@ -112,7 +112,7 @@ def _changed_rows(name: str, base: Tensor, whole: Tensor) -> list[int]:
             f"{len(changed)} of the {len(base)} rows of {name} are others in the file, which are "
             "used, as by HF PEFT; if they were not trained, give the base that the adapter was "
             "trained on",
-            stacklevel=4,
+            stacklevel=1,
         )
     return changed
 

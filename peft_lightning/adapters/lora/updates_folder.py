@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from peft_lightning.adapters.folder import (
     write_files,
 )
 from peft_lightning.adapters.lora.arithmetic import as_lora
+from peft_lightning.adapters.lora.hf_parameters import layers_as_parameters, with_parameters
 from peft_lightning.base_model.resolve import tokenizer_files_in
 from peft_lightning.files import require_replaceable, sealed_folder
 from peft_lightning.messages import UserError
@@ -30,6 +31,7 @@ def write_updates(
     updates: Updates,
     facts: dict[str, Any],
     fan_in_fan_out: bool = False,
+    parameters: Collection[str] = (),
     tokenizer: Texts | None = None,
 ) -> None:
     """Write the updates of a LoRA as an adapter's folder, in one atomic step.
@@ -40,6 +42,7 @@ def write_updates(
             the scaling included.
         facts: Content of ``peft_lightning.json``, with ``base_model`` and ``base_fingerprint``.
         fan_in_fan_out: Whether the layers are GPT-2's, whose weights are transposed.
+        parameters: Names of the layers that HF PEFT would take for experts.
         tokenizer: Files of the tokenizer, by name.
 
     Raises:
@@ -53,6 +56,8 @@ def write_updates(
         "base_model_name_or_path": facts["base_model"],
         "fan_in_fan_out": fan_in_fan_out,
     }
+    taken = [name for name in updates if name in parameters]
+    config = with_parameters(config, taken, [name for name in updates if name not in taken])
     own = {"format_version": FORMAT_VERSION, "peft_type": lora.peft_type}
     texts = {CONFIG_FILE: as_json(config), FACTS_FILE: as_json({**own, **facts})}
     with sealed_folder(out) as folder:
@@ -79,30 +84,25 @@ def has_transposed_layers(folder: Path) -> bool:
     return bool(read_json(folder / CONFIG_FILE).get("fan_in_fan_out"))
 
 
-def common_base(folders: list[str], facts: list[dict[str, Any]]) -> dict[str, Any]:
+def parameters_of(folder: Path) -> set[str]:
+    """Return the names of the layers that an adapter's config has as parameters."""
+    return layers_as_parameters(read_json(folder / CONFIG_FILE))
+
+
+def common_base(facts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return ``base_model`` and ``base_fingerprint`` of adapters of one base.
 
     Those that were trained with the same prompts pass them on, as "prompts".
 
     Args:
-        folders: The adapters' folders, for the error.
         facts: The facts of each of them, as ``read_facts`` returns them.
-
-    Raises:
-        UserError: If they were trained on different base models.
     """
-    known = [(f, x) for f, x in zip(folders, facts, strict=True) if x["base_fingerprint"]]
-    for folder, fact in known[1:]:
-        if fact["base_fingerprint"] != known[0][1]["base_fingerprint"]:
-            raise UserError(
-                f"{folder} was trained on another base model than {known[0][0]}: "
-                f"{fact['base_model']} and {known[0][1]['base_model']}"
-            )
+    known = [fact["base_fingerprint"] for fact in facts if fact["base_fingerprint"]]
     names = [fact["base_model"] for fact in facts if fact["base_model"]]
     prompts = [fact.get("prompts") for fact in facts]
     return {
         "base_model": names[0] if names else None,
-        "base_fingerprint": known[0][1]["base_fingerprint"] if known else None,
+        "base_fingerprint": known[0] if known else None,
         **({"prompts": prompts[0]} if prompts[0] and all(p == prompts[0] for p in prompts) else {}),
     }
 

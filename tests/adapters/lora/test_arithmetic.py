@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from peft_lightning.adapters import LoRA, PromptTuning, read_adapter, save_adapter
+from peft_lightning.adapters import LoRA, PromptTuning, load_adapter, read_adapter, save_adapter
+from peft_lightning.adapters.folder import read_facts
 from peft_lightning.adapters.lora.arithmetic import as_lora, combine, reduce_rank, updates_of
+from peft_lightning.adapters.lora.updates_folder import write_updates
+from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.commands.combine import combine as combine_command
 from peft_lightning.commands.resize import resize
 from rounding import assert_near
@@ -110,6 +113,62 @@ def test_pruned_sums_are_those_of_their_definition(method):
         assert_close(b @ a, want, rtol=1e-5, atol=1e-5)
 
 
+def test_hf_ties_is_what_hf_peft_computes_where_the_weighted_values_elect_other_signs(tmp_path):
+    from peft import PeftModel
+
+    adapter = LoRA(r=3, target_modules=["q_proj", "down_proj"])
+    for seed, name in enumerate("ab"):
+        save_adapter(adapter, trained(adapter, seed)[0], tmp_path / name)
+    theirs = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "a", adapter_name="a")
+    theirs.load_adapter(tmp_path / "b", "b")
+    theirs.add_weighted_adapter(
+        ["a", "b"], [0.5, 2.0], "ab", combination_type="ties_svd", density=0.6, svd_rank=32
+    )
+    theirs.set_adapter("ab")
+    ids, logits = torch.arange(8)[None], {}
+    for method in ("ties", "hf_ties"):
+        folders = f"{tmp_path}/a=0.5", f"{tmp_path}/b=2"
+        combine_command(str(tmp_path / "ab"), *folders, method=method, rank=32, density=0.6)
+        model = tiny_model("llama")
+        load_adapter(model, tmp_path / "ab")
+        logits[method] = model(ids).logits
+    assert_near(logits["hf_ties"], theirs(ids).logits)
+    assert (logits["ties"] - logits["hf_ties"]).abs().max() > 0.1
+
+
+def test_adapters_of_bases_by_two_names_are_checked_against_the_base_that_is_given(base, tmp_path):
+    for name, of in (("a", "some/name"), ("b", "other/name")):
+        model = load_base_model(str(base))
+        model.name_or_path = of
+        (adapter := LoRA(r=2, init_lora_weights=False)).attach(model)
+        save_adapter(adapter, model, tmp_path / name)
+    folders = [str(tmp_path / name) for name in "ab"]
+    combine_command(str(tmp_path / "ab"), *folders, base_model=str(base))
+    facts = read_adapter(tmp_path / "ab").facts
+    assert facts["base_model"] == str(base)
+    assert facts["base_fingerprint"] == base_fingerprint(load_base_model(str(base)))
+    model = tiny_model("gpt2")
+    model.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(
+        ValueError, match=r"is of another base than .*gpt2.*_proj is \(32, [0-9]+\), .*not there"
+    ):
+        combine_command(str(tmp_path / "ab"), *folders, base_model=str(tmp_path / "gpt2"))
+
+
+def test_combined_and_resized_layers_that_hf_peft_takes_for_experts_are_written_as_parameters(
+    tmp_path,
+):
+    layers = [f"model.layers.0.{name}" for name in ("self_attn.q_proj", "mlp.up_proj")]
+    updates = {name: (torch.ones(4, 1), torch.ones(1, 3)) for name in layers}
+    write_updates(str(tmp_path / "a"), updates, read_facts(tmp_path), parameters=layers[1:])
+    combine_command(str(tmp_path / "aa"), str(tmp_path / "a"), str(tmp_path / "a"))
+    resize(str(tmp_path / "aa"), str(tmp_path / "small"), rank=1)
+    for name in ("a", "aa", "small"):
+        config = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        assert config["target_modules"] == layers[:1]
+        assert config["target_parameters"] == [f"{layers[1]}.weight"]
+
+
 def test_dare_keeps_the_sum_on_average_and_a_seed_decides_what_is_dropped(two):
     updates, deltas = two
     name = "model.layers.0.self_attn.q_proj"
@@ -198,6 +257,18 @@ def test_what_cannot_be_combined_is_named(tmp_path, two):
         save_adapter(LORAS[0], model, tmp_path / name, {"base_fingerprint": {"weights": weights}})
     with pytest.raises(ValueError, match="b was trained on another base model than"):
         combine_command(str(tmp_path / "c"), str(tmp_path / "a"), str(tmp_path / "b"))
+    for name, base in (("d", "some/llama"), ("e", "other/llama"), ("f", "some/llama")):
+        model, _ = trained(LORAS[0], 0)
+        model.name_or_path = base
+        save_adapter(LORAS[0], model, tmp_path / name)
+    with pytest.raises(ValueError, match=r"on other/llama, and .*d on some/llama.*--base_model"):
+        combine_command(str(tmp_path / "c"), str(tmp_path / "d"), str(tmp_path / "e"))
+    combine_command(str(tmp_path / "c"), str(tmp_path / "d"), str(tmp_path / "f"))
+    gpt2 = tiny_model("gpt2")
+    (lora := LoRA(r=2, target_modules=["c_attn"])).attach(gpt2)
+    save_adapter(lora, gpt2, tmp_path / "g")
+    with pytest.raises(ValueError, match=r"layers in transformer\.h, and .* in model\.layers"):
+        combine_command(str(tmp_path / "c"), str(tmp_path / "f"), str(tmp_path / "g"))
     with pytest.raises(ValueError, match="must be FOLDER=WEIGHT, and 'x' is no number"):
         combine_command(str(tmp_path / "c"), f"{tmp_path}/a=x")
 
