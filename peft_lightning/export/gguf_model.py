@@ -86,8 +86,8 @@ class ModelFile:
             if all(known.get(token) == i for token, i in tokenizer.get_vocab().items()):
                 file = Path(self.base).expanduser()
                 return partial(copy_vocabulary, file=file, template=template)
-        options = {"size": size, "pre": self.pre, "ends": asked.ends, "template": template}
-        return partial(add_vocabulary, tokenizer=tokenizer, **options)
+        own = partial(add_vocabulary, tokenizer=tokenizer, size=size, pre=self.pre)
+        return partial(own, ends=asked.ends, template=template)
 
     def verify_on(self, text: str, device: str, max_logit_difference: float | None) -> None:
         """Have the file compared with the base and its adapter when it is written.
