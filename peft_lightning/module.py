@@ -43,6 +43,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         sample_prompts: Prompts whose greedy answers are logged at each validation.
         sample_max_new_tokens: Length limit of those answers.
         predict_max_new_tokens: Length limit of answers of ``predict`` and ``metrics``.
+        stop: Strings that end an answer of ``predict``, ``metrics`` and ``sample_prompts``.
         metrics: Scores of answers to validation rows: [exact_match, rougeL].
         metric_rows: Rows of each source to answer for them; 0 for all.
         labels: Labels for likelihood_accuracy; without, all answers.
@@ -69,6 +70,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         sample_prompts: list[str] | None = None,
         sample_max_new_tokens: int = 64,
         predict_max_new_tokens: int = 128,
+        stop: list[str] | None = None,
         metrics: list[str] | None = None,
         metric_rows: int = 100,
         labels: list[str] | None = None,
@@ -95,7 +97,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         self.cache_hidden_states, self.hidden_cache_gib = cache_hidden_states, hidden_cache_gib
         self.forgetting, self.sample_prompts = forgetting, sample_prompts or []
         self.sample_max_new_tokens = sample_max_new_tokens
-        self.predict_max_new_tokens = predict_max_new_tokens
+        self.predict_max_new_tokens, self.stop = predict_max_new_tokens, tuple(stop or ())
         self.answer_options = answer_options(metrics, metric_rows, labels, label_score)
         self.attn_implementation, self.trust_remote_code = attn_implementation, trust_remote_code
         self.model: Any = None  # set by build_model, as the loss is

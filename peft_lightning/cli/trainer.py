@@ -293,6 +293,9 @@ class PeftCLI(LightningCLI):
         scored = ScoredPredictions(self.model, datamodule, answers)
         kept.finish(answers, scored.of_rows)
         rank_zero_info(f"{len(answers)} answers are in {path}")
+        if cut := self.model.cut_answers:
+            most = self.model.predict_max_new_tokens
+            rank_zero_info(f"{cut} answers were cut at model.predict_max_new_tokens {most}")
         if table := scored.table():
             rank_zero_print(table)
 

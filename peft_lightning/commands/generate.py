@@ -20,6 +20,8 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    stop: list[str] | None = None,
+    truncation: str = "error",
     system: str | None = None,
     format: str = "auto",
     columns: dict[str, str] | None = None,
@@ -57,6 +59,9 @@ def generate(
         temperature: Sampling temperature; 0 takes the most probable token each time.
         top_p: Sample only from the most probable tokens whose probabilities sum up to this.
         seed: Seed of the samples.
+        stop: A string that ends an answer, and is not in it; may be given several times.
+        truncation: Of prompts that leave no room for an answer: error (before any is answered),
+            drop (counted; their prediction is null) or truncate (their beginning is cut off).
         system: System message for prompts that have none; without, the one of the training.
         format: Format of the rows in the file: auto, a format's name, or a dotted path.
         columns: Columns of the format, each with the column of the file that stands for it.
@@ -126,10 +131,14 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
+        stop=tuple(stop or ()),
+        truncation=truncation,
     )
     if output is not None:
         print(f"{len(answers)} answers: {output}")
     elif file is not None:
         print("\n".join(answer.as_json() for answer in answers))
     else:
-        print("\n\n".join(f"[{a.adapter}] {a.text}" if a.adapter else a.text for a in answers))
+        texts = ["" if answer.text is None else answer.text for answer in answers]
+        by = [f"[{answer.adapter}] " if answer.adapter else "" for answer in answers]
+        print("\n\n".join(map("".join, zip(by, texts, strict=True))))

@@ -8,8 +8,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from peft_lightning.inference.generate import UnknownTokenError
+from peft_lightning.inference.limits import UnknownTokenError
 from peft_lightning.training.base_alone import base_alone, why_not_alone
+from peft_lightning.training.prediction import require_room
 from peft_lightning.training.run_lines import RunLines
 
 SAMPLES_FILE = "samples.jsonl"
@@ -33,8 +34,10 @@ class LogGenerations(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._answered = state_dict["answered"]
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._file.find(trainer)
+        if pl_module.sample_prompts:
+            require_room(pl_module, pl_module.sample_prompts, pl_module.sample_max_new_tokens)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._file.begin(lambda line: line["step"] <= self._answered)

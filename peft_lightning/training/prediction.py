@@ -8,9 +8,11 @@ from typing import Any
 from peft_lightning.adapters import attached_adapter
 from peft_lightning.adapters.folder import read_adapter_config
 from peft_lightning.base_model.tokenizer import adapter_tokenizer
-from peft_lightning.data import PromptFormat
+from peft_lightning.data import PromptEncoder, PromptFormat, assign_adapters
 from peft_lightning.data.tokens.tokenizer import tokenizer_fingerprint
 from peft_lightning.inference import generate
+from peft_lightning.inference.answer_text import is_cut
+from peft_lightning.inference.limits import check_prompts, most_prompt_tokens, too_long
 from peft_lightning.inference.load import named_folders
 from peft_lightning.messages import UserError
 
@@ -62,11 +64,38 @@ def predict_batch(module: Any, batch: dict[str, Any]) -> list[dict[str, Any]]:
         ids[mask.bool()].tolist()
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
+    _check_all(module)
     by = {"adapter": batch["adapter"]} if module.bank is not None else {}
     if module.bank is not None:
         module.bank.use(batch["adapter"])
-    answers = module.generate(rows, module.predict_max_new_tokens)
+    most, (tokenizer, _) = module.predict_max_new_tokens, prompts_of(module)
+
+    def count(_: list[int], ids: list[list[int]]) -> None:
+        module.cut_answers += sum(is_cut(tokenizer, answer, most, module.stop) for answer in ids)
+
+    answers = module.generate(rows, most, on_answers=count)
     return [{"index": i, "text": t, **by} for i, t in zip(batch["index"], answers, strict=True)]
+
+
+def _check_all(module: Any) -> None:
+    """Raise UserError if a prompt of ``predict`` is too long, before the first is answered."""
+    data: Any = getattr(module._trainer, "datamodule", None)
+    prompts = getattr(data, "predict_prompts", None)
+    if not prompts or module.checked_prompts is prompts:
+        return
+    module.checked_prompts, module.cut_answers = prompts, 0
+    tasks = assign_adapters(data.predict_records, data.predict_adapters)
+    for name in dict.fromkeys(name for _, name in tasks):
+        adapter = attached_adapter(module.model) if module.bank is None else module.bank.use(name)
+        asked = {row for row, of_row in tasks if of_row == name}
+        most = most_prompt_tokens(module.model, adapter, module.predict_max_new_tokens)
+        for row, ids in prompts:
+            if most is not None and row in asked and len(ids) > most:
+                what = too_long(module.model, len(ids), most, module.predict_max_new_tokens)
+                raise UserError(
+                    f"row {row + 1} of data.predict {what}: give less model.predict_max_new_tokens,"
+                    " or leave it out"
+                )
 
 
 def generate_texts(
@@ -82,8 +111,25 @@ def generate_texts(
     """
     model, (tokenizer, prompt_format) = module.model, prompts_of(module)
     adapter = attached_adapter(model)
-    options = {"prompt_format": prompt_format, **options}
+    options = {"prompt_format": prompt_format, "stop": module.stop, **options}
     return generate.generate_texts(model, adapter, tokenizer, prompts, max_new_tokens, **options)
+
+
+def require_room(module: Any, prompts: list[str], max_new_tokens: int) -> None:
+    """Raise UserError if the model cannot answer one of ``prompts``.
+
+    Args:
+        module: The ``CausalLMModule``.
+        prompts: Texts, which become prompts as those of the training rows.
+        max_new_tokens: Length limit of an answer.
+    """
+    tokenizer, prompt_format = prompts_of(module)
+    encoder = PromptEncoder(tokenizer, prompt_format)
+    rows = [encoder.encode(prompt) for prompt in prompts]
+    try:
+        check_prompts(module.model, attached_adapter(module.model), rows, max_new_tokens)
+    except UserError as error:
+        raise UserError(f"model.sample_prompts: {error}") from None
 
 
 def prompts_of(module: Any) -> tuple[Any, PromptFormat]:

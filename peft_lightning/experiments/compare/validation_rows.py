@@ -17,7 +17,7 @@ from peft_lightning.data import PromptFormat, set_template
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.experiments.compare.runs import Run
 from peft_lightning.files import sha256_of_json
-from peft_lightning.inference.generate import decode_answer
+from peft_lightning.inference.answer_text import decode_answer
 from peft_lightning.messages import UserError
 from peft_lightning.training.construct import accepted, arguments_from
 
