@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters import Adapter, attached_adapter
 from peft_lightning.base_model.quantization import rounds_inputs
+from peft_lightning.forward_check import ForwardCheck
 from peft_lightning.hidden_cache.cache import HiddenStateCache
 from peft_lightning.kernels.attention import FLAT_ATTENTION, forward_inputs
 from peft_lightning.kernels.pad_to_multiple import compiles_products, in_whole_blocks
@@ -23,10 +24,11 @@ from peft_lightning.linear_cross_entropy import (
 from peft_lightning.loss_checks import (
     flat_batch_error,
     has_plain_head,
-    require_isolation,
     shared_prefix_error,
+    takes,
 )
 from peft_lightning.messages import UserError
+from peft_lightning.router_loss import asks_for_it, router_loss
 
 Batch = dict[str, Any]
 
@@ -44,16 +46,25 @@ class CausalLMLoss:
         adapter: Prepares its inputs; None for a model that never has one.
         shares_prefix: Whether tokens that all sequences of a flat batch begin with may be computed
             once for all of them. That is done on a CPU, without dropout, where it is exact.
+        router_aux_loss: Factor on the load-balancing loss of experts' routers, which is added where
+            gradients are computed; None for what the model's own loss has.
     """
 
     def __init__(
-        self, model: Any, adapter: Adapter | None = None, shares_prefix: bool = False
+        self,
+        model: Any,
+        adapter: Adapter | None = None,
+        shares_prefix: bool = False,
+        router_aux_loss: float | None = None,
     ) -> None:
         self.model, self.adapter = model, adapter
         self.frozen: HiddenStateCache | None = None  # hidden states below the adapter, if cached
         self._dropouts = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
-        self._shares_prefix = shares_prefix and not rounds_inputs(model)
-        self._prefix_verified = self._flat_verified = False
+        self.routers = router_loss(model, router_aux_loss)
+        whole = self.routers is None  # whose shares are of all tokens of all rows
+        self._shares_prefix = shares_prefix and whole and not rounds_inputs(model)
+        self._prefix_verified = False
+        self._check = ForwardCheck(model, self._raw_logits, self._own_loss)
         self._shares: bool | None = None
         self._plain_head: bool | None = None
 
@@ -63,9 +74,18 @@ class CausalLMLoss:
         With ``loss_weights`` in the batch, (B, T), each is a weighted sum: of the tokens' losses,
         of 1, in float64, and of 1 for each token that was likeliest.
         """
+        trains = torch.is_grad_enabled()
+        parts = [self._nll(part, trains) for part in self._arranged(batch)]
+        nll, tokens, correct = (torch.stack(sums).sum(0) for sums in zip(*parts, strict=True))
+        return nll, tokens, correct
+
+    def _nll(self, batch: Batch, trains: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what ``nll`` does; what training adds to the loss if ``trains``."""
         inputs, positions, targets, weights = self._inputs(batch)
+        routers = self.routers if trains else None
+        recording = nullcontext() if routers is None else routers.recording()
         if self._has_plain_head():
-            with self._skipping(batch):
+            with self._skipping(batch), recording:
                 hidden = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
             head = self.model.get_output_embeddings()
             nll, correct = linear_cross_entropy(
@@ -78,22 +98,35 @@ class CausalLMLoss:
                 **head_options(self.model.config.to_dict()),
             )
         else:
-            with self._skipping(batch):
+            with self._skipping(batch), recording:
                 logits = self._logits(inputs, positions)
             nll, correct = logits_cross_entropy(logits, targets, weights)
+        count = torch.tensor(len(targets), device=nll.device)
         if weights is not None:
-            return nll, weights.sum(dtype=torch.float64), correct
-        return nll, torch.tensor(len(targets), device=nll.device), correct
+            count = weights.sum(dtype=torch.float64)
+        if routers is not None:
+            mask = None if "position_ids" in inputs else inputs.get("attention_mask")
+            nll = nll + (count * routers.value(mask)).to(nll)  # of the mean: one per token
+        return nll, count, correct
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the logits that predict labelled tokens, (N, V), and those tokens, (N,).
 
         The logits are float32, or float64 if the model computes in it.
         """
-        inputs, positions, targets, _ = self._inputs(batch)
-        with self._skipping(batch):
-            logits = self._logits(inputs, positions)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)), targets
+        found = []
+        for part in self._arranged(batch):
+            inputs, positions, targets, _ = self._inputs(part)
+            with self._skipping(part):
+                logits = self._logits(inputs, positions)
+            found.append((logits.to(torch.promote_types(logits.dtype, torch.float32)), targets))
+        logits, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return logits, targets
+
+    def _raw_logits(self, batch: Batch) -> Tensor:
+        """Return the logits before the labelled tokens of a batch as it is, unchecked."""
+        inputs, positions, *_ = self._inputs(batch)
+        return self._logits(inputs, positions)
 
     def weights(self, batch: Batch) -> Tensor:
         """Return the weights in the loss of the tokens of ``logits``, (N,), in their order."""
@@ -112,13 +145,25 @@ class CausalLMLoss:
         return self.weights({**batch, "loss_weights": numbers})
 
     def model_inputs(self, batch: Batch) -> Batch:
-        """Return the keyword arguments of the model's forward for a batch without labels."""
-        return forward_inputs(self.model, dict(self._prepared(batch)))
+        """Return the keyword arguments of the model's forward for a batch without labels.
+
+        The batch is flat only where ``takes_flat``.
+        """
+        (part,) = self._arranged(batch)
+        return forward_inputs(self.model, dict(self._prepared(part)))
+
+    def takes_flat(self, batch: Batch) -> bool:
+        """Whether the model is given a flat batch as it is."""
+        return all("seq_lens" in part for part in self._arranged(batch))
 
     def path(self) -> str:
         """Return how the loss is computed, for the table at a run's start."""
         plain = self._has_plain_head()
         return "labelled tokens, in chunks" if plain else "labelled tokens, the model's own logits"
+
+    def _arranged(self, batch: Batch) -> list[Batch]:
+        """Return the parts of a batch that the model is to be given, as it computes them right."""
+        return self._check.arranged(batch, None if self._is_disabled() else self.adapter)
 
     def _skipping(self, batch: Batch) -> AbstractContextManager[None]:
         return nullcontext() if self.frozen is None else self.frozen.skipping(batch)
@@ -144,7 +189,7 @@ class CausalLMLoss:
             inputs.pop("loss_weights", None),
         )
         embedding = self.model.get_input_embeddings()
-        if "cu_seq_lens" in inputs and compiles_products(embedding):
+        if "cu_seq_lens" in inputs and compiles_products(embedding) and self.routers is None:
             inputs = in_whole_blocks(inputs)
         return forward_inputs(self.model, inputs), positions, targets, weights
 
@@ -152,9 +197,6 @@ class CausalLMLoss:
         """Let the adapter shape a batch: virtual tokens only once where that is exact."""
         if self._is_disabled():
             return batch
-        if "cu_seq_lens" in batch and not self._flat_verified:
-            self._flat_verified = True
-            require_isolation(self.model, self.adapter)
         if self.adapter is None:
             return batch
         if "cu_seq_lens" in batch:
@@ -165,10 +207,23 @@ class CausalLMLoss:
 
     def _logits(self, inputs: Batch, positions: Tensor) -> Tensor:
         """Return the model's own logits at ``positions`` of the flattened batch."""
-        flat = "position_ids" in inputs
-        keep = positions if flat else 0  # 0: all, as the rows of a padded batch keep different ones
-        logits = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits.flatten(0, 1)
-        return logits if flat else logits[positions]
+        options: dict[str, Any] = {}
+        if asks_for_it(self.model):  # it would be computed here, from a padded mask
+            options["output_router_logits"] = False
+        given = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
+        rows, columns = positions // given.shape[1], positions % given.shape[1]
+        if takes(self.model, "logits_to_keep"):  # those of all rows, in the columns that one needs
+            kept, columns = columns.unique(return_inverse=True)
+            options["logits_to_keep"] = kept
+        logits: Tensor = self.model(**inputs, use_cache=False, **options).logits[rows, columns]
+        return logits
+
+    def _own_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the model's own mean loss of a padded batch, and ours, in nats per token."""
+        inputs = dict(self._prepared(batch))
+        own = self.model(**inputs, use_cache=False).loss
+        nll, tokens, _ = self._nll(batch, trains=True)
+        return own, nll / tokens
 
     # ---- which ways are exact, found out once each ---------------------------------------------
 
@@ -191,6 +246,8 @@ class CausalLMLoss:
         """
         if self._shares is None:
             assert self.adapter is not None
+            if self.routers is not None:
+                return False
             prepare = self.adapter.prepare_shared
             self._shares = self._has_flat_attention() and not flat_batch_error(
                 self.model, self.adapter, prepare

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.lora.modules_to_save import ModulesToSaveWrapper
@@ -17,9 +18,9 @@ from peft_lightning.base_model.quantization import rounds_inputs
 from peft_lightning.kernels.attention import forward_inputs
 from peft_lightning.kernels.isolation import isolation_error
 from peft_lightning.kernels.native import stored
+from peft_lightning.kernels.own_forward import evaluating
 from peft_lightning.kernels.shared_prefix import prefix_error
 from peft_lightning.linear_cross_entropy import head_options
-from peft_lightning.messages import UserError
 
 Batch = dict[str, Any]
 
@@ -36,12 +37,14 @@ def has_plain_head(model: Any) -> bool:
     decoder = getattr(model, "get_decoder", lambda: None)()
     is_wrapped = isinstance(head, ModulesToSaveWrapper | TrainableTokensLayer)
     layer = head.base_layer if is_wrapped else head
-    if type(layer) is not nn.Linear or decoder is None or decoder is model:
+    if type(layer) is not nn.Linear or not isinstance(decoder, PreTrainedModel) or decoder is model:
         return False
     ids = torch.arange(4, device=layer.weight.device)[None] % layer.out_features
     options = head_options(model.config.to_dict())
-    with _eval_mode(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
+        if hidden.shape[-1] != layer.in_features:  # there is another layer between
+            return False
         logits = model(input_ids=ids, use_cache=False).logits
         ours = F.pad(stored.linear(hidden, head.weight), (0, getattr(head, "extra", 0)))
         if (rows := getattr(head, "rows", None)) is not None:
@@ -55,23 +58,9 @@ def has_plain_head(model: Any) -> bool:
     return (ours - logits).abs().max().item() <= tolerance * logits.abs().max().item()
 
 
-def require_isolation(model: Any, adapter: Adapter | None) -> None:
-    """Raise UserError if the sequences of a flat batch see each other in ``model``."""
-    try:
-        prepare = unchanged if adapter is None else adapter.prepare_inputs
-        problem = flat_batch_error(model, adapter, prepare)
-    except Exception as error:  # whatever a model makes of inputs it does not know
-        problem = f"its forward fails on them: {error}"
-    if problem:
-        raise UserError(
-            f"{type(model).__name__} cannot train on flat batches: {problem}. "
-            "Set data.layout: padded"
-        )
-
-
-def unchanged(model: Any, batch: Batch) -> Batch:
-    """Return the inputs of a model without an adapter."""
-    return batch
+def takes(model: Any, name: str) -> bool:
+    """Whether a model's forward has an argument of that name."""
+    return name in inspect.signature(model.forward).parameters
 
 
 def flat_batch_error(
@@ -94,7 +83,7 @@ def flat_batch_error(
         return model(**forward_inputs(model, inputs), use_cache=False).logits
 
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    with _eval_mode(model):
+    with evaluating(model):
         return isolation_error(forward, vocabulary, model.device, coarse=rounds_inputs(model))
 
 
@@ -119,19 +108,7 @@ def shared_prefix_error(model: Any, plain_head: bool) -> str | None:
 
     vocabulary = model.get_input_embeddings().weight.shape[0]
     try:
-        with _eval_mode(model):
+        with evaluating(model):
             return prefix_error(forward, vocabulary, model.device)
     except Exception as error:  # whatever a model makes of inputs it does not know
         return f"its forward fails on them: {error}"
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch all dropout off for a check, which then draws no random number, and back on."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

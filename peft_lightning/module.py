@@ -52,6 +52,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         trust_remote_code: Whether code that comes with the base model may run.
         revision: Branch, tag or commit of a hub id.
         forgetting: Log the loss on general text: true, or a file of yours.
+        router_aux_loss: Factor on experts' load-balancing loss; by default as the base's own loss.
         init_from: Train the adapter of a folder, ours or HF PEFT's, or ``owner/name@revision``.
     """
 
@@ -81,6 +82,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         init_from: str | None = None,
         quantization: str | None = None,
         forgetting: bool | str = False,
+        router_aux_loss: float | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -96,6 +98,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         self.activation_checkpointing, self.compile_layers = activation_checkpointing, compile
         self.cache_hidden_states, self.hidden_cache_gib = cache_hidden_states, hidden_cache_gib
         self.forgetting, self.sample_prompts = forgetting, sample_prompts or []
+        self.router_aux_loss = router_aux_loss
         self.sample_max_new_tokens = sample_max_new_tokens
         self.predict_max_new_tokens, self.stop = predict_max_new_tokens, tuple(stop or ())
         self.answer_options = answer_options(metrics, metric_rows, labels, label_score)

@@ -28,7 +28,7 @@ SAME_FLOOR = {  # and of its own floor from these
     "hyperparameters": {"messages"},  # what a secret is
     "hub": {"adapters", "base_model"},  # what it fetches and uploads
     "linear_cross_entropy": {"kernels"},
-    "loss": {"hidden_cache", "loss_checks"},  # rows whose lower layers are not run again
+    "loss": {"forward_check", "hidden_cache", "loss_checks", "router_loss"},  # its parts
     "module": {"training"},  # its optimizer, checkpoints and callbacks
     "process": {"messages"},  # the types of errors
 }
@@ -42,7 +42,7 @@ LIBRARIES = {  # beyond these a new dependency needs a reason, and a line here
 }
 ALSO = {
     "cli/command.py": {"docstring_parser"},
-    "commands/card.py": {"huggingface_hub"},
+    "cli/model_card.py": {"huggingface_hub"},
     "data/files/arrow_files.py": {"pyarrow"},
     "data/files/compressed.py": {"pyarrow"},
     "data/files/hub_datasets.py": {"datasets", "huggingface_hub"},
@@ -55,6 +55,7 @@ ALSO = {
     "data/resume.py": {"lightning"},
     "base_model/gguf_reading.py": {"gguf"},
     "base_model/resolve.py": {"huggingface_hub"},
+    "forward_check/check.py": {"lightning"},
     "hidden_cache/cache.py": {"lightning"},
     "hub.py": {"huggingface_hub"},
     "process/network.py": {"huggingface_hub"},
@@ -74,6 +75,7 @@ ALSO = {
     "export/gguf_layout.py": {"gguf"},
     "export/gguf_tokenizer.py": {"gguf"},
     "export/llama_cpp.py": {"gguf", "llama_cpp"},
+    "export/loaded_serving.py": {"peft"},
     "reports/run_record.py": {"yaml"},
     "reports/chart.py": {"matplotlib"},
 }
@@ -100,7 +102,7 @@ ONE_PLACE = {  # what is done in one way, and where
     ".rename(": "files/atomic.py",
 }
 # only if their loggers, metrics or types of files are named
-EXTRAS = {"wandb", "mlflow", "trackio", "sacrebleu", "llama_cpp"}
+EXTRAS = {"wandb", "mlflow", "trackio", "sacrebleu", "llama_cpp", "peft"}
 RAISES_BUGS = {"kernels/native/attention.py"}  # and nothing that a user can cause
 HOMELESS = {"utils", "util", "common", "constants", "helpers", "misc", "types", "exceptions"}
 

@@ -73,7 +73,7 @@ def test_a_command_killed_at_any_write_leaves_the_old_result_or_the_new_one(
     assert len(runs) > LEAST[case]
     for killed, left in runs:
         assert left in (old, new), killed
-    outputs = {"out", "a.gguf", "predictions.jsonl"}
+    outputs = {"out", "a.gguf", "a.Modelfile", "predictions.jsonl"}
     if case == "predict":  # beside what a run leaves
         outputs |= {"checkpoints", "config.yaml", "logs", "run.json", "run.lock", "summary.json"}
         outputs |= {"history.jsonl", "report.html", "report.json"}

@@ -28,7 +28,7 @@ def test_loss_and_gradients_are_those_of_transformers_own_forward(bases, archite
     model, adapter = reference(bases[architecture]), LoRA(r=2, **OPTIONS[option])
     adapter.attach(model)
     adapter.load_state_dict(model, module.adapter.state_dict(module.model))
-    module.outputs._plain_head = module.outputs._flat_verified = True
+    module.outputs._plain_head = module.outputs.takes_flat(flat_batch())  # checked now
     original, module.model.forward = module.model.forward, None  # what would make all logits
     nll, _ = module.nll(flat_batch())
     expected, _ = nll_alone(model)

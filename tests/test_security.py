@@ -18,7 +18,7 @@ from peft_lightning.adapters.folder import read_adapter
 from peft_lightning.adapters.inspect import inspect_adapter
 from peft_lightning.base_model import load_base_model, load_tokenizer
 from peft_lightning.base_model.weights import open_weights
-from peft_lightning.commands.card import model_card
+from peft_lightning.cli.model_card import model_card
 from peft_lightning.commands.inspect import inspect
 from peft_lightning.commands.push import push
 from peft_lightning.data import encode_prompt

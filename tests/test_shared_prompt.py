@@ -121,10 +121,10 @@ def test_every_sequence_sees_the_prefix_and_not_its_neighbours(bases, architectu
     assert (found - gradient).norm() < error * gradient.norm()
 
 
-def test_a_prefix_needs_our_attention_in_flat_batches(bases, tmp_path):
+def test_a_prefix_without_our_attention_stands_before_padded_rows(bases, tmp_path):
     module = prefixed(bases["llama"], tmp_path / "prefix", attn_implementation="sdpa")
-    with pytest.raises(ValueError, match=r"cannot train on flat batches.*data\.layout: padded"):
-        module.nll(flat_batch(LENS))
+    assert not module.outputs.takes_flat(flat_batch(LENS))
+    assert_near(module.nll(flat_batch(LENS))[0], nll_alone(module.model, module.adapter))
 
 
 def test_a_prefix_and_activation_checkpointing_exclude_each_other(bases, tmp_path):

@@ -167,6 +167,12 @@ def read_adapter(folder: str | Path, is_whole: bool = False) -> SavedAdapter:
             f"load_from_checkpoint({str(folder)!r})"
         )
     tensors = files.tensors()
+    if empty := [name for name, tensor in tensors.items() if tensor.numel() == 0]:
+        raise UserError(
+            f"{folder}: {len(empty)} of {len(tensors)} tensors are empty, {shortened(empty, 2)}: "
+            "DeepSpeed saves them so where it has divided them (ZeRO 3). Convert its checkpoint by "
+            "its zero_to_fp32.py, or save again with stage3_gather_16bit_weights_on_model_save"
+        )
     names = adapter.hf_names(tensors)
     return SavedAdapter(adapter, {names[name]: tensor for name, tensor in tensors.items()}, facts)
 

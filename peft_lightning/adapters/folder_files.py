@@ -93,6 +93,11 @@ def required(folder: Path, name: str) -> Path:
         hint += f"; there is one in {nested[0]}: give that folder"
     elif nested:
         hint += f"; there are {len(nested)} adapters in it: give one of {shortened(nested)}"
+    elif "snapshots" in folder.parts and name != CONFIG_FILE:  # the hub's cache
+        hint += (
+            "; what a repository holds as .bin can run code and is not fetched: if you trust it, "
+            "fetch the repository by HF PEFT, PeftModel.from_pretrained, and save_pretrained it"
+        )
     elif (folder / name).with_suffix(".bin").is_file():
         hint += (
             "; a .bin file can run code and is not read: if you trust it, save it again as "

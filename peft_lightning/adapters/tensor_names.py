@@ -47,6 +47,13 @@ def peft_names(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def without_wrappers(name: str) -> str:
+    """Return the name of a layer without what a program wraps around a model."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS).removeprefix(
+        "module."
+    )
+
+
 def layer_of(name: str) -> str:
     """Return the name of the module in the model that a tensor of a file belongs to."""
     name = name.removeprefix(PREFIX)

@@ -37,7 +37,9 @@ from peft_lightning.base_model.resolve import (
     short_name,
 )
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
+from peft_lightning.kernels.attention import FLAT_ATTENTION
 from peft_lightning.kernels.machine import Machine, find_machine
+from peft_lightning.kernels.own_forward import use_flat_attention
 from peft_lightning.kernels.precision import choose, name_of, remember_choice
 from peft_lightning.messages import UserError, check_choice
 from peft_lightning.process.progress import Progress
@@ -66,7 +68,8 @@ def load_base_model(
         dtype: float32, bfloat16 or float16; auto for what suits the processor: as saved if it
             multiplies that, else float32, as for a GGUF file; in a run, that of its products.
             saved for the type of the files, whatever computes it.
-        attn_implementation: A name that transformers knows; auto for its own choice.
+        attn_implementation: A name that transformers knows; auto for its own choice;
+            ``FLAT_ATTENTION`` for ours, where the model's layers can call it.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
         frozen: Whether no weight requires a gradient. Weights that do are float32 with dtype auto.
@@ -117,7 +120,7 @@ def load_base_model(
     )
     if "config" in options:
         options |= quantization_options(name, options["config"], quantization, choice.dtype)
-    if attn_implementation != "auto":
+    if attn_implementation not in ("auto", FLAT_ATTENTION):
         options["attn_implementation"] = attn_implementation
     if device is not None:
         options["device_map"] = {"": device}
@@ -142,6 +145,8 @@ def load_base_model(
         ready_to_train(model)
         frozen = True
     remember_choice(model, choice)
+    if attn_implementation == FLAT_ATTENTION:
+        use_flat_attention(model)
     # float32 that became float16 has another fingerprint: it is rounded to bfloat16 from there
     twice = not is_quantized(model) and (saved, model.dtype) == ("float32", torch.float16)
     if quantization or twice:

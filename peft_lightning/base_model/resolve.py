@@ -113,6 +113,23 @@ def model_folder(source: str, options: dict[str, Any]) -> Path:
     return Path(snapshot_download(source, allow_patterns=_MODEL_FILES, **options))
 
 
+def is_at_hand(name: str | None, revision: str | None = None) -> bool:
+    """Whether a base model can be loaded without downloading its weights."""
+    if not name:
+        return False
+    if Path(name).expanduser().exists():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return False
+    folder = Path(config).parent if isinstance(config, str) else None
+    return folder is not None and any(next(folder.glob(p), None) for p in _WEIGHTS)
+
+
 def nearest_place(path: Path) -> str:
     """Return a hint at folders and files of a name near that of ``path``."""
     cached = user_cache("models") / path.name  # where get_smollm2.py writes

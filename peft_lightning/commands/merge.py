@@ -60,10 +60,12 @@ def merge(
     from peft_lightning.adapters.folder import read_adapter
     from peft_lightning.adapters.merge import require_mergeable
     from peft_lightning.base_model.load import find_device, require_dtype
+    from peft_lightning.cli.model_card import of_adapter
     from peft_lightning.data import PromptFormat
     from peft_lightning.data.tokens.template_sources import is_template_source
     from peft_lightning.export.generation_config import complete_generation_config
     from peft_lightning.export.merged_folder import write_merged
+    from peft_lightning.export.merged_from import write_merged_from
     from peft_lightning.export.unverified import (
         UNFINISHED,
         UNVERIFIED,
@@ -111,6 +113,7 @@ def merge(
             (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
             prompts = prompts.beyond_template()
         left_out = complete_generation_config(folder, options)
+        write_merged_from(folder, {**of_adapter(Path(ckpt_path)), "base_model": base})
         if verify:
             (folder / UNVERIFIED).write_text(UNFINISHED)
     for what in left_out:

@@ -1,9 +1,11 @@
-"""``python -m peft_lightning push``: upload an adapter to the model hub."""
+"""``python -m peft_lightning push``: upload an adapter or a merged model to the model hub."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+
+from peft_lightning.messages import UserError
 
 
 def push(
@@ -16,16 +18,16 @@ def push(
     private: bool = False,
     revision: str | None = None,
     trainer_state: bool = False,
-    message: str = "Upload adapter",
+    message: str = "Upload by peft_lightning",
     dry_run: bool = False,
 ) -> None:
-    """Upload an adapter to a repository on the model hub, with a model card.
+    """Upload an adapter or a merged model to a repository on the model hub, with a model card.
 
     The token is read from HF_TOKEN, or is that of ``hf auth login``. A README.md in the folder is
     uploaded as it is; without, the model card of the command card is.
 
     Args:
-        ckpt_path: Folder of an adapter or checkpoint.
+        ckpt_path: Folder of an adapter, a checkpoint or a merged model.
         repo: OWNER/NAME; created if it does not exist.
         base_model: Hub id of the base model, by which others find it; required if the adapter was
             trained on a local folder.
@@ -39,7 +41,9 @@ def push(
     """
     import tempfile
 
-    from peft_lightning.commands.card import CARD_FILE, model_card
+    from peft_lightning.cli.model_card import CARD_FILE, model_card
+    from peft_lightning.export.merged_from import FILE as MERGED_FROM
+    from peft_lightning.export.unverified import UNVERIFIED
     from peft_lightning.files import (
         SUMS_FILE,
         existing_folder,
@@ -50,7 +54,10 @@ def push(
 
     folder = existing_folder(ckpt_path)
     require_undamaged(folder)
-    inside = sorted(path for path in folder.iterdir() if path.name != SUMS_FILE)
+    if (mark := folder / UNVERIFIED).is_file():
+        reason = mark.read_text(encoding="utf-8").partition("\n")[0]
+        raise UserError(f"{folder} is not to be used: {reason}; merge the adapter again")
+    inside = sorted(p for p in folder.iterdir() if p.name not in (SUMS_FILE, MERGED_FROM))
     wanted = uploaded_files(folder, trainer_state)
     with tempfile.TemporaryDirectory() as temporary:
         upload = Path(temporary, "upload")

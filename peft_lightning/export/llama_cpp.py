@@ -67,10 +67,12 @@ def quantize(source: Path, target: Path, kind: str) -> None:
         )
 
 
-def logits_of_file(file: str, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+def logits_of_file(
+    file: str, rows: Sequence[Sequence[int]], lora: str | None = None
+) -> list[Tensor]:
     """Return the logits that llama.cpp computes for rows of token ids, (T, V) float32 each.
 
-    Keys and values are kept in float32.
+    Keys and values are kept in float32. ``lora`` is the file of an adapter of the model.
 
     Raises:
         RunError: If llama.cpp cannot load the file; says what it said.
@@ -79,6 +81,7 @@ def logits_of_file(file: str, rows: Sequence[Sequence[int]]) -> list[Tensor]:
 
     longest, whole = max(map(len, rows)), llama_cpp.GGML_TYPE_F32
     options: dict[str, Any] = {"n_ctx": longest, "type_k": whole, "type_v": whole}
+    options["lora_path"] = lora
     found = []
     _listen()
     _said.clear()

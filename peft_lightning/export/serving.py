@@ -1,4 +1,4 @@
-"""Which programs serve an adapter's folder as it is: vLLM, transformers and llama.cpp."""
+"""Which programs serve an adapter's folder as it is, by their rules: vLLM, HF PEFT, llama.cpp."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import AutoConfig
 
 from peft_lightning.adapters.folder import CONFIG_FILE, read_adapter, read_facts, read_json
+from peft_lightning.adapters.lora.hf_parameters import layers_as_parameters, taken_for_experts
 from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.lora.name_matching import match_pattern
 from peft_lightning.adapters.state_dict import PREFIX
 from peft_lightning.base_model.resolve import locate
 from peft_lightning.base_model.weights import stored_tensors
 from peft_lightning.export.gguf_layout import Layout
+from peft_lightning.messages import shortened
 
 # vllm/config/lora.py: MaxLoRARanks
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # docs/models/supported_models.md of vLLM, August 2026: served, but without LoRA
 VLLM_WITHOUT_LORA = {"gpt2", "gpt_neox", "gptj", "bloom", "falcon", "mpt"}
+# peft/tuners/tuners_utils.py: mamba_model_types
+MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 MERGE = "merge it: python -m peft_lightning merge CKPT OUT"
 
 
@@ -30,14 +35,23 @@ class Verdict:
     """Whether a program serves an adapter.
 
     Args:
-        accepted: Whether it loads the folder and computes the function that was trained.
+        accepted: Whether it loads the folder and computes the function that was trained; None if
+            the rules find no reason against it, and do not know the base.
         problems: Why it does not, and what to change.
-        notes: How to load the adapter with it.
+        notes: How to load the adapter with it; none if it does not.
+        by: ``rules``, or ``loaded`` where it was tried.
     """
 
-    accepted: bool
+    accepted: bool | None
     problems: list[str]
     notes: list[str]
+    by: str = "rules"
+
+    def __str__(self) -> str:
+        if self.accepted is None:
+            return "not known, as its rules find nothing against it and the base is not here"
+        tried = "loaded" if self.by == "loaded" else "by its rules"
+        return f"{'yes' if self.accepted else 'no'}, {tried}"
 
 
 def judge_folder(
@@ -66,8 +80,7 @@ def judge_folder(
         config = {**LoRA.hf_defaults, **config}
     base = _base_config(base_model or config.get("base_model_name_or_path"), trust_remote_code)
     new_tokens = read_facts(folder).get("new_tokens") or {}
-    found = judge(config, _ranks(folder), base, _embeddings(folder), new_tokens)
-    return found, base is not None
+    return judge(config, _ranks(folder), base, _embeddings(folder), new_tokens), base is not None
 
 
 def judge(
@@ -93,7 +106,7 @@ def judge(
         removed = f"{only}; vLLM removed prompt adapters in 0.10"
         return {
             "vllm": Verdict(False, [removed], []),
-            "transformers": Verdict(True, [], notes),
+            "transformers": _verdict([], notes, base),
             "llama.cpp": Verdict(False, [only], []),
         }
     scales = _scales(config, ranks)
@@ -123,13 +136,44 @@ def judge(
             f"its {len(new_tokens or {})} new tokens; AutoPeftModelForCausalLM.from_pretrained("
             "CKPT) does that by itself"
         )
+    hf_notes = ["model.load_adapter(CKPT), or PeftModel.from_pretrained(base, CKPT)", *first]
     return {
-        "vllm": Verdict(not vllm, vllm, [f"--enable-lora --max-lora-rank {limit}"]),
-        "transformers": Verdict(
-            True, [], ["model.load_adapter(CKPT), or PeftModel.from_pretrained(base, CKPT)", *first]
-        ),
-        "llama.cpp": Verdict(not llama, llama, llama_notes),
+        "vllm": _verdict(vllm, [f"--enable-lora --max-lora-rank {limit}"], base),
+        "transformers": _verdict(_hf_peft(config, ranks, base), hf_notes, base),
+        "llama.cpp": _verdict(llama, llama_notes, base),
     }
+
+
+def _verdict(problems: list[str], notes: list[str], base: Any | None) -> Verdict:
+    """Return the verdict of rules: how to load an adapter is no advice where that is wrong."""
+    if problems:
+        return Verdict(False, problems, [])
+    return Verdict(None if base is None else True, [], notes)
+
+
+def _hf_peft(config: Mapping[str, Any], ranks: Mapping[str, int], base: Any | None) -> list[str]:
+    """Return what HF PEFT reads otherwise than it was trained."""
+    if base is None:
+        return []
+    found = []
+    as_parameters = layers_as_parameters(config)
+    named = taken_for_experts(SimpleNamespace(config=base), ranks)
+    taken = [name for name in named if name not in as_parameters]
+    if taken:
+        found.append(
+            f"it takes {shortened(taken, 2)} of a {base.model_type} for experts, and loses their "
+            f"updates: load_adapter and save_adapter write them as it reads them, or {MERGE}"
+        )
+    if base.model_type in MAMBA and (out := [n for n in ranks if n.endswith("out_proj")]):
+        found.append(f"it refuses {out[0]} in a {base.model_type}: {MERGE}")
+    saved, rows = config.get("modules_to_save") or [], config.get("trainable_token_indices")
+    tied = getattr(base.get_text_config(), "tie_word_embeddings", False)
+    if tied and rows and any(name.endswith("lm_head") for name in saved):
+        found.append(
+            f"it cannot train rows of an embedding beside a head that is tied to it, {saved}: "
+            f"{MERGE}"
+        )
+    return found
 
 
 def _beyond_lora(config: Mapping[str, Any]) -> list[str]:

@@ -88,6 +88,12 @@ def cache_of_run(module: Any) -> HiddenStateCache:
             f"cache_hidden_states: true, but {name}, in or below the frozen layers, is in training "
             "mode, where it may draw random numbers: leave the base in eval mode"
         )
+    if outputs.routers is not None:
+        raise UserError(
+            "cache_hidden_states: true leaves out the routers of the frozen layers, which are part "
+            "of the load-balancing loss: set model.router_aux_loss to 0, or cache_hidden_states to "
+            "false"
+        )
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         raise UserError(
             f"cache_hidden_states: true does not go with {type(trainer.strategy).__name__}: "
@@ -98,7 +104,10 @@ def cache_of_run(module: Any) -> HiddenStateCache:
         raise UserError(
             "cache_hidden_states: true needs the rows of SFTDataModule, not a bare loader"
         )
+    first = [data.tokenized_datasets[0][0]["input_ids"]]
     flat = data.batch_options.layout == "flat"
+    with trainer.precision_plugin.forward_context():
+        flat = flat and outputs.takes_flat(_on(batch_of(first, True), module.device))
 
     def run(batch: Batch) -> Tensor:
         with trainer.precision_plugin.forward_context():
@@ -121,7 +130,7 @@ def cache_of_run(module: Any) -> HiddenStateCache:
         announce=rank_zero_info,
     )
     cache = HiddenStateCache(layers, sources)
-    _verify(cache, module, batch_of([data.tokenized_datasets[0][0]["input_ids"]], flat))
+    _verify(cache, module, batch_of(first, flat))
     return cache
 
 

@@ -34,6 +34,7 @@ from peft_lightning.inference.prompt_inputs import (
     taking_embeddings,
 )
 from peft_lightning.inference.stop_tokens import stop_token_ids
+from peft_lightning.kernels.own_forward import own_forward
 
 
 def generate_tokens(
@@ -202,13 +203,15 @@ def _batches(lengths: list[int], size: int, padded: bool) -> Iterator[tuple[int,
 
 @contextmanager
 def _plain_evaluation(model: Any) -> Iterator[None]:
-    """Put ``model`` into eval mode without its generation config, and restore both afterwards."""
+    """Put ``model`` into eval mode with its own attention, without its generation config."""
     training = [module for module in model.modules() if module.training]
+    forward = own_forward(model)
     own, model.generation_config = model.generation_config, GenerationConfig()
     for module in training:
         module.training = False
     try:
-        yield
+        with forward.using(attention=True, layers=forward.layers):
+            yield
     finally:
         model.generation_config = own
         for module in training:

@@ -107,7 +107,10 @@ def attention_per_sequence(
         return compiled_attention(query, key, value, ends, scale, sliding_window, softcap), None
     if seq_lens is None:
         if softcap is not None or s_aux is not None:
-            out = _explicit(query, key, value, attention_mask, scaling, dropout, softcap, s_aux)
+            mask = attention_mask
+            if mask is None and getattr(module, "is_causal", True):  # nothing but the triangle
+                mask = _causal_mask(query, key)
+            out = _explicit(query, key, value, mask, scaling, dropout, softcap, s_aux)
             return out.transpose(1, 2).contiguous(), None
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs

@@ -19,6 +19,7 @@ from peft_lightning.kernels.compiled_layers import compile_layers
 from peft_lightning.kernels.float32_compute import compute_as_stored, compute_as_the_run
 from peft_lightning.kernels.gated_mlp import fuse_gated_mlps
 from peft_lightning.kernels.native.library import kernels_state
+from peft_lightning.kernels.own_forward import own_forward, set_forward
 from peft_lightning.kernels.rms_norm import fuse_norms
 from peft_lightning.kernels.rotary import fuse_rotary
 
@@ -42,9 +43,8 @@ class PatchReport:
         """Restore the layers and dtypes of before, bit for bit; detach the adapter first."""
         compute_as_stored(self.model)
         for layer, forward in self.forwards.items():
-            layer.__dict__.pop("forward", None)
-            if forward is not None:
-                layer.forward = forward
+            set_forward(layer, forward)
+        own_forward(self.model).forwards = {}
 
 
 def patch_model(
@@ -79,12 +79,16 @@ def patch_model(
     device = device or next(model.parameters()).device
     forwards = _forwards(model)
     compute_as_the_run(model, precision, device)
+    own = _forwards(model)  # in the same dtype
     norms = _patched(model, fuse_norms) if fuse else set()
     mlps = _patched(model, fuse_gated_mlps) if fuse else set()
     rotary = _patched(model, fuse_rotary) if fuse else set()
     compiled = _patched(model, compile_layers) if compile else set()
+    fused = [layer for layer, f in own.items() if layer.__dict__.get("forward") is not f]
     if activation_checkpointing:
         recompute_activations(model)
+    ours = {layer: (own[layer], layer.__dict__.get("forward")) for layer in fused}
+    own_forward(model).forwards = ours
     rows = {
         "norms": _count(model, norms, "Norm"),
         "gated MLPs": _count(model, mlps, "MLP"),

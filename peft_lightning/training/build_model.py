@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.adapters import Adapter
 from peft_lightning.adapters.bank import BASE, AdapterBank
@@ -15,6 +16,7 @@ from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.data import PromptFormat
 from peft_lightning.hidden_cache.cache import leaves_inputs
 from peft_lightning.kernels.attention import FLAT_ATTENTION
+from peft_lightning.kernels.own_forward import own_forward
 from peft_lightning.kernels.patch import patch_model
 from peft_lightning.loss import CausalLMLoss
 from peft_lightning.messages import UserError
@@ -80,6 +82,8 @@ def build_model(module: Any) -> None:
     with suppress(UserError) if module.given_base else nullcontext():  # may go without
         tokenizer_of(module)
     module.fingerprint = base_fingerprint(model)
+    if module.given_base is None:  # as it is on disk; what was done to a loaded one is not known
+        own_forward(model).fingerprint = module.fingerprint
     module.report = patch_model(
         model,
         precision=None if trainer is None else str(trainer.precision),
@@ -110,7 +114,14 @@ def build_model(module: Any) -> None:
     module.model = model
     module.built_tensors = tensors_of_model(model)
     shares_prefix = leaves_inputs(module.adapter) and not module.compile_layers
-    module.outputs = CausalLMLoss(model, module.adapter, shares_prefix)
+    coefficient = module.router_aux_loss
+    module.outputs = CausalLMLoss(model, module.adapter, shares_prefix, coefficient)
+    if trainer is not None and (routers := module.outputs.routers) is not None:
+        rank_zero_info(
+            f"train/loss has the load-balancing loss of the experts' routers times "
+            f"{routers.coefficient:g}, which model.router_aux_loss sets; val/loss is the tokens' "
+            "alone"
+        )
 
 
 def _base_of(module: Any) -> Any:

@@ -29,6 +29,9 @@ def compute_report(module: Any) -> dict[str, str]:
             of a sharded one must call this.
     """
     rows = {**precision_rows(module), **module.report.rows, "loss": module.loss_path()}
+    count = getattr(module.adapter, "count_layers", None)
+    if count is not None and (layers := count(module.model)):
+        rows["updates"] = layers
     if depth := adapted_depth(module.model, module.adapter):
         what = "read from disk" if module.cache_hidden_states else "no graph, nothing kept"
         rows[f"layers below {depth}"] = what

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from peft_lightning.adapters import Adapter, attached_adapter
 from peft_lightning.base_model.load_errors import require_causal
 from peft_lightning.base_model.quantization import is_quantized
-from peft_lightning.kernels.attention import FLAT_ATTENTION
 from peft_lightning.kernels.machine import find_machine
+from peft_lightning.kernels.own_forward import use_flat_attention
 from peft_lightning.kernels.precision import choose, name_of, remember_choice
 from peft_lightning.messages import UserError, did_you_mean, join_or
 from peft_lightning.training.precision import precision_of_run
@@ -58,8 +58,10 @@ class GivenBase:
                 f"{type(module.adapter).__name__} trains its weights: load it with "
                 "dtype=torch.float32"
             )
-        attention = module.attn_implementation
-        model.set_attn_implementation(FLAT_ATTENTION if attention == "auto" else attention)
+        if module.attn_implementation == "auto":
+            use_flat_attention(model)
+        else:
+            model.set_attn_implementation(module.attn_implementation)
         run = precision_of_run(module._trainer)
         machine = run.get("machine") or find_machine(model.device)
         remember_choice(model, choose(machine, dtype, run.get("precision"), dtype))

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tiny import tiny_model
+
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # ---- changes of a folder -----------------------------------------------------------------------
@@ -93,6 +95,32 @@ def in_subfolders(*names: str) -> Callable[[Path], None]:
 def as_bin(folder: Path) -> None:
     torch.save(load_file(folder / TENSORS), folder / "adapter_model.bin")
     (folder / TENSORS).unlink()
+
+
+def with_base(folder: Path, model: Any = None, adapted_only: bool = False) -> None:
+    """Add the frozen weights of a Llama, as the full state dict of a wrapped model has them."""
+    tensors = load_file(folder / TENSORS)
+    for name, weight in (model or tiny_model("llama")).named_parameters():
+        owner, _, part = name.rpartition(".")
+        adapted = f"{PREFIX}{owner}.lora_A.weight" in tensors
+        if adapted or not adapted_only:
+            tensors[f"{PREFIX}{owner}.{'base_layer.' * adapted}{part}"] = weight.detach()
+    save_file(tensors, folder / TENSORS)
+
+
+def of_zero3(folder: Path) -> None:
+    """Empty the tensors, as a process has them that holds a part of each."""
+    tensors = load_file(folder / TENSORS)
+    save_file({name: torch.zeros(0) for name in tensors}, folder / TENSORS)
+
+
+def of_compiled(folder: Path) -> None:
+    """Name the layers as a compiled model has them, in the tensors' names and the config."""
+    tensors = load_file(folder / TENSORS)
+    new = {n.replace(PREFIX, f"{PREFIX}_orig_mod.", 1): t for n, t in tensors.items()}
+    save_file(new, folder / TENSORS)
+    names = {n.removeprefix(PREFIX).partition(".lora_")[0] for n in new}
+    edit(target_modules=sorted(names))(folder)
 
 
 def with_head(folder: Path) -> None:

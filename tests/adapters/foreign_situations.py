@@ -20,10 +20,13 @@ from foreign_folders import (
     edit,
     in_parts,
     in_subfolders,
+    of_compiled,
+    of_zero3,
     rename,
     resized,
     retrained,
     row_changed,
+    with_base,
     with_head,
     without_a_part,
 )
@@ -61,6 +64,11 @@ class Situation:
 def one_target_more(folder: Path) -> None:
     targets = json.loads((folder / CONFIG).read_text())["target_modules"]
     edit(target_modules=[*targets, "wq"])(folder)
+
+
+def other_values(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.data *= 1.1
 
 
 def of_images_too(folder: Path) -> None:
@@ -116,6 +124,10 @@ SITUATIONS = [
     option("loftq_config", {"loftq_bits": 4}, START),
     option("corda_config", {"corda_method": "ipm"}, START),
     option("lora_ga_config", {"direction": "ArB2r"}, START),
+    *(
+        option(n, v, "ms-swift's: " + START)
+        for n, v in (("lorap_emb_lr", 1e-6), ("lora_dtype", "x"))
+    ),
     option("velora_config", {"num_groups": 4}, "says what training kept in memory"),
     *(option("init_lora_weights", how, START) for how in ("eva", "mica", "Gaussian", None, False)),
     option(
@@ -204,6 +216,7 @@ SITUATIONS = [
         WRAPPER,
         rename(r"(\.\d+\.)", r"\1_fsdp_wrapped_module._checkpoint_wrapped_module."),
     ),
+    Situation("`_orig_mod.` in the names of `target_modules` too", READ, WRAPPER, of_compiled),
     Situation(
         "no `base_model.model.`", READ, "the model's own names", rename(re.escape(PREFIX), "")
     ),
@@ -237,6 +250,30 @@ SITUATIONS = [
         "copy all parts into the folder",
         without_a_part,
         "is not complete: .* names adapter_model-00002-of-00002.*copy all parts",
+    ),
+    Situation(
+        "the base's own weights too, a full state dict",
+        SAID,
+        "they are compared with the model's",
+        with_base,
+        "the file holds 19 weights that this model has already",
+        models=("llama",),
+    ),
+    Situation(
+        "likewise, of another base",
+        REFUSED,
+        BASE,
+        with_base,
+        "brings its own base weight, .*q_proj.base_layer.weight.*load the base that",
+        onto=other_values,
+        models=("llama",),
+    ),
+    Situation(
+        "empty tensors",
+        REFUSED,
+        "DeepSpeed's ZeRO 3 has divided them: convert its checkpoint by its `zero_to_fp32.py`",
+        of_zero3,
+        r"\d of \d tensors are empty, .*: DeepSpeed .* zero_to_fp32.py",
     ),
     Situation(
         "MLX's `adapters.safetensors` (mlx-lm)", READ, MLX, as_mlx(), models=("llama", "phi3")

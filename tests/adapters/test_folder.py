@@ -15,6 +15,7 @@ from peft_lightning.adapters import (
     read_adapter,
     save_adapter,
 )
+from peft_lightning.adapters.base_check import require_base
 from peft_lightning.adapters.folder import adapter_files
 from peft_lightning.messages import UserError
 from tiny import tiny_model
@@ -112,6 +113,43 @@ def test_another_base_is_refused_unless_asked_for(saved):
         fresh, folder, allow_base_mismatch=True, base_fingerprint={"weights": "xyz"}
     ).detach(fresh)
     load_adapter(fresh, folder, base_fingerprint={"weights": "abc"})
+
+
+def test_a_base_is_known_by_its_fingerprint_whatever_it_is_called(saved, recwarn):
+    _, adapter, folder = saved
+    facts = json.loads((folder / "peft_lightning.json").read_text())
+    (folder / "peft_lightning.json").write_text(json.dumps({**facts, "base_model": "a/b"}))
+    (folder / "SHA256SUMS").unlink()
+    recwarn.clear()
+    fresh = tiny_model("llama")
+    fresh.config._name_or_path = "of/another/name"
+    assert load_adapter(fresh, folder, base_fingerprint={"weights": "abc"}) == adapter
+    assert not [w for w in recwarn if w.category is UserWarning]
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"architecture": "B"}, "it is a A, and this is a B"),
+        ({"parameters": 3}, "it has 2 parameters, and this has 3"),
+        ({"shapes": "s"}, "its weights have other names or shapes than these"),
+        ({"weights": "w"}, "its weights have other values than these"),
+        ({"quantized": True, "shapes": "s"}, "its weights have other names or shapes than these"),
+    ],
+)
+def test_what_tells_two_bases_apart_is_said_in_words(other, difference):
+    own = {"architecture": "A", "parameters": 2, "shapes": "x", "weights": "y"}
+    with pytest.raises(ValueError, match=f"on another base model, m: {difference}[.] Give that"):
+        require_base("a", {"base_fingerprint": own, "base_model": "m"}, {**own, **other})
+
+
+@pytest.mark.parametrize("trained_over", ["plain", "quantised"])
+def test_quantised_and_plain_weights_of_one_shape_are_accepted_in_a_line(trained_over):
+    plain = {"architecture": "A", "parameters": 2, "shapes": "x", "weights": "y"}
+    quantised = {**plain, "weights": "z", "quantized": True}
+    own, here = (plain, quantised) if trained_over == "plain" else (quantised, plain)
+    with pytest.warns(match=f"was trained over the {trained_over} weights of m, and these are"):
+        require_base("a", {"base_fingerprint": own, "base_model": "m"}, here)
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_named_together(saved):
@@ -235,6 +273,14 @@ def test_a_folder_that_cannot_be_read_is_named_with_the_reason(files, error, mes
         (tmp_path / name).write_text(text)
     with pytest.raises(error, match=message):
         read_adapter(tmp_path)
+
+
+def test_a_repository_without_safetensors_says_why_and_what_to_do(tmp_path):
+    folder = tmp_path / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(FileNotFoundError, match=r"as .bin .* is not fetched: .*save_pretrained it"):
+        read_adapter(folder)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

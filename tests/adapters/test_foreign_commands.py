@@ -6,7 +6,7 @@ import pytest
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
-from foreign_folders import as_mlx, edit, in_parts, rename
+from foreign_folders import as_mlx, edit, in_parts, rename, with_base
 from foreign_situations import of_images_too
 from parity import IDS, hf_folder
 from peft_lightning.adapters.bank import AdapterBank
@@ -20,7 +20,23 @@ from rounding import assert_near
 from tiny_run import write_base
 
 LINEAR = {"target_modules": ["q_proj", "up_proj"]}
+HALF = {"alpha_pattern": {"^model.layers.0.self_attn.q_proj": 3}}
+
+
+def base_weights(adapted_only):
+    """Return a change that adds weights of the base in the folder beside it."""
+
+    def change(folder):
+        model = AutoModelForCausalLM.from_pretrained(folder.parent / "base")
+        with_base(folder, model, adapted_only)
+
+    return change
+
+
 FOLDERS = {
+    "all base weights": (base_weights(False), LINEAR),
+    "base weights of layers": (base_weights(True), LINEAR),
+    "bare decoder": (rename(r"model\.model\.", "model."), {**LINEAR, **HALF}),
     "language_model": (of_images_too, {**LINEAR, "rank_pattern": {"up_proj": 2}}),
     "mlx": (as_mlx(), {**LINEAR, "use_dora": True}),
     "parts": (in_parts, {**LINEAR, "use_rslora": True}),

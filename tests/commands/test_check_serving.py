@@ -1,16 +1,20 @@
 """The command check-serving: what vLLM, transformers and llama.cpp take of an adapter's folder."""
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
 from peft_lightning.base_model import load_base_model, resolve
 from peft_lightning.commands.check_serving import check_serving
 from peft_lightning.export.serving import VLLM_RANKS
 from tiny import tiny_model
+from tiny_gguf import digit_tokenizer
 from tiny_run import byte_tokenizer, write_base
 
 
@@ -28,13 +32,65 @@ def verdicts(base, folder, adapter, capsys):
 
 
 def test_a_plain_lora_of_a_llama_is_taken_by_all(base, tmp_path, capsys):
-    found = verdicts(base, tmp_path, LoRA(r=10), capsys)
+    found = verdicts(base, tmp_path, LoRA(r=10, init_lora_weights=False), capsys)
     assert {name: v["accepted"] for name, v in found.items()} == {
         "vllm": True,
         "transformers": True,
         "llama.cpp": True,
     }
     assert found["vllm"]["notes"] == ["--enable-lora --max-lora-rank 16"]
+    assert [v["by"] for v in found.values()][:2] == ["rules", "loaded"]
+    assert re.search(r"logits of 24 tokens are ours to \de-0[6-9]", str(found["transformers"]))
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    """A base with a dense layer and a layer of experts, and an adapter of its dense layers."""
+    place = tmp_path_factory.mktemp("mixture")
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = Qwen3MoeConfig(**sizes, **heads, **experts, mlp_only_layers=[0], pad_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(place / "base")
+    model = load_base_model(str(place / "base"))
+    (adapter := LoRA(r=2, target_modules="mlp", init_lora_weights=False)).attach(model)
+    save_adapter(adapter, model, place / "ckpt")
+    return place
+
+
+def test_a_folder_is_loaded_by_hf_peft_and_its_logits_decide(mixture, tmp_path, capsys):
+    check_serving(str(mixture / "ckpt"))
+    assert "transformers: yes, loaded" in capsys.readouterr().out
+    folder = shutil.copytree(mixture / "ckpt", tmp_path / "ckpt")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    names = [name.removesuffix(".weight") for name in config["target_parameters"]]
+    changed = config | {"target_modules": names, "target_parameters": None}
+    (folder / "adapter_config.json").write_text(json.dumps(changed))
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
+    check_serving(str(folder))
+    said = capsys.readouterr().out
+    assert "transformers: no, loaded" in said
+    assert "computes something else" in said
+    assert "load_adapter(CKPT)" not in said
+    check_serving(str(folder), load=False)
+    said = capsys.readouterr().out
+    assert "transformers: no, by its rules" in said
+    assert "mlp.gate_proj" in said
+    assert "of a qwen3_moe for experts" in said
+    check_serving(str(mixture / "ckpt"), load=False)
+    assert "transformers: yes, by its rules" in capsys.readouterr().out
+
+
+@pytest.mark.llama
+def test_a_folder_is_loaded_by_llama_cpp_and_its_logits_decide(tmp_path, capsys):
+    pytest.importorskip("llama_cpp", exc_type=ImportError)
+    base, adapter = tmp_path / "base", LoRA(r=8, init_lora_weights=False)
+    tiny_model("llama", vocab_size=len(digit_tokenizer())).save_pretrained(base)
+    digit_tokenizer().save_pretrained(base)
+    found = verdicts(base, tmp_path / "ckpt", adapter, capsys)["llama.cpp"]
+    assert found["by"] == "loaded"
+    assert found["accepted"]
+    assert "logits of 24 tokens are ours" in found["notes"][-1]
 
 
 @pytest.mark.parametrize(
@@ -111,9 +167,15 @@ def test_what_hf_peft_adds_to_lora_is_named(base, tmp_path, capsys):
     get_peft_model(model, config).save_pretrained(tmp_path)
     check_serving(str(tmp_path), base_model=str(base))
     said = capsys.readouterr().out
-    for part in ("vllm: no", "DoRA", "modules_to_save ['lm_head'] must be none", "biases"):
+    for part in (
+        "vllm: no, by its rules",
+        "DoRA",
+        "modules_to_save ['lm_head'] must be none",
+        "biases",
+    ):
         assert part in said
-    assert "transformers: yes" in said
+    assert "transformers: yes, loaded" in said
+    assert "--max-lora-rank" not in said  # no way to serve what is not served
 
 
 def test_a_folder_whose_base_hf_peft_has_changed_is_named(base, tmp_path, capsys):
@@ -129,7 +191,10 @@ def test_a_folder_whose_base_hf_peft_has_changed_is_named(base, tmp_path, capsys
 def test_a_base_that_is_not_there_is_said_not_to_be_checked(base, tmp_path, capsys):
     verdicts(base, tmp_path, LoRA(r=8), capsys)
     check_serving(str(tmp_path), base_model="no/such")
-    assert "its architecture was not checked" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "its architecture was not checked" in said
+    assert said.count("not known, as its rules find nothing against it") == 3
+    assert "yes" not in said
 
 
 def test_a_whole_model_is_said_to_be_one(base, tmp_path, capsys):

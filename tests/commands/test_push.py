@@ -10,9 +10,11 @@ import yaml
 from peft_lightning import hub
 from peft_lightning.adapters import Full, LoRA, PromptTuning, read_adapter, save_adapter
 from peft_lightning.cli.config_excerpt import public_values
+from peft_lightning.cli.model_card import model_card
 from peft_lightning.commands.card import card
 from peft_lightning.commands.generate import generate
 from peft_lightning.commands.inspect import inspect
+from peft_lightning.commands.merge import merge
 from peft_lightning.commands.push import push
 from tiny import tiny_model
 from tiny_run import CHECKPOINT_FILES, byte_tokenizer, fit
@@ -116,6 +118,85 @@ def test_the_card_leaves_out_what_is_at_its_default(run, tmp_path):
     }
     assert shown["data"] == {"train": "rows.jsonl", "tokens_per_batch": 64, "max_length": 64}
     assert shown["trainer"] == {"default_root_dir": "parrot", "max_epochs": 3}
+
+
+def code_of(body):
+    return body.partition("```python\n")[2].partition("```")[0]
+
+
+def run_code(body):
+    space = {}
+    exec(code_of(body).replace("max_new_tokens=100", "max_new_tokens=4"), space)
+    return space
+
+
+@pytest.mark.parametrize("system", [None, "Be kind."])
+def test_the_code_of_the_card_runs(system, run, base, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where names of the hub are folders
+    shutil.copytree(base, ID)
+    ckpt = shutil.copytree(run / "checkpoints" / "best.ckpt", tmp_path / "me" / "parrot")
+    facts = json.loads((ckpt / "peft_lightning.json").read_text())
+    facts["prompts"] = {"system_prompt": system} if system else {}
+    (ckpt / "peft_lightning.json").write_text(json.dumps(facts))
+    space = run_code(front_of(model_card(ckpt, ID, None, "me/parrot"))[1])
+    assert capsys.readouterr().out.endswith("\n")
+    assert type(space["model"]).__name__ == "PeftModelForCausalLM"
+    start = "<|im_start|>system\nBe kind." if system else "<|im_start|>user\nHello<|im_end|>"
+    assert space["prompt"].startswith(start)
+
+
+def test_the_card_has_rank_alpha_targets_and_data_also_at_their_defaults(run):
+    _, body = front_of(model_card(run / "checkpoints" / "best.ckpt", ID, None, None))
+    for row in ("rank | 2", "alpha | 32", "targets | all-linear", "train data | rows.jsonl"):
+        assert f"| {row} |" in body
+
+
+def test_an_adapter_without_its_run_has_its_options_in_the_card_too(tmp_path):
+    model, adapter = tiny_model("llama"), LoRA(r=8, lora_alpha=8, target_modules=["q_proj"])
+    adapter.attach(model)
+    save_adapter(adapter, model, tmp_path / "a")
+    _, body = front_of(model_card(tmp_path / "a", ID, None, None))
+    for row in ("rank | 8", "alpha | 8", "targets | q_proj"):  # two of them HF PEFT's defaults
+        assert f"| {row} |" in body
+
+
+def test_the_license_of_a_local_base_is_that_of_its_card(run, base, tmp_path):
+    copied = shutil.copytree(base, tmp_path / "base")
+    (copied / "README.md").write_text("---\nlicense: apache-2.0\n---\nA model\n")
+    ckpt = shutil.copytree(run / "checkpoints" / "best.ckpt", tmp_path / "c")
+    facts = json.loads((ckpt / "peft_lightning.json").read_text())
+    (ckpt / "peft_lightning.json").write_text(json.dumps({**facts, "base_model": str(copied)}))
+    front, body = front_of(model_card(ckpt, ID, None, None))
+    assert front["license"] == "apache-2.0"
+    assert "| license of the base | apache-2.0 |" in body
+    assert front_of(model_card(ckpt, ID, "mit", None))[0]["license"] == "mit"
+
+
+def test_a_merged_model_is_pushed_with_a_card_of_what_was_merged(run, calls, tmp_path, monkeypatch):
+    merge(str(run / "checkpoints" / "best.ckpt"), str(tmp_path / "me" / "merged"))
+    push(str(tmp_path / "me" / "merged"), "me/merged", base_model=ID)
+    files = calls[-1][-1]
+    wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    assert wanted | {"README.md", "SHA256SUMS"} <= files.keys()
+    assert "merged_from.json" not in files
+    front, body = front_of(files["README.md"].decode())
+    assert front["library_name"] == "transformers"
+    assert front["tags"] == [f"base_model:finetune:{ID}", "transformers"]
+    assert f"{ID} with a LoRA adapter merged into it." in body
+    assert "| rank | 2 |" in body
+    assert "| validation loss |" in body
+    for private in (tmp_path, run.parent):
+        assert all(str(private).encode() not in content for content in files.values())
+    monkeypatch.chdir(tmp_path)
+    run_code(body)
+
+
+def test_a_model_that_is_marked_as_unverified_is_not_pushed(base, tmp_path, calls):
+    copied = shutil.copytree(base, tmp_path / "merged")
+    (copied / "UNVERIFIED").write_text("its logits differ\nmore\n")
+    with pytest.raises(ValueError, match="is not to be used: its logits differ; merge"):
+        push(str(copied), "me/merged", base_model=ID)
+    assert not calls
 
 
 def test_the_front_matter_is_what_hf_peft_writes(tmp_path):

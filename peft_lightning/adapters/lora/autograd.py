@@ -76,9 +76,11 @@ class _LoRALinear(torch.autograd.Function):
         for (weight, bias, _, b), scaling, part in zip(
             fours, scalings, _parts(down, fours), strict=True
         ):
-            y = multiply(flat, weight, empty((len(flat), len(b)), like=flat), bias)
-            y.addmm_(part, (b * scaling).to(x.dtype).T)
-            results.append(y.view(*x.shape[:-1], -1))
+            # of its final shape: a view would be an error where a model adds to it in place
+            y = empty((*x.shape[:-1], len(b)), like=flat)
+            multiply(flat, weight, y.view(len(flat), len(b)), bias)
+            y.view(len(flat), len(b)).addmm_(part, (b * scaling).to(x.dtype).T)
+            results.append(y)
         ctx.save_for_backward(down, *tensors, *(sources or [flat]))
         ctx.scalings, ctx.shape, ctx.recompute = scalings, x.shape, recompute
         return tuple(results)

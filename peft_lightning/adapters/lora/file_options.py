@@ -11,16 +11,23 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.name_matching import match_pattern
 from peft_lightning.adapters.lora.targets import Targets
 from peft_lightning.adapters.lora.trainable_tokens import is_tied, vocabulary_names
 from peft_lightning.adapters.state_dict import PREFIX
-from peft_lightning.adapters.tensor_names import layer_of, layers_in_model, with_layers
+from peft_lightning.adapters.tensor_names import (
+    layer_of,
+    layers_in_model,
+    with_layers,
+    without_wrappers,
+)
 from peft_lightning.messages import UserError, shortened
 
 _LORA = ".lora_"
+_CHOICE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 
 
 def fitted(
@@ -42,6 +49,8 @@ def fitted(
         found |= _renamed(options, layers, tensors)
         first = next(old for old, new in layers.items() if old != new)
         _say(f"the layers have other names in the file: {first} is {layers[first]} here")
+    tensors = _without_base_weights(found, model, tensors)
+    found |= _without_wrappers(found, model)
     found |= _without_unmatched(found, model, tensors)
     found["ensure_weight_tying"] = _is_tied_in_file(found, model, tensors)
     return found, dict(tensors)
@@ -51,20 +60,29 @@ def _say(text: str) -> None:
     warnings.warn(text, stacklevel=1)  # of this place, so that one text is said once
 
 
+def _say_unmatched(option: str, names: Iterable[Any]) -> None:
+    if shown := shortened(list(map(str, names))):
+        _say(f"{option} names what is not in this model, and is read without: {shown}")
+
+
 def _renamed(
     options: Mapping[str, Any], layers: Mapping[str, str], tensors: Iterable[str]
 ) -> dict[str, Any]:
     """Return the options that name layers, with the model's names, in full."""
     adapted = {layer_of(name) for name in tensors if _LORA in name}
+    pairs = [pair for pair in layers.items() if pair[1] in adapted]
     new: dict[str, Any] = {
-        "target_modules": [name for name in layers.values() if name in adapted],
+        "target_modules": [name for _, name in pairs],
         "exclude_modules": None,
         "layers_to_transform": None,
         "layers_pattern": None,
     }
     for key in ("rank_pattern", "alpha_pattern"):
-        values = {name: match_pattern(options[key], old) for old, name in layers.items()}
-        new[key] = {re.escape(n): v for n, v in values.items() if v is not None and n in adapted}
+        pattern = options[key]
+        values = {n: match_pattern(pattern, old) or match_pattern(pattern, n) for old, n in pairs}
+        new[key] = {re.escape(name): value for name, value in values.items() if value is not None}
+        unmatched = [k for k in pattern if not any(_matches_one(k, pair) for pair in pairs)]
+        _say_unmatched(key, unmatched)
     if options["modules_to_save"]:
         ends = tuple(options["modules_to_save"])
         whole = [new for old, new in layers.items() if old.endswith(ends) and new not in adapted]
@@ -75,8 +93,54 @@ def _renamed(
     return new
 
 
+def _matches_one(key: str, names: Iterable[str]) -> bool:
+    return any(match_pattern({key: True}, name) for name in names)
+
+
 def _ids(tokens: Mapping[str, list[int]], name: str) -> list[int] | None:
     return next((ids for end, ids in tokens.items() if name.endswith(end)), None)
+
+
+def _without_base_weights(
+    options: Mapping[str, Any], model: nn.Module, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Leave out weights that the model has already, as in the full state dict of a wrapped model.
+
+    Embeddings are seen to elsewhere; what is trained beside updates may be equal and stays.
+    """
+    own = dict(model.named_parameters())
+    ends = tuple(options["modules_to_save"] or ())
+    kept = set(vocabulary_names(model))
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        layer, _, part = name.removeprefix(PREFIX).replace(".base_layer.", ".").rpartition(".")
+        if _LORA in name or layer in kept or (ends and any(f".{e}." in f".{layer}." for e in ends)):
+            continue
+        if part == "bias" and options["bias"] != "none":
+            continue
+        weight = own.get(f"{layer}.{part}")
+        if weight is None or weight.is_meta or weight.shape != tensor.shape:
+            continue
+        if torch.equal(tensor.to(weight), weight):
+            del found[name]
+    if len(found) < len(tensors):
+        _say(f"the file holds {len(tensors) - len(found)} weights that this model has already")
+    return found
+
+
+def _targets(options: Mapping[str, Any]) -> Targets:
+    return Targets(**{name: options[name] for name in _CHOICE})
+
+
+def _without_wrappers(options: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Return the options with names of a model that was wrapped when the adapter was made."""
+    wanted = options["target_modules"]
+    if not isinstance(wanted, list) or len(_targets(options).unmatched_names(model)) < len(wanted):
+        return {}
+    found: dict[str, Any] = {"target_modules": [without_wrappers(name) for name in wanted]}
+    for key in ("rank_pattern", "alpha_pattern"):
+        found[key] = {without_wrappers(name): value for name, value in options[key].items()}
+    return {} if _targets({**options, **found}).unmatched_names(model) else found
 
 
 def _without_unmatched(
@@ -88,11 +152,9 @@ def _without_unmatched(
     def keep(option: str, value: Any, dropped: list[Any]) -> None:
         if dropped:
             kept[option] = value
-            names = shortened(list(map(str, dropped)))
-            _say(f"{option} names what is not in this model, and is read without: {names}")
+            _say_unmatched(option, dropped)
 
-    names = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-    targets = Targets(**{name: options[name] for name in names})
+    targets = _targets(options)
     wanted = options["target_modules"]
     if isinstance(wanted, list) and (absent := targets.unmatched_names(model)):
         names_left = [name for name in wanted if name not in absent]
@@ -101,10 +163,10 @@ def _without_unmatched(
     if isinstance(numbers, list) and (beyond := targets.unmatched_numbers(model)):
         numbers_left = [number for number in numbers if number not in beyond]
         keep("layers_to_transform", numbers_left, beyond if numbers_left else [])
-    found = Targets(**{name: kept.get(name, options[name]) for name in names}).find(model)
+    found = _targets({**options, **kept}).find(model)
     for option in ("rank_pattern", "alpha_pattern"):
         pattern = options[option]
-        unmatched = [k for k in pattern if not any(match_pattern({k: 1}, n) for n in found)]
+        unmatched = [key for key in pattern if not _matches_one(key, found)]
         keep(option, {k: v for k, v in pattern.items() if k not in unmatched}, unmatched)
     modules = [name for name, _ in model.named_modules() if name]
     saved = options["modules_to_save"] or []

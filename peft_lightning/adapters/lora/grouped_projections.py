@@ -22,6 +22,7 @@ class GroupableLayer(Protocol):
     """A layer whose output ``lora_linear`` can compute; see ``LoRALinear``."""
 
     group: ProjectionGroup | None
+    in_features: int
 
     @property
     def path(self) -> str: ...
@@ -93,5 +94,7 @@ def group_projections(layers: Mapping[str, GroupableLayer]) -> None:
     for children in siblings.values():
         for names in GROUPED_NAMES:
             members = [children[name] for name in names if name in children]
+            if len({layer.in_features for layer in members}) > 1:
+                continue  # such as RWKV's feed-forward
             if len(members) > 1 and all(layer.path == "fused" for layer in members):
                 ProjectionGroup(members)

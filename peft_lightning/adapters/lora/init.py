@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_lightning.messages import UserError
@@ -67,7 +68,7 @@ def decompose(weight: Tensor, r: int, scaling: float, init: str) -> tuple[Tensor
 
     Args:
         weight: (out, in).
-        r: At most the smaller side of the weight.
+        r: Its rank; what is above the smaller side of the weight is zero, as there is no more.
         scaling: Factor on ``B A``.
         init: "olora": ``B A`` is the first ``r`` columns of Q times rows of R of the QR
             decomposition (Büyükakyüz 2024, arXiv:2406.01775); "pissa": ``scaling B A`` is the
@@ -75,30 +76,32 @@ def decompose(weight: Tensor, r: int, scaling: float, init: str) -> tuple[Tensor
             "pissa_niter_4": the same by a randomised decomposition with 4 iterations.
 
     Raises:
-        UserError: If ``r`` is too large, or the weight is quantised.
+        UserError: If the weight is quantised.
     """
     if not weight.is_floating_point():
         raise UserError(
             f"init_lora_weights {init!r} needs the base's weight, which is quantised: load the "
             "base without quantization, or leave init_lora_weights out"
         )
-    if r > min(weight.shape):
-        raise UserError(
-            f"init_lora_weights {init!r} takes at most the smaller side of a weight as its rank, "
-            f"got r {r} for a weight of {tuple(weight.shape)}"
-        )
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    rank = min(r, *weight.shape)  # HF PEFT's tensors have no more
     if init == "olora":
         q, upper = torch.linalg.qr(wide)
-        return upper[:r], q[:, :r]
+        return with_zeros(upper[:rank], q[:, :rank], r)
     if init == "pissa":
         u, s, vh = torch.linalg.svd(wide, full_matrices=False)
-        u, s, vh = u[:, :r], s[:r], vh[:r]
+        u, s, vh = u[:, :rank], s[:rank], vh[:rank]
     else:
-        u, s, v = torch.svd_lowrank(wide, r, niter=int(init.rpartition("_")[2]))
+        u, s, v = torch.svd_lowrank(wide, rank, niter=int(init.rpartition("_")[2]))
         vh = v.T
     root = (s / scaling).sqrt()
-    return root[:, None] * vh, u * root
+    return with_zeros(root[:, None] * vh, u * root, r)
+
+
+def with_zeros(a: Tensor, b: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """Return ``A`` (rank, in) and ``B`` (out, rank) with zeros up to rank ``r``."""
+    more = r - len(a)
+    return F.pad(a, (0, 0, 0, more)), F.pad(b, (0, more))
 
 
 def _orthogonal(a: Tensor, b: Tensor) -> None:

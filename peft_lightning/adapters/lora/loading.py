@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from peft_lightning.adapters.lora.embedding import LoRAEmbedding
 from peft_lightning.adapters.lora.extra_modules import resize_saved_embeddings
+from peft_lightning.adapters.lora.init import is_decomposition
 from peft_lightning.adapters.lora.layers import LoRALinear
 from peft_lightning.adapters.lora.pissa import append_initial_update, is_residual
 from peft_lightning.adapters.lora.state_dict_keys import (
@@ -17,6 +18,8 @@ from peft_lightning.adapters.lora.state_dict_keys import (
     factor_keys,
 )
 from peft_lightning.messages import UserError
+
+_MOST_CUT = 16  # times that the rank of a decomposition may exceed what there is to decompose
 
 
 def prepare_to_load(
@@ -74,7 +77,7 @@ def check_repeated(
         check_base_weight(key, repeated, weight)
 
 
-def check_rank(rank: int, tensors: Mapping[str, Tensor]) -> None:
+def check_rank(rank: int, tensors: Mapping[str, Tensor], init: bool | str) -> None:
     """Raise UserError if a config asks for a larger rank than that of the file's tensors.
 
     Checked before memory for tensors of that rank is allocated.
@@ -82,10 +85,12 @@ def check_rank(rank: int, tensors: Mapping[str, Tensor]) -> None:
     Args:
         rank: The largest rank that the config gives to a layer.
         tensors: The file's tensors.
+        init: The LoRA's ``init_lora_weights``. HF PEFT's decompositions have no more rows than the
+            smaller side of a weight, whatever the rank.
     """
     ends = (".lora_A.weight", ".lora_embedding_A")  # shape (rank, in)
     stored = [len(t) for name, t in tensors.items() if name.endswith(ends) and t.ndim]
-    if stored and rank > max(stored):
+    if stored and rank > max(stored) * (_MOST_CUT if is_decomposition(init) else 1):
         raise UserError(
             f"the config asks for rank {rank}, and the file's tensors have at most {max(stored)}"
         )

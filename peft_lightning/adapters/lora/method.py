@@ -44,9 +44,14 @@ from peft_lightning.adapters.lora.peft_config import (
     checked_options,
 )
 from peft_lightning.adapters.lora.pissa import with_doubled_rank
+from peft_lightning.adapters.lora.reached_layers import (
+    count_kinds,
+    forget_unreached,
+    note_unreached,
+)
 from peft_lightning.adapters.lora.resized_vocab import keep_only_new_rows
 from peft_lightning.adapters.lora.state_dict_keys import factor_keys
-from peft_lightning.adapters.lora.targets import Targets
+from peft_lightning.adapters.lora.targets import Targets, adaptable_layers
 from peft_lightning.adapters.lora.trainable_biases import (
     biases_to_train,
     check_biases,
@@ -54,6 +59,7 @@ from peft_lightning.adapters.lora.trainable_biases import (
     restore_biases,
     trained_biases,
 )
+from peft_lightning.adapters.lora.trainable_tokens import vocabulary_names
 from peft_lightning.adapters.new_tokens import add_new_tokens
 from peft_lightning.adapters.state_dict import PREFIX
 from peft_lightning.adapters.tensor_names import peft_names
@@ -153,7 +159,23 @@ class LoRA(Adapter):
         """Return the adapted linear layers of ``model`` by name."""
         return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
 
+    def count_layers(self, model: nn.Module) -> str | None:
+        """Return how many layers of each kind have an update and how many do not, and why."""
+        base = adaptable_layers(model)
+        linear = {name: layer for name, layer in base.items() if not is_embedding(layer)}
+        linear.pop(vocabulary_names(model)[1] or "", None)
+        return count_kinds(model, list(self.layers(model)), linear)
+
     def _insert(self, model: nn.Module, initialise: bool) -> None:
+        if initialise:
+            note_unreached(model, adaptable_layers(model))
+        try:
+            self._insert_modules(model, initialise)
+        except Exception:
+            forget_unreached(model)
+            raise
+
+    def _insert_modules(self, model: nn.Module, initialise: bool) -> None:
         if isinstance(self.new_tokens, list):
             raise UserError(
                 "the new_tokens have no ids yet: adapter = adapter.with_tokenizer(tokenizer) adds "
@@ -220,6 +242,7 @@ class LoRA(Adapter):
         for name, layer in self.layers(model).items():
             model.set_submodule(name, layer.base_layer)
         remove_extra_modules(model)
+        forget_unreached(model)
 
     def _targets(self) -> Targets:
         return Targets(
@@ -255,7 +278,8 @@ class LoRA(Adapter):
     ) -> tuple[LoRA, Mapping[str, Tensor]]:
         options, tensors = fitted(self._options(), model, tensors)
         own = replace(self, **options)
-        check_rank(max(map(own.rank, own._targets().find(model)), default=0), tensors)
+        rank = max(map(own.rank, own._targets().find(model)), default=0)
+        check_rank(rank, tensors, own.init_lora_weights)
         rows, tensors = keep_only_new_rows(
             tensors,
             model,

@@ -59,10 +59,11 @@ HF_DEFAULTS: dict[str, Any] = {
 }
 
 # fan_in_fan_out follows from the layer; the next two only serve what is off; the others concern how
-# training began, and VeLoRA what it kept in memory
+# training began, with VeLoRA what it kept in memory, and with ms-swift's three its learning rates
 WITHOUT_EFFECT = frozenset(
     {"fan_in_fan_out", "megatron_core", "qalora_group_size"}
     | {"corda_config", "eva_config", "loftq_config", "lora_ga_config", "velora_config"}
+    | {"lora_dtype", "lorap_emb_lr", "lorap_lr_ratio"}
 )
 _NONE_IF_EMPTY = ("exclude_modules", "layers_pattern", "layers_to_transform", "target_parameters")
 _SET_BY_DEFAULTS = ("arrow_config", "kasa_config", "monteclora_config", "use_bdlora")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from peft_lightning.adapters.base import plain_number
-from peft_lightning.adapters.lora.init import decompose, is_decomposition
+from peft_lightning.adapters.lora.init import decompose, is_decomposition, with_zeros
 from peft_lightning.adapters.lora.layers import LoRALinear, is_conv1d
 from peft_lightning.messages import UserError
 
@@ -70,6 +70,8 @@ def append_initial_update(
     Raises:
         UserError: For OLoRA of HF PEFT over a Conv1D, whose base it damages.
     """
+    if is_decomposition(init) and a.shape[0] == min(layer.r, *weight.shape):
+        a, b = with_zeros(a, b, layer.r)
     if not is_decomposition(init) or a.shape[0] != layer.r:
         return a, b
     transposed = is_conv1d(layer.base_layer)

@@ -12,6 +12,7 @@ from peft_lightning.adapters.lora.default_targets import default_targets
 from peft_lightning.adapters.lora.embedding import is_embedding
 from peft_lightning.adapters.lora.layers import is_linear
 from peft_lightning.adapters.lora.name_matching import ends_with, matches, shortest_suffixes
+from peft_lightning.adapters.lora.reached_layers import left_out
 from peft_lightning.messages import UserError, did_you_mean, shortened
 
 SHORTHANDS = ("all-linear", "attention", "mlp")
@@ -87,11 +88,12 @@ class Targets:
             )
 
     def find(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the chosen layers by name, in the model's order.
+        """Return the chosen layers by name, in the model's order, without those ``left_out``.
 
         Raises:
             UserError: If a name, an expression or a layer number matches no linear layer or
-                embedding. The message names the nearest ones and those there are.
+                embedding. The message names the nearest ones and those there are. If one matches
+                nothing but layers that are left out.
         """
         shorthand = self.target_modules in SHORTHANDS
         layers = self._layers(model)
@@ -112,7 +114,22 @@ class Targets:
                 f"exclude_modules {self.exclude_modules!r} and layers_to_transform "
                 f"{self.layers_to_transform!r} are applied"
             )
-        return found
+        return self._without_left_out(model, wanted, found)
+
+    def _without_left_out(
+        self, model: nn.Module, wanted: list[str] | str, found: dict[str, nn.Module]
+    ) -> dict[str, nn.Module]:
+        reasons = left_out(model)
+        kept = {name: layer for name, layer in found.items() if name not in reasons}
+        named = isinstance(wanted, list) and self.target_modules not in SHORTHANDS
+        for given in [[name] for name in wanted] if named else [wanted]:
+            of_one = [name for name in found if matches(given, name)]
+            if of_one and not any(name in kept for name in of_one):
+                raise UserError(
+                    f"target_modules {self.target_modules!r}: an update of {of_one[0]} would have "
+                    f"no effect, {reasons[of_one[0]]}; leave it out, or give all-linear"
+                )
+        return kept
 
     def unmatched_names(self, model: nn.Module) -> list[str]:
         """Return the names or the expression in ``target_modules`` that match no layer."""
@@ -131,8 +148,8 @@ class Targets:
         shorthand = self.target_modules in SHORTHANDS
         return {
             name: layer
-            for name, layer in base_modules(model).items()
-            if is_linear(layer) or (is_embedding(layer) and not shorthand)
+            for name, layer in adaptable_layers(model).items()
+            if is_linear(layer) or not shorthand
         }
 
     def resolved_names(self, model: nn.Module) -> list[str] | str:
@@ -205,6 +222,12 @@ class Targets:
             )
         near = [*leaves, *(SHORTHANDS if isinstance(self.target_modules, str) else ())]
         return message + did_you_mean([name.rpartition(".")[2] for name in unmatched], near)
+
+
+def adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the linear layers and embeddings of a model's base by name."""
+    modules = base_modules(model).items()
+    return {name: layer for name, layer in modules if is_linear(layer) or is_embedding(layer)}
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -67,8 +67,9 @@ class PromptLearning(Adapter):
         options = {
             **self.options(),
             "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
-            "num_attention_heads": getattr(base, "num_attention_heads", None),
-            "num_layers": getattr(base, "num_hidden_layers", None),
+            # HF PEFT refuses a folder without them, and prompts of input embeddings use neither
+            "num_attention_heads": getattr(base, "num_attention_heads", None) or 1,
+            "num_layers": getattr(base, "num_hidden_layers", None) or 1,
             "num_transformer_submodules": 1,
             "token_dim": model.prompt_embeddings.shape[1],
         }

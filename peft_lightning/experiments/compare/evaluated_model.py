@@ -21,6 +21,7 @@ from peft_lightning.experiments.compare.runs import Run
 from peft_lightning.hidden_cache.cache import leaves_inputs
 from peft_lightning.kernels.attention import FLAT_ATTENTION
 from peft_lightning.kernels.machine import find_machine
+from peft_lightning.kernels.own_forward import own_forward
 from peft_lightning.kernels.patch import patch_model
 from peft_lightning.kernels.precision import choose_precision
 from peft_lightning.loss import CausalLMLoss
@@ -93,7 +94,7 @@ class EvaluatedBase:
             precision=precision,
             machine=find_machine(torch.device(device)),
         )
-        fingerprint = base_fingerprint(base)
+        fingerprint = own_forward(base).fingerprint = base_fingerprint(base)
         if precision == "64-true":
             base.double()
         patch_model(base, precision=precision)

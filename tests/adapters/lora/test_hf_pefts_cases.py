@@ -176,7 +176,7 @@ def test_a_small_model_is_loaded_trained_and_read_back_as_by_hf_peft(case, tmp_p
 # ---- saved under a name, and converted ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["default", "other", "a", "lora_A", "q_proj", "model", "weight"])
+@pytest.mark.parametrize("name", ["default", "lora", "a", "lora_A", "q_proj", "model", "weight"])
 def test_an_adapters_name_in_hf_peft_makes_no_difference(name, tmp_path):
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], use_dora=True)
     peft = get_peft_model(tiny_model("llama"), config, adapter_name=name).eval()

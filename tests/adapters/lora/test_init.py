@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.testing import assert_close
@@ -201,10 +201,42 @@ def test_one_seed_draws_hf_pefts_own_adapter(architecture, init):
             assert_close(getattr(layer, part).weight, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora", "pissa_niter_4"])
+def test_a_rank_above_the_smaller_side_decomposes_the_whole_weight_as_in_hf_peft(init, tmp_path):
+    model, ids = tiny_model("llama", torch.float64), torch.arange(9)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        adapter = LoRA(r=20, init_lora_weights=init)  # k_proj is (16, 32)
+        adapter.attach(model)
+        assert_close(model(ids).logits, expected)
+    layer = model.model.layers[0].self_attn.k_proj
+    update = layer.scaling * layer.lora_B.weight @ layer.lora_A.weight
+    assert_close(update, layer.weight * (layer.scaling if init == "olora" else 1))
+    save_adapter(adapter, model, tmp_path / "ours")
+    theirs = PeftModel.from_pretrained(tiny_model("llama", torch.float64), tmp_path / "ours")
+    with torch.no_grad():
+        assert_close(theirs(ids).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_hf_pefts_folder_of_such_a_rank_is_read(tmp_path):
+    torch.manual_seed(0)
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=20, target_modules=["k_proj"], init_lora_weights="pissa"
+    )
+    theirs, ids = get_peft_model(tiny_model("llama"), config), torch.arange(9)[None]
+    for name, parameter in theirs.named_parameters():
+        if "lora_A" in name:
+            parameter.data += 0.1
+    theirs.save_pretrained(tmp_path / "hf")
+    model = tiny_model("llama")
+    load_adapter(model, tmp_path / "hf")
+    with torch.no_grad():
+        assert_close(model(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("init", "r", "message"),
     [
-        ("pissa", 20, r"smaller side of a weight as its rank, got r 20 for a weight of \(16, 32\)"),
         ("orthogonal", 3, "init_lora_weights 'orthogonal' needs an even rank, got r 3"),
     ],
 )
