@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from peft_lightning import UserError
 from peft_lightning.commands.generate import generate
@@ -12,6 +13,7 @@ from peft_lightning.inference.answer_text import AnswerStreamer, decode_answer, 
 from peft_lightning.inference.generate import generate_tokens
 from tiny_run import byte_tokenizer
 
+FIRST = 10  # the token that stands for number 0
 TOKENIZER = byte_tokenizer()  # a token is a byte: each string, and each character, straddles
 
 
@@ -20,33 +22,23 @@ def ids_of(text):
 
 
 class Reciter:
-    """A model that answers a prompt of one token with a text, by the token."""
+    """A model that answers a prompt of two tokens, the second of them a number, with a text."""
 
     def __init__(self, texts):
-        width = max(map(len, texts))
-        self.texts = [ids_of(text) for text in texts]
-        size, most = len(TOKENIZER), max(map(len, self.texts)) + 2
-        del width
-        config = GPT2Config(
-            vocab_size=size, n_embd=8, n_layer=1, n_head=1, n_positions=most + 40,
-            bos_token_id=1, eos_token_id=2,
-        )  # fmt: skip
-        self.model = GPT2LMHeadModel(config).eval()
+        self.texts, self.rows, self.step = [ids_of(text) for text in texts], [], 0
+        sizes = {"vocab_size": len(TOKENIZER), "n_embd": 8, "n_layer": 1, "n_head": 1}
+        self.model = GPT2LMHeadModel(GPT2Config(**sizes, n_positions=64)).eval()
         self.model.generation_config.eos_token_id = None
         self.model.forward = self.forward
-        self.start = 0
 
-    def forward(self, input_ids=None, attention_mask=None, past_key_values=None, **kwargs):
-        from transformers.modeling_outputs import CausalLMOutputWithPast
-
+    def forward(self, input_ids=None, past_key_values=None, **kwargs):
+        self.step += 1
+        if input_ids.shape[1] > 1:
+            self.rows, self.step = [int(i) - FIRST for i in input_ids[:, -1]], 0
         logits = torch.full((*input_ids.shape, len(TOKENIZER)), -9.0)
-        lengths = attention_mask.sum(1) - 1  # of the prompt there is one token, the number of text
-        if input_ids.shape[1] > 1 or int(lengths.max()) == 0:
-            self.rows = [int(i) - 10 for i in input_ids[:, -1]]
-        for row, (number, done) in enumerate(zip(self.rows, lengths, strict=True)):
-            text = self.texts[number]
-            following = text[int(done)] if int(done) < len(text) else ids_of("~")[0]
-            logits[row, -1, following] = 9.0
+        for row, number in enumerate(self.rows):
+            rest = [*self.texts[number][self.step :], *ids_of("~")]
+            logits[row, -1, rest[0]] = 9.0
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
 
@@ -57,7 +49,7 @@ TEXTS = ["one\nQ: two", "née 東京 END of it", "no stop here", "END", "a EN b 
 def test_an_answer_ends_at_the_first_of_several_stop_strings(together):
     stop, most = ("END", "\nQ:"), 24
     model = Reciter(TEXTS).model
-    rows = [[10 + i] for i in range(len(TEXTS))]
+    rows = [[FIRST, FIRST + i] for i in range(len(TEXTS))]
     ids = generate_tokens(
         model, None, TOKENIZER, rows, most, stop=stop, batch_size=together, end_ids=()
     )
@@ -95,7 +87,7 @@ def test_what_only_began_as_a_stop_string_is_printed_at_the_end():
 def test_a_stop_string_that_is_a_special_token_ends_an_answer():
     reciter = Reciter(["ab<|im_end|>cd"])
     options = {"stop": ("<|im_end|>",), "end_ids": ()}
-    [ids] = generate_tokens(reciter.model, None, TOKENIZER, [[10]], 9, **options)
+    [ids] = generate_tokens(reciter.model, None, TOKENIZER, [[FIRST, FIRST]], 9, **options)
     assert TOKENIZER.decode(ids) == "ab"
 
 

@@ -246,7 +246,7 @@ def test_an_impossible_request_is_named(options, message):
 def test_virtual_tokens_take_room_too():
     adapter = PromptTuning(num_virtual_tokens=3)
     model = adapted("gpt2", adapter)
-    with pytest.raises(ValueError, match="prompt 1 has 2 tokens.* 252 and 3 virtual tokens it"):
+    with pytest.raises(ValueError, match=r"prompt 1 has 2 tokens.* 252 and 3 virtual tokens it"):
         generate_tokens(model, adapter, Ends(), [[4, 5]], 252)
     with pytest.raises(ValueError, match="253 leave no room for a prompt in the model's 256"):
         generate_tokens(model, adapter, Ends(), [[4]], 253)
