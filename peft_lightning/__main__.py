@@ -115,10 +115,12 @@ def no_collecting() -> Iterator[None]:
 
 def run(args: list[str]) -> None:
     """Run the command line ``args``, without the program's name."""
+    if args[:1] == ["help"]:
+        args = [*args[1:], "--help"]
     if not args or args[0] in ("-h", "--help"):
         print(main_help())
         return
-    if args[0] == "--version":
+    if args[0] in ("--version", "-V", "version"):
         from peft_lightning import __version__
 
         print(__version__)

@@ -61,6 +61,14 @@ def near_names(wrong: str, right: Iterable[str], most: int = 1) -> list[str]:
     return [folded[name] for name in near[:most]]
 
 
+def printable(text: str) -> str:
+    """Return a text that may come from a stranger's file, its control characters as escapes.
+
+    Newlines stay. A terminal obeys other ones: they move the cursor, or name its window.
+    """
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+
+
 def did_you_mean(
     wrong: str | Iterable[str],
     right: Iterable[str],

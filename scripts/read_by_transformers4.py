@@ -10,7 +10,9 @@ exit status is 1 if a logit or a token id differs, or transformers warns of weig
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import subprocess
 import sys
@@ -109,6 +111,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {"rope_parameters": THETA}),
     "glm4": ("glm4", {"rope_parameters": {**THETA, "partial_rotary_factor": 0.5}}),
     "nemotron": ("nemotron", {"rope_parameters": {**THETA, "partial_rotary_factor": 0.5}}),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 8,
+         "mamba_d_state": 8, "num_local_experts": 4, "shared_intermediate_size": 24},
+    ),
     "mixtral": ("mixtral", {"rope_parameters": THETA, **EXPERTS, "num_local_experts": 4}),
     "qwen2_moe": ("qwen2_moe", {"rope_parameters": THETA, **EXPERTS, "num_experts": 4}),
     "qwen3_moe": ("qwen3_moe", {"rope_parameters": THETA, **EXPERTS, "num_experts": 4}),
@@ -274,7 +281,8 @@ def folders(base: Path, place: Path) -> Iterator[tuple[str, Path]]:
         ckpt, out = place / "adapter", place / f"{base.name}-{kind.replace(' ', '-')}"
         save_adapter(adapter, model, ckpt)
         out.mkdir()
-        write_merged(out, str(ckpt), str(base), None, 10**9, True, options)
+        with contextlib.redirect_stdout(io.StringIO()):
+            write_merged(out, str(ckpt), str(base), None, 10**9, True, options)
         yield kind, out
     model = load_base_model(str(base), dtype="float32")
     Full().attach(model)

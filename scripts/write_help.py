@@ -28,18 +28,21 @@ GENERAL = [
     ("-c, --config FILE", "YAML file; several are merged from left to right, options come on top."),
     (
         "--ckpt_path last|best|none|FOLDER",
-        "Checkpoint; fit continues from it bit for bit. none: from the beginning, untrained.",
+        "fit continues from it bit for bit. none: from the beginning.",
     ),
     (
         "--weights_only false",
-        "The checkpoint is trusted: all of its trainer's state is unpickled, which can run code.",
+        "Unpickle all of a trusted checkpoint, which can run code.",
     ),
     ("--seed_everything INT", "Seed of every random generator (0)."),
     ("--print_config", "Print the whole configuration as YAML, and stop."),
     ("--debug", "Show the traceback of an error."),
 ]
 
-FIT_ONLY = [("--verbose", "Say how every part of a step is computed.")]
+FIT_ONLY = [
+    ("--overwrite", "Replace the finished run in the folder of this one."),
+    ("--verbose", "Say how every part of a step is computed."),
+]
 
 PREDICT_ONLY = [
     (
@@ -47,6 +50,7 @@ PREDICT_ONLY = [
         "Adapter to answer with, instead of --ckpt_path; may be given several times. A row's "
         "'adapter' names its own, 'base' is none.",
     ),
+    ("--output FILE", "JSONL file to write (predictions.jsonl in the folder of the run)."),
 ]
 
 # the most useful options of Lightning's Trainer, in fewer words than its own

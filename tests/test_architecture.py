@@ -73,6 +73,7 @@ ALSO = {
     "export/gguf_architectures.py": {"gguf"},
     "export/gguf_families.py": {"gguf"},
     "export/gguf_layout.py": {"gguf"},
+    "export/gguf_sentencepiece.py": {"gguf"},
     "export/gguf_tokenizer.py": {"gguf"},
     "export/llama_cpp.py": {"gguf", "llama_cpp"},
     "export/loaded_serving.py": {"peft"},

@@ -1,4 +1,4 @@
-"""The course's exercises are sweeps that the command line accepts, as many runs as the table says."""
+"""Each of the course's exercises is a sweep of as many runs as its table says."""
 
 import json
 import re

@@ -4,8 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from peft_lightning.files import atomic, atomic_folder, atomic_text, existing_folder
+from peft_lightning.files import (
+    atomic,
+    atomic_file,
+    atomic_folder,
+    atomic_text,
+    existing_folder,
+)
 
 CRASHED = 9
 STEPS = ["fsync", "mkdir", "rename", "replace", "rmdir", "unlink"]  # of the module os
@@ -212,3 +220,17 @@ def test_the_previous_folder_is_found_only_where_the_folder_is_gone(tmp_path):
     write(tmp_path / "x", "new")
     assert existing_folder(tmp_path / "x") == tmp_path / "x"
     assert not Path(tmp_path / "x.previous").exists()
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_file_that_only_its_owner_could_read_has_the_mode_of_other_files(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with atomic_folder(tmp_path / "folder") as folder:
+            save_file({"x": torch.zeros(1)}, folder / "x.safetensors")
+        with atomic_file(tmp_path / "file") as file:
+            save_file({"x": torch.zeros(1)}, file)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "folder" / "x.safetensors", tmp_path / "file"):
+        assert path.stat().st_mode & 0o777 == mode

@@ -2,7 +2,7 @@
 
 import pytest
 
-from peft_lightning.messages import check_choice, did_you_mean, join_or
+from peft_lightning.messages import check_choice, did_you_mean, join_or, printable
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,7 @@ def test_a_wrong_choice_is_refused_with_all_choices_what_was_given_and_the_neare
     check_choice("switch", "on", ("on", "off"))
     with pytest.raises(ValueError, match=f"^switch must be on or off, {end}"):
         check_choice("switch", value, ("on", "off"))
+
+
+def test_what_a_terminal_would_obey_is_shown_and_newlines_stay():
+    assert printable("a\x1b[2Jb\x07\n한국어 é\x9b") == "a\\x1b[2Jb\\x07\n한국어 é\\x9b"

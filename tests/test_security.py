@@ -282,20 +282,15 @@ def test_no_secret_reaches_a_file_of_a_run_or_what_is_printed(base, rows, tmp_pa
     trainer = f"max_steps: 2, logger: {{class_path: hosted.Hosted, init_args: {options}}}"
     (tmp_path / "run.yaml").write_text(model + DATA.replace("TRAINER", trainer))
     last = "runs/run/checkpoints/last.ckpt"
+    again = ["--config", "run.yaml", "--overwrite"]
     lines = [
         ["fit", "--config", "run.yaml"],
         ["card", last],
         ["inspect", last],
-        ["fit", "--config", "run.yaml", "--trainer.logger.init_args.api_key", f"[{KEY}]"],
-        [
-            "fit",
-            "--config",
-            "run.yaml",
-            "--data.train",
-            f"https://me:{PASSWORD}@host/{TOKEN}.jsonl",
-        ],
+        ["fit", *again, "--trainer.logger.init_args.api_key", f"[{KEY}]"],
+        ["fit", *again, "--data.train", f"https://me:{PASSWORD}@host/{TOKEN}.jsonl"],
         ["inspect", TOKEN],
-        ["fit", "--config", "runs/run/config.yaml", "--trainer.max_steps", "1"],
+        ["fit", "--config", "runs/run/config.yaml", "--overwrite", "--trainer.max_steps", "1"],
     ]
     results = drive(tmp_path, lines)
     assert [status for status, *_ in results] == [0, 0, 0, 2, 2, 2, 0], results

@@ -10,8 +10,9 @@ runs=${RUNS:-runs/course}
 sweep() {
   local name=$1
   shift
+  case " ${given[*]-} " in *" --seeds"*) ;; *) set -- --seeds 0,1,2 "$@" ;; esac
   "$python" -m peft_lightning sweep --config configs/quickstart.yaml --dir "$runs/$name" \
-    --seeds 0,1,2 "$@" ${given[@]+"${given[@]}"}
+    "$@" ${given[@]+"${given[@]}"}
   case " ${given[*]-} " in *" --dry_run "* | *" --dry_run="*) return ;; esac
   "$python" -m peft_lightning compare "$runs/$name" --metrics json_match --forgetting
 }

@@ -86,6 +86,29 @@ def layers_in_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str
     return dict(zip(layers, ways.pop(), strict=True)) if len(ways) == 1 else {}
 
 
+def without_empty_updates(
+    model: nn.Module, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Leave out updates of zero of layers that are not in ``model``, and return these layers.
+
+    An adapter of a model of text and images that saw text alone has such for what sees images.
+    """
+    there = {name for name, _ in model.named_modules()}
+    absent = {layer for layer in map(layer_of, tensors) if layer not in there}
+    parts: dict[str, dict[str, Tensor]] = {layer: {} for layer in absent}
+    for name, tensor in tensors.items():
+        if (layer := layer_of(name)) in absent:
+            parts[layer][name[len(PREFIX) + len(layer) :]] = tensor
+    empty = [
+        layer
+        for layer, own in parts.items()
+        if own.keys() == {".lora_A.weight", ".lora_B.weight"} and not own[".lora_B.weight"].any()
+    ]
+    rest = {name: tensor for name, tensor in tensors.items() if layer_of(name) not in empty}
+    is_read = layers_in_model(model, rest) or there.issuperset(map(layer_of, rest))
+    return (rest, sorted(empty)) if empty and rest and is_read else (dict(tensors), [])
+
+
 def with_layers(tensors: Mapping[str, Tensor], layers: Mapping[str, str]) -> dict[str, Tensor]:
     """Return tensors with the names that ``layers_in_model`` gives to their layers."""
     found = {}

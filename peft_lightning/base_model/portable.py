@@ -29,6 +29,8 @@ _NAMES = (
     ("rope_theta", "rope_local_base_freq", "partial_rotary_factor"),
     ("global_rope_theta", "local_rope_theta", "partial_rotary_factor"),
 )
+_BLOCKS = ("layers_block_type", "layer_types")
+_LAYERS = {"linear_attention": "mamba", "full_attention": "attention"}  # 5 -> 4.x
 _EXPERTS = ("num_experts", "num_local_experts")
 _BACKENDS = {"TokenizersBackend", "PreTrainedTokenizerFast"}
 
@@ -76,7 +78,7 @@ def portable_config(config: Config) -> Config:
     aliases = kind.attribute_map.items()  # 4.x has the number of experts under another of its names
     experts = {a: found[own] for a, own in aliases if a in _EXPERTS and own in found}
     rope = _older_rope(kind, found) if isinstance(found.get(ROPE), dict) else {}
-    return {**experts, **found, **rope}
+    return {**experts, **found, **rope, **_older_layers(kind, found)}
 
 
 def portable_tokenizer_config(config: Config) -> Config:
@@ -97,6 +99,17 @@ def _with_plain_floats(value: Any) -> Any:
             return float(value["__float__"])
         return {key: _with_plain_floats(part) for key, part in value.items()}
     return [_with_plain_floats(part) for part in value] if isinstance(value, list) else value
+
+
+def _older_layers(kind: type[PreTrainedConfig], config: Config) -> Config:
+    """Return the kinds of layers of Granite 4, Zamba and others under the names of 4.x.
+
+    Version 5 reads both names, and 4.x refuses the newer ones in those classes.
+    """
+    if _BLOCKS[0] not in {*kind.attribute_map, *kind.attribute_map.values()}:
+        return {}
+    lists = {key: config[key] for key in _BLOCKS if isinstance(config.get(key), list)}
+    return {key: [_LAYERS.get(name, name) for name in names] for key, names in lists.items()}
 
 
 def _older_rope(kind: type[PreTrainedConfig], config: Config) -> Config:

@@ -7,6 +7,8 @@ from torch import nn
 
 LEARNED_POSITIONS = ("wpe", "embed_positions", "position_embeddings", "embed_position")
 
+_NUMBER = ("max_position_embeddings", "max_seq_len")  # of configs; the second is MPT's
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -24,9 +26,15 @@ class Positions:
 
 def positions_of(model: Any) -> Positions:
     """Return the positions of ``model``, a causal LM of transformers."""
-    number = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    learned = any(
-        isinstance(module, nn.Embedding) and name.rpartition(".")[2] in LEARNED_POSITIONS
+    config = model.config.get_text_config()
+    number = next((n for name in _NUMBER if (n := getattr(config, name, None)) is not None), None)
+    embeddings = [
+        module
         for name, module in model.named_modules()
-    )
-    return Positions(number, learned)
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in LEARNED_POSITIONS
+    ]
+    for embedding in embeddings:
+        if number is not None and embedding.padding_idx is not None:
+            # as in RoBERTa, whose first position is the one after that of padding
+            number = min(number, embedding.num_embeddings - embedding.padding_idx - 1)
+    return Positions(number, bool(embeddings))

@@ -18,7 +18,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError
 
 from peft_lightning.cli.config_errors import RecordingParser, explain
-from peft_lightning.cli.config_index import read_arguments
+from peft_lightning.cli.config_index import read_arguments, repeated_options
 from peft_lightning.cli.errors import one_line
 from peft_lightning.messages import UserError, warning_line
 
@@ -63,6 +63,8 @@ def run_function(function: Callable[..., Any], args: list[str], prog: str) -> No
         extra = words[len(names) :]
         problem = f"unexpected {extra[0]!r}" if extra else "too few words"
         raise UserError(f"{problem}; usage: {usage}")
+    for option, given in repeated_options(options):
+        raise UserError(f"{option} is given several times: {', '.join(given)}; leave one of them")
     index = read_arguments(options)
     parser.recorded.clear()
     try:

@@ -211,6 +211,22 @@ def split_options(args: list[str]) -> Iterator[tuple[str, str | None]]:
             yield name, None
 
 
+def repeated_options(args: list[str]) -> list[tuple[str, list[str]]]:
+    """Return the options that are given several times with different values, and those values.
+
+    Options that add to a list, by ``+``, and those of its last member are none.
+    """
+    given: dict[str, list[str]] = {}
+    options = list(split_options(args))
+    lists = tuple(f"{option[:-1]}" for option, _ in options if option.endswith("+"))
+    for option, value in options:
+        in_list = any(option == name or option.startswith(f"{name}.") for name in lists)
+        if option.endswith("+") or in_list or option in CONFIG_OPTIONS or value is None:
+            continue
+        given.setdefault(option, []).append(value)
+    return [(option, values) for option, values in given.items() if len(set(values)) > 1]
+
+
 def configs_first(args: list[str]) -> list[str]:
     """Return ``args`` with the config files before the options, so that the options override."""
     files: list[str] = []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from types import TracebackType
 
 import jsonargparse
 
-from peft_lightning.messages import RunError, UserError, redacted
+from peft_lightning.messages import RunError, UserError, printable, redacted
 
 # one of the reasons that jsonargparse lists, in one line
 UNION_REASON = re.compile(r"(?<= - )(.+?)(?= - | Given value|$)")
@@ -25,7 +26,7 @@ def one_line(error: BaseException | str) -> str:
     notes = getattr(error, "__notes__", [])
     if notes:  # torch's own advice is long, and for who writes programs
         error = ". ".join([str(error).partition(". ")[0] or type(error).__name__, *notes])
-    return redacted(" ".join(str(error).split()))
+    return printable(redacted(" ".join(str(error).split())))
 
 
 def reason_in_union(message: str) -> str:
@@ -59,14 +60,25 @@ def _last(traceback: TracebackType | None) -> TracebackType | None:
     return traceback
 
 
+def _is_lightnings(error: BaseException) -> bool:
+    """Whether Lightning's own code has refused something, as it refuses options and metrics."""
+    last = _last(error.__traceback__)
+    is_refusal = isinstance(error, (ValueError, TypeError, RuntimeError))
+    return (
+        is_refusal
+        and last is not None
+        and f"{os.sep}lightning{os.sep}" in last.tb_frame.f_code.co_filename
+    )
+
+
 def exit_status(error: BaseException) -> int | None:
     """Return the exit status for an error that is expected, None for a bug.
 
-    2 if the input is wrong: a ``UserError``, an ``OSError`` (a file, the network, the disk), or a
-    misconfiguration that Lightning reports. 1 if the run failed: a ``RunError``, or lack of memory.
+    2 if the input is wrong: a ``UserError``, an ``OSError`` (a file, the network, the disk), or an
+    option that Lightning refuses. 1 if the run failed: a ``RunError``, or lack of memory.
     """
     misconfigured = "MisconfigurationException" in {c.__name__ for c in type(error).__mro__}
-    if misconfigured or isinstance(error, (UserError, OSError)):
+    if misconfigured or isinstance(error, (UserError, OSError)) or _is_lightnings(error):
         return 2
     if isinstance(error, RunError):
         return 1

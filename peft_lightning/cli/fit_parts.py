@@ -22,7 +22,8 @@ class _FitParts(PeftCLI):
 
     def before_instantiate_classes(self) -> None:
         """Fill in the defaults of ``fit``, and look for no checkpoint."""
-        self.config[self.command].ckpt_path = None
+        config = self.config[self.command]
+        config.ckpt_path, config.overwrite = None, True  # nothing is written
         super().before_instantiate_classes()
 
     builds_trainer = False

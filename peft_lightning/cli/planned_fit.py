@@ -50,6 +50,7 @@ class PlannedFit(PeftCLI):
         if config.trainer.fast_dev_run or config.trainer.barebones:
             name = "fast_dev_run" if config.trainer.fast_dev_run else "barebones"
             raise UserError(f"trainer.{name} is no run to plan: leave it out")
+        config.overwrite = True  # nothing is written into the run's own folder
         super().before_instantiate_classes()
         trainer = config.trainer
         self.root, trainer.default_root_dir = trainer.default_root_dir, str(self.folder)

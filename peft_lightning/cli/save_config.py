@@ -58,9 +58,8 @@ def without_resume(config: Namespace, init_from: str | None) -> Namespace:
     replaces an ``init_from`` which was removed since the start of the run.
     """
     run = config.clone()
-    run.pop("ckpt_path", None)
-    run.pop("verbose", None)
-    run.pop("weights_only", None)
+    for name in ("ckpt_path", "overwrite", "verbose", "weights_only"):
+        run.pop(name, None)
     data = run.data.init_args if "init_args" in run.data else run.data
     if "allow_changed_data" in data:
         data.allow_changed_data = False

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import find_class
 from peft_lightning.cli.config_errors import explain
-from peft_lightning.cli.config_index import ConfigIndex, default_root
+from peft_lightning.cli.config_index import ConfigIndex, default_root, repeated_options
 from peft_lightning.cli.defaults import fill_adapter, fill_learning_rate, fill_loggers
 from peft_lightning.cli.errors import innermost, one_line, reason_in_union
 from peft_lightning.cli.fit_defaults import (
@@ -27,19 +27,20 @@ from peft_lightning.cli.fit_defaults import (
     what_is_default,
     what_is_missing,
 )
+from peft_lightning.cli.option_bounds import check_bounds, located
 from peft_lightning.cli.parser import Parser
 from peft_lightning.cli.predictions import KeptPredictions
 from peft_lightning.cli.save_config import SaveConfig
 from peft_lightning.cli.scored_predictions import ScoredPredictions
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.data.trained_prompts import common_format
+from peft_lightning.files import require_no_input
 from peft_lightning.inference.load import named_folders
 from peft_lightning.inference.prompt_formats import formats_of
 from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
-from peft_lightning.training.checkpoint_path import NO_CHECKPOINT, checkpoint_path
+from peft_lightning.training.checkpoint_path import NO_CHECKPOINT, checkpoint_path, require_free
 from peft_lightning.training.clipping import require_clip_val
-from peft_lightning.training.cluster.strategies import require_supported
 from peft_lightning.training.log_filters import filter_logs, print_one_line_warnings
 from peft_lightning.training.precision import settle_resources
 from peft_lightning.training.run_defaults import TRAINER_DEFAULTS, fill_epochs
@@ -51,6 +52,8 @@ from peft_lightning.training.trainer import LIGHTNINGS, Trainer, precision_optio
 PROG = "python -m peft_lightning"
 
 VERBOSE_HELP = "Say how every part of a step is computed."
+OUTPUT_HELP = "JSONL file to write; without, predictions.jsonl in the folder of the run."
+OVERWRITE_HELP = "Replace the finished run in the folder of this one."
 ADAPTER_HELP = (
     "An adapter, FOLDER or NAME=FOLDER; may be given several times. A row's 'adapter' says which "
     "one answers it ('base' for none); without, each of them does."
@@ -70,7 +73,13 @@ def run_trainer(command: str, args: list[str], index: ConfigIndex) -> None:
     set_parsing_settings(subclasses_enabled=[Adapter, Schedule])
     filter_logs()
     print_one_line_warnings()
-    PeftCLI(command, args, index)
+    for option, given in repeated_options(args):
+        rank_zero_info(f"{option} is given several times: {given[-1]} is used, the last of them")
+    try:
+        PeftCLI(command, args, index)
+    except UserError as error:
+        error.args = (located(str(error), index),)
+        raise
     if torch.distributed.is_initialized():  # its threads can abort the interpreter's exit:
         torch.distributed.destroy_process_group()  # torch issue 190489
 
@@ -141,8 +150,10 @@ class PeftCLI(LightningCLI):
                 parser.set_defaults({section: {"class_path": path}})
         if self.command == "predict":
             parser.add_argument("--adapter", type=list[str] | None, help=ADAPTER_HELP)
+            parser.add_argument("--output", type=str | None, help=OUTPUT_HELP)
         if self.command == "fit":
             parser.add_argument("--verbose", action="store_true", help=VERBOSE_HELP)
+            parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; an error becomes one line with the place and what is wrong."""
@@ -163,6 +174,7 @@ class PeftCLI(LightningCLI):
             if self.command == "fit":
                 fault = what_is_missing(self.index, fault)
             raise UserError(fault) from error
+        check_bounds(self.config[self.command], self.index)
 
     def _parse_ckpt_path(self) -> None:
         """Do not read options from the checkpoint, which would override YAML and command line."""
@@ -172,6 +184,7 @@ class PeftCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Set the run folder, the epochs, the learning rate and the checkpoint."""
         config = self.config[self.command]
+        trainer = config.trainer
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = default_root(config.get("config") or [])
         root = Path(config.trainer.default_root_dir).expanduser()
@@ -183,7 +196,6 @@ class PeftCLI(LightningCLI):
                 "data.train is required for fit: give it in the config under 'data:' "
                 "or as --data.train"
             )
-        require_supported(getattr(config.trainer.strategy, "class_path", config.trainer.strategy))
         require_clip_val(config.trainer.gradient_clip_val)
         if config.trainer.barebones:  # it refuses what it does not do, also our defaults of it
             given = self.chosen[self.command].get("trainer") or Namespace()
@@ -192,7 +204,10 @@ class PeftCLI(LightningCLI):
         if self.command == "fit":
             self._defaults = self._list_defaults(config.trainer, fill_epochs(config.trainer))
         if not config.get("adapter"):
+            asked = config.ckpt_path
             config.ckpt_path = checkpoint_path(self.command, config.ckpt_path, root)
+            if self.command == "fit" and config.ckpt_path is None and not trainer.fast_dev_run:
+                require_free(root, asked, config.overwrite)
         elif config.ckpt_path in (None, NO_CHECKPOINT):
             config.ckpt_path = None
         else:
@@ -206,6 +221,11 @@ class PeftCLI(LightningCLI):
             given = self.chosen[self.command].get("model") or Namespace()
             given = given.get("init_args") if self.experiment else given
             fill_adapter(section, given, config.ckpt_path)
+            if config.ckpt_path is not None:
+                rank_zero_info(
+                    f"model.init_from {section.init_from} is not read: the weights are those of "
+                    f"{config.ckpt_path}"
+                )
         self.fill_learning_rate(config)
 
     def _list_defaults(self, trainer: Namespace, epochs_filled: bool) -> list[str]:
@@ -272,7 +292,7 @@ class PeftCLI(LightningCLI):
                 rank_zero_print(", ".join(f"{name} {v:.4g}" for name, v in metrics.items()))
 
     def predict(self, datamodule: SFTDataModule, **kwargs: Any) -> None:
-        """Write each row of ``data.predict`` with its answer to ``predictions.jsonl``."""
+        """Write each row of ``data.predict`` with its answer to ``--output``."""
         if self.trainer.world_size > 1:
             raise UserError(
                 f"predict runs in one process, got {self.trainer.world_size}; "
@@ -286,7 +306,10 @@ class PeftCLI(LightningCLI):
         given = self.config_init["predict"].adapter or []
         datamodule.predict_adapters = self.model.answer_with(given) if given else None
         self._use_trained_prompts()
-        path = Path(self.trainer.default_root_dir) / "predictions.jsonl"
+        output = self.config_init["predict"].output
+        path = Path(output or f"{self.trainer.default_root_dir}/predictions.jsonl").expanduser()
+        rows = datamodule.paths["predict"]
+        require_no_input(path, [f for f in (rows if isinstance(rows, list) else [rows]) if f])
         kept = KeptPredictions(self.model, datamodule, path)
         batches: Any = self.trainer.predict(datamodule=datamodule, **kwargs)
         answers = sorted((a for batch in batches for a in batch), key=lambda a: a["index"])

@@ -51,11 +51,13 @@ def combine(
         write_updates,
     )
     from peft_lightning.base_model.resolve import brings_tokenizer
+    from peft_lightning.files import require_no_input
     from peft_lightning.hub import adapter_folder
 
     if rank is not None and rank < 1:
         raise UserError(f"rank must be at least 1, got {rank}")
     parts: list[tuple[str, float]] = [_weighted(text) for text in adapters]
+    require_no_input(out, [folder for folder, _ in parts])
     folders = [adapter_folder(folder) for folder, _ in parts]
     read = [read_adapter(folder) for folder in folders]
     named = [folder for folder, _ in parts]

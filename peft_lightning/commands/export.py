@@ -73,7 +73,7 @@ def export(
     from peft_lightning.export.ollama import write_modelfile
     from peft_lightning.export.unverified import require_max_logit_difference
     from peft_lightning.export.verify import TEXT
-    from peft_lightning.files import read_text
+    from peft_lightning.files import read_text, require_no_input
 
     check_choice("dtype", dtype, (*DTYPES, *llama_cpp.KINDS))
     quantized = dtype if dtype in llama_cpp.KINDS else None
@@ -86,6 +86,7 @@ def export(
     sample = TEXT if text is None else read_text(text)
     wanted = None if dtype == "auto" or quantized else getattr(torch, dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    require_no_input(out, [ckpt_path, base_model, text])
     base, folder, saved = read_checkpoint(ckpt_path, base_model)
     prompts = PromptFormat() if saved is None else PromptFormat.of_folder(saved.facts, folder)
     held = replace(prompts.beyond_template(), system_prompt=None)  # the rest is in the files

@@ -47,8 +47,10 @@ def extract(
         write_updates,
     )
     from peft_lightning.export.extracted_lora import extract_updates, find_differences, open_model
+    from peft_lightning.files import require_no_input
 
     require_rank_or_share(rank, retain)
+    require_no_input(out, [tuned, base_model])
     facts = read_facts(tuned)
     if not (name := base_model or facts["base_model"]):
         raise UserError(f"{tuned} does not name its base model: give it with --base_model")

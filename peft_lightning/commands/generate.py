@@ -87,6 +87,7 @@ def generate(
     if (prompt is None) == (file is None):
         raise UserError("give either --prompt, a text, or --file, a file of prompts")
     from peft_lightning.data import RowOptions
+    from peft_lightning.files import require_no_input
     from peft_lightning.inference.answers import answer_prompts
     from peft_lightning.inference.load import load_inference_model, named_folders
     from peft_lightning.inference.prompt_formats import formats_of, say_formats
@@ -94,6 +95,9 @@ def generate(
 
     if output is not None and Path(output).is_dir():
         raise UserError(f"output {output} is a folder: give the name of a JSONL file")
+    folders = named_folders(adapter, ckpt_path)
+    if output is not None:
+        require_no_input(output, [file, base_model, *folders.values()])
     texts = [prompt] if isinstance(prompt, str) else prompt
     options = RowOptions(format, columns=columns or {}, roles=roles or {}, prompt=prompt_template)
     given = {
@@ -105,7 +109,6 @@ def generate(
         "template_date": template_date,
         "special_tokens_in_text": special_tokens_in_text,
     }
-    folders = named_folders(adapter, ckpt_path)
     formats = formats_of(folders, given)
     prompts = read_prompts(texts, file, options)
     for prompt_format in formats.values():  # before the model, as its errors are quick

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from peft_lightning.messages import RunError, UserError
+from peft_lightning.messages import RunError, UserError, printable
 
 
 def inspect(
@@ -33,7 +33,7 @@ def inspect(
         found["checkpoint"] = _checkpoint(folder / "trainer_state.pt")
     if "virtual_tokens" in found and found["method"] != "PREFIX_TUNING":  # those are no embeddings
         _add_nearest(folder, found, base_model)
-    print(json_module.dumps(found, indent=2) if json else _text(found, all))
+    print(json_module.dumps(found, indent=2) if json else printable(_text(found, all)))
     if held := found["holds_base_weights"]:
         raise RunError(f"{path} holds weights of its base, which has them already: {held[0]}")
 

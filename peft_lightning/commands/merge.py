@@ -73,7 +73,13 @@ def merge(
         settle,
     )
     from peft_lightning.export.verify import TEXT, THRESHOLDS, compare
-    from peft_lightning.files import atomic_folder, read_text, size_in_bytes
+    from peft_lightning.files import (
+        atomic_folder,
+        read_text,
+        require_no_input,
+        require_replaceable,
+        size_in_bytes,
+    )
     from peft_lightning.hub import adapter_folder
 
     require_dtype(dtype)
@@ -87,7 +93,8 @@ def merge(
     base = base_model or facts["base_model"]
     if not base:
         raise UserError(f"{ckpt_path} does not name its base model: give it with --base_model")
-    _require_free(Path(out), Path(ckpt_path), Path(base).expanduser())
+    require_no_input(out, [ckpt_path, base])
+    require_replaceable(Path(out), "config.json", "model")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     if (trained_over := facts.get("quantization")) and not quantization:
@@ -131,17 +138,6 @@ def merge(
     )
     limit = max_logit_difference or max(THRESHOLDS[d] for d in _dtypes(files))
     settle(Path(out, UNVERIFIED), out, found, limit)
-
-
-def _require_free(out: Path, *sources: Path) -> None:
-    """Raise UserError if writing ``out`` would remove what is merged, or another folder."""
-    from peft_lightning.files import require_replaceable
-
-    place = out.resolve()
-    for source in sources:
-        if source.exists() and (source.resolve() == place or place in source.resolve().parents):
-            raise UserError(f"{out} would take the place of {source}: give another folder to write")
-    require_replaceable(out, "config.json", "model")
 
 
 def _dtypes(files: list[Path]) -> set[torch.dtype]:

@@ -28,9 +28,11 @@ def resize(
         require_rank_or_share,
         write_updates,
     )
+    from peft_lightning.files import require_no_input
     from peft_lightning.hub import adapter_folder
 
     require_rank_or_share(rank, retain)
+    require_no_input(out, [ckpt_path])
     folder = adapter_folder(ckpt_path)
     adapter, tensors, facts = read_adapter(folder)
     reduced = {

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer as llama.cpp stores it in a GGUF file."""
+"""A tokenizer as llama.cpp stores it in a GGUF file: a BPE of bytes, or of SentencePiece."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import gguf
 
+from peft_lightning.export.gguf_sentencepiece import add_scores, is_sentencepiece, require_scores
 from peft_lightning.messages import UserError
 
 # How the text is cut before merging, by the regular expression of tokenizer.json -> llama.cpp's
@@ -17,6 +18,7 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_FALCON = ["Punctuation", "ByteLevel", "Digits", "Split"]
 SPLITS = {_LLAMA3: "llama-bpe", _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2"}
 
 
@@ -40,25 +42,16 @@ def add_vocabulary(
         template: The chat template; None for none.
 
     Raises:
-        UserError: If it is no byte-level BPE, or is cut in a way that llama.cpp may not have.
+        UserError: If it is no BPE of bytes or of SentencePiece, or cuts its text in a way that
+            llama.cpp may not have.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    pre = pre or find_pre(content)
-    vocabulary = tokenizer.get_vocab()
-    if max(vocabulary.values()) >= size:
-        raise UserError(f"the tokenizer has ids up to {max(vocabulary.values())}, the model {size}")
-    tokens = [f"[PAD{i}]" for i in range(size)]
-    types = [gguf.TokenType.UNUSED] * size
-    for token, i in vocabulary.items():
-        tokens[i], types[i] = token, gguf.TokenType.NORMAL
-    for i, added in tokenizer.added_tokens_decoder.items():
-        types[i] = gguf.TokenType.CONTROL if added.special else gguf.TokenType.USER_DEFINED
-    merges = content["model"]["merges"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    if (largest := max(tokenizer.get_vocab().values())) >= size:
+        raise UserError(f"the tokenizer has ids up to {largest}, the model {size}")
+    if is_sentencepiece(content) and pre is None:
+        add_scores(writer, tokenizer, content, size)
+    else:
+        _add_merges(writer, tokenizer, content, size, pre or find_pre(content))
     for name in ("bos", "eos", "pad", "unk"):
         if (i := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(i)
@@ -74,10 +67,31 @@ def add_vocabulary(
         writer.add_chat_template(template)
 
 
+def _add_merges(
+    writer: gguf.GGUFWriter, tokenizer: Any, content: dict[str, Any], size: int, pre: str
+) -> None:
+    """Add the tokens and merges of a byte-level BPE."""
+    tokens = [f"[PAD{i}]" for i in range(size)]
+    types = [gguf.TokenType.UNUSED] * size
+    for token, i in tokenizer.get_vocab().items():
+        tokens[i], types[i] = token, gguf.TokenType.NORMAL
+    for i, added in tokenizer.added_tokens_decoder.items():
+        types[i] = gguf.TokenType.CONTROL if added.special else gguf.TokenType.USER_DEFINED
+    merges = content["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+
+
 def require_known(tokenizer: Any, pre: str | None) -> None:
     """Raise UserError if a tokenizer is none that ``add_vocabulary`` takes."""
-    if pre is None:
-        find_pre(json.loads(tokenizer.backend_tokenizer.to_str()))
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    if is_sentencepiece(content) and pre is None:
+        require_scores(content)
+    elif pre is None:
+        find_pre(content)
 
 
 def find_pre(content: dict[str, Any]) -> str:
@@ -91,14 +105,14 @@ def find_pre(content: dict[str, Any]) -> str:
     """
     model, steps = content["model"], _steps(content["pre_tokenizer"])
     kinds = [step["type"] for step in steps]
-    if model["type"] != "BPE" or kinds[-1:] != ["ByteLevel"] or model.get("byte_fallback"):
+    if model["type"] != "BPE" or "ByteLevel" not in kinds or model.get("byte_fallback"):
         raise UserError(
-            f"the tokenizer is a {model['type']} after {kinds or 'no cutting'}, and only a "
-            "byte-level BPE can be written here: merge the adapter, and convert the merged folder "
-            "with llama.cpp's convert_hf_to_gguf.py, or export --type adapter"
+            f"the tokenizer is a {model['type']} after {kinds or 'no cutting'}, and only a BPE of "
+            "bytes or of SentencePiece can be written here: merge the adapter, and convert the "
+            "merged folder with llama.cpp's convert_hf_to_gguf.py, or export --type adapter"
         )
     normal = content.get("normalizer") or {"type": "NFC"}
-    plain = not steps[-1].get("add_prefix_space") and normal["type"] == "NFC"
+    plain = not any(step.get("add_prefix_space") for step in steps) and normal["type"] == "NFC"
     pre = None
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         pre = "gpt-2"
@@ -106,6 +120,10 @@ def find_pre(content: dict[str, Any]) -> str:
         pre = "smollm" if steps[1].get("use_regex", True) else None
     elif kinds == ["Split", "ByteLevel"] and steps[0]["behavior"] == "Isolated":
         pre = SPLITS.get(steps[0]["pattern"].get("Regex", ""))
+        if pre == "llama-bpe" and not model.get("ignore_merges", False):
+            pre = "dbrx"  # as OLMo 2 and Phi 4: cut alike, but whole words are merged too
+    elif kinds == _FALCON and steps[3]["pattern"].get("Regex") == "[0-9][0-9][0-9]":
+        pre = "falcon" if not steps[2]["individual_digits"] else None
     if pre is None or not plain or model.get("ignore_merges", False) != (pre == "llama-bpe"):
         raise UserError(
             "the tokenizer cuts its text in a way that is not known here: give llama.cpp's name of "

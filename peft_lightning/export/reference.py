@@ -11,6 +11,7 @@ from torch import Tensor
 
 from peft_lightning.adapters.folder import SavedAdapter, load_adapter
 from peft_lightning.base_model import load_base_model, load_tokenizer
+from peft_lightning.base_model.positions import positions_of
 from peft_lightning.base_model.quantization import dequantized
 from peft_lightning.kernels.float32_compute import compute_in_float32
 from peft_lightning.messages import UserError
@@ -63,7 +64,7 @@ def reference_of(
     dtype = "auto" if stored else "float32"
     loaded = load_base_model(base, dtype=dtype, device=device, quantization=quantization, **options)
     model: Any = compute_in_float32(loaded) if stored else dequantized(loaded)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", longest_row)
+    positions = positions_of(model).number or longest_row
     ids = list(load_tokenizer(base, **options)(text, verbose=False)["input_ids"])[:MOST_TOKENS]
     length = min(longest_row, positions)
     rows = [ids[i : i + length] for i in range(0, len(ids), length)]

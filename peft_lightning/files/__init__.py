@@ -24,6 +24,7 @@ from peft_lightning.files.checksums import (
     sha256_of_json,
 )
 from peft_lightning.files.lock import lock_folder
+from peft_lightning.files.outputs import require_no_input
 from peft_lightning.files.sizes import size_in_bytes
 from peft_lightning.files.user_files import (
     read_text,
@@ -40,6 +41,7 @@ __all__ = [
     "read_checksums",
     "read_text",
     "remove_folder",
+    "require_no_input",
     "require_replaceable",
     "require_undamaged",
     "scratch_folder",

@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -215,7 +216,14 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    safetensors writes files that their owner alone may read: they get the mode of other files.
+    """
+    if path.is_file() and stat.S_IMODE(path.stat().st_mode) == 0o600:
+        mask = os.umask(0o077)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -67,10 +67,10 @@ def long_probes(rows: Sequence[Tensor], boundary: int, positions: int) -> list[T
     return [long, long[len(long) // 3 :]]
 
 
-def moved(model: Any, probe: Tensor) -> Tensor:
-    """Return a sequence with another last token."""
+def moved(model: Any, probe: Tensor, kept: int) -> Tensor:
+    """Return a sequence with other tokens than ``probe`` after the first ``kept``."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    return torch.cat([probe[:-1], (probe[-1:] + 1) % vocabulary])
+    return torch.cat([probe[:kept], (probe[kept:] + 1) % vocabulary])
 
 
 def boundaries(model: Any) -> list[int]:
@@ -121,7 +121,9 @@ class Rounding:
             dtype = torch.get_autocast_dtype(kind)
         if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
             dtype = torch.bfloat16
-        self.is_fine = dtype.itemsize > 2 and not rounds_inputs(model)
+        if rounds_inputs(model):
+            dtype = torch.bfloat16
+        self.is_fine, self.eps = dtype.itemsize > 2, torch.finfo(dtype).eps
 
     def gap(self, found: Tensor, expected: Tensor) -> float:
         """Return how far logits, (N, V), are from expected ones, relative to their spread.
@@ -147,11 +149,13 @@ class Rounding:
 
         Args:
             gaps: One or more.
-            moved: Whether both sides were computed in the same way, from other later tokens.
+            moved: Whether both sides were computed alike, so that they round alike, but for tokens
+                that should not be seen.
         """
         limit = 2e-4
         if not self.is_fine:
-            limit = 0.06 if moved else min(0.25, max(0.12, 4 * min(gaps)))
+            half = min(32 * self.eps, max(15 * self.eps, 4 * min(gaps)))
+            limit = 2.5 * self.eps if moved else half
         return None if max(gaps) <= limit else max(gaps)
 
 

@@ -25,6 +25,7 @@ from peft_lightning.kernels.own_forward import OwnForward
 from peft_lightning.messages import UserError
 
 Logits = Callable[[Batch], Tensor]  # (N, V): those that predict the labelled tokens of a batch
+Form = Callable[[Sequence[Tensor]], Batch]
 Losses = Callable[[Batch], tuple[Tensor, Tensor]]  # the model's own mean loss, and ours
 
 
@@ -99,7 +100,9 @@ class Search:
         Raises:
             UserError: If it fails, or lets a token see a later one.
         """
-        alone = [*self.probes, moved(self.model, self.probes[1])]
+        middle = self.probes[1]
+        kept = len(middle) // 2
+        alone = [*self.probes, moved(self.model, middle, kept)]
         try:
             with self.own.using():
                 *self.expected, other = [self.logits(padded([probe])) for probe in alone]
@@ -107,7 +110,8 @@ class Search:
             raise
         except Exception as error:  # whatever a model makes of a row
             raise UserError(f"{self.name} cannot compute a row: {_short(error)}") from error
-        if self.rounding.excess([self.rounding.gap(other, self.expected[1])], moved=True):
+        gap = self.rounding.gap(other[:kept], self.expected[1][:kept])
+        if self.rounding.excess([gap], moved=True):
             raise UserError(
                 f"{self.name} cannot be trained to predict the next token: in its own forward a "
                 "token sees those after it, and with them the answer; if it is made for both, its "
@@ -131,17 +135,27 @@ class Search:
             return self._differs(found, expected)
         if way.layout == "padded":
             least = min(map(len, probes))  # without padding there may be no mask at all
-            equal = self._split(padded([probe[:least] for probe in probes]))
-            problem = self._differs(equal, [e[: least - 1] for e in expected], "of one length")
-            return problem or self._differs(self._split(padded(probes)), expected)
-        found = self._split(flat(probes))
-        problem = self._differs(found, expected)
-        if problem or self.rounding.is_fine:
-            return problem  # as the own forward is causal
-        others = self._split(flat([moved(self.model, probe) for probe in probes]))
-        gaps = [self.rounding.gap(o, f) for o, f in zip(others, found, strict=True)]
-        if excess := self.rounding.excess(gaps, moved=True):
-            return f"a sequence's last token moves other outputs by {excess:.2g}"
+            return self._together(
+                padded, [probe[:least] for probe in probes], "of one length"
+            ) or self._differs(self._split(padded(probes)), expected)
+        return self._together(flat, probes)
+
+    def _together(self, form: Form, probes: list[Tensor], which: str = "") -> str | None:
+        """Return what is wrong with sequences in one batch; None if nothing is.
+
+        In half precision rounding hides what another token does to a sequence: there the others are
+        moved, and its own later tokens. Rounding is alike then.
+        """
+        found = self._split(form(probes))
+        expected = [e[: len(f)] for e, f in zip(self.expected, found, strict=True)]
+        problem = self._differs(found, expected, which)
+        if problem or self.rounding.is_fine:  # its own forward is causal, as was seen
+            return problem
+        kept = len(probes[1]) // 2
+        others = [moved(self.model, probe, kept * (i == 1)) for i, probe in enumerate(probes)]
+        gap = self.rounding.gap(self._split(form(others))[1][:kept], found[1][:kept])
+        if self.rounding.excess([gap], moved=True):
+            return f"tokens that they should not see move outputs by {gap:.2g}"
         return None
 
     def _long_problem(self, way: Way, long: list[tuple[Tensor, Tensor]]) -> str | None:

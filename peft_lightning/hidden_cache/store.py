@@ -71,7 +71,7 @@ class HiddenStates:
             self._rows = np.load(folder / "rows.npy", mmap_mode="r")
             self._file = (folder / "states.bin").open("rb")
             self._dtype, self._width = getattr(torch, meta["dtype"]), int(meta["width"])
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, EOFError, KeyError, ValueError) as error:  # EOFError: an empty file
             raise UserError(f"{folder}: no whole cache of states ({error})") from error
         size = os.fstat(self._file.fileno()).st_size
         if (len(self._rows), size) != (meta["rows"], meta["bytes"]) or self._rows.dtype != ROWS:

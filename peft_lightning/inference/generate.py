@@ -111,7 +111,12 @@ def generate_tokens(
         check_prompts(model, adapter, rows, max_new_tokens)
         together = PADDED if batch_size > 1 else ALONE
         if together == PADDED:
-            probe = GenerationConfig(max_new_tokens=min(2, max_new_tokens), pad_token_id=pad)
+            probe = GenerationConfig(
+                max_new_tokens=min(2, max_new_tokens),
+                pad_token_id=pad,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
             together = batches_of(
                 model, adapter, rows, partial(first_logits, model, adapter, probe)
             )

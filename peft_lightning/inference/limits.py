@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from peft_lightning.base_model.positions import positions_of
 from peft_lightning.inference.prompt_inputs import PreparesInputs, prompt_inputs
 from peft_lightning.messages import UserError
 
@@ -37,7 +38,7 @@ def most_prompt_tokens(
     Raises:
         UserError: If the answer alone exceeds the model's positions.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model).number
     if positions is None:
         return None
     virtual = prompt_inputs(model, adapter, [[0]], 0)["attention_mask"].shape[1] - 1
@@ -82,7 +83,7 @@ def check_prompts(
 
 def too_long(model: Any, length: int, most: int, max_new_tokens: int) -> str:
     """Return what is wrong with a prompt of ``length`` tokens where ``most`` are possible."""
-    positions = model.config.get_text_config().max_position_embeddings
+    positions = positions_of(model).number or 0
     virtual = positions - most - max_new_tokens
     besides = f" and {virtual} virtual tokens" if virtual else ""
     return (

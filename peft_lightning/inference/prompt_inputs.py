@@ -36,12 +36,18 @@ def first_logits(
     config: GenerationConfig,
     rows: Sequence[Sequence[int]],
 ) -> tuple[Tensor, ...]:
-    """Return the logits of the tokens that a greedy answer begins with, (B, V) each."""
+    """Return the logits of the tokens that a greedy answer begins with, (B, V) each.
+
+    Args:
+        model: A causal LM.
+        adapter: The attached adapter; None if there is none.
+        config: How many tokens, and that their logits are returned.
+        rows: Token ids of the prompts.
+    """
     assert isinstance(config.pad_token_id, int)
     inputs = prompt_inputs(model, adapter, rows, config.pad_token_id)
     with taking_embeddings(model, inputs) as given:
-        options = {"output_logits": True, "return_dict_in_generate": True}
-        output = model.generate(**given, generation_config=config, **options)
+        output = model.generate(**given, generation_config=config)
     logits: tuple[Tensor, ...] = output.logits
     return logits
 

@@ -15,6 +15,8 @@ from transformers import Cache
 from peft_lightning.kernels.decoder_layers import decoder_layers
 from peft_lightning.messages import UserError
 
+_VARIANTS = 256  # a model needs about four: of training, evaluation, one length and any
+
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     """Compile the forward of every decoder layer, for batches of any length.
@@ -40,6 +42,10 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
             f"model.compile needs a C++ compiler, and there is no {compiler}: install it, or set "
             "model.compile to false"
         )
+    # all models of a process share the code of a class, and this is a limit on its variants
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _VARIANTS)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * _VARIANTS)
     for layer in layers:
         compiled: Any = torch.compile(layer.forward, dynamic=True, fullgraph=True, backend=backend)
         layer.forward = partial(_forward, layer.forward, compiled)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 PATIENCE = 2.0  # seconds that a call outside Python may take before the process ends without it
 ONE_KEY_PRESS = 0.1  # seconds; a program between the terminal and us may pass on a second SIGINT
 
@@ -81,7 +81,7 @@ class StopRequest:
         if not self._previous:
             self._begin_anew()
         self._pid = os.getpid()
-        new = [number for number in signals if number not in self._previous]
+        new = [n for n in signals if n not in self._previous and not _is_survived(n)]
         for number in new:
             self._previous[number] = signal.signal(number, self._note)
         return new
@@ -95,7 +95,8 @@ class StopRequest:
         self._pid, self.is_owner = os.getpid(), True
         self.hold()
         for number in STOP_SIGNALS:
-            self._previous[number] = signal.signal(number, self._note)
+            if not _is_survived(number):
+                self._previous[number] = signal.signal(number, self._note)
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -183,6 +184,8 @@ class StopRequest:
                 raise KeyboardInterrupt
             return
         self.received, self._time = number, time.monotonic()
+        if number == signal.SIGHUP:
+            _leave_terminal()
         if self._held and (text := next((t for t in reversed(self._texts) if t), None)):
             line = f"{signal.Signals(number).name}: {text} (Ctrl-C again: at once, without saving)"
             os.write(2, (own_line() + line + "\n").encode())
@@ -210,6 +213,22 @@ class StopRequest:
             if late and not self._held and not self.has_state:
                 self._is_answered = True
                 os._exit(self.leave(first))
+
+
+def _is_survived(number: int) -> bool:
+    """Whether a signal is SIGHUP and ignored, as ``nohup`` has it."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
+def _leave_terminal() -> None:
+    """Let what is printed from now on go nowhere: writing to a closed terminal is an error."""
+    import stat
+
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def own_line() -> str:

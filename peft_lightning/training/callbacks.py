@@ -30,6 +30,7 @@ from peft_lightning.training.overfitting import OverfittingNotice
 from peft_lightning.training.progress_bar import TokenProgressBar
 from peft_lightning.training.rng_state import RNGState
 from peft_lightning.training.run_dir import RunDir
+from peft_lightning.training.run_end import EndNotice
 from peft_lightning.training.run_identity import RunIdentity
 from peft_lightning.training.run_report import RunReport
 from peft_lightning.training.sanity_checks import SanityChecks
@@ -62,7 +63,7 @@ def with_default_callbacks(
     first += new(RunDir, RunIdentity, OutOfMemoryAdvice, RNGState)
     last = new(AfterAveraging, SanityChecks, Throughput, History, LogGenerations)
     last += new(OverfittingNotice, Summary, HiddenStates)
-    last += new(LogHyperparameters, UploadCheckpoints)
+    last += new(LogHyperparameters, UploadCheckpoints, EndNotice)
     if any(isinstance(callback, ProgressBar) for callback in defaults):
         last.append(TokenProgressBar())
     last += new(StopOnSignal, RunReport)  # whose page tells of the end, and of what was saved

@@ -1,4 +1,4 @@
-"""What a finished fit leaves its user with."""
+"""What the end of a training tells its user."""
 
 from __future__ import annotations
 
@@ -8,9 +8,40 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.process.progress_format import clock
 from peft_lightning.training.summary import Summary
+
+
+class EndNotice(Callback):
+    """Says why a training ended early, and that its last steps were not validated."""
+
+    def __init__(self) -> None:
+        self._validated = 0
+
+    def on_train_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
+        self._validated = trainer.global_step
+
+    def on_validation_end(self, trainer: Any, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._validated = trainer.global_step
+
+    def on_train_end(self, trainer: Any, pl_module: L.LightningModule) -> None:
+        for callback in trainer.early_stopping_callbacks:
+            if callback.stopping_reason_message:
+                rank_zero_info(
+                    f"stopped early, after step {trainer.global_step:,}: "
+                    f"{callback.stopping_reason_message}"
+                )
+        steps = trainer.global_step - self._validated
+        if steps > 0 and trainer.enable_validation and sum(trainer.num_val_batches or [0]):
+            rank_zero_info(
+                f"the last {steps:,} steps were not validated, so best.ckpt may not be the best: "
+                f"trainer.val_check_interval is {trainer.val_check_interval}, of "
+                f"{trainer.num_training_batches} batches an epoch"
+            )
 
 
 def run_ended(trainer: L.Trainer) -> str:

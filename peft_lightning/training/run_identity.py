@@ -55,25 +55,30 @@ def run_name(trainer: Any) -> str | None:
     return next((c.name for c in trainer.callbacks if isinstance(c, RunIdentity)), None)
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer steps that the run behind a checkpoint had made."""
+    return int(read_facts(checkpoint / FACTS_FILE).get("step", 0))
+
+
 def run_of(folder: Path) -> str | None:
     """Return the name of the last run that trained in ``folder``, None if there is none."""
-    return _facts(folder / RUN_FILE).get("run")
+    return read_facts(folder / RUN_FILE).get("run")
 
 
 def is_of_another_run(checkpoint: Path, root: Path) -> bool:
     """Whether a checkpoint in the folder ``root`` is known to be of another run than its last."""
-    of_checkpoint = _facts(checkpoint / FACTS_FILE).get("run")
+    of_checkpoint = read_facts(checkpoint / FACTS_FILE).get("run")
     of_folder = run_of(root)
     return None not in (of_checkpoint, of_folder) and of_checkpoint != of_folder
 
 
 def is_continued_by_this_job(root: Path) -> bool:
     """Whether this SLURM job began the run in ``root`` and was put back into the queue."""
-    job = _facts(root / RUN_FILE).get("slurm_job")
+    job = read_facts(root / RUN_FILE).get("slurm_job")
     return job is not None and job == slurm.current_job() and slurm.is_restarted()
 
 
-def _facts(file: Path) -> dict[str, Any]:
+def read_facts(file: Path) -> dict[str, Any]:
     """Return what a file says; a damaged one, which is reported where it is read, says nothing."""
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))

@@ -16,7 +16,9 @@ import pathlib
 import pickle
 import sys
 import uuid
+import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -106,6 +108,7 @@ def read_state(file: Path, weights_only: bool | None = None) -> dict[str, Any]:
     Raises:
         UserError: If it is damaged, or holds what is not read by default; names that.
     """
+    _require_stored(file)
     try:
         if weights_only is False:
             state = torch.load(file, map_location="cpu", weights_only=False)
@@ -123,6 +126,19 @@ def read_state(file: Path, weights_only: bool | None = None) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"{file} is no trainer's state: it holds a {type(state).__name__}")
     return state
+
+
+def _require_stored(file: Path) -> None:
+    """Check that nothing in a file is compressed: torch does not, and MBs could become GBs.
+
+    Raises:
+        UserError: If something is.
+    """
+    kinds: set[int] = set()
+    with suppress(OSError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+        kinds = {member.compress_type for member in archive.infolist()}
+    if kinds - {zipfile.ZIP_STORED}:
+        raise UserError(f"{file} is not read: it is compressed, which torch.save never does")
 
 
 def _save(value: Any, file: Path | io.BytesIO) -> None:

@@ -42,6 +42,7 @@ class Throughput(Callback):
         self.seconds = 0.0
         self._batch_start = 0.0
         self._waiting = (0, 0.0)  # tokens and seconds of the step that is under way
+        self._learning_rate: float | None = None  # of the batch that is under way
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "seconds": self.seconds}
@@ -53,6 +54,8 @@ class Throughput(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
         self._batch_start = time.perf_counter()
+        if trainer.optimizers:  # before the schedule sets that of the next step
+            self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_batch_end(
         self,
@@ -72,7 +75,7 @@ class Throughput(Callback):
         self._times.append((spent, tokens))
         rate = sum(n for _, n in self._times) / max(1e-9, sum(s for s, _ in self._times))
         values = {"tokens_per_second": rate} if self.tokens else {}
-        if trainer.optimizers:
-            values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        if self._learning_rate is not None:
+            values["lr"] = self._learning_rate
         pl_module.log_dict(values, prog_bar=True, rank_zero_only=True)
         pl_module.log("peak_memory_mib", peak_memory(pl_module.device) / 2**20, rank_zero_only=True)

@@ -123,6 +123,19 @@ def of_compiled(folder: Path) -> None:
     edit(target_modules=sorted(names))(folder)
 
 
+def with_images(scale: float) -> Callable[[Path], None]:
+    """Return a change to an adapter of a model of text and images, with updates of both."""
+
+    def change(folder: Path) -> None:
+        rename(r"model\.model\.", "model.model.language_model.")(folder)
+        stem = f"{PREFIX}model.visual.blocks.0.attn.q_proj"
+        own = {f"{stem}.lora_A.weight": torch.ones(4, 8), f"{stem}.lora_B.weight": torch.ones(8, 4)}
+        own[f"{stem}.lora_B.weight"] *= scale
+        save_file({**load_file(folder / TENSORS), **own}, folder / TENSORS)
+
+    return change
+
+
 def with_head(folder: Path) -> None:
     """Add the head of a classifier, as HF PEFT saves it."""
     tensors = load_file(folder / TENSORS)

@@ -28,6 +28,7 @@ from foreign_folders import (
     row_changed,
     with_base,
     with_head,
+    with_images,
     without_a_part,
 )
 
@@ -234,6 +235,22 @@ SITUATIONS = [
         CERTAIN,
         of_images_too,
         RENAMED,
+        models=("llama", "gemma3"),
+    ),
+    Situation(
+        "likewise, and updates of zero of what sees images",
+        SAID,
+        "an update of zero changes nothing",
+        with_images(0.0),
+        "updates of zero for layers that are not here: model.visual.blocks.0.attn.q_proj",
+        models=("llama", "gemma3"),
+    ),
+    Situation(
+        "likewise, and other updates of what sees images",
+        REFUSED,
+        BASE,
+        with_images(0.1),
+        "unexpected in the file: .*give the base that it was trained on",
         models=("llama", "gemma3"),
     ),
     Situation(

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from foreign_situations import REFUSED, SAID, SITUATIONS
 from hf_situations import HF_SITUATIONS
-from parity import IDS, hf_folder
+from parity import IDS, hf_folder, randomise
 from peft_lightning.adapters import attached_adapter, load_adapter
 from rounding import assert_near
 from tiny import tiny_model
@@ -79,6 +80,32 @@ def test_a_folder_is_read_as_by_hf_peft_or_refused_with_the_remedy(
     assert_near(model(**inputs).logits[:, -IDS.shape[1] :], truth)
     adapter.detach(model)
     assert torch.equal(model(IDS).logits, before)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", r".*language_model.*(q_proj|up_proj)"])
+def test_an_adapter_of_a_model_of_text_and_images_is_read_onto_its_language_model(
+    targets, tmp_path
+):
+    text = tiny_model("gemma3")
+    images = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = Gemma3Config(
+        text_config=text.config.to_dict(),
+        vision_config={**images, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    whole = Gemma3ForConditionalGeneration(config).eval()
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    peft = get_peft_model(whole, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets))
+    with torch.no_grad():  # trained on text: what sees images keeps a B of zero
+        randomise(
+            {n: p for n, p in peft.named_parameters() if "language_model" in n and "lora" in n}
+        )
+    peft.eval().save_pretrained(tmp_path)
+    before = text(IDS).logits
+    with pytest.warns(match=r"model\.language_model\.layers\S+ is model\.layers"):
+        load_adapter(text, tmp_path)
+    assert_near(text(IDS).logits, peft(input_ids=IDS).logits)
+    assert (text(IDS).logits - before).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(

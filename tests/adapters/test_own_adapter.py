@@ -110,6 +110,7 @@ def test_a_folder_never_imports_the_class_that_it_names_and_the_error_says_how_t
     args = [a.replace(CKPT, "there") for a in READERS[command][0] if a != "ia3.yaml"]
     args = [a for a in args if a != "--config"]
     if command == "fit":
+        args[args.index("on")] = "trapped"
         args += ["--model.base_model", facts["base_model"], "--data.train", "x.jsonl"]
     ((status, _, errors),) = drive(user, [[command, *args]])
     assert status == 2

@@ -9,6 +9,7 @@ from transformers import (
     AutoTokenizer,
     Gemma3TextConfig,
     GPTNeoXConfig,
+    GraniteMoeHybridConfig,
     LlamaConfig,
     Olmo3Config,
     Phi3Config,
@@ -89,6 +90,14 @@ def holds(content, part):
         ),
         (Olmo3Config(), {"rope_theta": 5e5, "rope_scaling": None}),
         (Qwen3MoeConfig(num_experts=4), {"num_experts": 4, "num_local_experts": 4}),
+        (
+            GraniteMoeHybridConfig(
+                num_hidden_layers=2,
+                layer_types=["linear_attention", "full_attention"],
+                time_step_limit=[0.0, 1.0],
+            ),
+            {"layer_types": ["mamba", "attention"]},
+        ),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )
@@ -100,9 +109,8 @@ def test_transformers_5_reads_the_same_config_from_both_forms_by_each_of_its_rul
     found = {}
     for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         kind = CONFIG_MAPPING[model_type]
-        found.setdefault(
-            (kind.convert_rope_params_to_dict, "num_experts" in kind.attribute_map), kind
-        )
+        aliases = {"num_experts", "layers_block_type", "layer_types"} & kind.attribute_map.keys()
+        found.setdefault((kind.convert_rope_params_to_dict, *sorted(aliases)), kind)
     written = 0
     for kind in found.values():
         with contextlib.suppress(StrictDataclassError):  # the defaults of some cannot be read

@@ -51,7 +51,8 @@ def user(tmp_path_factory, base, rows):
     for link in ("gone.jsonl", "gone", "folder/gone.jsonl"):
         (folder / link).parent.mkdir(exist_ok=True)
         (folder / link).symlink_to("nowhere")
-    [(status, _, errors)] = drive(folder, [["fit", "--config", "run.yaml"]])
+    root = ["--trainer.default_root_dir", "runs/good"]
+    [(status, _, errors)] = drive(folder, [["fit", "--config", "run.yaml", *root]])
     assert status == 0, errors
     return folder
 
@@ -112,7 +113,7 @@ def test_conversations_without_a_chat_template_are_an_error_that_says_what_to_gi
 def test_data_that_changed_since_the_checkpoint_is_refused_or_accepted_if_asked(
     user, tmp_path, change
 ):
-    shutil.copytree(user / "runs/run", tmp_path / "run")
+    shutil.copytree(user / "runs/good", tmp_path / "run")
     lines = (user / "rows.jsonl").read_text().splitlines(True)
     lines = [lines[1], *lines[1:]] if change == "a row is changed" else lines[:-3]
     (tmp_path / "rows.jsonl").write_text("".join(lines))
@@ -133,11 +134,12 @@ def test_a_base_replaced_under_its_name_is_refused_everywhere(user, tmp_path):
     with torch.no_grad():
         model.model.norm.weight += 0.5
     model.save_pretrained(own / "base")
-    last = "runs/run/checkpoints/last.ckpt"
+    last = "runs/good/checkpoints/last.ckpt"
     ask = ["generate", "--ckpt_path", last, "--prompt", "a", "--max_new_tokens", "1"]
+    run = ["--config", "run.yaml", "--trainer.default_root_dir", "runs/good", "--ckpt_path", "last"]
     lines = [
-        ["fit", "--config", "run.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3"],
-        ["validate", "--config", "run.yaml", "--ckpt_path", "last"],
+        ["fit", *run, "--trainer.max_steps", "3"],
+        ["validate", *run],
         ask,
         ["merge", last, "out"],
         ["export", last, "out.gguf"],

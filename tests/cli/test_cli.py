@@ -343,7 +343,20 @@ def test_importing_a_command_leaves_the_collection_of_garbage_as_it_was(collecti
 # ---- help -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["--version"], []], ids=str)
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["fit", "--help"],
+        ["--version"],
+        ["-V"],
+        ["version"],
+        ["help"],
+        ["help", "fit"],
+        [],
+    ],
+    ids=str,
+)
 def test_help_imports_nothing_heavy(tmp_path, args):
     done = run_light(tmp_path, args, ("torch", "lightning", "transformers", "jsonargparse"))
     assert done.returncode == 0, done.stderr

@@ -154,6 +154,8 @@ def test_an_array_of_configs_is_read_task_by_task(submit, tmp_path):
         (["--array", "3-1"], "--array 3-1: write the tasks as 0-3"),
         (["--time", "soon"], "--time soon: write it as HOURS"),
         (["--sbatch=exclusive"], r"--sbatch=--exclusive, got exclusive"),
+        (["--partition", "gpu\ntouch X"], r"gpu\\ntouch X.*cannot have control characters"),
+        (["--sbatch=--exclusive\ntouch X"], "cannot have control characters"),
         (["--gpu", "2"], "--gpu: neither submit nor fit .* did you mean --gpus"),
         (["--config", "no.yaml"], r"no config file no\.yaml"),
         ([], "no sbatch here: submit on a login node"),

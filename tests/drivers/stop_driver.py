@@ -95,8 +95,15 @@ def outside_python() -> None:
 
 
 def nth_answer() -> None:
-    calls = iter(range(1000))
-    before(transformers.GenerationMixin, "generate", lambda: next(calls) == 2)
+    """Make the third batch of answers slow; what probes the model is none."""
+    generate, calls = transformers.GenerationMixin.generate, iter(range(1000))
+
+    def slowed(*args: Any, **kwargs: Any) -> Any:
+        if "stopping_criteria" in kwargs and next(calls) == 2:
+            enter()
+        return generate(*args, **kwargs)
+
+    transformers.GenerationMixin.generate = slowed
 
 
 def within_held(owner: Any, name: str) -> None:

@@ -320,8 +320,8 @@ def test_known_ways_to_cut_text_have_llamas_names():
         (cut_by(split_by(r"\w+")), "cuts its text in a way that is not known here"),
         (cut_by(bytewise(add_prefix_space=True)), "give llama.cpp's name .* --tokenizer_pre"),
         (cut_by(bytewise(), ignore_merges=True), "not known here"),
-        (cut_by(pre_tokenizers.Metaspace()), r"is a BPE after \['Metaspace'\], and only a byte-"),
-        (cut_by(bytewise(), byte_fallback=True), "only a byte-level BPE can be written here"),
+        (cut_by(pre_tokenizers.Metaspace()), r"is a BPE after \['Metaspace'\], and only a BPE of"),
+        (cut_by(bytewise(), byte_fallback=True), "only a BPE of bytes or of SentencePiece"),
     ],
 )
 def test_other_tokenizers_are_refused(content, message):

@@ -485,7 +485,7 @@ def test_neither_the_base_nor_the_adapter_nor_a_strangers_folder_is_overwritten(
     base, lora, tmp_path
 ):
     for place in (base, lora, lora.parent):
-        with pytest.raises(ValueError, match=r"would take the place of .*: give another folder"):
+        with pytest.raises(ValueError, match=r"would take the place of .*, which is read"):
             merge(str(lora), str(place))
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(ValueError, match="is not empty, and holds no model"):

@@ -75,6 +75,15 @@ def test_the_loss_is_that_of_the_models_own_forward_for_each_row_alone(kind, bat
         assert str(own_forward(loss.model).checked["flat", "NoneType"].way) == way
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["llama", "mistral", "bigbird_pegasus", "rwkv", "llama4_text"])
+def test_half_precision_hides_no_fault_and_makes_none(name, dtype):
+    loss = prepared(model_of(name).to(dtype))
+    with torch.no_grad():
+        loss.nll(flat_collate(ROWS))
+    assert str(own_forward(loss.model).checked["flat", "NoneType"].way) == CONFIGS[name][1]
+
+
 def test_the_way_is_said_in_one_line_with_the_reason(caplog):
     loss = prepared(model_of("bloom"))
     with caplog.at_level(logging.INFO), torch.no_grad():

@@ -199,12 +199,13 @@ def test_another_base_dtype_or_depth_has_a_cache_of_its_own(base, rows, tmp_path
     assert len(cache_folders(tmp_path)) == 4
 
 
+@pytest.mark.parametrize("share", [2, 1000])  # half of it, or nothing
 @pytest.mark.parametrize("file", ["states.bin", "rows.npy", "meta.json"])
-def test_a_torn_file_is_made_anew(base, rows, tmp_path, file):
+def test_a_torn_file_is_made_anew(base, rows, tmp_path, file, share):
     run(base, rows, tmp_path / "a", max_steps=1)
     (folder,) = cache_folders(tmp_path)
     whole = (folder / file).read_bytes()
-    (folder / file).write_bytes(whole[: len(whole) // 2])
+    (folder / file).write_bytes(whole[: len(whole) // share] if share == 2 else b"")
     run(base, rows, tmp_path / "b", max_steps=1)
     assert (folder / file).read_bytes() == whole
 

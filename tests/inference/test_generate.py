@@ -16,6 +16,7 @@ from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.commands.generate import generate
 from peft_lightning.inference.generate import generate_tokens
 from peft_lightning.inference.load import named_folders
+from peft_lightning.inference.padding import ALONE, PADDED, batches_of
 from peft_lightning.inference.partial_file import PartialAnswers
 from tiny import ARCHITECTURES, tiny_model
 from tiny_run import byte_tokenizer
@@ -475,3 +476,14 @@ def test_a_folder_with_an_equals_sign_is_its_own_name(tmp_path, monkeypatch):
     for folder in ("lr=0.1", "x"):
         Path(folder).mkdir()
     assert named_folders(["lr=0.1", "mine=x"]) == {"lr=0.1": "lr=0.1", "mine": "x"}
+
+
+@pytest.mark.parametrize("how", ["weights", "autocast", "float32"])
+def test_rounding_in_two_bytes_is_not_taken_for_an_influence_of_the_batch(how):
+    def first_logits(rows):  # float32, as generate returns them, off by 1 % in a batch
+        return (torch.arange(8.0).expand(len(rows), 8) * (1 + 0.01 * (len(rows) > 1)),)
+
+    model = tiny_model("llama").to(torch.bfloat16 if how == "weights" else torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        found = batches_of(model, None, [[5, 6], [7, 8, 9]], first_logits)
+    assert found == (ALONE if how == "float32" else PADDED)

@@ -69,6 +69,17 @@ def test_layers_share_code_that_takes_batches_of_any_length():
     assert counter.frame_count <= 3
 
 
+def test_a_process_compiles_any_number_of_models():
+    for rank in range(1, 5):
+        model = tiny_model("llama").requires_grad_(False)
+        compile_layers(model, backend="eager")
+        LoRA(r=rank, use_dora=rank % 2 == 0, lora_dropout=0.1).attach(model)
+        for length in (5, 9):
+            model(input_ids=torch.arange(length)[None], use_cache=False).logits.sum().backward()
+        with torch.no_grad():
+            model(input_ids=torch.arange(7)[None], use_cache=False)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
 def test_generation_runs_the_layers_as_they_were(architecture):
     model = tiny_model(architecture)

@@ -209,9 +209,9 @@ def ran(tmp_path_factory, base, rows, files):
             *["--data.tokens_per_batch", "100"],
         ],
         "validate": ["validate", "--config", "runs/good/config.yaml", "--ckpt_path", "best"],
-        "ambiguous": [*fit, "--data.train", "{rows.jsonl: 70, chat.jsonl: 30}"],
-        "text": [*fit, "--data.train", "{rows.jsonl: x}"],
-        "numbers": [*fit, "--data.val", "{rows.jsonl: 0.5}"],
+        "ambiguous": [*fit, "--overwrite", "--data.train", "{rows.jsonl: 70, chat.jsonl: 30}"],
+        "text": [*fit, "--overwrite", "--data.train", "{rows.jsonl: x}"],
+        "numbers": [*fit, "--overwrite", "--data.val", "{rows.jsonl: 0.5}"],
         "key twice": ["fit", "--config", "good.yaml", "--config", "twice.yaml"],
     }
     return user, dict(zip(lines, drive(user, list(lines.values())), strict=True))
@@ -248,9 +248,9 @@ def test_the_command_line_reads_a_file_twice_and_no_more_than_max_rows(ran):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ambiguous", r"^error: data\.train gives its sources the numbers 70, 30: set data\.mix"),
-        ("text", r"^error: data\.train maps paths to numbers, .*, got \{rows\.jsonl: x\}"),
-        ("numbers", r"^error: data\.val maps names to paths, .*, got \{rows\.jsonl: 0\.5\}"),
+        ("ambiguous", r"^error: --data\.train gives its sources the numbers 70, 30: set data\.mix"),
+        ("text", r"^error: --data\.train maps paths to numbers, .*, got \{rows\.jsonl: x\}"),
+        ("numbers", r"^error: --data\.val maps names to paths, .*, got \{rows\.jsonl: 0\.5\}"),
         ("key twice", r"twice\.yaml, line 5: 'rows\.jsonl' is given twice in data\.train"),
     ],
 )

@@ -4,6 +4,7 @@ import collections
 import datetime
 import decimal
 import warnings
+import zipfile
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from pathlib import Path
@@ -201,3 +202,16 @@ def test_the_command_line_trusts_a_checkpoint_if_it_is_told(base, rows, tmp_path
     assert trusted[0] == 0, trusted[2]
     assert "found Thing" in trusted[1]
     assert "weights_only" not in (tmp_path / "runs/run/config.yaml").read_text()
+
+
+def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path):
+    torch.save({"global_step": 1}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name) + bytes(10**3))
+    for trust in (None, False):
+        with pytest.raises(ValueError, match=r"it is compressed, which torch\.save never"):
+            read_state(tmp_path / "bomb.pt", weights_only=trust)

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 
 from peft_lightning import LoRA
@@ -14,6 +15,7 @@ from peft_lightning.data import encode_prompt
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.kernels.native.library import kernels_state
 from peft_lightning.training.batch_size import count_tokens
+from peft_lightning.training.schedules import Linear
 from peft_lightning.training.summary import Summary
 from peft_lightning.training.trained_table import trained_table
 from tiny import tiny_model
@@ -74,6 +76,31 @@ def test_the_summary_holds_the_runs_real_numbers(run, rows):
 def logged(root):
     with (root / "logs" / "version_0" / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def test_the_logged_rate_is_that_of_the_step_itself(base, rows, tmp_path):
+    logger = CSVLogger(tmp_path, name="logs")
+    schedule = Linear(warmup=2)
+    trainer = fit(
+        base, rows, tmp_path, module={"learning_rate": 0.01, "lr_schedule": schedule},
+        logger=logger, log_every_n_steps=1, max_steps=4,
+    )  # fmt: skip
+    rates = [float(row["lr"]) for row in logged(tmp_path) if row["lr"]]
+    assert rates == pytest.approx([0.01 * schedule.factor(step, 4) for step in range(4)])
+    assert trainer.global_step == 4
+
+
+def test_the_reason_of_an_early_stop_and_steps_without_validation_are_said(
+    base, rows, tmp_path, caplog
+):
+    stopping = EarlyStopping("val/loss", stopping_threshold=1e3)
+    options = {"data": {"val_fraction": 0.25}, "max_epochs": 3}
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        fit(base, rows, tmp_path / "stopped", callbacks=[stopping], **options)
+        assert "stopped early, after step 5: Stopping threshold reached" in caplog.text
+        assert "not validated" not in caplog.text
+        fit(base, rows, tmp_path / "odd", val_check_interval=3, **{**options, "max_epochs": 1})
+    assert "the last 2 steps were not validated, so best.ckpt may not be the best" in caplog.text
 
 
 def test_every_step_and_validation_is_logged(run):

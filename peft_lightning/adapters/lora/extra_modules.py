@@ -99,7 +99,10 @@ class ExtraModules:
         for name, module in self.saved.items():
             saved = ModulesToSaveWrapper(module)
             if self.pieces and name in vocabulary_names(model):
-                saved.enlarge(initial_rows(module.weight, list(self.pieces), self.pieces))
+                bias = getattr(module, "bias", None)
+                columns = [module.weight] if bias is None else [module.weight, bias[:, None]]
+                new = [initial_rows(c, list(self.pieces), self.pieces) for c in columns]
+                saved.enlarge(new[0], None if bias is None else new[1][:, 0])
             model.set_submodule(name, saved)
         if self.tied_embeddings and self.tied_embeddings[0] in self.saved:
             first, second = (
@@ -143,7 +146,9 @@ def resize_saved_embeddings(model: nn.Module, tensors: Mapping[str, Tensor]) -> 
     for name, module in saved.items():
         weight = tensors.get(f"{PREFIX}{name}.weight")
         if weight is not None and len(weight) > len(module.weight):
-            module.enlarge(weight[len(module.weight) :])
+            bias = tensors.get(f"{PREFIX}{name}.bias")
+            known = len(module.weight)
+            module.enlarge(weight[known:], None if bias is None else bias[known:])
             enlarge_vocabulary(model, len(weight))
     if shared:
         first, second = (module.modules_to_save for module in saved.values())

@@ -1,6 +1,6 @@
 """Options of a LoRA's file on the model that it is loaded into, as HF PEFT takes them.
 
-HF PEFT passes over names that match nothing in a model. Where a file is read that is done here too,
+HF PEFT passes over names that match nothing in a model. That is done here too where a file is read,
 in a line; where training is configured it is an error.
 """
 
@@ -22,6 +22,7 @@ from peft_lightning.adapters.tensor_names import (
     layer_of,
     layers_in_model,
     with_layers,
+    without_empty_updates,
     without_wrappers,
 )
 from peft_lightning.messages import UserError, shortened
@@ -44,11 +45,14 @@ def fitted(
         UserError: If the file holds modules that the model does not have.
     """
     found = dict(options)
+    tensors, empty = without_empty_updates(model, tensors)
+    if empty:
+        _say(f"the file has updates of zero for layers that are not here: {shortened(empty, 2)}")
     if layers := layers_in_model(model, tensors):
         tensors = with_layers(tensors, layers)
         found |= _renamed(options, layers, tensors)
-        first = next(old for old, new in layers.items() if old != new)
-        _say(f"the layers have other names in the file: {first} is {layers[first]} here")
+        old, new = next(pair for pair in layers.items() if pair[0] != pair[1])
+        _say(f"the layers have other names in the file: {old} is {new} here")
     tensors = _without_base_weights(found, model, tensors)
     found |= _without_wrappers(found, model)
     found |= _without_unmatched(found, model, tensors)
@@ -88,17 +92,17 @@ def _renamed(
         whole = [new for old, new in layers.items() if old.endswith(ends) and new not in adapted]
         new["modules_to_save"] = whole or options["modules_to_save"]
     if isinstance(tokens := options["trainable_token_indices"], dict):
-        ids = {new: _ids(tokens, old) for old, new in layers.items()}
-        new["trainable_token_indices"] = {name: some for name, some in ids.items() if some}
+        new["trainable_token_indices"] = {
+            name: ids
+            for old, name in layers.items()
+            for e, ids in tokens.items()
+            if old.endswith(e)
+        }
     return new
 
 
 def _matches_one(key: str, names: Iterable[str]) -> bool:
     return any(match_pattern({key: True}, name) for name in names)
-
-
-def _ids(tokens: Mapping[str, list[int]], name: str) -> list[int] | None:
-    return next((ids for end, ids in tokens.items() if name.endswith(end)), None)
 
 
 def _without_base_weights(
@@ -123,8 +127,8 @@ def _without_base_weights(
             continue
         if torch.equal(tensor.to(weight), weight):
             del found[name]
-    if len(found) < len(tensors):
-        _say(f"the file holds {len(tensors) - len(found)} weights that this model has already")
+    if count := len(tensors) - len(found):
+        _say(f"the file holds {count} weights that this model has already")
     return found
 
 

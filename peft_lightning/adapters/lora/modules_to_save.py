@@ -67,11 +67,18 @@ class ModulesToSaveWrapper(nn.Module):
         bias = cast(Tensor | None, self.modules_to_save.bias)
         return None if bias is None else bias.to(self._dtype("bias"))
 
-    def enlarge(self, rows: Tensor) -> None:
-        """Append ``rows`` (n, dim) to the weight of a copied embedding, with its tokens' number."""
+    def enlarge(self, rows: Tensor, bias: Tensor | None = None) -> None:
+        """Append ``rows`` (n, dim) to the weight of a copied embedding, with its tokens' number.
+
+        Args:
+            rows: Of new tokens.
+            bias: (n,), of an output embedding that has one.
+        """
         copied: Any = self.modules_to_save
         weight = torch.cat([copied.weight.data, rows.to(copied.weight)])
         copied.weight = nn.Parameter(weight)
+        if bias is not None:
+            copied.bias = nn.Parameter(torch.cat([copied.bias.data, bias.to(copied.bias)]))
         if isinstance(copied, nn.Embedding):
             copied.num_embeddings = len(weight)
         else:

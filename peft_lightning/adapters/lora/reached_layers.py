@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from peft_lightning.messages import shortened
 HF_REFUSES = {  # peft/tuners/tuners_utils.py of 0.21.2, _check_lora_target_modules_mamba
     ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"): ("out_proj",)
 }
+NO_GRADIENT = "the logits have no gradient through it"
 BY_ITS_WEIGHT = "its weight is used and its forward never called"
 NEVER_RUN = "no forward over text runs it"
 NO_TENSOR = "its output is not one tensor"
@@ -38,17 +39,17 @@ def note_unreached(model: nn.Module, layers: dict[str, nn.Module]) -> None:
         for name in layers
         if any(name.rpartition(".")[2] in names for names in refused)
     }
-    outputs = _outputs(model)
+    outputs = _outputs(model, layers)
     if outputs is not None:
-        seen = {_without_last_number(name) for name, is_tensor in outputs.items() if is_tensor}
+        seen = {_without_last_number(name) for name, lacks in outputs.items() if lacks is None}
         for name in layers:
             if name not in outputs:
                 parent = name.rpartition(".")[0]
                 if _is_one_of_several_experts(name) and _without_last_number(name) in seen:
                     continue  # an expert that none of these tokens was sent to
                 found[name] = BY_ITS_WEIGHT if parent in outputs else NEVER_RUN
-            elif not outputs[name]:
-                found[name] = NO_TENSOR
+            elif (lacks := outputs[name]) is not None:
+                found[name] = lacks
     forget_unreached(model)
     if found:
         setattr(model, _LEFT_OUT, found)
@@ -110,32 +111,50 @@ def _stacked_experts(model: nn.Module) -> dict[str, int]:
     return dict(found)
 
 
-def _outputs(model: Any) -> dict[str, bool] | None:
-    """Return the modules that a forward calls, and whether the output of each is one tensor."""
+def _outputs(model: Any, layers: Collection[str]) -> dict[str, str | None] | None:
+    """Return the modules that a forward calls, and why an update of one has no effect, if so.
+
+    Args:
+        model: A causal LM.
+        layers: Names of the modules whose gradients are asked for.
+    """
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     weight = getattr(embedding, "weight", None)
     if weight is None or any(p.is_meta for p in model.parameters()):
         return None
-    outputs: dict[str, bool] = {}
-    hooks = [
-        module.register_forward_hook(_note(outputs, name)) for name, module in model.named_modules()
-    ]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, weight.shape[0], (1, _TOKENS), generator=generator).to(weight.device)
+    outputs: dict[str, str | None] = {}
+    added: dict[str, Tensor] = {}  # zeros, of which there is a gradient where an output is used
+    hooks = [
+        module.register_forward_hook(_note(outputs, added, name, name in layers))
+        for name, module in model.named_modules()
+    ]
     try:
-        with _as_evaluated(model), torch.no_grad():
-            model(input_ids=ids, use_cache=False)
+        with _as_evaluated(model), torch.enable_grad():
+            logits = model(input_ids=ids, use_cache=False).logits
     except Exception:  # whatever a model wants beside token ids: nothing is known of its layers
         return None
     finally:
         for hook in hooks:
             hook.remove()
+    with suppress(RuntimeError):  # of a forward that no gradient goes through
+        found = torch.autograd.grad(logits.sum(), list(added.values()), allow_unused=True)
+        unused = [name for name, gradient in zip(added, found, strict=True) if gradient is None]
+        outputs |= dict.fromkeys(unused, NO_GRADIENT)
     return outputs
 
 
-def _note(outputs: dict[str, bool], name: str) -> Callable[..., None]:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        outputs[name] = isinstance(output, Tensor)
+def _note(
+    outputs: dict[str, str | None], added: dict[str, Tensor], name: str, is_layer: bool
+) -> Callable[..., Tensor | None]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+        outputs[name] = None if isinstance(output, Tensor) else NO_TENSOR
+        if not is_layer or not isinstance(output, Tensor):
+            return None
+        zero = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
+        added[name] = zero
+        return output + zero
 
     return hook
 

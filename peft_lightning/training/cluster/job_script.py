@@ -24,11 +24,18 @@ def render(flags: Mapping[str, Any], more: Iterable[str], fit: Iterable[str]) ->
         flags: Options of sbatch; those that are None are left out.
         more: Further ones, as written.
         fit: The command line of fit; ``%a`` in it is the number of the array's task.
+
+    Raises:
+        UserError: If an option of sbatch has control characters, which could become commands.
     """
     lines = ["#!/usr/bin/env bash"]
     lines += [f"#SBATCH --{k}={shlex.quote(str(v))}" for k, v in flags.items() if v is not None]
     lines += ["#SBATCH --requeue", "#SBATCH --open-mode=append", f"#SBATCH --signal=USR1@{WARNING}"]
     lines += [f"#SBATCH {option}" for option in more]
+    if wrong := [line for line in lines if not line.isprintable()]:
+        raise UserError(
+            f"{wrong[0]!r}: a job's options cannot have control characters, as newlines"
+        )
     if flags.get("cpus-per-task") is not None:  # since 22.05 srun does not take them from sbatch
         lines.append('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"')
     words = [sys.executable, "-m", "peft_lightning", "fit", *fit]

@@ -26,7 +26,7 @@ from peft_lightning.training.step_progress import (
 
 
 class StopOnSignal(Callback):
-    """Ends training cleanly on Ctrl-C, SIGTERM or SIGUSR1: saves ``last.ckpt``, then exits.
+    """Ends training cleanly on Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP: saves ``last.ckpt``, then exits.
 
     One process stops within a step, wherever it is: the checkpoint is of the moment after the last
     optimizer step, which is remembered then. An optimizer step that has begun is finished first,

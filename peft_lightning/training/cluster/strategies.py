@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -25,6 +25,11 @@ UNSUPPORTED = {  # start of a strategy's name, in lower case -> what to do
     r"deepspeed": "its checkpoints are no adapter folders, and it was never run here: use fsdp2, "
     "which parts layers, gradients and optimizer state, or ddp",
 }
+
+
+def supported_strategies(names: Iterable[str]) -> list[str]:
+    """Return those of ``names`` that no entry of ``UNSUPPORTED`` begins."""
+    return [n for n in names if not any(re.match(start, n) for start in UNSUPPORTED)]
 
 
 def require_supported(strategy: Any) -> None:

@@ -47,6 +47,7 @@ FIT = {
     "outside Python": (signal.SIGTERM, [], None),
     "cached pass": (signal.SIGINT, ["--model.cache_hidden_states", "true", *UPPER_LAYER], None),
     "first step": (signal.SIGUSR1, [], None),
+    "forward, terminal closed": (signal.SIGHUP, [], 2),
     "forward": (signal.SIGTERM, [], 2),
     "backward": (signal.SIGINT, [], 2),
     "recompute": (signal.SIGUSR1, ["--model.activation_checkpointing", "true"], 2),
