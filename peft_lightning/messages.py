@@ -142,3 +142,8 @@ def redacted(text: str) -> str:
         if len(value) >= _SHORTEST and _NAME.search(name):
             text = text.replace(value, "***")
     return _VALUE.sub("***", text)
+
+
+def warning_line(message: Any, category: Any, *args: Any, **kwargs: Any) -> str:
+    """Return a warning as a command prints it: one line, without a line of Python."""
+    return f"warning: {' '.join(str(message).split())}\n"

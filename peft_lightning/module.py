@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from peft_lightning.adapters import LoRA, disable_adapter
-from peft_lightning.training import build_model, prediction
+from peft_lightning.training import build_model, prediction, run_tokenizer
 from peft_lightning.training.adapter_module import AdapterModule
 from peft_lightning.training.answer_options import answer_options
 from peft_lightning.training.clipping import clip
@@ -43,6 +43,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         sample_prompts: Prompts whose greedy answers are logged at each validation.
         sample_max_new_tokens: Length limit of those answers.
         predict_max_new_tokens: Length limit of answers of ``predict`` and ``metrics``.
+        stop: Strings that end an answer of ``predict``, ``metrics`` and ``sample_prompts``.
         metrics: Scores of answers to validation rows: [exact_match, rougeL].
         metric_rows: Rows of each source to answer for them; 0 for all.
         labels: Labels for likelihood_accuracy; without, all answers.
@@ -70,6 +71,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         sample_prompts: list[str] | None = None,
         sample_max_new_tokens: int = 64,
         predict_max_new_tokens: int = 128,
+        stop: list[str] | None = None,
         metrics: list[str] | None = None,
         metric_rows: int = 100,
         labels: list[str] | None = None,
@@ -98,7 +100,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         self.forgetting, self.sample_prompts = forgetting, sample_prompts or []
         self.router_aux_loss = router_aux_loss
         self.sample_max_new_tokens = sample_max_new_tokens
-        self.predict_max_new_tokens = predict_max_new_tokens
+        self.predict_max_new_tokens, self.stop = predict_max_new_tokens, tuple(stop or ())
         self.answer_options = answer_options(metrics, metric_rows, labels, label_score)
         self.attn_implementation, self.trust_remote_code = attn_implementation, trust_remote_code
         self.model: Any = None  # set by build_model, as the loss is
@@ -116,11 +118,11 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
 
     def load_tokenizer(self) -> Any:
         """Return the base's tokenizer with the adapter's new tokens; it is loaded once."""
-        return build_model.tokenizer_of(self)
+        return run_tokenizer.tokenizer_of(self)
 
     def extend_tokenizer(self, tokenizer: Any) -> None:
         """Add the adapter's new tokens to another tokenizer that the data goes through."""
-        build_model.extend_tokenizer(self, tokenizer)
+        run_tokenizer.extend_tokenizer(self, tokenizer)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return configure_optimizers(self, CausalLMModule)

@@ -21,6 +21,7 @@ SAME_FLOOR = {  # and of its own floor from these
     "adapters": {"base_model", "kernels"},
     "base_model": {"kernels"},  # the dtype that suits the processor
     "commands": {"cli"},  # submit checks the options of fit
+    "data": {"base_model"},  # a tokenizer by its name, read as a base's is
     "experiments": {"module", "training"},  # what they plan and evaluate
     "export": {"inference"},  # the tokens that end an answer
     "files": {"messages"},  # the types of errors

@@ -44,6 +44,9 @@ def done(base, rows, tmp_path_factory):
         "export lora": ["export", ckpt, "lora.gguf"],
         "bank": ["predict", *part[:2], "--ckpt_path", "null", "--adapter", f"a={ckpt}"],
     }
+    lines["alone"] = [*lines["bank"], "--data.predict", str(rows)]
+    lines["alone"] += ["--model.predict_max_new_tokens", "4"]
+    lines["bank"] += ["--adapter", "b=file/checkpoints/last.ckpt"]
     lines["several"] += ["--adapter", "b=file/checkpoints/last.ckpt"]
     lines["bank"] += ["--data.predict", str(rows)]
     lines["predict"] += ["--model.predict_max_new_tokens", "4"]
@@ -91,11 +94,15 @@ def test_other_new_tokens_than_the_checkpoints_are_refused(done):
     assert "the checkpoint was trained with another adapter (new_tokens: " in errors
 
 
-def test_predict_with_several_adapters_says_that_generate_takes_new_tokens(done):
+def test_predict_with_adapters_of_different_tokenizers_names_generate(done):
     status, _, errors = done[1]["bank"]
     assert status == 2
-    assert "the adapter a brings new tokens" in errors
+    assert "a and b have different tokenizers, and predict reads all rows by one" in errors
     assert "use generate --file FILE --adapter a=" in errors
+
+
+def test_predict_reads_rows_by_the_tokenizer_of_the_only_adapter(done):
+    assert done[1]["alone"][0] == 0
 
 
 def test_the_checkpoint_has_the_tokenizer_and_the_new_rows_and_nothing_of_the_base(done):

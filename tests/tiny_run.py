@@ -22,6 +22,7 @@ CHATML = (
 CHECKPOINT_FILES = {  # of a run with an adapter
     *("SHA256SUMS", "adapter_config.json", "adapter_model.safetensors"),
     *("peft_lightning.json", "trainer_state.pt"),
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
 }
 SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>", "<unk>"]
 

@@ -216,7 +216,7 @@ class Adapter(ABC):
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
-    def extra_files(self, model: nn.Module, tokenizer: Any = None) -> dict[str, str | bytes]:
+    def extra_files(self, model: nn.Module) -> dict[str, str | bytes]:
         """Return the content of the files beside the tensor file, by file name."""
         return {"adapter_config.json": as_json(self.hf_config(model))}
 
@@ -282,10 +282,18 @@ def adapter_dtype(base: torch.dtype) -> torch.dtype:
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, str | bytes]:
-    """Return the files of a tokenizer of transformers, by name."""
+    """Return the files of a tokenizer of transformers, by name; tokenizer.json without white space.
+
+    Several chat templates are in its config: their files would be in a folder of their own.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return portable_files({f.name: f.read_bytes() for f in Path(folder).iterdir()})
+        has_one = not isinstance(tokenizer.chat_template, dict)
+        tokenizer.save_pretrained(folder, save_jinja_files=has_one)
+        files = {f.name: f.read_bytes() for f in Path(folder).iterdir() if f.is_file()}
+    if content := files.get("tokenizer.json"):  # a third of its indented size, and less
+        compact = json.dumps(json.loads(content), ensure_ascii=False, separators=(",", ":"))
+        files["tokenizer.json"] = compact.encode()
+    return portable_files(files)
 
 
 def as_json(content: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from peft_lightning.adapters.base import Adapter, as_json
+from peft_lightning.adapters.base import Adapter, as_json, tokenizer_files
 from peft_lightning.adapters.base_check import require_base
 from peft_lightning.adapters.folder_files import (
     CONFIG_FILE,
@@ -66,8 +66,8 @@ def adapter_files(
         model: The base with the adapter.
         facts: Further content of ``peft_lightning.json``: ``base_fingerprint`` and anything else
             that JSON can hold.
-        tokenizer: Saved too if the folder is a whole model (full fine-tuning), or the adapter has
-            new tokens, which HF PEFT reads from there.
+        tokenizer: With which the adapter was trained, saved with it. Without, that of the base is
+            taken wherever the folder is read.
 
     Returns:
         The tensor file's name, its tensors, and the other files by name.
@@ -80,7 +80,9 @@ def adapter_files(
         **own_class(adapter),
         **adapter.metadata(),
     }
-    texts = adapter.extra_files(model, tokenizer)
+    texts = adapter.extra_files(model)
+    if tokenizer is not None:
+        texts |= tokenizer_files(tokenizer)
     texts[FACTS_FILE] = as_json({**own, **(facts or {})})
     return adapter.tensor_file, adapter.state_dict(model), texts
 

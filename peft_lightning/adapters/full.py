@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 
-from peft_lightning.adapters.base import Adapter, tokenizer_files
+from peft_lightning.adapters.base import Adapter
 from peft_lightning.base_model.portable import portable_files
 from peft_lightning.messages import UserError
 
@@ -62,16 +62,14 @@ class Full(Adapter):
             "task_type": "CAUSAL_LM",
         }
 
-    def extra_files(self, model: Any, tokenizer: Any = None) -> dict[str, str | bytes]:
-        """Return the other files of an HF model folder: configs and, if given, the tokenizer."""
+    def extra_files(self, model: Any) -> dict[str, str | bytes]:
+        """Return the other files of an HF model folder: its configs."""
         config = copy.deepcopy(model.config)
         config.architectures = [type(model).__name__]
         config.dtype = str(model.dtype).removeprefix("torch.")
         texts: dict[str, str | bytes] = {"config.json": config.to_json_string(use_diff=True)}
         if getattr(model, "generation_config", None) is not None:
             texts["generation_config.json"] = model.generation_config.to_json_string(use_diff=True)
-        if tokenizer is not None:
-            texts |= tokenizer_files(tokenizer)
         return portable_files(texts)
 
     def _insert(self, model: nn.Module, initialise: bool) -> None:

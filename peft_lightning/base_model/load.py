@@ -1,10 +1,10 @@
-"""Loading a frozen causal LM and its tokenizer: hub id, local folder or GGUF file."""
+"""Loading a frozen causal LM: hub id, local folder or GGUF file."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,8 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GgufConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
@@ -30,7 +28,14 @@ from peft_lightning.base_model.quantization import (
     ready_to_train,
     require_quantization,
 )
-from peft_lightning.base_model.resolve import INDEX_FILE, locate, model_folder, shard_files
+from peft_lightning.base_model.resolve import (
+    INDEX_FILE,
+    locate,
+    model_folder,
+    reading,
+    shard_files,
+    short_name,
+)
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.kernels.attention import FLAT_ATTENTION
 from peft_lightning.kernels.machine import Machine, find_machine
@@ -41,10 +46,6 @@ from peft_lightning.process.progress import Progress
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 AS_SAVED = "saved"  # of load_base_model only: that of a command's output is another matter
-
-# GGUF's names of byte-level pre-tokenizers that take digits one by one; transformers' reader
-# leaves that out, so that "  2" became other tokens than the model was trained on
-_SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"}
 
 
 def load_base_model(
@@ -123,8 +124,8 @@ def load_base_model(
         options["attn_implementation"] = attn_implementation
     if device is not None:
         options["device_map"] = {"": device}
-    loading = Progress(f"loading {_short(name)}")
-    with explained("base model", name, options), _quiet(), _reading(options), loading:
+    loading = Progress(f"loading {short_name(name)}")
+    with explained("base model", name, options), _quiet(), reading(options), loading:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype="auto" if dtype == AS_SAVED else getattr(torch, choice.dtype),
@@ -179,24 +180,6 @@ def _count_parameters(
     return sum(file.stat().st_size for file in files) // getattr(torch, saved).itemsize
 
 
-def load_tokenizer(
-    name: str, *, trust_remote_code: bool = False, revision: str | None = None
-) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a hub id, local folder or GGUF file.
-
-    Raises:
-        UserError: If there is none.
-    """
-    source, options = locate(name, revision, weights=False)
-    options["trust_remote_code"] = trust_remote_code
-    with _reading(options), Progress(f"loading the tokenizer of {_short(name)}"):
-        with explained("tokenizer of", name, options):
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        if "gguf_file" in options:
-            _split_digits(tokenizer, Path(source, options["gguf_file"]))
-    return tokenizer
-
-
 def require_dtype(dtype: str) -> None:
     """Raise UserError, with the nearest name, if ``dtype`` is none of ``DTYPES``."""
     check_choice("dtype", dtype, DTYPES)
@@ -221,38 +204,10 @@ def find_device(name: str) -> str:
     return name
 
 
-def _split_digits(tokenizer: Any, file: Path) -> None:
-    from tokenizers import pre_tokenizers
-
-    from peft_lightning.base_model.gguf_reading import reading_gguf
-
-    with reading_gguf() as open_file:
-        field = open_file(file).get_field("tokenizer.ggml.pre")
-    if field is not None and field.contents() in _SINGLE_DIGITS:
-        backend = tokenizer.backend_tokenizer
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
-
-
 @cache
 def _say(line: str) -> None:
     """Print a line the first time that there is reason to."""
     print(line, file=sys.stderr)
-
-
-def _short(name: str) -> str:
-    """Return a hub id as it is, or the last part of a path."""
-    path = Path(name).expanduser()
-    return path.resolve().name if path.exists() else name
-
-
-def _reading(options: dict[str, Any]) -> AbstractContextManager[Any]:
-    """Return the context in which transformers reads a GGUF file fast, if it is one."""
-    if "gguf_file" not in options:
-        return nullcontext()
-    from peft_lightning.base_model.gguf_reading import reading_gguf
-
-    return reading_gguf()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from peft_lightning.process.network import hub_answers
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _MODEL_FILES = [*FILES, "*.py", "LIC*"]
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*")
+_VOCABULARY = re.compile(r"(tokenizer|tekken)\.json|vocab\.(json|txt)|.*\.(model|tiktoken)")
+_TOKENIZER = re.compile(
+    rf"{_VOCABULARY.pattern}|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
+    r"|merges\.txt|chat_template\.(jinja|json)"
+)
 INDEX_FILE = "model.safetensors.index.json"
 _BY_PREFERENCE = (  # transformers loads the first that is there
     "model.safetensors",
@@ -44,7 +50,7 @@ def locate(name: str, revision: str | None, weights: bool = True) -> tuple[str, 
 
 
 def _require_model_folder(path: Path, weights: bool) -> None:
-    if (path / "adapter_config.json").is_file():
+    if (path / "adapter_config.json").is_file() and (weights or not brings_tokenizer(path)):
         raise UserError(
             f"{path} is an adapter's folder: the base model is the one it was trained on, named in "
             "its adapter_config.json"
@@ -137,3 +143,29 @@ def nearest_place(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path()
     names = [p.name for p in folder.iterdir() if p.is_dir() or p.suffix == ".gguf"]
     return did_you_mean(path.name, names, most=3, show=lambda name: str(folder / name))
+
+
+def brings_tokenizer(folder: Path) -> bool:
+    """Whether a folder has the vocabulary of a tokenizer."""
+    return any(_VOCABULARY.fullmatch(file.name) for file in folder.iterdir())
+
+
+def tokenizer_files_in(folder: Path) -> dict[str, bytes]:
+    """Return the files of the tokenizer in a folder, and its chat template, by name."""
+    files = [f for f in folder.iterdir() if _TOKENIZER.fullmatch(f.name) and f.is_file()]
+    return {file.name: file.read_bytes() for file in sorted(files)}
+
+
+def short_name(name: str) -> str:
+    """Return a hub id as it is, or the last part of a path."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
+def reading(options: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Return the context in which transformers reads a GGUF file fast, if it is one."""
+    if "gguf_file" not in options:
+        return nullcontext()
+    from peft_lightning.base_model.gguf_reading import reading_gguf
+
+    return reading_gguf()

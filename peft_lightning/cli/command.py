@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from jsonargparse import ArgumentError
 from peft_lightning.cli.config_errors import RecordingParser, explain
 from peft_lightning.cli.config_index import read_arguments, repeated_options
 from peft_lightning.cli.errors import one_line
-from peft_lightning.messages import UserError
+from peft_lightning.messages import UserError, warning_line
 
 FILES = (".json",)  # of a flag that may be followed by the name of a file
 
@@ -70,6 +71,7 @@ def run_function(function: Callable[..., Any], args: list[str], prog: str) -> No
         values = parser.instantiate(parser.parse_args(options))
     except ArgumentError as error:
         raise UserError(explain(error, parser, index) or one_line(error)) from error
+    warnings.formatwarning = warning_line
     function(*words, **{k: v for k, v in vars(values).items() if k != "config"})
 
 

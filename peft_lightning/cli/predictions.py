@@ -52,7 +52,7 @@ class KeptPredictions:
             data.predict_prompts,
             tasks,
             size,
-            module.predict_max_new_tokens,
+            [module.predict_max_new_tokens, module.stop],
             module.fingerprint,
         ]
         what += [str(module.model.dtype), module.quantization, str(module.trainer.precision)]

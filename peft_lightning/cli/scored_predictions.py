@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from peft_lightning.inference.generate import reference_text
+from peft_lightning.inference.answer_text import reference_text
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.metrics import LIKELIHOOD, corpus_score, most_frequent_share, row_scores
 

@@ -299,6 +299,7 @@ class PeftCLI(LightningCLI):
 
     def _evaluate(self, run: Callable[..., Any], options: dict[str, Any]) -> None:
         is_asked = options.pop("verbose", True)
+        self._use_trained_prompts()
         found = run(**options, verbose=False)
         if is_asked:  # a line for each data loader, of four digits
             for metrics in found:
@@ -318,7 +319,7 @@ class PeftCLI(LightningCLI):
             )
         given = self.config_init["predict"].adapter or []
         datamodule.predict_adapters = self.model.answer_with(given) if given else None
-        self._use_trained_prompts(datamodule)
+        self._use_trained_prompts()
         output = self.config_init["predict"].output
         path = Path(output or f"{self.trainer.default_root_dir}/predictions.jsonl").expanduser()
         rows = datamodule.paths["predict"]
@@ -329,13 +330,18 @@ class PeftCLI(LightningCLI):
         scored = ScoredPredictions(self.model, datamodule, answers)
         kept.finish(answers, scored.of_rows)
         rank_zero_info(f"{len(answers)} answers are in {path}")
+        if cut := self.model.cut_answers:
+            most = self.model.predict_max_new_tokens
+            rank_zero_info(f"{cut} answers were cut at model.predict_max_new_tokens {most}")
         if table := scored.table():
             rank_zero_print(table)
 
-    def _use_trained_prompts(self, datamodule: SFTDataModule) -> None:
-        """Make prompts as the adapters were trained with; options that are given win."""
-        config = self.config_init["predict"]
-        formats = formats_of(named_folders(config.adapter, config.ckpt_path))
-        chosen = self.chosen["predict"].get("data") or Namespace()
-        given = [name for name, value in vars(chosen).items() if value is not None]
-        datamodule.use_prompt_format(common_format(formats), given)
+    def _use_trained_prompts(self) -> None:
+        """Take the tokenizer and the prompts of the adapters; options that are given win."""
+        config = self.config_init[self.command]
+        folders = named_folders(config.get("adapter"), config.ckpt_path)
+        self.model.tokenizer_folder = next(map(Path, folders.values()), None)
+        if isinstance(self.datamodule, SFTDataModule):
+            chosen = self.chosen[self.command].get("data") or Namespace()
+            given = [name for name, value in vars(chosen).items() if value is not None]
+            self.datamodule.use_prompt_format(common_format(formats_of(folders)), given)

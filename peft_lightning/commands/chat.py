@@ -13,19 +13,21 @@ if TYPE_CHECKING:
 
 HELP = """\
 /adapter NAME  answer with another adapter    /base   answer without one
-/reset         forget the conversation        /quit   end (Ctrl-D too)
-Ctrl-C stops an answer."""
+/reset         forget the conversations       /quit   end (Ctrl-D too)
+Ctrl-C stops an answer. Each adapter has its own conversation, and so has the base."""
 
 
 def chat(
     ckpt_path: str | None = None,
     base_model: str | None = None,
     adapter: list[str] | None = None,
+    tokenizer: str | None = None,
     system: str | None = None,
     max_new_tokens: int = 512,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    stop: list[str] | None = None,
     prompt_template: str | None = None,
     chat_template: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
@@ -45,11 +47,14 @@ def chat(
             its base model.
         base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         adapter: An adapter to switch to, FOLDER or NAME=FOLDER; may be given several times.
+        tokenizer: Hub id or folder of the tokenizer; without, the one in the adapter's folder, else
+            that of the base.
         system: System message of the conversation; without, the one of the training.
         max_new_tokens: Largest number of tokens of an answer.
         temperature: Sampling temperature; 0 takes the most probable token each time.
         top_p: Sample only from the most probable tokens whose probabilities sum up to this.
         seed: Seed of the samples.
+        stop: A string that ends an answer, and is not in it; may be given several times.
         prompt_template: What a message fills, "Question: {question}"; "" for nothing; without,
             the one of the training.
         chat_template: Path of a Jinja file; without, the one of the training.
@@ -71,6 +76,7 @@ def chat(
     from peft_lightning.inference.prompt_formats import formats_of, say_formats
 
     given = {
+        "tokenizer": tokenizer,
         "system_prompt": system,
         "prompt": prompt_template,
         "chat_template": chat_template,
@@ -91,7 +97,7 @@ def chat(
         revision=revision,
         quantization=quantization,
     )
-    session = ChatSession(loaded, max_new_tokens, temperature, top_p, seed)
+    session = ChatSession(loaded, max_new_tokens, temperature, top_p, seed, stop or ())
     say_formats(formats)
     names = ", ".join(loaded.bank.names)
     print(f"{HELP}\nadapters: {names}; now {session.adapter}", file=sys.stderr)
@@ -102,7 +108,7 @@ def chat(
             return
         if command == "/reset":
             session.reset()
-            print("the conversation is forgotten", file=sys.stderr)
+            print("the conversations are forgotten", file=sys.stderr)
         elif command in ("/base", "/adapter"):
             _switch(session, "base" if command == "/base" else name.strip())
         elif command.startswith("/"):
@@ -124,7 +130,9 @@ def _ask() -> str | None:
 def _switch(session: ChatSession, name: str) -> None:
     try:
         session.use(name)
-        print(f"now {session.adapter}", file=sys.stderr)
+        so_far = len(session.messages)
+        begun = f"goes on after {so_far} messages" if so_far else "begins"
+        print(f"now {session.adapter}, whose conversation {begun}", file=sys.stderr)
     except ValueError as error:
         print(error, file=sys.stderr)
 

@@ -44,11 +44,13 @@ def combine(
     from peft_lightning.adapters.lora.same_base import require_base_of_all, require_one_base
     from peft_lightning.adapters.lora.updates_folder import (
         common_base,
+        common_tokenizer,
         describe_updates,
         has_transposed_layers,
         parameters_of,
         write_updates,
     )
+    from peft_lightning.base_model.resolve import brings_tokenizer
     from peft_lightning.files import require_no_input
     from peft_lightning.hub import adapter_folder
 
@@ -73,9 +75,11 @@ def combine(
     if "prompts" not in facts and any("prompts" in r[2] for r in read):
         print("these adapters were trained with different prompts, and the result has no own ones")
     facts["made_of"] = {"method": method, "adapters": [[Path(f).name, w] for f, w in parts]}
+    if not (tokenizer := common_tokenizer(folders)) and any(map(brings_tokenizer, folders)):
+        print("these adapters have different tokenizers, and the result has none: that of the base")
     transposed = any(map(has_transposed_layers, folders))
     parameters = set().union(*map(parameters_of, folders))
-    write_updates(out, found, facts, transposed, parameters)
+    write_updates(out, found, facts, transposed, parameters, tokenizer)
     print(describe_updates(out, found, retained))
 
 

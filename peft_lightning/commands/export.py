@@ -93,18 +93,19 @@ def export(
     require_no_input(out, [ckpt_path, base_model, text])
     base, folder, saved = read_checkpoint(ckpt_path, base_model)
     prompts = PromptFormat() if saved is None else PromptFormat.of_folder(saved.facts, folder)
-    held = replace(prompts, chat_template=None, system_prompt=None, tokenizer=None)  # in the files
+    held = replace(prompts.beyond_template(), system_prompt=None)  # the rest is in the files
     if said := str(held):
         print(f"it was trained with prompts of another form, to be given where it answers: {said}")
     if type == "adapter":
         write_adapter_file(Path(out), base, folder, saved, wanted, allow_base_mismatch, options)
         print(f"exported: {out}; use it as llama-cli -m BASE.gguf --lora {out}")
         try:
-            print(write_modelfile(Path(out), Answering.of(base, prompts, options), is_adapter=True))
+            asked = Answering.of(base, prompts, options, folder, saved)
+            print(write_modelfile(Path(out), asked, is_adapter=True))
         except UserError as error:
             print(f"no Modelfile is written: {error}")
         return
-    require_supported(base, prompts, tokenizer_pre, options)
+    require_supported(base, folder, prompts, tokenizer_pre, options)
     file = ModelFile(base, folder, saved, options, prompts, allow_base_mismatch, tokenizer_pre)
     if verify:
         file.verify_on(sample, device, max_logit_difference)

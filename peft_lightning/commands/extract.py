@@ -41,7 +41,11 @@ def extract(
     from peft_lightning.adapters.base_check import require_base
     from peft_lightning.adapters.folder import read_facts
     from peft_lightning.adapters.lora.hf_parameters import taken_for_experts
-    from peft_lightning.adapters.lora.updates_folder import require_rank_or_share, write_updates
+    from peft_lightning.adapters.lora.updates_folder import (
+        common_tokenizer,
+        require_rank_or_share,
+        write_updates,
+    )
     from peft_lightning.export.extracted_lora import extract_updates, find_differences, open_model
     from peft_lightning.files import require_no_input
 
@@ -80,8 +84,12 @@ def extract(
     own |= {name: facts[name] for name in ("prompts",) if name in facts}
     own |= {"retained_energy": total, "left_out": rest}
     updates = {u.layer: (u.b, u.a) for u in found}
-    transposed = any(u.is_transposed for u in found)
-    write_updates(out, updates, own, transposed, taken_for_experts(base.model, updates))
+    files = common_tokenizer([Path(tuned)]) if Path(tuned).is_dir() else {}
+    transposed, experts = (
+        any(u.is_transposed for u in found),
+        taken_for_experts(base.model, updates),
+    )
+    write_updates(out, updates, own, transposed, experts, files)
     count = sum(b.numel() + a.numel() for b, a in updates.values())
     print(
         f"{out}: {len(layers)} layers, {count:,} parameters; retained energy {total:.2%} in total, "

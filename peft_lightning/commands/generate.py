@@ -15,10 +15,13 @@ def generate(
     ckpt_path: str | None = None,
     base_model: str | None = None,
     adapter: list[str] | None = None,
+    tokenizer: str | None = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    stop: list[str] | None = None,
+    truncation: str = "error",
     system: str | None = None,
     format: str = "auto",
     columns: dict[str, str] | None = None,
@@ -50,10 +53,15 @@ def generate(
         base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         adapter: An adapter, FOLDER or NAME=FOLDER; may be given several times. The "adapter" of a
             row names the one that answers it ("base" for none); without, every adapter does.
+        tokenizer: Hub id or folder of the tokenizer; without, the one in the adapter's folder, else
+            that of the base.
         max_new_tokens: Largest number of tokens of an answer.
         temperature: Sampling temperature; 0 takes the most probable token each time.
         top_p: Sample only from the most probable tokens whose probabilities sum up to this.
         seed: Seed of the samples.
+        stop: A string that ends an answer, and is not in it; may be given several times.
+        truncation: Of prompts that leave no room for an answer: error (before any is answered),
+            drop (counted; their prediction is null) or truncate (their beginning is cut off).
         system: System message for prompts that have none; without, the one of the training.
         format: Format of the rows in the file: auto, a format's name, or a dotted path.
         columns: Columns of the format, each with the column of the file that stands for it.
@@ -93,6 +101,7 @@ def generate(
     texts = [prompt] if isinstance(prompt, str) else prompt
     options = RowOptions(format, columns=columns or {}, roles=roles or {}, prompt=prompt_template)
     given = {
+        "tokenizer": tokenizer,
         "system_prompt": system,
         "prompt": prompt_template,
         "chat_template": chat_template,
@@ -125,10 +134,14 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
+        stop=tuple(stop or ()),
+        truncation=truncation,
     )
     if output is not None:
         print(f"{len(answers)} answers: {output}")
     elif file is not None:
         print("\n".join(answer.as_json() for answer in answers))
     else:
-        print("\n\n".join(f"[{a.adapter}] {a.text}" if a.adapter else a.text for a in answers))
+        texts = ["" if answer.text is None else answer.text for answer in answers]
+        by = [f"[{answer.adapter}] " if answer.adapter else "" for answer in answers]
+        print("\n\n".join(map("".join, zip(by, texts, strict=True))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ def merge(
     out: str,
     /,
     base_model: str | None = None,
+    tokenizer: str | None = None,
     dtype: str = "auto",
     quantization: str | None = None,
     max_shard_size: str = "2GB",
@@ -39,6 +39,8 @@ def merge(
             its base model.
         out: Folder to write; a model in it is replaced.
         base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
+        tokenizer: Hub id or folder of the tokenizer that the merged model gets; without, the one in
+            the adapter's folder, else that of the base.
         dtype: Data type of the merged weights: auto (that of the base), float32, bfloat16 or
             float16.
         quantization: 4bit or 8bit: merge into the quantized and dequantized weights of the base,
@@ -62,7 +64,7 @@ def merge(
     from peft_lightning.data import PromptFormat
     from peft_lightning.data.tokens.template_sources import is_template_source
     from peft_lightning.export.generation_config import complete_generation_config
-    from peft_lightning.export.merged_folder import size_in_bytes, write_merged
+    from peft_lightning.export.merged_folder import write_merged
     from peft_lightning.export.merged_from import write_merged_from
     from peft_lightning.export.unverified import (
         UNFINISHED,
@@ -76,6 +78,7 @@ def merge(
         read_text,
         require_no_input,
         require_replaceable,
+        size_in_bytes,
     )
     from peft_lightning.hub import adapter_folder
 
@@ -101,11 +104,21 @@ def merge(
         )
     with atomic_folder(out) as folder:
         write_merged(
-            folder, ckpt_path, base, wanted, size, allow_base_mismatch, options, quantization, saved
+            folder,
+            ckpt_path,
+            base,
+            wanted,
+            size,
+            allow_base_mismatch,
+            options,
+            quantization,
+            saved,
+            tokenizer,
         )
         if is_template_source(template := prompts.chat_template or ""):
-            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-            prompts = replace(prompts, chat_template=None)
+            text = prompts.in_template(template)
+            (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+            prompts = prompts.beyond_template()
         left_out = complete_generation_config(folder, options)
         write_merged_from(folder, {**of_adapter(Path(ckpt_path)), "base_model": base})
         if verify:

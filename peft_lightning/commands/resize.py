@@ -21,6 +21,7 @@ def resize(
     from peft_lightning.adapters.lora.arithmetic import reduce_rank, updates_of
     from peft_lightning.adapters.lora.updates_folder import (
         common_base,
+        common_tokenizer,
         describe_updates,
         has_transposed_layers,
         parameters_of,
@@ -41,5 +42,6 @@ def resize(
     found = {name: factors for name, (factors, _) in reduced.items()}
     made_of = {"method": "resize", "rank": rank, "retain": retain, "adapter": Path(ckpt_path).name}
     own = {**common_base([facts]), "made_of": made_of}
-    write_updates(out, found, own, has_transposed_layers(folder), parameters_of(folder))
+    transposed, files = has_transposed_layers(folder), common_tokenizer([folder])
+    write_updates(out, found, own, transposed, parameters_of(folder), files)
     print(describe_updates(out, found, {name: share for name, (_, share) in reduced.items()}))

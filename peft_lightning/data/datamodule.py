@@ -36,7 +36,7 @@ from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokens.marked_tokens import MarkedRow
 from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.data.tokens.tokenizer import padding_id, tokenizer_for
-from peft_lightning.data.trained_prompts import prompt_format_of, use_prompt_format
+from peft_lightning.data.trained_prompts import left_out, prompt_format_of, use_prompt_format
 from peft_lightning.data.tunable import TunableBatches
 from peft_lightning.hyperparameters import PlainHyperparameters
 
@@ -188,8 +188,11 @@ class SFTDataModule(TunableBatches, PlainHyperparameters, L.LightningDataModule)
         """Tokenize the rows that ``stage`` needs, or load their tokens from the cache."""
         stage = TrainerFn(stage).value
         module = self.trainer.lightning_module if self.trainer else None
-        if stage == "predict" and (trained := getattr(module, "prompt_format", None)):
-            self.use_prompt_format(trained)
+        if self.prompt_format is None and (trained := getattr(module, "prompt_format", None)):
+            if stage != "fit":
+                self.use_prompt_format(trained)
+            elif left := left_out(self, trained):
+                rank_zero_info(f"the adapter of model.init_from was trained with {left}")
         row_tokenizer = self.row_tokenizer(module)
         self.prompt_format = prompt_format_of(self, row_tokenizer)
         if row_tokenizer.date:

@@ -10,6 +10,7 @@ from typing import Any
 from peft_lightning.data.options import RowOptions, TokenOptions
 from peft_lightning.data.rows.column_paths import root_of
 from peft_lightning.data.rows.columns import PromptTemplate
+from peft_lightning.data.tokens.template_defaults import with_defaults
 from peft_lightning.data.tokens.template_sources import is_template_source, with_date
 from peft_lightning.messages import UserError
 
@@ -104,16 +105,28 @@ class PromptFormat:
                 new[name] = None
         return replace(self, **new)
 
-    def tokenizes_otherwise(self, other: PromptFormat) -> bool:
-        """Whether the tokenizer or its chat template is another one."""
-        own = (self.tokenizer, self.chat_template)
-        return own != (other.tokenizer, other.chat_template)
-
     def facts(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults."""
         default = PromptFormat()
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {n: value for n, value in values.items() if value != getattr(default, n)}
+
+    def in_template(self, source: str) -> str:
+        """Return a chat template that does by itself what this format adds to ``source``."""
+        system = self.system_prompt if self.system == "keep" else None
+        return with_defaults(source, self.chat_template_kwargs, system, self.template_date)
+
+    def beyond_template(self) -> PromptFormat:
+        """Return what ``in_template`` leaves to whoever asks."""
+        system = None if self.system == "keep" else self.system_prompt
+        return replace(
+            self,
+            tokenizer=None,
+            chat_template=None,
+            chat_template_kwargs={},
+            template_date=None,
+            system_prompt=system,
+        )
 
     def token_options(self) -> TokenOptions:
         """Return how conversations and text become token ids."""

@@ -73,6 +73,19 @@ def use_prompt_format(
     return str(PromptFormat(**taken))
 
 
+def left_out(data: Any, trained: PromptFormat) -> str:
+    """Return in which options a run differs from the training that it goes on from; "" for none.
+
+    Its tokenizer and chat template are not among them: they go on with the adapter.
+    """
+    own, kept = _options_of(data), ("tokenizer", "chat_template")
+    left = {n: v for n, v in trained.facts().items() if n not in kept and own[n] != v}
+    if not left:
+        return ""
+    here = ", ".join(f"data.{name} {own[name]}" for name in left)
+    return f"{PromptFormat(**left)}, and here it is {here}"
+
+
 def _options_of(data: Any) -> dict[str, Any]:
     return _values(data.tokenizer_name, data.chat_template, data.row_options, data.token_options)
 

@@ -11,9 +11,10 @@ from transformers import AutoConfig
 from peft_lightning.adapters.base_check import require_base
 from peft_lightning.adapters.folder import CONFIG_FILE, SavedAdapter, read_adapter
 from peft_lightning.adapters.merge import require_lora
-from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.base_model.load_errors import explained
 from peft_lightning.base_model.resolve import locate
+from peft_lightning.base_model.tokenizer import adapter_tokenizer
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.data import PromptFormat
 from peft_lightning.export.gguf import write_lora
@@ -50,12 +51,17 @@ def read_checkpoint(
 
 
 def require_supported(
-    base: str, prompts: PromptFormat, pre: str | None, options: dict[str, Any]
+    base: str,
+    folder: str | None,
+    prompts: PromptFormat,
+    pre: str | None,
+    options: dict[str, Any],
 ) -> None:
     """Raise UserError if llama.cpp lacks the architecture or the tokenizer, before any work.
 
     Args:
         base: The base model.
+        folder: The adapter's, which may bring a tokenizer; None for a base alone.
         prompts: May name another tokenizer.
         pre: llama.cpp's name of the pre-tokenizer; found from the tokenizer if None.
         options: ``trust_remote_code`` and ``revision`` of the base.
@@ -66,7 +72,7 @@ def require_supported(
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust, **where)
     Layout(config)
     if "gguf_file" not in where:
-        require_known(load_tokenizer(prompts.tokenizer or base, **options), pre)
+        require_known(adapter_tokenizer(base, folder, prompts.tokenizer, **options), pre)
 
 
 def write_adapter_file(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from peft_lightning.adapters.folder import SavedAdapter
 from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
 from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.merge import require_lora
+from peft_lightning.base_model import load_tokenizer
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.data import PromptFormat
 from peft_lightning.export import llama_cpp
@@ -61,6 +63,17 @@ class ModelFile:
         self.text: str | None = None
         self.device = "cpu"
         self.max_logit_difference: float | None = None
+
+    def _vocabulary(self, asked: Answering, size: int) -> Callable[..., None]:
+        """Return what adds the tokenizer to the file of a model with ``size`` embeddings."""
+        tokenizer, template = asked.tokenizer, asked.template
+        if self.base.endswith(".gguf"):
+            known = load_tokenizer(self.base).get_vocab()
+            if all(known.get(token) == i for token, i in tokenizer.get_vocab().items()):
+                file = Path(self.base).expanduser()
+                return partial(copy_vocabulary, file=file, template=template)
+        own = partial(add_vocabulary, tokenizer=tokenizer, size=size, pre=self.pre)
+        return partial(own, ends=asked.ends, template=template)
 
     def verify_on(self, text: str, device: str, max_logit_difference: float | None) -> None:
         """Have the file compared with the base and its adapter when it is written.
@@ -161,7 +174,6 @@ class ModelFile:
             tensors, facts = saved.tensors, saved.facts
             adapter = require_lora(saved.adapter, "a GGUF file", folder)
         with scratch_folder(out.with_name(f"{out.name}.merged")) as temporary:
-            place: str | None = None
             try:
                 if has_extra_modules(tensors):
                     raise NotStreamableError("the adapter trains more than updates of its layers")
@@ -174,19 +186,9 @@ class ModelFile:
                 shard, where = 2 * 10**9, (temporary, folder, base)
                 write_merged(*where, dtype, shard, self.allow_base_mismatch, options, saved=saved)
                 weights, tensors = open_weights(str(temporary)), {}
-                if adapter is not None and adapter.new_tokens:
-                    place = str(temporary)  # whose tokenizer has them
                 adapter = None
-            self.answering = asked = Answering.of(base, self.prompts, options, place)
-            vocabulary = partial(
-                add_vocabulary,
-                tokenizer=asked.tokenizer,
-                size=weights.model.config.vocab_size,
-                pre=self.pre,
-                ends=asked.ends,
-            )
-            if base.endswith(".gguf") and place is None:
-                vocabulary = partial(copy_vocabulary, file=Path(base).expanduser())
+            self.answering = asked = Answering.of(base, self.prompts, options, folder, saved)
+            vocabulary = self._vocabulary(asked, weights.model.config.vocab_size)
             merged = MergedTensors(weights, adapter, tensors, dtype)
             with atomic_file(out) as file:
                 return write_model(file, merged, name, vocabulary, q8_0)

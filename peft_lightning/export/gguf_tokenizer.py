@@ -23,7 +23,12 @@ SPLITS = {_LLAMA3: "llama-bpe", _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2
 
 
 def add_vocabulary(
-    writer: gguf.GGUFWriter, tokenizer: Any, size: int, pre: str | None, ends: Sequence[int] = ()
+    writer: gguf.GGUFWriter,
+    tokenizer: Any,
+    size: int,
+    pre: str | None,
+    ends: Sequence[int] = (),
+    template: str | None = None,
 ) -> None:
     """Add the tokens, merges, special ids and chat template.
 
@@ -34,6 +39,7 @@ def add_vocabulary(
         pre: llama.cpp's name of how the text is cut; found from the tokenizer if None.
         ends: Ids that end an answer. Beside EOS the file names two; llama.cpp knows others by
             their texts.
+        template: The chat template; None for none.
 
     Raises:
         UserError: If it is no BPE of bytes or of SentencePiece, or cuts its text in a way that
@@ -57,8 +63,8 @@ def add_vocabulary(
     ids = tokenizer("a")["input_ids"]
     writer.add_add_bos_token(ids[0] == tokenizer.bos_token_id)
     writer.add_add_eos_token(len(ids) > 1 and ids[-1] == tokenizer.eos_token_id)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    if template is not None:
+        writer.add_chat_template(template)
 
 
 def _add_merges(
@@ -126,11 +132,14 @@ def find_pre(content: dict[str, Any]) -> str:
     return pre
 
 
-def copy_vocabulary(writer: gguf.GGUFWriter, file: Path) -> None:
-    """Add all that another GGUF file says of its tokenizer."""
+def copy_vocabulary(writer: gguf.GGUFWriter, file: Path, template: Any = None) -> None:
+    """Add all that another GGUF file says of its tokenizer, with another chat template if given."""
+    own = {gguf.Keys.Tokenizer.CHAT_TEMPLATE} if isinstance(template, str) else set()
     for key, field in gguf.GGUFReader(file).fields.items():
-        if key.startswith("tokenizer."):
+        if key.startswith("tokenizer.") and key not in own:
             writer.add_key_value(key, field.contents(), *field.types)
+    if isinstance(template, str):
+        writer.add_chat_template(template)
 
 
 def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -19,37 +19,25 @@ from peft_lightning.adapters.folder import SavedAdapter, load_adapter, read_adap
 from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
 from peft_lightning.adapters.lora.trainable_tokens import is_tied
 from peft_lightning.adapters.merge import merged, merges_itself, require_lora
-from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.base_model.generation_config import FILE as GENERATION_CONFIG
 from peft_lightning.base_model.load import AS_SAVED
 from peft_lightning.base_model.portable import make_portable
 from peft_lightning.base_model.quantization import dequantized
+from peft_lightning.base_model.resolve import brings_tokenizer
 from peft_lightning.base_model.weights import (
     INDEX_FILE,
     SINGLE_FILE,
     NotStreamableError,
     open_weights,
 )
+from peft_lightning.export.merged_tokenizer import put_tokenizer, tokenizer_to_merge
 from peft_lightning.export.merged_weights import MergedTensors, Piece
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
 _COPIED = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
 _NOT_COPIED = re.compile(r".*\.index\.json|adapter_.*|peft_lightning\.json|requirements\.txt")
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def size_in_bytes(text: str) -> int:
-    """Return 2000000000 for "2GB".
-
-    Raises:
-        UserError: If it is no size above 0.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]i?B)", str(text), re.IGNORECASE)
-    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
-    if size < 1:
-        raise UserError(f"max_shard_size must be a size such as 2GB or 500MB, got {text!r}")
-    return size
 
 
 def write_merged(
@@ -62,6 +50,7 @@ def write_merged(
     options: dict[str, Any],
     quantization: str | None = None,
     saved: SavedAdapter | None = None,
+    tokenizer: str | None = None,
 ) -> None:
     """Merge an adapter into its base, tensor by tensor, or with the base in memory if needed.
 
@@ -76,6 +65,8 @@ def write_merged(
         quantization: Merge into the base's weights after quantising (4bit or 8bit) and
             dequantising them; None for the original weights.
         saved: The content of ``ckpt_path`` if it has been read already.
+        tokenizer: Hub id or folder of the tokenizer to write; None for the adapter's, else the
+            base's.
 
     Raises:
         UserError: If the two do not belong together, or a layer cannot be merged.
@@ -102,14 +93,18 @@ def write_merged(
             base_fingerprint=fingerprint,
             saved=saved,
         )
-        tokenizer = load_tokenizer(base, **options)
-        adapter.with_tokenizer(tokenizer)
-        write_whole(folder, loaded, tokenizer, dtype, max_shard_size)
+        own = tokenizer_to_merge(base, ckpt_path, tokenizer, adapter, loaded, options)
+        write_whole(folder, loaded, own, dtype, max_shard_size)
         return
     if not allow_base_mismatch:
         require_base(ckpt_path, facts, weights.fingerprint())
     found = MergedTensors(weights, require_lora(adapter, "merging", ckpt_path), tensors, dtype)
+    own = None
+    if tokenizer is not None or brings_tokenizer(Path(ckpt_path)):  # before the work starts
+        own = tokenizer_to_merge(base, ckpt_path, tokenizer, adapter, weights.model, options)
     write_streamed(folder, found, max_shard_size)
+    put_tokenizer(folder, ckpt_path, own if tokenizer is not None else None)
+    make_portable(folder)
 
 
 def write_streamed(folder: Path, merged_tensors: MergedTensors, max_shard_size: int) -> None:

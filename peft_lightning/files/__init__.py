@@ -25,6 +25,7 @@ from peft_lightning.files.checksums import (
 )
 from peft_lightning.files.lock import lock_folder
 from peft_lightning.files.outputs import require_no_input
+from peft_lightning.files.sizes import size_in_bytes
 from peft_lightning.files.user_files import (
     read_text,
     user_cache,
@@ -47,5 +48,6 @@ __all__ = [
     "sealed_folder",
     "sha256_of_file",
     "sha256_of_json",
+    "size_in_bytes",
     "user_cache",
 ]

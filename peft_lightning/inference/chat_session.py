@@ -1,17 +1,21 @@
-"""A conversation with a model: its messages so far, and the adapter that answers next."""
+"""Conversations with a model: one with each adapter, and the adapter that answers next."""
 
 from __future__ import annotations
 
-from transformers import TextStreamer
+import sys
+from collections.abc import Sequence
 
 from peft_lightning.data import Message, PromptFormat, encode_prompt
-from peft_lightning.inference.generate import decode_answer
+from peft_lightning.inference.answer_text import decode_answer, is_cut
 from peft_lightning.inference.load import InferenceModel
 from peft_lightning.messages import UserError
 
 
 class ChatSession:
-    """A conversation in which answers are printed while they are generated.
+    """Conversations in which answers are printed while they are generated.
+
+    Each adapter has its own, and the base too: one that sees the turns of another goes on in their
+    manner, so that a base would copy an adapter and seem as good.
 
     Args:
         loaded: The base model and its adapters; the first adapter answers until ``use``. Their
@@ -20,6 +24,7 @@ class ChatSession:
         temperature: Divisor of the logits; 0 takes the most probable token.
         top_p: Sample only from the most probable tokens whose probabilities sum up to this.
         seed: Seed of the samples.
+        stop: Strings that end an answer.
 
     Raises:
         UserError: If the tokenizer has no chat template.
@@ -32,14 +37,16 @@ class ChatSession:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        stop: Sequence[str] = (),
     ) -> None:
-        if next(iter(loaded.tokenizers.values())).chat_template is None:
+        if loaded.tokenizers[loaded.names[0]].chat_template is None:
             raise UserError(
                 "a chat needs a chat template, and this tokenizer has none: give one with "
                 "--chat_template, or continue plain text with the command generate"
             )
         self.loaded, self.seed, self.max_new_tokens = loaded, seed, max_new_tokens
         self._sampling = {"temperature": temperature, "top_p": top_p}
+        self._stop = tuple(stop)
         self.reset()
         self.use(loaded.names[0])
 
@@ -53,8 +60,13 @@ class ChatSession:
         self.loaded.bank.use(name)
 
     def reset(self) -> None:
-        """Forget all messages."""
-        self.messages: list[Message] = []
+        """Forget all messages of all adapters."""
+        self._conversations: dict[str, list[Message]] = {}
+
+    @property
+    def messages(self) -> list[Message]:
+        """The messages of the conversation with the adapter that answers."""
+        return self._conversations.setdefault(self.adapter, [])
 
     def answer(self, text: str) -> str:
         """Return the answer to a user message, and add both to the conversation.
@@ -66,16 +78,26 @@ class ChatSession:
         tokenizer = self.loaded.tokenizers[self.adapter]
         prompt_format = self.loaded.prompt_formats[self.adapter]
         asked = [_filled(message, prompt_format) for message in messages]
+        shown: list[str] = []
+
+        def show(piece: str) -> None:
+            shown.append(piece)
+            print(piece, end="", flush=True)
+
         [ids] = self.loaded.generate(
             self.adapter,
             [encode_prompt(tokenizer, asked, prompt_format)],
             self.max_new_tokens,
             **self._sampling,
             seed=self.seed + len(messages),
-            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            stop=self._stop,
+            on_text=show,
         )
-        answer = decode_answer(tokenizer, ids)
-        self.messages = [*messages, {"role": "assistant", "content": answer}]
+        answer = decode_answer(tokenizer, ids, self._stop)
+        print(answer.removeprefix("".join(shown)), flush=True)
+        if is_cut(tokenizer, ids, self.max_new_tokens, self._stop):
+            print(f"(cut at max_new_tokens {self.max_new_tokens})", file=sys.stderr)
+        self._conversations[self.adapter] = [*messages, {"role": "assistant", "content": answer}]
         return answer
 
 

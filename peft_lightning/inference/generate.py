@@ -16,8 +16,16 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from peft_lightning.base_model.positions import positions_of
 from peft_lightning.data import PromptEncoder, PromptFormat
+from peft_lightning.inference.answer_text import (
+    AnswerStreamer,
+    StopsAtStrings,
+    decode_answer,
+    special_stops,
+    stop_strings,
+    until_end,
+)
+from peft_lightning.inference.limits import check_options, check_prompts
 from peft_lightning.inference.padding import ALONE, EQUAL_LENGTH, PADDED, batches_of
 from peft_lightning.inference.prompt_inputs import (
     PreparesInputs,
@@ -27,7 +35,6 @@ from peft_lightning.inference.prompt_inputs import (
 )
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.kernels.own_forward import own_forward
-from peft_lightning.messages import UserError
 
 
 def generate_tokens(
@@ -45,7 +52,8 @@ def generate_tokens(
     skip: Collection[int] = (),
     on_answers: Callable[[list[int], list[list[int]]], None] | None = None,
     on_token: Callable[[float], None] | None = None,
-    streamer: Any = None,
+    stop: Sequence[str] = (),
+    on_text: Callable[[str], None] | None = None,
 ) -> list[list[int]]:
     """Generate a continuation of each token sequence.
 
@@ -68,19 +76,24 @@ def generate_tokens(
         on_answers: Called after each batch with the indices of its rows and their answers.
         on_token: Called after each token of a batch with the answers that it amounts to so far: all
             of them after ``max_new_tokens`` tokens. A batch may end earlier.
-        streamer: A streamer of transformers, for the answer to a single row.
+        stop: Strings that end an answer; ``decode_answer`` leaves them out of its text. One that is
+            a special token ends it as those of ``end_ids`` do.
+        on_text: Called with each new piece of the answer's text, for a single row. No part of a
+            stop string is handed on.
 
     Returns:
-        The new token ids of each row, without the token that ended them.
+        The new token ids of each row, without the token that ended them, or with those of the stop
+        string.
 
     Raises:
         UserError: If an option is out of its range, a row is empty, or a row and
             ``max_new_tokens`` together exceed the model's positions.
     """
-    _check(max_new_tokens, batch_size, temperature, top_p)
-    if any(len(row) == 0 for row in rows):
-        raise UserError(f"prompt {[len(row) for row in rows].index(0)} has no tokens")
+    check_options(max_new_tokens, batch_size, temperature, top_p)
     ends = sorted(stop_token_ids(model, tokenizer) if end_ids is None else end_ids)
+    if stop:
+        ends += special_stops(tokenizer, stop).values()
+        stop = stop_strings(tokenizer, stop)
     candidates = (tokenizer.pad_token_id, *ends, 0)
     pad = next(i for i in candidates if i is not None)  # any will do: padding is masked
     config = GenerationConfig(
@@ -95,10 +108,7 @@ def generate_tokens(
     answers: list[list[int]] = [[] for _ in rows]
     devices = [model.device] if model.device.type == "cuda" else []
     with _plain_evaluation(model), torch.random.fork_rng(devices), torch.no_grad():
-        if rows:
-            longest = max(range(len(rows)), key=lambda i: len(rows[i]))
-            inputs = prompt_inputs(model, adapter, [rows[longest]], pad)
-            _check_room(model, inputs["attention_mask"].shape[1], max_new_tokens, longest)
+        check_prompts(model, adapter, rows, max_new_tokens)
         together = PADDED if batch_size > 1 else ALONE
         if together == PADDED:
             probe = GenerationConfig(
@@ -118,18 +128,23 @@ def generate_tokens(
                 continue
             torch.manual_seed(seed + start)
             inputs = prompt_inputs(model, adapter, [rows[i] for i in picked], pad)
-            steps = [] if on_token is None else [_Steps(on_token, len(picked) / max_new_tokens)]
+            steps: list[Any] = []
+            if on_token is not None:
+                steps.append(_Steps(on_token, len(picked) / max_new_tokens))
             with taking_embeddings(model, inputs) as given:
+                # generate repeats input ids, but no input embeddings
+                width = given["input_ids"].shape[1] if "input_ids" in given else 0
+                at_strings = StopsAtStrings(tokenizer, stop, width) if stop else None
+                printing = AnswerStreamer(tokenizer, ends, stop, on_text) if on_text else None
                 output = model.generate(
                     **given,
                     generation_config=config,
-                    streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList(steps),
+                    streamer=printing,
+                    stopping_criteria=StoppingCriteriaList([*steps, *filter(None, [at_strings])]),
                 )
-            if "input_ids" in given:  # generate repeats input ids, but no input embeddings
-                output = output[:, given["input_ids"].shape[1] :]
-            for i, ids in zip(picked, output.tolist(), strict=True):
-                answers[i] = _until(ids, ends)
+            for row, (i, ids) in enumerate(zip(picked, output[:, width:].tolist(), strict=True)):
+                ended = at_strings.lengths.get(row) if at_strings else None
+                answers[i] = until_end(ids[:ended], ends)
             if on_answers is not None:
                 on_answers(picked, [answers[i] for i in picked])
     return answers
@@ -171,25 +186,7 @@ def generate_texts(
     encoder = PromptEncoder(tokenizer, prompt_format)
     rows = [encoder.encode(p) if isinstance(p, str) else p for p in prompts]
     answers = generate_tokens(model, adapter, tokenizer, rows, max_new_tokens, **options)
-    return [decode_answer(tokenizer, ids) for ids in answers]
-
-
-def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Return the text of an answer, without special tokens and surrounding white space."""
-    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-
-def reference_text(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: Collection[int]
-) -> str:
-    """Return the text of a row's own answer as one that is generated would have it.
-
-    Args:
-        tokenizer: The tokenizer.
-        ids: Token ids of the answer, with those that end it.
-        ends: The ids that end an answer, of ``stop_token_ids``.
-    """
-    return decode_answer(tokenizer, _until(ids, ends))
+    return [decode_answer(tokenizer, ids, options.get("stop", ())) for ids in answers]
 
 
 def _batches(lengths: list[int], size: int, padded: bool) -> Iterator[tuple[int, list[int]]]:
@@ -209,11 +206,6 @@ def _batches(lengths: list[int], size: int, padded: bool) -> Iterator[tuple[int,
         start += len(picked)
 
 
-def _until(ids: list[int], ends: Collection[int]) -> list[int]:
-    stop = next((k for k, i in enumerate(ids) if i in ends), len(ids))
-    return ids[:stop]
-
-
 @contextmanager
 def _plain_evaluation(model: Any) -> Iterator[None]:
     """Put ``model`` into eval mode with its own attention, without its generation config."""
@@ -229,22 +221,3 @@ def _plain_evaluation(model: Any) -> Iterator[None]:
         model.generation_config = own
         for module in training:
             module.training = True
-
-
-def _check(max_new_tokens: int, batch_size: int, temperature: float, top_p: float) -> None:
-    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature must be 0 or more, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
-
-
-def _check_room(model: Any, length: int, max_new_tokens: int, row: int) -> None:
-    positions = positions_of(model).number
-    if positions is not None and length + max_new_tokens > positions:
-        raise UserError(
-            f"prompt {row} has {length} tokens, virtual ones included, and with max_new_tokens "
-            f"{max_new_tokens} it exceeds the model's {positions} positions"
-        )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,32 @@ from typing import Any
 from peft_lightning.adapters.bank import BASE, AdapterBank
 from peft_lightning.adapters.folder import read_adapter
 from peft_lightning.adapters.full import Full
-from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.base_model.load import find_device
+from peft_lightning.base_model.tokenizer import adapter_tokenizer, require_tokens_fit
 from peft_lightning.data import PromptFormat, set_template
-from peft_lightning.data.tokens.tokenizer import load_tokenizer as load_named_tokenizer
 from peft_lightning.hub import adapter_folder
 from peft_lightning.inference.generate import generate_tokens
 from peft_lightning.kernels.float32_compute import compute_as_the_run
 from peft_lightning.kernels.precision import choice_of, emulation_notice
 from peft_lightning.messages import UserError
+
+
+class Tokenizers(dict[str, Any]):
+    """Tokenizers by the names of adapters; the base's is loaded when it is asked for.
+
+    Args:
+        load_base: Loads that of the base.
+    """
+
+    def __init__(self, load_base: Callable[[], Any]) -> None:
+        super().__init__()
+        self._load_base = load_base
+
+    def __missing__(self, name: str) -> Any:
+        assert name == BASE, name
+        self[BASE] = self._load_base()
+        return self[BASE]
 
 
 @dataclass(frozen=True)
@@ -30,8 +46,8 @@ class InferenceModel:
     Args:
         model: The base model.
         bank: The adapters by name.
-        tokenizers: The tokenizer for each name of ``bank``; an adapter with new tokens or a chat
-            template of its own has a copy that knows them.
+        tokenizers: The tokenizer for each name of ``bank``: that of the adapter's folder, or the
+            base's with what the adapter adds.
         prompt_formats: How prompts are made for each name of ``bank``, as its adapter was trained;
             ``base`` answers the prompts of the first adapter.
         fingerprint: Fingerprint of the base model.
@@ -40,7 +56,7 @@ class InferenceModel:
 
     model: Any
     bank: AdapterBank
-    tokenizers: dict[str, Any]
+    tokenizers: Tokenizers
     prompt_formats: dict[str, PromptFormat]
     fingerprint: dict[str, Any]
     quantization: str | None = None
@@ -102,15 +118,14 @@ def load_inference_model(
     if not formats:
         formats = {n: PromptFormat.of_folder(found[n].facts, named[n]) for n in named}
     formats.setdefault(BASE, next(iter(formats.values()), PromptFormat()))
-    tokenizer_name = model
+    whole, of_tokenizer = None, model
     for name, (adapter, _, facts) in found.items():
+        of_tokenizer = of_tokenizer or facts["base_model"]
         if isinstance(adapter, Full):
             if model is not None or len(named) > 1:
                 other = f"--base_model {model}" if model else "other adapters"
                 raise UserError(f"{named[name]} is a whole model: give it without {other}")
-            has_tokenizer = Path(named[name], "tokenizer_config.json").is_file()
-            tokenizer_name = named[name] if has_tokenizer else facts["base_model"]
-            model, named = named[name], {}
+            model, whole, named = named[name], named[name], {}
             break
         model = model or facts["base_model"]
     if model is None:
@@ -121,34 +136,32 @@ def load_inference_model(
         )
     device = find_device(device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
-    tokenizer = load_tokenizer(tokenizer_name or model, **options)
     base = load_base_model(model, dtype=dtype, device=device, quantization=quantization, **options)
     if (choice := choice_of(base)) and (notice := emulation_notice(choice, "--dtype auto")):
         print(notice, file=sys.stderr)
     fingerprint = base_fingerprint(base)
     compute_as_the_run(base, None)
     bank = AdapterBank(base, fingerprint, allow_base_mismatch)
-    tokenizers = {BASE: _tokenizer_of(tokenizer, formats[BASE])}
+    place = of_tokenizer or model
+
+    def tokenizer_in(name: str, folder: str | None) -> Any:
+        own = formats[name]
+        bank.use(name)
+        tokenizer = adapter_tokenizer(place, folder, own.tokenizer, **options)
+        set_template(tokenizer, own.chat_template)  # whose tokens end an answer
+        if folder is None and tokenizer.chat_template is None and tokenizers:
+            tokenizer.chat_template = next(iter(tokenizers.values())).chat_template
+        if (whose := own.tokenizer or folder) is not None:
+            require_tokens_fit(tokenizer, base, whose, place)
+        return tokenizer
+
+    tokenizers = Tokenizers(lambda: tokenizer_in(BASE, whole))
     for name, folder in named.items():
         bank.add(name, folder, found[name])
-        tokenizers[name] = tokenizers[BASE]
-        has_tokens = bool(found[name].adapter.metadata().get("new_tokens"))
-        if has_tokens or formats[name].tokenizes_otherwise(formats[BASE]):
-            tokenizers[name] = _tokenizer_of(copy.deepcopy(tokenizer), formats[name])
-        if has_tokens:
-            found[name].adapter.with_tokenizer(tokenizers[name])
+        tokenizers[name] = tokenizer_in(name, folder)
+        found[name].adapter.with_tokenizer(tokenizers[name])
+        bank.use(BASE)
     return InferenceModel(base, bank, tokenizers, formats, fingerprint, quantization)
-
-
-def _tokenizer_of(tokenizer: Any, prompt_format: PromptFormat) -> Any:
-    """Return the tokenizer of the prompts, which is ``tokenizer`` unless they name another one.
-
-    It gets their chat template, whose tokens end an answer.
-    """
-    if prompt_format.tokenizer is not None:
-        tokenizer = load_named_tokenizer(prompt_format.tokenizer)
-    set_template(tokenizer, prompt_format.chat_template)
-    return tokenizer
 
 
 def named_folders(folders: Sequence[str] | None, ckpt_path: str | None = None) -> dict[str, str]:

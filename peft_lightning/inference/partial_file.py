@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ class PartialAnswers:
 
     Attributes:
         texts: The answers so far, by index.
+        cut: The indices of those that ended because they were as long as allowed.
     """
 
     def __init__(self, output: str | Path | None, run: str, total: int) -> None:
         self.output = None if output is None else Path(output)
         self.run, self.total = run, total
         self.texts: dict[int, str] = {}
+        self.cut: set[int] = set()
         self._file: Any = None
 
     def open(self) -> PartialAnswers:
@@ -43,9 +45,11 @@ class PartialAnswers:
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         if lines and lines[0] == self.run:
             for line in lines[1:-1]:  # the last one is empty, or a line cut off by a crash
-                self.texts |= {int(k): text for k, text in json.loads(line).items()}
+                texts, cut = json.loads(line)
+                self.texts |= {int(k): text for k, text in texts.items()}
+                self.cut.update(cut)
             print(f"{path}: {len(self.texts)} answers are there already", file=sys.stderr)
-        atomic_text(path, f"{self.run}\n{json.dumps(self.texts)}\n")
+        atomic_text(path, f"{self.run}\n{_line(self.texts, self.cut)}")
         self._file = path.open("a", encoding="utf-8")
         return self
 
@@ -61,12 +65,18 @@ class PartialAnswers:
             return f"{done} were made, and none is kept without --output"
         return f"{done} are in {self._part}, the same command goes on from them"
 
-    def add(self, texts: dict[int, str]) -> None:
-        """Add the answers ``texts``, by index, and write them to the partial file."""
+    def add(self, texts: dict[int, str], cut: Collection[int] = ()) -> None:
+        """Add answers and write them to the partial file.
+
+        Args:
+            texts: The answers by index.
+            cut: The indices of those that ended because they were as long as allowed.
+        """
         with STOP.held():
             self.texts |= texts
+            self.cut.update(cut)
             if self._file is not None:
-                self._write(texts)
+                self._write(texts, cut)
 
     def finish(self, lines: Iterable[str]) -> None:
         """Write ``lines`` to the output file and remove the partial file."""
@@ -88,9 +98,13 @@ class PartialAnswers:
     def __exit__(self, *args: object) -> None:
         self.close()
 
-    def _write(self, texts: dict[int, str]) -> None:
-        self._file.write(json.dumps(texts) + "\n")
+    def _write(self, texts: dict[int, str], cut: Collection[int]) -> None:
+        self._file.write(_line(texts, cut))
         self._file.flush()
+
+
+def _line(texts: dict[int, str], cut: Collection[int]) -> str:
+    return json.dumps([texts, sorted(cut)]) + "\n"
 
 
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:

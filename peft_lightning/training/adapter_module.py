@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import lightning as L
@@ -27,6 +28,9 @@ class AdapterModule(L.LightningModule):
         self.built_tensors: dict[str, bool] = {}  # of the model as it was built
         self.model_buffers: dict[str, Tensor] | None = None  # that it has got since then
         self.loaded_prefix = ""
+        self.checked_prompts: Any = None  # those of predict, when they are known to fit
+        self.cut_answers = 0  # of predict, by their length limit
+        self.tokenizer_folder: Path | None = None  # of the adapter that answers, if not init_from
         self._modes: dict[str, bool] = {}  # of its parts before freeze
         self.step_sums, self.evaluation = StepSums(), Evaluation()
         self.register_load_state_dict_post_hook(module_state.forget_frozen)

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from peft_lightning.base_model.positions import positions_of
 from peft_lightning.data.answer_rows import AnswerRow
 from peft_lightning.data.tokens.tokenizer import padding_id
-from peft_lightning.inference.generate import reference_text
+from peft_lightning.inference.answer_text import reference_text
 from peft_lightning.inference.stop_tokens import stop_token_ids
 from peft_lightning.messages import UserError
 from peft_lightning.metrics import LIKELIHOOD

@@ -8,12 +8,11 @@ from typing import Any
 
 from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from transformers import PreTrainedTokenizerBase
 
 from peft_lightning.adapters import Adapter
-from peft_lightning.adapters.bank import AdapterBank
+from peft_lightning.adapters.bank import BASE, AdapterBank
 from peft_lightning.adapters.folder import read_facts
-from peft_lightning.base_model import base_fingerprint, load_base_model, load_tokenizer
+from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.data import PromptFormat
 from peft_lightning.hidden_cache.cache import leaves_inputs
 from peft_lightning.kernels.attention import FLAT_ATTENTION
@@ -23,6 +22,7 @@ from peft_lightning.loss import CausalLMLoss
 from peft_lightning.messages import UserError
 from peft_lightning.training.module_state import tensors_of_model
 from peft_lightning.training.precision import precision_of_run, say_if_emulated
+from peft_lightning.training.run_tokenizer import require_its_tokens, tokenizer_of
 from peft_lightning.training.warm_start import adapter_to_continue, attach_trained
 
 
@@ -96,6 +96,11 @@ def build_model(module: Any) -> None:
         module.model, module.bank = model, AdapterBank(model, module.fingerprint)
         for name, folder in module.answer_folders.items():
             module.bank.add(name, folder)
+        rows = getattr(getattr(trainer, "datamodule", None), "predict_records", [])
+        asks_base = any(row.get("adapter") == BASE for row in rows)
+        for name in module.bank.names[0 if asks_base else 1 :]:
+            module.bank.use(name)
+            require_its_tokens(module, model)
         return
     if module.init_from is None:
         module.adapter.attach(model)
@@ -103,6 +108,7 @@ def build_model(module: Any) -> None:
         given = module.configured_adapter
         facts = (module.fingerprint, trainer is None)  # without one, by load_from_checkpoint
         module.adapter = attach_trained(model, module.init_from, given, *facts)
+    require_its_tokens(module, model)
     if trainer is not None and isinstance(trainer.precision_plugin, DoublePrecision):
         model.double()  # Lightning does so after it has read a checkpoint, into float32
     module.model = model
@@ -134,39 +140,3 @@ def _base_of(module: Any) -> Any:
         frozen=not module.adapter.trains_base,
         **precision_of_run(module._trainer),
     )
-
-
-def tokenizer_of(module: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a ``CausalLMModule`` with the new tokens of its adapter.
-
-    Loaded once, by the data module before the model is.
-
-    Raises:
-        UserError: If the base is a loaded model that does not say where it is from.
-    """
-    if module.tokenizer is None:
-        if module.given_base is not None and not module.given_base.model.name_or_path:
-            raise UserError(
-                f"the base model is a loaded {module.base_model_name} without a name_or_path to "
-                "find its tokenizer by: give SFTDataModule(tokenizer=...), or set module.tokenizer"
-            )
-        module.tokenizer = load_tokenizer(
-            module.base_model_name,
-            trust_remote_code=module.trust_remote_code,
-            revision=module.revision,
-        )
-        module.adapter = module.adapter.with_tokenizer(module.tokenizer)
-    return module.tokenizer
-
-
-def extend_tokenizer(module: Any, tokenizer: Any) -> None:
-    """Add the new tokens of a module's adapter to another tokenizer, with the model's ids.
-
-    The tokenizer of a loaded model is the one that is given first, in hand as the model is.
-    """
-    if module.given_base is not None and module.tokenizer is None:
-        module.tokenizer = tokenizer
-        module.adapter = module.adapter.with_tokenizer(tokenizer)
-        return
-    tokenizer_of(module)
-    module.adapter.with_tokenizer(tokenizer)

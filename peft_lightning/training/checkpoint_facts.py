@@ -11,11 +11,10 @@ from peft_lightning.adapters.base import as_json
 from peft_lightning.adapters.folder import Texts, adapter_files
 from peft_lightning.base_model.generation_config import FILE as GENERATION_CONFIG
 from peft_lightning.base_model.weights_hash import weights_hash
-from peft_lightning.inference.stop_tokens import with_end_tokens
 from peft_lightning.messages import UserError
 from peft_lightning.training.precision import say_if_changed, types_used
-from peft_lightning.training.prediction import prompt_facts
 from peft_lightning.training.run_identity import check_same_run, run_name
+from peft_lightning.training.run_tokenizer import RunTokenizer, prompt_facts
 
 
 def checkpoint_facts(module: Any) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def checkpoint_facts(module: Any) -> dict[str, Any]:
 
 
 def files_beside(
-    module: Any, checkpoint: dict[str, Any], added: dict[str, Tensor]
+    module: Any, checkpoint: dict[str, Any], added: dict[str, Tensor], tokenizer: RunTokenizer
 ) -> tuple[str, Texts]:
     """Return the name of the adapter's tensor file, and the content of the files beside it.
 
@@ -37,6 +36,7 @@ def files_beside(
         module: The ``CausalLMModule``.
         checkpoint: Lightning's.
         added: What a subclass of the module has added to the state.
+        tokenizer: Makes the files of the run's tokenizer.
     """
     facts = {
         "base_fingerprint": module.fingerprint,
@@ -47,11 +47,10 @@ def files_beside(
         **types_used(module),
         **prompt_facts(module),
     }
-    tensor_file, _, texts = adapter_files(module.adapter, module.model, facts, module.tokenizer)
-    if (generation := texts.get(GENERATION_CONFIG)) and module.tokenizer is not None:
-        values, _ = with_end_tokens(json.loads(generation), module.tokenizer)
-        texts[GENERATION_CONFIG] = as_json(values)
-    return tensor_file, texts
+    tensor_file, _, texts = adapter_files(module.adapter, module.model, facts)
+    if generation := texts.get(GENERATION_CONFIG):
+        texts[GENERATION_CONFIG] = as_json(tokenizer.with_its_ends(module, json.loads(generation)))
+    return tensor_file, {**texts, **tokenizer.files(module)}
 
 
 def check_checkpoint(module: Any, checkpoint: dict[str, Any]) -> None:

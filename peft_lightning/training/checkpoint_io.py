@@ -1,8 +1,9 @@
 """Checkpoints that are adapter folders: how Lightning's checkpoints are written and read.
 
 A checkpoint is a folder of a few MB: the adapter's own files (``adapter_config.json``,
-``adapter_model.safetensors``, ``peft_lightning.json``) and ``trainer_state.pt`` with everything
-else that Lightning saves. Nothing of the frozen base model is in it.
+``adapter_model.safetensors``, ``peft_lightning.json``), the tokenizer of the run with the chat
+template of its rows, and ``trainer_state.pt`` with everything else that Lightning saves. Nothing of
+the frozen base model is in it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from peft_lightning.training.checkpoint_facts import (
 )
 from peft_lightning.training.lightning_parts import unfreeze_as_saved
 from peft_lightning.training.module_state import adapter_tensors
+from peft_lightning.training.run_tokenizer import RunTokenizer
 from peft_lightning.training.saved_state import read_state, write_state
 
 STATE_FILE = "trainer_state.pt"
@@ -39,6 +41,7 @@ class AdapterCheckpointIO(CheckpointIO):
 
     def __init__(self, module: Any = None) -> None:
         self.module = module
+        self._tokenizer = RunTokenizer()
         self._told: set[str] = set()  # types of which ``write_state`` has warned
 
     def save_checkpoint(
@@ -49,7 +52,7 @@ class AdapterCheckpointIO(CheckpointIO):
         names = adapter_tensors(self.module)
         added = {name: tensor for name, tensor in tensors.items() if name not in names}
         tensors = {name: tensor for name, tensor in tensors.items() if name in names}
-        tensor_file, texts = files_beside(self.module, state, added)
+        tensor_file, texts = files_beside(self.module, state, added, self._tokenizer)
         path = Path(path)
         previous = path.with_name(PREVIOUS) if path.name == LAST else None
         try:

@@ -8,7 +8,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from peft_lightning.inference.limits import UnknownTokenError
 from peft_lightning.training.base_alone import base_alone, why_not_alone
+from peft_lightning.training.prediction import require_room
 from peft_lightning.training.run_lines import RunLines
 
 SAMPLES_FILE = "samples.jsonl"
@@ -32,8 +34,10 @@ class LogGenerations(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._answered = state_dict["answered"]
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._file.find(trainer)
+        if pl_module.sample_prompts:
+            require_room(pl_module, pl_module.sample_prompts, pl_module.sample_max_new_tokens)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self._file.begin(lambda line: line["step"] <= self._answered)
@@ -42,8 +46,11 @@ class LogGenerations(Callback):
         if reason := why_not_alone(trainer, pl_module):
             rank_zero_info(f"no answers of the base alone to sample_prompts: {reason}")
             return
-        with base_alone(pl_module):
-            self._answer(trainer, pl_module)
+        try:
+            with base_alone(pl_module):
+                self._answer(trainer, pl_module)
+        except UnknownTokenError as error:  # one that the adapter adds
+            rank_zero_info(f"no answers of the base alone to sample_prompts: {error}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking or not pl_module.sample_prompts or trainer.state.fn != "fit":

@@ -108,7 +108,7 @@ def _build(
     module = _call(kind, arguments, given)
     if saved:
         module.save_hyperparameters({**saved, **plain(given)}, logger=module.logs_hyperparameters)
-    module.prompt_format = PromptFormat.of_folder(facts, folder)
+    module.prompt_format, module.tokenizer_folder = PromptFormat.of_folder(facts, folder), folder
     module.configure_model()
     return module
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from typing import Any
 
 import transformers
+
+from peft_lightning.messages import warning_line
 
 INFO = "|".join(
     [
@@ -38,7 +39,7 @@ WARNINGS = (
 
 def print_one_line_warnings() -> None:
     """Print each warning as one line, and nothing of transformers' progress: for a program."""
-    warnings.formatwarning = _one_line
+    warnings.formatwarning = warning_line
     transformers.utils.logging.disable_progress_bar()
 
 
@@ -55,7 +56,3 @@ def filter_logs() -> None:
 def _is_informative(record: logging.LogRecord) -> bool:
     lines = [line.strip() for line in record.getMessage().splitlines() if line.strip()]
     return not lines or not all(re.search(INFO, line) for line in lines)
-
-
-def _one_line(message: Any, category: Any, *args: Any, **kwargs: Any) -> str:
-    return f"warning: {' '.join(str(message).split())}\n"

@@ -22,7 +22,7 @@ def test_answers_are_generates_and_the_conversation_is_remembered(base, lora_fol
     assert len(said) == 4
     assert "adapters: base, a; now a" in done.stderr
     assert "there is no adapter 'x'; there are base, a" in done.stderr
-    assert done.stderr.count("the conversation is forgotten") == 2
+    assert done.stderr.count("the conversations are forgotten") == 2
     assert done.stderr.count("/reset ") == 2  # at the start, and for what is no command
 
 

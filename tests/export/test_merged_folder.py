@@ -22,8 +22,8 @@ from peft_lightning.base_model import base_fingerprint, load_base_model, resolve
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.commands.merge import merge
 from peft_lightning.export import merged_weights
-from peft_lightning.export.merged_folder import size_in_bytes
 from peft_lightning.export.verify import Comparison
+from peft_lightning.files import size_in_bytes
 from rounding import assert_near
 from tiny import ARCHITECTURES, tiny_model
 from tiny_gguf import digit_tokenizer, write_gguf
@@ -35,7 +35,7 @@ def _no_hub(monkeypatch):
     monkeypatch.setattr(resolve, "hub_answers", lambda: False)
 
 
-def write_adapter(base, folder, adapter=None, std=0.1):
+def write_adapter(base, folder, adapter=None, std=0.1, tokenizer=None):
     """Save a random adapter over ``base``."""
     model, adapter = load_base_model(str(base), frozen=False), adapter or LoRA(r=4)
     facts = {"base_fingerprint": base_fingerprint(model)}
@@ -43,7 +43,7 @@ def write_adapter(base, folder, adapter=None, std=0.1):
     randomise(adapter.state_dict(model))
     for tensor in adapter.state_dict(model).values():
         tensor.mul_(std / 0.3)
-    save_adapter(adapter, model, folder, facts, byte_tokenizer())
+    save_adapter(adapter, model, folder, facts, tokenizer or byte_tokenizer())
     return folder
 
 
@@ -292,7 +292,7 @@ def test_a_gguf_base_is_dequantised_and_merged(tmp_path, capsys):
     file = write_gguf(
         tmp_path / "tiny.gguf", tiny_model("llama", vocab_size=len(digit_tokenizer()))
     )
-    ckpt = write_adapter(file, tmp_path / "ckpt")
+    ckpt = write_adapter(file, tmp_path / "ckpt", tokenizer=digit_tokenizer())
     merge(str(ckpt), str(tmp_path / "out"), dtype="bfloat16")
     assert (
         "loaded whole: it is a GGUF file, whose weights are dequantised" in capsys.readouterr().out

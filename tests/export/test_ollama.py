@@ -7,6 +7,7 @@ import go_template
 from gguf_bases import write_adapter
 from peft_lightning.adapters import LoRA, save_adapter
 from peft_lightning.base_model import load_base_model, resolve
+from peft_lightning.base_model.resolve import tokenizer_files_in
 from peft_lightning.commands.export import export
 from peft_lightning.data import ChatTemplate, PromptFormat, load_templates
 from peft_lightning.export.answering import Answering
@@ -141,6 +142,8 @@ def test_a_lora_is_written_though_its_base_has_no_tokenizer(tmp_path, capsys):
     base = tmp_path / "base"
     tiny_model("llama", vocab_size=len(digit_tokenizer())).save_pretrained(base)
     ckpt = write_adapter(base, tmp_path / "ckpt", LoRA(r=2))
+    for name in tokenizer_files_in(ckpt):
+        (ckpt / name).unlink()
     export(str(ckpt), str(tmp_path / "x.gguf"))
     assert "no Modelfile is written: cannot load the tokenizer of" in capsys.readouterr().out
     assert (tmp_path / "x.gguf").is_file()

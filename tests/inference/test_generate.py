@@ -234,8 +234,8 @@ def test_no_rows_have_no_answers():
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must be 0 or more, got -1.0"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
-        ({"rows": [[4], []]}, "prompt 1 has no tokens"),
-        ({"max_new_tokens": 254}, "prompt 1 has 3 tokens.*254 it exceeds the model's 256 pos"),
+        ({"rows": [[4], []]}, "prompt 2 has no tokens"),
+        ({"max_new_tokens": 254}, "prompt 2 has 3 tokens.*254 it exceeds the model's 256 pos"),
     ],
 )
 def test_an_impossible_request_is_named(options, message):
@@ -247,7 +247,9 @@ def test_an_impossible_request_is_named(options, message):
 def test_virtual_tokens_take_room_too():
     adapter = PromptTuning(num_virtual_tokens=3)
     model = adapted("gpt2", adapter)
-    with pytest.raises(ValueError, match="prompt 0 has 4 tokens, virtual ones included"):
+    with pytest.raises(ValueError, match=r"prompt 1 has 2 tokens.* 252 and 3 virtual tokens it"):
+        generate_tokens(model, adapter, Ends(), [[4, 5]], 252)
+    with pytest.raises(ValueError, match="253 leave no room for a prompt in the model's 256"):
         generate_tokens(model, adapter, Ends(), [[4]], 253)
     assert len(generate_tokens(model, adapter, Ends(), [[4]], 252)[0]) == 252
 
@@ -440,9 +442,9 @@ def test_a_killed_run_goes_on_where_it_stopped(base, rows, tmp_path, capsys, mon
     generate(**options, output=str(tmp_path / "whole"))
     add, calls = PartialAnswers.add, []
 
-    def dies(self, texts):
+    def dies(self, texts, cut):
         calls.append(len(texts))
-        add(self, texts)
+        add(self, texts, cut)
         if len(calls) == 3:
             raise KeyboardInterrupt
 
@@ -457,7 +459,7 @@ def test_a_killed_run_goes_on_where_it_stopped(base, rows, tmp_path, capsys, mon
     generate(**options, dtype="bfloat16", output=str(tmp_path / "half"))
     assert "already" not in capsys.readouterr().err  # they are answers of other weights
     monkeypatch.setattr(PartialAnswers, "add", dies)
-    part.write_text(part.read_text() + '{"22": "torn')
+    part.write_text(part.read_text() + '[{"22": "torn')
     capsys.readouterr()
     generate(**options, output=str(tmp_path / "cut"))
     assert "12 answers are there already" in capsys.readouterr().err

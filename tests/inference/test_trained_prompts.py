@@ -29,6 +29,7 @@ OPTIONS = {
     "prompt": "Q: {question}",
     "special_tokens_in_text": "keep",
 }
+FACTS = {**OPTIONS, "chat_template": DATED + CHATML}  # whose copy in the folder has the options
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def spy(monkeypatch):
 
 def test_the_folder_says_how_its_prompts_are_made(trained):
     folder, _, _ = trained
-    assert json.loads((folder / "peft_lightning.json").read_text())["prompts"] == OPTIONS
+    assert json.loads((folder / "peft_lightning.json").read_text())["prompts"] == FACTS
 
 
 def test_samples_of_the_run_are_asked_as_its_rows(trained):
@@ -227,7 +228,7 @@ def test_adapters_made_of_one_keep_its_prompts(trained, lora_folder_of_dated, tm
     folder, _, _ = trained
     resize(str(folder), str(tmp_path / "small"), rank=1)
     combine(str(tmp_path / "both"), str(folder), str(tmp_path / "small"))
-    assert prompts_in(tmp_path / "small") == prompts_in(tmp_path / "both") == OPTIONS
+    assert prompts_in(tmp_path / "small") == prompts_in(tmp_path / "both") == FACTS
     assert "different prompts" not in capsys.readouterr().out
     combine(str(tmp_path / "mixed"), str(folder), str(lora_folder_of_dated))
     assert prompts_in(tmp_path / "mixed") is None

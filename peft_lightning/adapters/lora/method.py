@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from peft_lightning.adapters.base import Adapter, plain_number, tokenizer_files
+from peft_lightning.adapters.base import Adapter, plain_number
 from peft_lightning.adapters.lora.dora import DoRALinear
 from peft_lightning.adapters.lora.embedding import LoRAEmbedding, is_embedding, tied_head
 from peft_lightning.adapters.lora.extra_modules import (
@@ -328,10 +328,3 @@ class LoRA(Adapter):
         options = hf_targets(model, options, adapted, embeddings)
         options = with_seen_tying(model, options, [*embeddings, *adapted])
         return {**self.hf_defaults, **options}
-
-    def extra_files(self, model: nn.Module, tokenizer: Any = None) -> dict[str, str | bytes]:
-        """Return the files beside the tensors; with new tokens also the extended tokenizer's."""
-        texts = super().extra_files(model, tokenizer)
-        if self.new_tokens and tokenizer is not None:
-            texts |= tokenizer_files(tokenizer)
-        return texts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from peft_lightning.adapters.folder import (
     CONFIG_FILE,
     FACTS_FILE,
     FORMAT_VERSION,
+    Texts,
     read_json,
     write_files,
 )
 from peft_lightning.adapters.lora.arithmetic import as_lora
 from peft_lightning.adapters.lora.hf_parameters import layers_as_parameters, with_parameters
+from peft_lightning.base_model.resolve import tokenizer_files_in
 from peft_lightning.files import require_replaceable, sealed_folder
 from peft_lightning.messages import UserError
 
@@ -30,6 +32,7 @@ def write_updates(
     facts: dict[str, Any],
     fan_in_fan_out: bool = False,
     parameters: Collection[str] = (),
+    tokenizer: Texts | None = None,
 ) -> None:
     """Write the updates of a LoRA as an adapter's folder, in one atomic step.
 
@@ -40,6 +43,7 @@ def write_updates(
         facts: Content of ``peft_lightning.json``, with ``base_model`` and ``base_fingerprint``.
         fan_in_fan_out: Whether the layers are GPT-2's, whose weights are transposed.
         parameters: Names of the layers that HF PEFT would take for experts.
+        tokenizer: Files of the tokenizer, by name.
 
     Raises:
         UserError: If ``out`` holds something else than an adapter.
@@ -57,7 +61,7 @@ def write_updates(
     own = {"format_version": FORMAT_VERSION, "peft_type": lora.peft_type}
     texts = {CONFIG_FILE: as_json(config), FACTS_FILE: as_json({**own, **facts})}
     with sealed_folder(out) as folder:
-        write_files(folder, lora.tensor_file, tensors, texts)
+        write_files(folder, lora.tensor_file, tensors, {**(tokenizer or {}), **texts})
 
 
 def require_rank_or_share(rank: int | None, retain: float | None) -> None:
@@ -101,6 +105,12 @@ def common_base(facts: list[dict[str, Any]]) -> dict[str, Any]:
         "base_fingerprint": known[0] if known else None,
         **({"prompts": prompts[0]} if prompts[0] and all(p == prompts[0] for p in prompts) else {}),
     }
+
+
+def common_tokenizer(folders: Sequence[Path]) -> dict[str, bytes]:
+    """Return the files of the tokenizer that adapters' folders bring; none if they differ."""
+    found = [files for folder in folders if (files := tokenizer_files_in(folder))]
+    return found[0] if found and all(files == found[0] for files in found) else {}
 
 
 def describe_updates(out: str, updates: Updates, retained: Mapping[str, float]) -> str:

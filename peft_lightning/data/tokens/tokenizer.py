@@ -1,9 +1,8 @@
 """Tokenizers: loading, fingerprints, and the special tokens around a text."""
 
-from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from peft_lightning.data.tokens.template_sources import set_template
 from peft_lightning.files import sha256_of_json
@@ -16,14 +15,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: If it cannot be loaded.
     """
+    from peft_lightning.base_model import load_tokenizer as load  # only here: it needs torch
+
     try:
-        path = Path(name).expanduser()
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
+        return load(name)
+    except UserError as error:
         if "trust_remote_code" in str(error):
-            reason = "it brings code of its own, which is not run"
-        raise UserError(f"data.tokenizer {name} cannot be loaded: {reason}") from error
+            error = UserError(f"{name} brings code of its own, which is not run")
+        raise UserError(f"data.tokenizer: {error}") from error
 
 
 def tokenizer_for(

@@ -21,7 +21,8 @@ from peft_lightning.experiments.compare.row_losses import RowLosses, row_losses
 from peft_lightning.experiments.compare.runs import Run
 from peft_lightning.experiments.compare.validation_rows import ValidationRows
 from peft_lightning.files import sha256_of_json
-from peft_lightning.inference.generate import decode_answer, generate_tokens
+from peft_lightning.inference.answer_text import decode_answer
+from peft_lightning.inference.generate import generate_tokens
 from peft_lightning.loss import CausalLMLoss
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_lightning.adapters.folder import read_adapter_config
-from peft_lightning.base_model import load_tokenizer
+from peft_lightning.base_model.tokenizer import adapter_tokenizer
 from peft_lightning.data import PromptFormat, set_template
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.experiments.compare.runs import Run
 from peft_lightning.files import sha256_of_json
-from peft_lightning.inference.generate import decode_answer
+from peft_lightning.inference.answer_text import decode_answer
 from peft_lightning.messages import UserError
 from peft_lightning.training.construct import accepted, arguments_from
 
@@ -109,12 +109,13 @@ class RowReader:
         return self._read[key]
 
     def _rows(self, run: Run, options: Mapping[str, Any], adapter: Any) -> ValidationRows:
-        name = options.get("tokenizer") or run.base_model
-        if not isinstance(name, str):
-            raise UserError(f"{run.name}: its tokenizer was a loaded one, which is not saved")
-        tokenizer = load_tokenizer(name, trust_remote_code=self.trust_remote_code)
-        if options.get("tokenizer") is None or options.get("chat_template") is not None:
-            set_template(tokenizer, options.get("chat_template"))
+        assert run.checkpoint is not None  # which has the tokenizer and the source of the template
+        tokenizer = adapter_tokenizer(
+            run.base_model, run.checkpoint, trust_remote_code=self.trust_remote_code
+        )
+        trained = PromptFormat.of_folder(run.facts, run.checkpoint).chat_template
+        set_template(tokenizer, trained)
+        options = {**options, "chat_template": trained}
         adapter.with_tokenizer(tokenizer)
         kind = _class_of((run.options.get("data") or {}).get("class_path"))
         try:
