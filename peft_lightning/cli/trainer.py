@@ -20,7 +20,12 @@ from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import find_class
 from peft_lightning.cli.config_errors import explain
 from peft_lightning.cli.config_index import ConfigIndex, default_root, repeated_options
-from peft_lightning.cli.defaults import fill_learning_rate, fill_loggers, take_back_defaults
+from peft_lightning.cli.defaults import (
+    fill_learning_rate,
+    fill_loggers,
+    take_back_defaults,
+    take_class_defaults,
+)
 from peft_lightning.cli.errors import innermost, one_line, reason_in_union
 from peft_lightning.cli.fit_defaults import (
     default_base_model,
@@ -205,7 +210,7 @@ class PeftCLI(LightningCLI):
             given = self.chosen[self.command].get("model") or Namespace()
             given = given.get("init_args") if self.experiment else given
             take_init_from(section, given, config.ckpt_path)
-        self.fill_learning_rate(config)
+        self.fill_module_options(config)
 
     def _list_defaults(self, trainer: Namespace, epochs_filled: bool) -> list[str]:
         """Return one line about the default model, and one about defaults of the Trainer."""
@@ -213,14 +218,15 @@ class PeftCLI(LightningCLI):
         of_model = f"no --model.base_model: the quick start's model is used, {base}"
         return [line for line in (of_model if base else "", said) if line]
 
-    def fill_learning_rate(self, config: Namespace) -> None:
-        """Give an optimizer without ``lr`` the learning rate of the module or the adapter.
+    def fill_module_options(self, config: Namespace) -> None:
+        """Set what follows from other options of the module: defaults of classes, learning rate.
 
         Args:
             config: The command's configuration; changed in place.
         """
         section = "model.init_args" if self.experiment else "model"
         given = self.chosen[self.command].get(section) or Namespace()
+        take_class_defaults(config[section], given)
         if config.get(f"{section}.optimizer.init_args") is not None:
             fill_learning_rate(config[section], given)
 

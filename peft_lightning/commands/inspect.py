@@ -138,9 +138,7 @@ def _layer_table(layers: dict[str, Any], each: bool) -> list[str]:
             f"  {name:<{width}} {len(facts):>5} {ranks:>4} {scalings:>8} {spread:>20} "
             f"{rank:>9.2f} {first:>11.1%}"
         )
-    lines.append(
-        "  norm: smallest, median and largest layer; effective rank, first share: medians"
-    )
+    lines.append("  norm: smallest, median and largest layer; effective rank, first share: medians")
     return [*lines, "  first share: part of the squared norm in the largest singular value"]
 
 
