@@ -41,7 +41,11 @@ from peft_lightning.cli.predict import (
     write_predictions,
 )
 from peft_lightning.cli.save_config import SaveConfig
-from peft_lightning.cli.start import checkpoint_to_start_from, take_init_from
+from peft_lightning.cli.start import (
+    checkpoint_to_start_from,
+    require_writable,
+    take_init_from,
+)
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.data.trained_prompts import common_format
 from peft_lightning.inference.load import named_folders
@@ -191,6 +195,7 @@ class PeftCLI(LightningCLI):
             config.trainer.default_root_dir = default_root(config.get("config") or [])
         root = Path(config.trainer.default_root_dir).expanduser()
         config.trainer.default_root_dir = str(root)
+        require_writable(root)
         fill_loggers(config.trainer.logger, root)
         data = config.data if self.own_data is None else config.data.get("init_args", Namespace())
         if self.command == "fit" and data.get("train", "its own") is None:
@@ -250,20 +255,6 @@ class PeftCLI(LightningCLI):
         return built
 
     # ---- running -------------------------------------------------------------------------------
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run the command; a folder that nothing can be written to is named with its option."""
-        try:
-            super()._run_subcommand(subcommand)
-        except OSError as error:
-            root = Path(self.trainer.default_root_dir)
-            near = Path(str(error.filename)), *Path(str(error.filename)).parents
-            is_root = root in near or error.filename in map(str, (root, *root.parents))
-            if is_root and (not root.is_dir() or isinstance(error, PermissionError)):
-                raise UserError(
-                    f"trainer.default_root_dir {root} cannot be written: {error.strerror}"
-                ) from error
-            raise
 
     def before_fit(self) -> None:
         """Print the defaults that are used. Not earlier, so that an error is the only line."""
