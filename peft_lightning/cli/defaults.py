@@ -13,6 +13,8 @@ from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import find_class
 from peft_lightning.messages import UserError
 from peft_lightning.training.loggers import mlflow_store
+from peft_lightning.training.run_defaults import TRAINER_DEFAULTS
+from peft_lightning.training.trainer import LIGHTNINGS
 from peft_lightning.training.warm_start import adapter_to_continue, conflict
 
 
@@ -43,6 +45,17 @@ def fill_learning_rate(model: Namespace, given: Namespace) -> None:
     else:
         adapter: Any = find_class(model.adapter.class_path, (Adapter,))
         arguments.lr = adapter.learning_rate
+
+
+def take_back_defaults(trainer: Namespace, given: Namespace | None) -> None:
+    """Give a barebones Trainer Lightning's defaults for ours, which it would refuse.
+
+    Args:
+        trainer: The Trainer's arguments; changed in place.
+        given: Those of them that the user gave.
+    """
+    for name in TRAINER_DEFAULTS.keys() - vars(given or Namespace()).keys():
+        trainer[name] = LIGHTNINGS[name]
 
 
 def fill_loggers(logger: Any, root: Path) -> None:
