@@ -41,10 +41,11 @@ from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
 from peft_lightning.training.checkpoint_path import NO_CHECKPOINT, checkpoint_path, require_free
 from peft_lightning.training.clipping import require_clip_val
+from peft_lightning.training.finished_run import finished_step
 from peft_lightning.training.log_filters import filter_logs, print_one_line_warnings
 from peft_lightning.training.precision import settle_resources
 from peft_lightning.training.run_defaults import TRAINER_DEFAULTS, fill_epochs
-from peft_lightning.training.run_end import run_ended
+from peft_lightning.training.run_end import nothing_left, run_ended
 from peft_lightning.training.schedules import Schedule
 from peft_lightning.training.summary import Summary, rank_zero_print
 from peft_lightning.training.trainer import LIGHTNINGS, Trainer, precision_option
@@ -268,6 +269,11 @@ class PeftCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; a folder that nothing can be written to is named with its option."""
+        if subcommand == "fit":
+            checkpoint = self.config_init["fit"].ckpt_path
+            if (step := finished_step(self.trainer, checkpoint)) is not None:
+                rank_zero_print(nothing_left(self.trainer, step))
+                return
         try:
             super()._run_subcommand(subcommand)
         except OSError as error:

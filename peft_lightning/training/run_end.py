@@ -44,13 +44,18 @@ class EndNotice(Callback):
             )
 
 
+def nothing_left(trainer: L.Trainer, steps: int) -> str:
+    """Return what a ``fit`` says that continues a run which has made all its ``steps``."""
+    limit = "max_steps" if 0 < trainer.max_steps <= steps else "max_epochs"
+    return f"nothing left to do after step {steps:,}: raise trainer.{limit} to go on"
+
+
 def run_ended(trainer: L.Trainer) -> str:
     """Return what a finished ``fit`` leaves its user with: how far, how well, where, what next."""
     summary = next(c for c in trainer.callbacks if isinstance(c, Summary))  # type: ignore[attr-defined]
     steps = trainer.global_step
     if steps == summary.first_step:
-        limit = "max_steps" if 0 < trainer.max_steps <= steps else "max_epochs"
-        return f"nothing was left to train after step {steps:,}: raise trainer.{limit} to go on"
+        return nothing_left(trainer, steps)
     seconds = summary.seconds()
     spent = clock(seconds["training"] + seconds["validation"])
     loss = trainer.callback_metrics.get("train/loss")
