@@ -39,8 +39,10 @@ from peft_lightning.inference.load import named_folders
 from peft_lightning.inference.prompt_formats import formats_of
 from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
+from peft_lightning.process import slurm
 from peft_lightning.training.checkpoint_path import NO_CHECKPOINT, checkpoint_path, require_free
 from peft_lightning.training.clipping import require_clip_val
+from peft_lightning.training.cluster.submission import changes_since
 from peft_lightning.training.finished_run import finished_step
 from peft_lightning.training.log_filters import filter_logs, print_one_line_warnings
 from peft_lightning.training.precision import settle_resources
@@ -290,6 +292,9 @@ class PeftCLI(LightningCLI):
         """Print the defaults that are used. Not earlier, so that an error is the only line."""
         for line in self._defaults:
             rank_zero_info(line)
+        if slurm.current_job() is not None:
+            for line in changes_since(Path(self.trainer.default_root_dir)):
+                rank_zero_info(line)
 
     def after_fit(self) -> None:
         """Print the results, where they are, and what to do with them."""

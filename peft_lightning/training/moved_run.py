@@ -1,4 +1,4 @@
-"""A run whose folder was moved or is reached by another path: it keeps what it knows of its files."""
+"""A run whose folder was moved or is reached by another path keeps what it knows of its files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def follow_moved_folder(trainer: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def _moved(state: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Return the state of a callback whose files are in ``folder``; unchanged if none of them is."""
+    """Return the state of a callback whose files are in ``folder``; as it is if none of them is."""
     saved_in = state.get("dirpath")
     if saved_in is None or saved_in == folder:
         return state
