@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from peft_lightning.adapters import (
+        IA3,
+        OFT,
         Adapter,
         AdapterBank,
         Full,
         LoRA,
+        MiSS,
         PrefixTuning,
         PromptTuning,
         PTuning,
@@ -37,8 +40,11 @@ _HOME = {
     "Constant": "training.schedules",
     "Cosine": "training.schedules",
     "Full": "adapters",
+    "IA3": "adapters",
     "Linear": "training.schedules",
     "LoRA": "adapters",
+    "MiSS": "adapters",
+    "OFT": "adapters",
     "PTuning": "adapters",
     "PrefixTuning": "adapters",
     "PromptTuning": "adapters",
@@ -54,6 +60,8 @@ _HOME = {
 }
 
 __all__ = [
+    "IA3",
+    "OFT",
     "Adapter",
     "AdapterBank",
     "CausalLMModule",
@@ -62,6 +70,7 @@ __all__ = [
     "Full",
     "Linear",
     "LoRA",
+    "MiSS",
     "PTuning",
     "PrefixTuning",
     "PromptTuning",

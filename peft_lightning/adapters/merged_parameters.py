@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.base import Adapter
+from peft_lightning.adapters.lora.reached_layers import left_out, remember_unreached
 from peft_lightning.messages import UserError
 
 
@@ -21,6 +22,7 @@ def replaced_parameters(adapter: Adapter, model: nn.Module) -> Iterator[None]:
     with torch.no_grad():
         merged = {name: t.clone() for name, t in adapter.merged_parameters(model).items()}
     trained = {name: tensor.clone() for name, tensor in adapter.state_dict(model).items()}
+    unreached = left_out(model)
     adapter.detach(model)
     try:
         originals = _checked(merged, model)
@@ -37,6 +39,7 @@ def replaced_parameters(adapter: Adapter, model: nn.Module) -> Iterator[None]:
             for name, parameter in originals.items():
                 _put(model, name, parameter)
     finally:
+        remember_unreached(model, unreached)
         adapter.attach(model, initialise=False)
         adapter.load_state_dict(model, trained)
 

@@ -20,7 +20,12 @@ from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import find_class
 from peft_lightning.cli.config_errors import explain
 from peft_lightning.cli.config_index import ConfigIndex, default_root, repeated_options
-from peft_lightning.cli.defaults import fill_adapter, fill_learning_rate, fill_loggers
+from peft_lightning.cli.defaults import (
+    fill_learning_rate,
+    fill_loggers,
+    take_back_defaults,
+    take_class_defaults,
+)
 from peft_lightning.cli.errors import innermost, one_line, reason_in_union
 from peft_lightning.cli.fit_defaults import (
     default_base_model,
@@ -29,18 +34,25 @@ from peft_lightning.cli.fit_defaults import (
 )
 from peft_lightning.cli.option_bounds import check_bounds, located
 from peft_lightning.cli.parser import Parser
-from peft_lightning.cli.predictions import KeptPredictions
+from peft_lightning.cli.predict import (
+    ADAPTER_HELP,
+    OUTPUT_HELP,
+    require_one_process_and_rows,
+    write_predictions,
+)
 from peft_lightning.cli.save_config import SaveConfig
-from peft_lightning.cli.scored_predictions import ScoredPredictions
+from peft_lightning.cli.start import (
+    checkpoint_to_start_from,
+    require_writable,
+    take_init_from,
+)
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.data.trained_prompts import common_format
-from peft_lightning.files import require_no_input
 from peft_lightning.inference.load import named_folders
 from peft_lightning.inference.prompt_formats import formats_of
 from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
 from peft_lightning.process import slurm
-from peft_lightning.training.checkpoint_path import NO_CHECKPOINT, checkpoint_path, require_free
 from peft_lightning.training.clipping import require_clip_val
 from peft_lightning.training.cluster.submission import changes_since
 from peft_lightning.training.finished_run import finished_step
@@ -50,17 +62,12 @@ from peft_lightning.training.run_defaults import TRAINER_DEFAULTS, fill_epochs
 from peft_lightning.training.run_end import nothing_left, run_ended
 from peft_lightning.training.schedules import Schedule
 from peft_lightning.training.summary import Summary, rank_zero_print
-from peft_lightning.training.trainer import LIGHTNINGS, Trainer, precision_option
+from peft_lightning.training.trainer import Trainer, precision_option
 
 PROG = "python -m peft_lightning"
 
 VERBOSE_HELP = "Say how every part of a step is computed."
-OUTPUT_HELP = "JSONL file to write; without, predictions.jsonl in the folder of the run."
 OVERWRITE_HELP = "Replace the finished run in the folder of this one."
-ADAPTER_HELP = (
-    "An adapter, FOLDER or NAME=FOLDER; may be given several times. A row's 'adapter' says which "
-    "one answers it ('base' for none); without, each of them does."
-)
 
 
 def run_trainer(command: str, args: list[str], index: ConfigIndex) -> None:
@@ -187,11 +194,11 @@ class PeftCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Set the run folder, the epochs, the learning rate and the checkpoint."""
         config = self.config[self.command]
-        trainer = config.trainer
         if config.trainer.default_root_dir is None:
             config.trainer.default_root_dir = default_root(config.get("config") or [])
         root = Path(config.trainer.default_root_dir).expanduser()
         config.trainer.default_root_dir = str(root)
+        require_writable(root)
         fill_loggers(config.trainer.logger, root)
         data = config.data if self.own_data is None else config.data.get("init_args", Namespace())
         if self.command == "fit" and data.get("train", "its own") is None:
@@ -200,36 +207,18 @@ class PeftCLI(LightningCLI):
                 "or as --data.train"
             )
         require_clip_val(config.trainer.gradient_clip_val)
-        if config.trainer.barebones:  # it refuses what it does not do, also our defaults of it
-            given = self.chosen[self.command].get("trainer") or Namespace()
-            for name in TRAINER_DEFAULTS.keys() - vars(given).keys():
-                config.trainer[name] = LIGHTNINGS[name]
+        if config.trainer.barebones:
+            take_back_defaults(config.trainer, self.chosen[self.command].get("trainer"))
         if self.command == "fit":
             self._defaults = self._list_defaults(config.trainer, fill_epochs(config.trainer))
-        if not config.get("adapter"):
-            asked = config.ckpt_path
-            config.ckpt_path = checkpoint_path(self.command, config.ckpt_path, root)
-            if self.command == "fit" and config.ckpt_path is None and not trainer.fast_dev_run:
-                require_free(root, asked, config.overwrite)
-        elif config.ckpt_path in (None, NO_CHECKPOINT):
-            config.ckpt_path = None
-        else:
-            raise UserError(
-                "give either --ckpt_path or --adapter, which takes a checkpoint too: "
-                f"--adapter NAME={config.ckpt_path}"
-            )
+        config.ckpt_path = checkpoint_to_start_from(self.command, config, root)
         section = config.model.init_args if self.experiment else config.model
         if section.get("init_from") is not None:
             self.save_config_kwargs = {"init_from": section.init_from}
             given = self.chosen[self.command].get("model") or Namespace()
             given = given.get("init_args") if self.experiment else given
-            fill_adapter(section, given, config.ckpt_path)
-            if config.ckpt_path is not None:
-                rank_zero_info(
-                    f"model.init_from {section.init_from} is not read: the weights are those of "
-                    f"{config.ckpt_path}"
-                )
-        self.fill_learning_rate(config)
+            take_init_from(section, given, config.ckpt_path)
+        self.fill_module_options(config)
 
     def _list_defaults(self, trainer: Namespace, epochs_filled: bool) -> list[str]:
         """Return one line about the default model, and one about defaults of the Trainer."""
@@ -237,14 +226,15 @@ class PeftCLI(LightningCLI):
         of_model = f"no --model.base_model: the quick start's model is used, {base}"
         return [line for line in (of_model if base else "", said) if line]
 
-    def fill_learning_rate(self, config: Namespace) -> None:
-        """Give an optimizer without ``lr`` the learning rate of the module or the adapter.
+    def fill_module_options(self, config: Namespace) -> None:
+        """Set what follows from other options of the module: defaults of classes, learning rate.
 
         Args:
             config: The command's configuration; changed in place.
         """
         section = "model.init_args" if self.experiment else "model"
         given = self.chosen[self.command].get(section) or Namespace()
+        take_class_defaults(config[section], given)
         if config.get(f"{section}.optimizer.init_args") is not None:
             fill_learning_rate(config[section], given)
 
@@ -270,23 +260,13 @@ class PeftCLI(LightningCLI):
     # ---- running -------------------------------------------------------------------------------
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the command; a folder that nothing can be written to is named with its option."""
+        """Run the command, unless it is a ``fit`` that has nothing left to do."""
         if subcommand == "fit":
             checkpoint = self.config_init["fit"].ckpt_path
             if (step := finished_step(self.trainer, checkpoint)) is not None:
                 rank_zero_print(nothing_left(self.trainer, step))
                 return
-        try:
-            super()._run_subcommand(subcommand)
-        except OSError as error:
-            root = Path(self.trainer.default_root_dir)
-            near = Path(str(error.filename)), *Path(str(error.filename)).parents
-            is_root = root in near or error.filename in map(str, (root, *root.parents))
-            if is_root and (not root.is_dir() or isinstance(error, PermissionError)):
-                raise UserError(
-                    f"trainer.default_root_dir {root} cannot be written: {error.strerror}"
-                ) from error
-            raise
+        super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Print the defaults that are used. Not earlier, so that an error is the only line."""
@@ -318,34 +298,13 @@ class PeftCLI(LightningCLI):
 
     def predict(self, datamodule: SFTDataModule, **kwargs: Any) -> None:
         """Write each row of ``data.predict`` with its answer to ``--output``."""
-        if self.trainer.world_size > 1:
-            raise UserError(
-                f"predict runs in one process, got {self.trainer.world_size}; "
-                "give --trainer.devices 1"
-            )
-        if not isinstance(datamodule, SFTDataModule):
-            raise UserError(
-                f"predict writes the rows of an SFTDataModule with their answers: {self.own_data} "
-                "is none, so call trainer.predict in Python"
-            )
-        given = self.config_init["predict"].adapter or []
-        datamodule.predict_adapters = self.model.answer_with(given) if given else None
+        require_one_process_and_rows(self.trainer, datamodule, self.own_data)
+        given = self.config_init["predict"]
+        datamodule.predict_adapters = (
+            self.model.answer_with(given.adapter) if given.adapter else None
+        )
         self._use_trained_prompts()
-        output = self.config_init["predict"].output
-        path = Path(output or f"{self.trainer.default_root_dir}/predictions.jsonl").expanduser()
-        rows = datamodule.paths["predict"]
-        require_no_input(path, [f for f in (rows if isinstance(rows, list) else [rows]) if f])
-        kept = KeptPredictions(self.model, datamodule, path)
-        batches: Any = self.trainer.predict(datamodule=datamodule, **kwargs)
-        answers = sorted((a for batch in batches for a in batch), key=lambda a: a["index"])
-        scored = ScoredPredictions(self.model, datamodule, answers)
-        kept.finish(answers, scored.of_rows)
-        rank_zero_info(f"{len(answers)} answers are in {path}")
-        if cut := self.model.cut_answers:
-            most = self.model.predict_max_new_tokens
-            rank_zero_info(f"{cut} answers were cut at model.predict_max_new_tokens {most}")
-        if table := scored.table():
-            rank_zero_print(table)
+        write_predictions(self.trainer, self.model, datamodule, given.output, kwargs)
 
     def _use_trained_prompts(self) -> None:
         """Take the tokenizer and the prompts of the adapters; options that are given win."""

@@ -208,14 +208,17 @@ def _batches(lengths: list[int], size: int, padded: bool) -> Iterator[tuple[int,
 
 @contextmanager
 def _plain_evaluation(model: Any) -> Iterator[None]:
-    """Put ``model`` into eval mode with its own attention, without its generation config."""
+    """Let ``model`` evaluate by its own attention and layers, without its generation config.
+
+    Answers are then those of its own forward, and no faster function could change them.
+    """
     training = [module for module in model.modules() if module.training]
     forward = own_forward(model)
     own, model.generation_config = model.generation_config, GenerationConfig()
     for module in training:
         module.training = False
     try:
-        with forward.using(attention=True, layers=forward.layers):
+        with forward.using():
             yield
     finally:
         model.generation_config = own

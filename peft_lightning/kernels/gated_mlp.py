@@ -25,15 +25,21 @@ PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 def fuse_gated_mlps(model: nn.Module) -> int:
     """Let the gated MLPs of ``model`` keep less for the backward pass; return how many do.
 
-    A class of layers is taken if it gives what ``down_proj(act_fn(gate_proj(x)) * up_proj(x))``
-    gives on random numbers.
+    A kind of layers, of one class and activation, is taken if it gives what
+    ``down_proj(act_fn(gate_proj(x)) * up_proj(x))`` gives on random numbers; one that fails on them
+    keeps its own code.
     """
     found = [m for m in model.modules() if all(hasattr(m, name) for name in PARTS)]
-    checked = {type(layer): _is_gated_mlp(layer) for layer in reversed(found)}
-    taken = [layer for layer in found if checked[type(layer)]]
+    checked = {_kind(layer): _is_gated_mlp(layer) for layer in reversed(found)}
+    taken = [layer for layer in found if checked[_kind(layer)]]
     for layer in taken:
         layer.forward = partial(_forward, layer, layer.forward)
     return len(taken)
+
+
+def _kind(layer: Any) -> tuple[Any, ...]:
+    """Return what a layer shares with those that compute alike, a ``forward`` of its own too."""
+    return type(layer), type(layer.act_fn), id(layer.__dict__.get("forward"))
 
 
 def _is_gated_mlp(layer: Any) -> bool:
@@ -45,10 +51,13 @@ def _is_gated_mlp(layer: Any) -> bool:
     if next(layer.act_fn.parameters(), None) is not None:
         return False
     with torch.random.fork_rng([]), torch.no_grad():
-        x = torch.randn(3, layer.gate_proj.in_features, device=weight.device)
+        x = torch.randn(1, 3, layer.gate_proj.in_features, device=weight.device)
         x = x.to(weight.dtype) if weight.is_floating_point() else x
-        product = layer.act_fn(layer.gate_proj(x)) * layer.up_proj(x)
-        return torch.equal(layer(x), layer.down_proj(product))
+        try:
+            product = layer.act_fn(layer.gate_proj(x)) * layer.up_proj(x)
+            return torch.equal(layer(x), layer.down_proj(product))
+        except Exception:  # whatever a layer of the same parts is given beside its input
+            return False
 
 
 def _forward(layer: Any, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

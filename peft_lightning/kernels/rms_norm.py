@@ -22,8 +22,8 @@ def fuse_norms(model: nn.Module) -> int:
     """Let the RMSNorm layers of a frozen model compute by one function; return how many do.
 
     A layer is taken if it gives what ``weight * x / sqrt(mean(x^2) + eps)`` gives on random
-    numbers, which Gemma's, with its ``1 + weight``, does not. Where a weight is trained the
-    layer's own code runs.
+    numbers, which Gemma's, with its ``1 + weight``, does not. Where a weight is trained, or the
+    layer fails on them, its own code runs.
     """
     found = [module for module in model.modules() if _is_rms_norm(module)]
     for layer in found:
@@ -38,9 +38,12 @@ def _is_rms_norm(layer: Any) -> bool:
     if weight.is_meta or _eps(layer) is None:
         return False
     with torch.random.fork_rng([]), torch.no_grad():
-        x = torch.randn(3, len(weight)).to(weight)
-        theirs, ours = layer(x), _RMSNorm.apply(x, weight, _eps(layer))[0]
-    if theirs.dtype != ours.dtype:
+        x = torch.randn(1, 3, len(weight)).to(weight)
+        try:
+            theirs, ours = layer(x), _RMSNorm.apply(x, weight, _eps(layer))[0]
+        except Exception:  # whatever a layer of this name is given beside its input
+            return False
+    if not isinstance(theirs, Tensor) or theirs.dtype != ours.dtype:
         return False
     return torch.allclose(theirs, ours, rtol=2 * torch.finfo(x.dtype).eps, atol=1e-6)
 

@@ -31,6 +31,8 @@ def fuse_rotary(model: nn.Module) -> int:
         forward = type(layer).forward
         if THEIRS not in getattr(getattr(forward, "__code__", None), "co_names", ()):
             continue
+        if "forward" in vars(layer):  # somebody has given it another
+            continue
         if (theirs := forward.__globals__.get(THEIRS)) is not None and _turns_halves(theirs):
             layer.forward = partial(_with(forward, partial(_turned, theirs)), layer)
             taken += 1

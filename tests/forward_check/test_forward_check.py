@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from kinds_of_forward import CONFIGS, model_of
 from peft_lightning import CausalLMModule, LoRA
 from peft_lightning.data.collate import flat_collate, padded_collate
+from peft_lightning.forward_check import memory
 from peft_lightning.kernels.own_forward import own_forward, use_flat_attention
 from peft_lightning.kernels.patch import patch_model
 from peft_lightning.loss import CausalLMLoss
@@ -178,6 +179,25 @@ def test_what_was_found_costs_nothing_in_later_runs(base, forwards):
     first, second = forwards(base), forwards(base)
     assert second < first <= second + 8
     assert forwards(base, attn_implementation="eager") > second  # which is looked at anew
+
+
+class OtherVersion:
+    """A package but for its version."""
+
+    __version__ = "99.1"
+
+    def __init__(self, package):
+        self._package = package
+
+    def __getattr__(self, name):
+        return getattr(self._package, name)
+
+
+@pytest.mark.parametrize("program", ["torch", "transformers", "peft_lightning"])
+def test_what_another_version_found_is_looked_at_anew(program, base, forwards, monkeypatch):
+    first, second = forwards(base), forwards(base)
+    monkeypatch.setattr(memory, program, OtherVersion(getattr(memory, program)))
+    assert second < forwards(base) == first
 
 
 def test_another_config_over_the_same_weights_is_looked_at_anew(base, forwards, tmp_path):
