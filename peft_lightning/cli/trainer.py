@@ -52,11 +52,14 @@ from peft_lightning.inference.load import named_folders
 from peft_lightning.inference.prompt_formats import formats_of
 from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
+from peft_lightning.process import slurm
 from peft_lightning.training.clipping import require_clip_val
+from peft_lightning.training.cluster.submission import changes_since
+from peft_lightning.training.finished_run import finished_step
 from peft_lightning.training.log_filters import filter_logs, print_one_line_warnings
 from peft_lightning.training.precision import settle_resources
 from peft_lightning.training.run_defaults import TRAINER_DEFAULTS, fill_epochs
-from peft_lightning.training.run_end import run_ended
+from peft_lightning.training.run_end import nothing_left, run_ended
 from peft_lightning.training.schedules import Schedule
 from peft_lightning.training.summary import Summary, rank_zero_print
 from peft_lightning.training.trainer import Trainer, precision_option
@@ -256,10 +259,22 @@ class PeftCLI(LightningCLI):
 
     # ---- running -------------------------------------------------------------------------------
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command, unless it is a ``fit`` that has nothing left to do."""
+        if subcommand == "fit":
+            checkpoint = self.config_init["fit"].ckpt_path
+            if (step := finished_step(self.trainer, checkpoint)) is not None:
+                rank_zero_print(nothing_left(self.trainer, step))
+                return
+        super()._run_subcommand(subcommand)
+
     def before_fit(self) -> None:
         """Print the defaults that are used. Not earlier, so that an error is the only line."""
         for line in self._defaults:
             rank_zero_info(line)
+        if slurm.current_job() is not None:
+            for line in changes_since(Path(self.trainer.default_root_dir)):
+                rank_zero_info(line)
 
     def after_fit(self) -> None:
         """Print the results, where they are, and what to do with them."""
