@@ -155,4 +155,4 @@ def print_one_line_warnings() -> None:
     def show(message: Any, *where: Any) -> None:
         print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
-    warnings.showwarning = show
+    warnings.showwarning = show  # type: ignore[assignment]

@@ -156,10 +156,10 @@ def _by_load_adapter(folder: Path, model: Any, rows: Any, ours: Sequence[Tensor]
         return f"not by {way} which ends in {type(error).__name__}: {said[0]:.150}"
     finally:
         logging.set_verbosity(level)
-    error = max(_difference(o, t) for o, t in zip(ours, theirs, strict=True))
-    if error <= OURS * torch.cat(list(ours)).std().item():
+    gap = max(_difference(o, t) for o, t in zip(ours, theirs, strict=True))
+    if gap <= OURS * torch.cat(list(ours)).std().item():
         return f"{way} too"
-    return f"not by {way} which computes something else: a logit differs by {error:.3g}"
+    return f"not by {way} which computes something else: a logit differs by {gap:.3g}"
 
 
 def _by_llama_cpp(
