@@ -16,7 +16,7 @@ from peft_lightning.data.options import BatchOptions
 from peft_lightning.data.per_source import batches_of_rank
 from peft_lightning.data.prompts import Prompt, prompt_batches
 from peft_lightning.data.split import Split
-from peft_lightning.messages import UserError
+from peft_lightning.messages import SharedError, UserError
 
 
 class Loaders:
@@ -135,7 +135,7 @@ def require_equal_data(data_hash: str) -> None:
     for rank, (other_node, theirs) in enumerate(others, start=1):
         if theirs == ours:
             continue
-        raise UserError(
+        raise SharedError(
             f"process {rank} on {other_node} has other rows than the first one on {node} (hash "
             f"{theirs:.12}, not {ours:.12}): give all nodes the same files; a stream or a list "
             "must give the same rows in the same order in every process, so seed what shuffles it"

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 from peft_lightning.base_model.weights_hash import weights_hash
 from peft_lightning.files import sha256_of_json
-from peft_lightning.messages import UserError
+from peft_lightning.messages import SharedError
 from peft_lightning.training.cluster.submission import code_version
 
 LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "safetensors", "numpy")
@@ -52,7 +52,7 @@ class RanksAgree(Callback):
         every: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(every, facts)
         if (difference := difference_of(every)) is not None:
-            raise UserError(difference)
+            raise SharedError(difference)
 
 
 def difference_of(facts: list[dict[str, Any]]) -> str | None:
@@ -110,7 +110,7 @@ def _in_turn(trainer: Any, read: Callable[[], Any]) -> Any:
 
 def _options_of(trainer: Any, module: Any) -> dict[str, Any]:
     """Return what is configured, as far as JSON can hold it."""
-    adapter = getattr(module, "adapter", None)
+    adapter: Any = getattr(module, "adapter", None)
     found = {
         "trainer.max_steps": trainer.max_steps,
         "trainer.max_epochs": trainer.max_epochs,
