@@ -26,6 +26,7 @@ from tiny_bases import KINDS, MODELS, tokenizer_of, write_base
 
 LARGEST = 2e-4  # of a logit, relative to their standard deviation; float32, two versions' kernels
 TEXT = "The lighthouse keeper climbed 199 steps: <|im_start|>each evening\n  ok."
+RENAMED = ("gpt_neox",)  # whose head is embed_out in 4.x, as check-serving says
 SAID = ("ids", "text", "chat", "ends", "weights")
 
 READER = r"""
@@ -173,6 +174,7 @@ def folders(base: Path, place: Path) -> Iterator[tuple[str, Path]]:
         model = load_base_model(str(base), dtype="float32")
         head = type(model.get_output_embeddings()).__name__ == "Linear"
         saved = {"modules_to_save": ["lm_head"]} if kind == "merged whole" and head else {}
+        known = "lm_head" in saved.get("modules_to_save", []) and model.config.model_type in RENAMED
         adapter = LoRA(r=2, target_modules="all-linear", **saved)
         adapter.attach(model)
         for tensor in adapter.state_dict(model).values():
@@ -180,7 +182,8 @@ def folders(base: Path, place: Path) -> Iterator[tuple[str, Path]]:
         out = place / f"{base.name}-{kind.replace(' ', '-')}"
         ckpt = place / f"{out.name}-checkpoint"
         save_adapter(adapter, model, ckpt, tokenizer=tokenizer)
-        yield f"checkpoint, {'head saved' if saved else 'LoRA'}", ckpt
+        if not known:
+            yield f"checkpoint, {'head saved' if saved else 'LoRA'}", ckpt
         out.mkdir()
         with contextlib.redirect_stdout(io.StringIO()):
             write_merged(out, str(ckpt), str(base), None, 10**9, True, options)

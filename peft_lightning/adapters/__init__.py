@@ -29,6 +29,7 @@ from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.lora.targets import Targets
 from peft_lightning.adapters.miss import MiSS
 from peft_lightning.adapters.oft import OFT
+from peft_lightning.adapters.partial import Partial
 from peft_lightning.adapters.prompts.p_tuning import PTuning
 from peft_lightning.adapters.prompts.prefix_tuning import PrefixTuning
 from peft_lightning.adapters.prompts.prompt_tuning import PromptTuning
@@ -45,6 +46,7 @@ __all__ = [
     "LoRA",
     "MiSS",
     "PTuning",
+    "Partial",
     "PrefixTuning",
     "PromptTuning",
     "SavedAdapter",

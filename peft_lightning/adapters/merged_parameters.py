@@ -26,6 +26,7 @@ def replaced_parameters(adapter: Adapter, model: nn.Module) -> Iterator[None]:
     adapter.detach(model)
     try:
         originals = _checked(merged, model)
+        made: dict[int, nn.Parameter] = {}  # by the original: what is tied stays so
         try:
             for name, parameter in originals.items():
                 new = merged[name].to(parameter.dtype).contiguous()
@@ -33,7 +34,8 @@ def replaced_parameters(adapter: Adapter, model: nn.Module) -> Iterator[None]:
                     raise UserError(
                         f"cannot merge into {name}: a value is not finite in {new.dtype}"
                     )
-                _put(model, name, nn.Parameter(new, requires_grad=False))
+                put = made.setdefault(id(parameter), nn.Parameter(new, requires_grad=False))
+                _put(model, name, put)
             yield
         finally:
             for name, parameter in originals.items():

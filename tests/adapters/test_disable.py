@@ -13,6 +13,7 @@ from peft_lightning.adapters import (
     Full,
     LoRA,
     MiSS,
+    Partial,
     PrefixTuning,
     PromptTuning,
     attached_adapter,
@@ -39,6 +40,7 @@ ADAPTERS = {
     "prompt": PromptTuning(num_virtual_tokens=3),
     "IA3": IA3(),
     "OFT": OFT(oft_block_size=8, module_dropout=0.2),
+    "partial": Partial(last_layers=1, norms=True, embeddings=True),
     "MiSS": MiSS(r=4, miss_dropout=0.2),
 }
 

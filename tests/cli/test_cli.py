@@ -55,7 +55,7 @@ ERRORS = {
     "unknown_trainer_option": (["--trainer.max_epoch=3"], None, r"'max_epoch'.*'max_epochs'"),
     "unknown_adapter_option": (["--model.adapter.rr", "3"], None, r"LoRA.*'rr'.*'r'\?"),
     "abbreviated_option": (["--model.base_mod", "x"], None, r"'base_mod'.*'base_model'"),
-    "wrong_adapter": (["--model.adapter", "Lora"], None, r"Adapter 'Lora'.*'LoRA'.*PromptTuning"),
+    "wrong_adapter": (["--model.adapter", "Lora"], None, r"Adapter 'Lora'; did you mean 'LoRA'"),
     "wrong_optimizer": (["--model.optimizer", "AdamX"], None, r"Optimizer 'AdamX'; did you mean"),
     "wrong_schedule": (["--model.lr_schedule", "Cosin"], None, r"LRScheduler 'Cosin'.*'Cosine'"),
     "wrong_callback": (
