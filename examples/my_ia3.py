@@ -15,7 +15,7 @@ from peft_lightning.adapters import Adapter, Targets, adapter_dtype
 
 def scale(layer: nn.Module, inputs: tuple[Tensor], output: Tensor | None = None) -> Tensor:
     x = inputs[0] if output is None else output
-    return x * layer.ia3_l.flatten().to(x.dtype)
+    return (x * layer.ia3_l.flatten()).to(x.dtype)  # near 1 a bfloat16 has steps of 1/128
 
 
 @dataclass(frozen=True)

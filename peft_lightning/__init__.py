@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from peft_lightning.adapters import (
+        IA3,
+        OFT,
         Adapter,
         AdapterBank,
         Full,
         LoRA,
+        MiSS,
+        Partial,
         PrefixTuning,
         PromptTuning,
         PTuning,
@@ -37,9 +41,13 @@ _HOME = {
     "Constant": "training.schedules",
     "Cosine": "training.schedules",
     "Full": "adapters",
+    "IA3": "adapters",
     "Linear": "training.schedules",
     "LoRA": "adapters",
+    "MiSS": "adapters",
+    "OFT": "adapters",
     "PTuning": "adapters",
+    "Partial": "adapters",
     "PrefixTuning": "adapters",
     "PromptTuning": "adapters",
     "SFTDataModule": "data.datamodule",
@@ -54,6 +62,8 @@ _HOME = {
 }
 
 __all__ = [
+    "IA3",
+    "OFT",
     "Adapter",
     "AdapterBank",
     "CausalLMModule",
@@ -62,7 +72,9 @@ __all__ = [
     "Full",
     "Linear",
     "LoRA",
+    "MiSS",
     "PTuning",
+    "Partial",
     "PrefixTuning",
     "PromptTuning",
     "SFTDataModule",

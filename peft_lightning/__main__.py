@@ -19,6 +19,7 @@ from pathlib import Path
 from signal import Signals
 
 from peft_lightning.messages import did_you_mean
+from peft_lightning.process import slurm
 from peft_lightning.process.progress import STARTING, Progress
 from peft_lightning.process.resources import limit_threads
 
@@ -159,6 +160,11 @@ def run(args: list[str]) -> None:
         from peft_lightning.cli.fit_defaults import TWO_OPTIONS
 
         raise UserError(TWO_OPTIONS)
+    if command == "fit" and slurm.TOKEN in os.environ:
+        from peft_lightning.cli.config_index import run_root
+        from peft_lightning.training.cluster.job_starts import begin_start
+
+        begin_start(run_root(rest, index))
     with STARTING:
         with no_collecting():
             from peft_lightning.cli.trainer import run_trainer
@@ -185,10 +191,8 @@ def stopped(command: str, number: int) -> int:
         print(f"{own_line()}{Signals(number).name}: stopped{kept}", file=sys.stderr, flush=True)
     if command != "fit":
         return 128 + number
-    from peft_lightning.process.slurm import stop_status
-
     say = partial(print, file=sys.stderr, flush=True)
-    return stop_status(number, say, is_alone=True)
+    return slurm.stop_status(number, say, is_alone=True)
 
 
 def end_children(number: int) -> None:
@@ -230,6 +234,7 @@ def main(args: list[str] | None = None) -> int:
             return 130
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
+        slurm.note_failure(" ".join(str(error).split()) or type(error).__name__)
         if STOP.is_pending and not debug and STOP.failure is None:  # a consequence of the signal
             return stopped(command, STOP.received or 0)
         status = None if debug else failed(error)

@@ -30,9 +30,11 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
 
     Args:
         base_model: Hub id, local folder or GGUF file of a causal LM.
-        adapter: What is trained: LoRA, PromptTuning, Full; PTuning or PrefixTuning, from a folder.
+        adapter: What is trained: LoRA, OFT, MiSS, IA3, PromptTuning, Partial, Full; PTuning or
+            PrefixTuning, from a folder.
         learning_rate: Peak learning rate; by default that of the adapter.
         optimizer: A torch optimizer by class path; by default AdamW without weight decay.
+        parameter_groups: Other optimizer options of some weights: {lora_B.weight: {lr_ratio: 16}}.
         lr_schedule: Cosine, Linear, Constant, a scheduler of torch, or a function of the step.
         dtype: Of the base: auto, float32, bfloat16 or float16. The adapter is always float32.
         quantization: 4bit or 8bit: the base's linear layers in so many bits, by bitsandbytes.
@@ -83,12 +85,15 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         quantization: str | None = None,
         forgetting: bool | str = False,
         router_aux_loss: float | None = None,
+        parameter_groups: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.configured_adapter = adapter = adapter_of(adapter)
         self.init_from, adapter, prompts = build_model.adapter_to_train(adapter, init_from)
-        build_model.check_options(adapter, learning_rate, activation_checkpointing)
+        build_model.check_options(
+            adapter, learning_rate, activation_checkpointing, parameter_groups
+        )
         self.base_model_name, self.given_base = base_of(base_model, dtype, quantization, revision)
         self.revision, self.adapter = revision, adapter
         self.learning_rate = adapter.learning_rate if learning_rate is None else learning_rate
@@ -98,7 +103,7 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
         self.activation_checkpointing, self.compile_layers = activation_checkpointing, compile
         self.cache_hidden_states, self.hidden_cache_gib = cache_hidden_states, hidden_cache_gib
         self.forgetting, self.sample_prompts = forgetting, sample_prompts or []
-        self.router_aux_loss = router_aux_loss
+        self.router_aux_loss, self.parameter_groups = router_aux_loss, parameter_groups
         self.sample_max_new_tokens = sample_max_new_tokens
         self.predict_max_new_tokens, self.stop = predict_max_new_tokens, tuple(stop or ())
         self.answer_options = answer_options(metrics, metric_rows, labels, label_score)

@@ -2,18 +2,19 @@
 
     python scripts/read_by_transformers4.py PYTHON4 [name ...]
 
-``PYTHON4`` is a Python with transformers 4.57 and torch. For tiny random models of many
-architectures, and for the quick start's SmolLM2-135M-Instruct if it is there, the base, a merged
-folder (streamed, and loaded whole) and a ``Full`` checkpoint are written here and read there. The
-exit status is 1 if a logit or a token id differs, or transformers warns of weights.
+``PYTHON4`` is a Python with transformers 4.57, a peft of its time and torch. For tiny random models
+of many architectures, and for the quick start's SmolLM2-135M-Instruct if it is there, the base, a
+merged folder (streamed, and loaded whole), a ``Full`` checkpoint and an adapter's checkpoint are
+written here and read there; so are tokenizers of several classes. The exit status is 1 if a logit,
+a token id, a text or a rendered conversation differs, or transformers warns of weights.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,130 +22,48 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tiny_bases import KINDS, MODELS, tokenizer_of, write_base
+
 LARGEST = 2e-4  # of a logit, relative to their standard deviation; float32, two versions' kernels
 TEXT = "The lighthouse keeper climbed 199 steps: <|im_start|>each evening\n  ok."
-
-SMALL: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-THETA = {"rope_theta": 500.0, "rope_type": "default"}
-LLAMA3 = {
-    "rope_theta": 500.0,
-    "rope_type": "llama3",
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-YARN = {
-    "rope_theta": 500.0,
-    "rope_type": "yarn",
-    "factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-LONG = {
-    "rope_theta": 500.0,
-    "rope_type": "longrope",
-    "short_factor": [1.0, 1.5, 2.0, 2.5],
-    "long_factor": [2.0, 3.0, 4.0, 5.0],
-}
-BY_LAYER = {
-    "full_attention": {"rope_theta": 900.0, "rope_type": "linear", "factor": 8.0},
-    "sliding_attention": {"rope_theta": 500.0, "rope_type": "default"},
-}
-LINEAR, DYNAMIC = ({**THETA, "rope_type": kind, "factor": 2.0} for kind in ("linear", "dynamic"))
-BASES = {  # 4.57 takes one base for both kinds of ModernBERT's layers
-    "full_attention": THETA,
-    "sliding_attention": THETA,
-}
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
-DEEPSEEK = {
-    **EXPERTS,
-    "n_routed_experts": 4,
-    "q_lora_rank": 8,
-    "kv_lora_rank": 8,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "first_k_dense_replace": 1,
-    "n_group": 2,
-    "topk_group": 1,
-    "num_key_value_heads": 4,
-}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {"rope_parameters": THETA}),
-    "llama-tied": ("llama", {"rope_parameters": THETA, "tie_word_embeddings": True}),
-    "llama-llama3": ("llama", {"rope_parameters": LLAMA3}),
-    "llama-yarn": ("llama", {"rope_parameters": YARN}),
-    "llama-linear": ("llama", {"rope_parameters": LINEAR}),
-    "llama-dynamic": ("llama", {"rope_parameters": DYNAMIC}),
-    "mistral": ("mistral", {"rope_parameters": THETA, "sliding_window": 8}),
-    "qwen2": ("qwen2", {"rope_parameters": THETA}),
-    "qwen3": ("qwen3", {"rope_parameters": YARN}),
-    "gemma": ("gemma", {"rope_parameters": THETA}),
-    "gemma2": ("gemma2", {"rope_parameters": THETA, "sliding_window": 8}),
-    "gemma3": ("gemma3_text", {"rope_parameters": BY_LAYER, "sliding_window": 8,
-                               "layer_types": ["sliding_attention", "full_attention"]}),
-    "phi": ("phi", {"rope_parameters": {**THETA, "partial_rotary_factor": 0.5}}),
-    "phi3": ("phi3", {"rope_parameters": THETA}),
-    "phi3-longrope": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 16}),
-    "gpt_neox": ("gpt_neox", {"rope_parameters": {**THETA, "partial_rotary_factor": 0.5}}),
-    "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4}),
-    "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
-    "falcon": ("falcon", {"rope_parameters": THETA, "alibi": False, "head_dim": None}),
-    "stablelm": ("stablelm", {"rope_parameters": {**THETA, "partial_rotary_factor": 0.5}}),
-    "starcoder2": ("starcoder2", {"rope_parameters": THETA}),
-    "olmo2": ("olmo2", {"rope_parameters": THETA}),
-    "granite": ("granite", {"rope_parameters": THETA}),
-    "cohere": ("cohere", {"rope_parameters": THETA}),
-    "cohere2": ("cohere2", {"rope_parameters": THETA, "sliding_window": 8}),
-    "smollm3": ("smollm3", {"rope_parameters": THETA}),
-    "glm4": ("glm4", {"rope_parameters": {**THETA, "partial_rotary_factor": 0.5}}),
-    "nemotron": ("nemotron", {"rope_parameters": {**THETA, "partial_rotary_factor": 0.5}}),
-    "granitemoehybrid": (
-        "granitemoehybrid",
-        {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 8,
-         "mamba_d_state": 8, "num_local_experts": 4, "shared_intermediate_size": 24},
-    ),
-    "mixtral": ("mixtral", {"rope_parameters": THETA, **EXPERTS, "num_local_experts": 4}),
-    "qwen2_moe": ("qwen2_moe", {"rope_parameters": THETA, **EXPERTS, "num_experts": 4}),
-    "qwen3_moe": ("qwen3_moe", {"rope_parameters": THETA, **EXPERTS, "num_experts": 4}),
-    "gpt_oss": ("gpt_oss", {"rope_parameters": YARN, **EXPERTS, "num_local_experts": 4}),
-    "deepseek_v3": ("deepseek_v3", {"rope_parameters": THETA, **DEEPSEEK}),
-    "glm4_moe": ("glm4_moe", {"rope_parameters": THETA, **DEEPSEEK}),
-    "modernbert-decoder": ("modernbert-decoder", {"rope_parameters": BASES}),
-}  # fmt: skip
+RENAMED = ("gpt_neox",)  # whose head is embed_out in 4.x, as check-serving says
+SAID = ("ids", "text", "chat", "ends", "weights")
 
 READER = r"""
 import json, sys, warnings
 from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+options = {"dtype": torch.float32, "attn_implementation": "eager"}
 for line in sys.stdin:
     folder, ids, text = json.loads(line)
-    said = {}
+    said, file = {}, Path(folder, "adapter_config.json")
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-        )
-        with torch.no_grad():
-            logits = model.eval()(input_ids=torch.tensor(ids), use_cache=False).logits
-        torch.save(logits, Path(folder, "logits.pt"))
-        said["weights"] = {k: sorted(map(str, v)) for k, v in info.items() if v}
+        base = json.loads(file.read_text())["base_model_name_or_path"] if file.exists() else folder
+        if Path(base, "config.json").exists():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                base, output_loading_info=True, **options
+            )
+            if file.exists():
+                from peft import PeftModel
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    model = PeftModel.from_pretrained(model, folder)
+                lost = [str(c.message) for c in caught if "missing" in str(c.message)]
+                info["missing_keys"] = [*info["missing_keys"], *lost]
+            with torch.no_grad():
+                logits = model.eval()(input_ids=torch.tensor(ids), use_cache=False).logits
+            torch.save(logits, Path(folder, "logits.pt"))
+            said["weights"] = {k: sorted(map(str, v)) for k, v in info.items() if v}
+            ends = model.generation_config.eos_token_id
+            said["ends"] = sorted(ends) if isinstance(ends, list) else [ends]
         if Path(folder, "tokenizer.json").exists():
             tokenizer = AutoTokenizer.from_pretrained(folder)
             said["ids"] = tokenizer(text)["input_ids"]
             said["text"] = tokenizer.decode(said["ids"], skip_special_tokens=True)
+            if tokenizer.chat_template:
+                turns = [{"role": "user", "content": text}]
+                said["chat"] = tokenizer.apply_chat_template(turns, tokenize=False)
     except Exception as error:
         said["error"] = f"{type(error).__name__}: {error}"
     print("ANSWER " + json.dumps(said), flush=True)
@@ -170,12 +89,12 @@ class Reader:
 
         assert self.process.stdin is not None
         assert self.process.stdout is not None
+        (file := folder / "logits.pt").unlink(missing_ok=True)
         self.process.stdin.write(json.dumps([str(folder), ids, TEXT]) + "\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith("ANSWER "):
                 said = json.loads(line.removeprefix("ANSWER "))
-                file = folder / "logits.pt"
                 return torch.load(file) if file.exists() else None, said
         raise RuntimeError("the other Python has ended")
 
@@ -195,7 +114,7 @@ def main(arguments: list[str]) -> int:
         for name, folder, ids in written(Path(temporary), names):
             found = differences(here.read(folder, ids), there.read(folder, ids))
             wrong += bool(found)
-            print(f"{name:32} {'; '.join(found)[:600] or 'the same'}", flush=True)
+            print(f"{name:36} {'; '.join(found)[:600] or 'the same'}", flush=True)
     print(f"{wrong} folders are read differently")
     return int(wrong > 0)
 
@@ -206,10 +125,9 @@ def differences(ours: tuple[Any, dict[str, Any]], theirs: tuple[Any, dict[str, A
     if said := [f"{v} {x['error']}" for v, x in ((5, here), (4, there)) if "error" in x]:
         return said
     found = []
-    error = ((a - b).abs().max() / a.std()).item()
-    if not error <= LARGEST:
+    if a is not None and not (error := ((a - b).abs().max() / a.std()).item()) <= LARGEST:
         found.append(f"a logit differs by {error:.2g} standard deviations")
-    for key in ("ids", "text", "weights"):
+    for key in SAID:
         if here.get(key) != there.get(key):
             found.append(f"{key}: {here.get(key)} in 5, {there.get(key)} in 4")
     return found
@@ -224,40 +142,21 @@ def written(place: Path, names: list[str]) -> Iterator[tuple[str, Path, list[lis
     ids = torch.randint(3, 96, (2, 40), generator=torch.Generator().manual_seed(0)).tolist()
     for name in names or MODELS:
         if name in MODELS:
-            base = tiny(place / name, *MODELS[name])
+            write_base(base := place / name, *MODELS[name])
             for kind, folder in folders(base, place):
                 yield f"{name} {kind}", folder, ids
+    if not names or "tokenizers" in names:
+        for kind in KINDS:
+            for what, folder in tokenizers(kind, place):
+                yield f"{kind} tokenizer, {what}", folder, ids
     real = default_folder()
     if (not names or "smollm2" in names) and real.is_dir():
         for kind, folder in folders(real, place):
             yield f"SmolLM2-135M-Instruct {kind}", folder, ids
 
 
-def tiny(folder: Path, model_type: str, options: dict[str, Any]) -> Path:
-    """Write a tiny random model with a tokenizer, as transformers 5 writes them."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    options = {k: v for k, v in {**SMALL, **options}.items() if v is not None}
-    config = AutoConfig.for_model(model_type, **copy.deepcopy(options))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    for parameter in model.parameters():
-        parameter.data.normal_(std=0.15)
-    model.save_pretrained(folder)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_byte_tokenizer(),
-        eos_token="<|im_end|>",
-        extra_special_tokens=["<|im_start|>"],
-    )
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def folders(base: Path, place: Path) -> Iterator[tuple[str, Path]]:
     """Yield the folders that this package writes of a base: made portable, merged, and trained."""
-    import shutil
-
     import torch
 
     from peft_lightning import Full, LoRA, save_adapter
@@ -269,17 +168,22 @@ def folders(base: Path, place: Path) -> Iterator[tuple[str, Path]]:
     shutil.copytree(base, new)
     make_portable(new)
     yield "base", new
-    options = {"trust_remote_code": False, "revision": None}
-    for kind, extra in (("merged", {}), ("merged whole", {"bias": "none", "lora_bias": False})):
+    base, options = new, {"trust_remote_code": False, "revision": None}
+    tokenizer = load_tokenizer(str(base))
+    for kind in ("merged", "merged whole"):
         model = load_base_model(str(base), dtype="float32")
         head = type(model.get_output_embeddings()).__name__ == "Linear"
         saved = {"modules_to_save": ["lm_head"]} if kind == "merged whole" and head else {}
-        adapter = LoRA(r=2, target_modules="all-linear", **saved, **extra)
+        known = "lm_head" in saved.get("modules_to_save", []) and model.config.model_type in RENAMED
+        adapter = LoRA(r=2, target_modules="all-linear", **saved)
         adapter.attach(model)
         for tensor in adapter.state_dict(model).values():
             tensor.data.normal_(std=0.05)
-        ckpt, out = place / "adapter", place / f"{base.name}-{kind.replace(' ', '-')}"
-        save_adapter(adapter, model, ckpt)
+        out = place / f"{base.name}-{kind.replace(' ', '-')}"
+        ckpt = place / f"{out.name}-checkpoint"
+        save_adapter(adapter, model, ckpt, tokenizer=tokenizer)
+        if not known:
+            yield f"checkpoint, {'head saved' if saved else 'LoRA'}", ckpt
         out.mkdir()
         with contextlib.redirect_stdout(io.StringIO()):
             write_merged(out, str(ckpt), str(base), None, 10**9, True, options)
@@ -289,22 +193,26 @@ def folders(base: Path, place: Path) -> Iterator[tuple[str, Path]]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.01)
-    save_adapter(
-        Full(), model, full := place / f"{base.name}-full", tokenizer=load_tokenizer(str(base))
-    )
+    save_adapter(Full(), model, full := place / f"{base.name}-full", tokenizer=tokenizer)
     yield "Full", full
 
 
-def _byte_tokenizer() -> Any:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+def tokenizers(kind: str, place: Path) -> Iterator[tuple[str, Path]]:
+    """Yield folders with a tokenizer: transformers 5's own made portable, and a checkpoint's."""
+    from peft_lightning.adapters.base import tokenizer_files
+    from peft_lightning.base_model import load_tokenizer
+    from peft_lightning.base_model.portable import make_portable
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: i for i, letter in enumerate(letters)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens([AddedToken(t, special=True) for t in ("<|im_end|>", "<|im_start|>")])
-    return tokenizer
+    tokenizer_of(kind).save_pretrained(folder := place / f"{kind}-tokenizer")
+    make_portable(folder)
+    yield "a base's", folder
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_tokens(["<new>"])
+    (own := place / f"{kind}-of-checkpoint").mkdir()
+    for name, content in tokenizer_files(tokenizer).items():
+        data = content if isinstance(content, bytes) else content.encode()
+        (own / name).write_bytes(data)
+    yield "a checkpoint's", own
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from kinds import kinds
 LEFT_OUT = {"process": "start processes", "training": "train a run", "slow": "are slow"}
 LEFT_COUNTS = pytest.StashKey[dict[str, int]]()
 LONG = 5  # seconds of processor time, above which a test is to be marked slow
-OF_PROCESSES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
-ENVIRONMENT = {name: os.environ.get(name) for name in OF_PROCESSES}
+LEFT_BEHIND = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
+LEFT_BEHIND += ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+ENVIRONMENT = {name: os.environ.get(name) for name in LEFT_BEHIND}
 WORKER_MEMORY = 3 * 2**30  # bytes of a worker, its warm Python and the runs that they make
 
 
@@ -68,7 +69,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_runtest_teardown() -> None:
-    """Undo what Lightning's strategies leave in the environment, which other programs believe."""
+    """Undo what Lightning leaves in the environment, which other programs and tests believe."""
     for name, value in ENVIRONMENT.items():
         if value is None:
             os.environ.pop(name, None)

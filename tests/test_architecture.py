@@ -62,6 +62,7 @@ ALSO = {
     "hyperparameters.py": {"lightning"},
     "metrics/bleu_chrf.py": {"sacrebleu"},
     "metrics/rouge.py": {"torchmetrics"},
+    "training/cluster/submission.py": {"yaml"},
     "training/load_from_checkpoint.py": {"yaml"},
     "training/logger_checkpoints.py": {"wandb"},
     "training/loggers.py": {"mlflow"},

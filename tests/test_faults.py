@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(user, mounted):
     mounted("ro,size=1m")
     cannot = "cannot be written: Read-only file system"
     one, two = drive(user, [fit(), fit("--trainer.default_root_dir", "/proc/run")])
-    assert f"the run's folder runs/run {cannot}; give --trainer.default" in only_error(one, 2)
+    assert f"trainer.default_root_dir runs/run {cannot}; give one that can" in only_error(one, 2)
     assert "/proc/run cannot be written" in only_error(two, 2)
     assert "trained" not in one[1]  # the table that is printed when training starts
 

@@ -24,8 +24,12 @@ from peft_lightning.adapters.folder import (
     write_files,
 )
 from peft_lightning.adapters.full import Full
+from peft_lightning.adapters.ia3 import IA3
 from peft_lightning.adapters.lora.method import LoRA
 from peft_lightning.adapters.lora.targets import Targets
+from peft_lightning.adapters.miss import MiSS
+from peft_lightning.adapters.oft import OFT
+from peft_lightning.adapters.partial import Partial
 from peft_lightning.adapters.prompts.p_tuning import PTuning
 from peft_lightning.adapters.prompts.prefix_tuning import PrefixTuning
 from peft_lightning.adapters.prompts.prompt_tuning import PromptTuning
@@ -34,11 +38,15 @@ __all__ = [
     "BASE",
     "CONFIG_FILE",
     "FACTS_FILE",
+    "IA3",
+    "OFT",
     "Adapter",
     "AdapterBank",
     "Full",
     "LoRA",
+    "MiSS",
     "PTuning",
+    "Partial",
     "PrefixTuning",
     "PromptTuning",
     "SavedAdapter",

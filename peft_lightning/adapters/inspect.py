@@ -26,11 +26,54 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
     """Return the facts of an adapter's folder, ours or HF PEFT's, of any method.
 
     Returns:
+        Those of ``folder_facts``, and for LoRA ``layers``, for soft prompts ``virtual_tokens``, see
+        ``layer_facts``.
+
+    Raises:
+        FileNotFoundError: If it is no adapter's folder.
+        UserError: If a file of it cannot be read.
+    """
+    tensors = tensors_in(folder)
+    found = folder_facts(folder, tensors)
+    if found["method"] == LoRA.peft_type:
+        found["layers"] = _lora_layers(read_hf_config(folder)[0], tensors)
+    elif "prompt_embeddings" in tensors:
+        if tensors["prompt_embeddings"].ndim != 2:
+            shape = tuple(tensors["prompt_embeddings"].shape)
+            raise UserError(f"{folder}: prompt_embeddings is {shape}, not (tokens, dimensions)")
+        found["virtual_tokens"] = [{"norm": n} for n in _norms(tensors["prompt_embeddings"])]
+    return found
+
+
+def tensors_in(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of an adapter's folder of any method, but none of a whole model.
+
+    Raises:
+        FileNotFoundError: If it is no adapter's folder.
+        UserError: If a file of it cannot be read.
+    """
+    if read_facts(folder).get("peft_type") == "FULL":
+        return {}
+    config, files = read_hf_config(folder)
+    found = (files or tensor_files(folder, Adapter.tensor_file)).tensors()
+    if config.get("peft_type", read_facts(folder).get("peft_type")) != LoRA.peft_type:
+        return found
+    names = peft_names(found)
+    return {names[name]: tensor for name, tensor in found.items()}
+
+
+def folder_facts(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return what an adapter's folder is, without what its tensors do.
+
+    Args:
+        folder: Of an adapter of any method.
+        tensors: Its tensors.
+
+    Returns:
         ``method``, ``options`` away from HF PEFT's defaults, ``base_model``,
         ``base_fingerprint``, ``not_read`` (why the folder cannot be loaded; None if it can),
-        ``facts`` (what else our file says), ``files`` (bytes by name), ``tensors``,
-        ``holds_base_weights`` (the names of tensors that the base has already), and for LoRA
-        ``layers``, for soft prompts ``virtual_tokens``, see ``layer_facts``.
+        ``facts`` (what else our file says), ``files`` (bytes by name), ``tensors`` and
+        ``holds_base_weights`` (the names of tensors that the base has already).
 
     Raises:
         FileNotFoundError: If it is no adapter's folder.
@@ -38,9 +81,8 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
     """
     facts = read_facts(folder)
     whole = facts.get("peft_type") == "FULL"
-    config, files = ({}, None) if whole else read_hf_config(folder)
+    config = {} if whole else read_hf_config(folder)[0]
     method = str(config.get("peft_type", facts.get("peft_type")))
-    tensors = {} if whole else (files or tensor_files(folder, Adapter.tensor_file)).tensors()
     if method == LoRA.peft_type:
         names = peft_names(tensors)
         tensors = {names[name]: tensor for name, tensor in tensors.items()}
@@ -52,7 +94,7 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
     saved = [f"{name}.weight" for name in whole_modules]
     if saved and config.get("ensure_weight_tying"):  # which saves both embeddings
         saved += BASE_WEIGHTS[1:]
-    found: dict[str, Any] = {
+    return {
         "method": method,
         "base_model": facts.get("base_model") or config.get("base_model_name_or_path"),
         "base_fingerprint": facts.get("base_fingerprint"),
@@ -70,14 +112,6 @@ def inspect_adapter(folder: Path) -> dict[str, Any]:
             n for n in tensors if n.endswith(BASE_WEIGHTS) and not n.endswith(tuple(saved))
         ],
     }
-    if method == LoRA.peft_type:
-        found["layers"] = _lora_layers(config, tensors)
-    elif "prompt_embeddings" in tensors:
-        if tensors["prompt_embeddings"].ndim != 2:
-            shape = tuple(tensors["prompt_embeddings"].shape)
-            raise UserError(f"{folder}: prompt_embeddings is {shape}, not (tokens, dimensions)")
-        found["virtual_tokens"] = [{"norm": n} for n in _norms(tensors["prompt_embeddings"])]
-    return found
 
 
 def layer_facts(b: Tensor, a: Tensor) -> dict[str, float]:

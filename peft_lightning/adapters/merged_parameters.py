@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.base import Adapter
+from peft_lightning.adapters.lora.reached_layers import left_out, remember_unreached
 from peft_lightning.messages import UserError
 
 
@@ -21,9 +22,11 @@ def replaced_parameters(adapter: Adapter, model: nn.Module) -> Iterator[None]:
     with torch.no_grad():
         merged = {name: t.clone() for name, t in adapter.merged_parameters(model).items()}
     trained = {name: tensor.clone() for name, tensor in adapter.state_dict(model).items()}
+    unreached = left_out(model)
     adapter.detach(model)
     try:
         originals = _checked(merged, model)
+        made: dict[int, nn.Parameter] = {}  # by the original: what is tied stays so
         try:
             for name, parameter in originals.items():
                 new = merged[name].to(parameter.dtype).contiguous()
@@ -31,12 +34,14 @@ def replaced_parameters(adapter: Adapter, model: nn.Module) -> Iterator[None]:
                     raise UserError(
                         f"cannot merge into {name}: a value is not finite in {new.dtype}"
                     )
-                _put(model, name, nn.Parameter(new, requires_grad=False))
+                put = made.setdefault(id(parameter), nn.Parameter(new, requires_grad=False))
+                _put(model, name, put)
             yield
         finally:
             for name, parameter in originals.items():
                 _put(model, name, parameter)
     finally:
+        remember_unreached(model, unreached)
         adapter.attach(model, initialise=False)
         adapter.load_state_dict(model, trained)
 

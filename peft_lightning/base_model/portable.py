@@ -18,9 +18,10 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
+from peft_lightning.base_model.portable_tokenizer import portable_tokenizer_config
 from peft_lightning.files import atomic_text
 
-CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
+CONFIG, TOKENIZER_CONFIG, TOKENIZER = "config.json", "tokenizer_config.json", "tokenizer.json"
 ROPE = "rope_parameters"
 # names in 4.x of the base, of that of sliding layers, and of the share of a head that is rotated
 _NAMES = (
@@ -32,14 +33,14 @@ _NAMES = (
 _BLOCKS = ("layers_block_type", "layer_types")
 _LAYERS = {"linear_attention": "mamba", "full_attention": "attention"}  # 5 -> 4.x
 _EXPERTS = ("num_experts", "num_local_experts")
-_BACKENDS = {"TokenizersBackend", "PreTrainedTokenizerFast"}
 
 Config = dict[str, Any]
 
 
 def make_portable(folder: Path) -> None:
     """Rewrite the two files in a model's folder, as far as they are there."""
-    there = [folder / name for name in (CONFIG, TOKENIZER_CONFIG) if (folder / name).is_file()]
+    names = (CONFIG, TOKENIZER_CONFIG, TOKENIZER)
+    there = [folder / name for name in names if (folder / name).is_file()]
     texts = {file.name: file.read_bytes() for file in there}
     for name, text in portable_files(texts).items():
         if text != texts[name]:
@@ -52,11 +53,12 @@ def portable_files(texts: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
     Args:
         texts: Contents by file name; other files than the two are returned as they are.
     """
-    forms = {CONFIG: portable_config, TOKENIZER_CONFIG: portable_tokenizer_config}
     found = dict(texts)
-    for name in forms.keys() & texts.keys():
+    for name in {CONFIG, TOKENIZER_CONFIG} & texts.keys():
         before = json.loads(texts[name])
-        after = forms[name](before)
+        after = portable_config(before)
+        if name == TOKENIZER_CONFIG:
+            after = portable_tokenizer_config(before, json.loads(texts.get(TOKENIZER, "{}")))
         if after != before:
             found[name] = json.dumps(after, indent=2, ensure_ascii=False) + "\n"
     return found
@@ -81,17 +83,6 @@ def portable_config(config: Config) -> Config:
     experts = {a: found[own] for a, own in aliases if a in _EXPERTS and own in found}
     rope = _older_rope(kind, found) if isinstance(found.get(ROPE), dict) else {}
     return {**experts, **found, **rope, **_older_layers(kind, found)}
-
-
-def portable_tokenizer_config(config: Config) -> Config:
-    """Return the content of ``tokenizer_config.json`` under the names that 4.x knows."""
-    found = dict(config)
-    if found.get("tokenizer_class") in _BACKENDS:
-        found["tokenizer_class"] = "PreTrainedTokenizerFast"
-        found.pop("backend", None)
-    if isinstance(found.get("extra_special_tokens"), list):  # 4.x takes a dict under this name
-        found["additional_special_tokens"] = found.pop("extra_special_tokens")
-    return found
 
 
 def _with_plain_floats(value: Any) -> Any:

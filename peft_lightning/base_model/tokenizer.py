@@ -38,6 +38,10 @@ def load_tokenizer(
     with reading(options), Progress(f"loading the tokenizer of {short_name(name)}"):
         with explained("tokenizer of", name, options):
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+            raise UserError(  # transformers 5 makes an empty one of nothing for some architectures
+                f"{name} has no tokenizer: its vocabulary (tokenizer.json) is not there"
+            )
         if "gguf_file" in options:
             _split_digits(tokenizer, Path(source, options["gguf_file"]))
             return tokenizer

@@ -248,6 +248,14 @@ def default_root(configs: Iterable[Any]) -> str:
     return str(Path("runs") / ("+".join(stems) or "default"))
 
 
+def run_root(args: list[str], index: ConfigIndex) -> Path:
+    """Return the folder of a run: ``trainer.default_root_dir``, or that of its config's name."""
+    given = index.get("trainer.default_root_dir")
+    if given is not None and given.value:
+        return Path(str(given.value)).expanduser()
+    return Path(default_root(v for option, v in split_options(args) if option in CONFIG_OPTIONS))
+
+
 def _missing_file(path: Path) -> str:
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*.y*ml"))

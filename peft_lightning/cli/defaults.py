@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,37 @@ from peft_lightning.training.loggers import mlflow_store
 from peft_lightning.training.run_defaults import TRAINER_DEFAULTS
 from peft_lightning.training.trainer import LIGHTNINGS
 from peft_lightning.training.warm_start import adapter_to_continue, conflict
+
+
+def take_class_defaults(model: Namespace, given: Namespace) -> None:
+    """Give a class that the user names its own defaults, not those of the class it replaces.
+
+    The parser hands on what two classes have under one name: MiSS would get the rank of the LoRA
+    that is the default.
+
+    Args:
+        model: The module's arguments; changed in place.
+        given: Those of them that the user gave.
+    """
+    for name, chosen in vars(given).items():
+        path = getattr(chosen, "class_path", None)
+        arguments = getattr(model.get(name), "init_args", None)
+        if path is None or not arguments:
+            continue
+        module, _, leaf = path.rpartition(".")
+        kind = getattr(sys.modules.get(module), leaf, None)  # imported to be parsed
+        known = inspect.signature(kind).parameters if kind else {}
+        own = getattr(chosen, "init_args", None) or Namespace()
+        for key in vars(arguments).keys() - vars(own).keys() & known.keys():
+            arguments[key] = _default_of(kind, key, known[key].default)
+
+
+def _default_of(kind: Any, name: str, default: Any) -> Any:
+    made = (
+        {field.name: field.default_factory for field in fields(kind)} if is_dataclass(kind) else {}
+    )
+    factory = made.get(name, MISSING)
+    return default if factory is MISSING else factory()
 
 
 def fill_learning_rate(model: Namespace, given: Namespace) -> None:

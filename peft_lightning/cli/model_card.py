@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from torch import Tensor
 
 from peft_lightning.adapters.folder import CONFIG_FILE, read_facts
-from peft_lightning.adapters.inspect import inspect_adapter
+from peft_lightning.adapters.inspect import folder_facts, tensors_in
 from peft_lightning.cli.config_excerpt import config_excerpt, public_values
 from peft_lightning.cli.usage_example import usage_example
 from peft_lightning.export.merged_from import read_merged_from
@@ -94,9 +95,14 @@ def model_card(folder: Path, base_model: str | None, license: str | None, repo: 
     return f"{content}\n"
 
 
-def of_adapter(folder: Path) -> dict[str, Any]:
-    """Return what the card says of an adapter's folder, with what its run says of it."""
-    found = inspect_adapter(folder)
+def of_adapter(folder: Path, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
+    """Return what the card says of an adapter's folder, with what its run says of it.
+
+    Args:
+        folder: The adapter's.
+        tensors: Its tensors, if they have been read.
+    """
+    found = folder_facts(folder, tensors_in(folder) if tensors is None else tensors)
     run = _find_run(folder, found)
     config, of_run = {}, run and run[0] / "config.yaml"
     if (folder / CONFIG_FILE).is_file():

@@ -23,7 +23,7 @@ class Parser(RecordingParser, LightningArgumentParser):
             cfg = cfg.clone()
             if self.cli.command == "fit":
                 fill_epochs(cfg.trainer)
-            self.cli.fill_learning_rate(cfg)
+            self.cli.fill_module_options(cfg)
         return super().dump(enums_as_values(cfg), **kwargs)
 
 

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from jsonargparse import Namespace
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from peft_lightning.cli.defaults import fill_adapter
 from peft_lightning.messages import UserError
 from peft_lightning.training.checkpoint_path import NO_CHECKPOINT, checkpoint_path, require_free
+
+
+@rank_zero_only
+def require_writable(root: Path) -> None:
+    """Raise UserError if the run's folder cannot be written to; leave nothing behind.
+
+    Args:
+        root: Need not be there.
+    """
+    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(
+            f"trainer.default_root_dir {root} cannot be written: {reason}; give one that can"
+        ) from error
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # another process may have used it
+                folder.rmdir()
 
 
 def checkpoint_to_start_from(command: str, config: Namespace, root: Path) -> str | None:

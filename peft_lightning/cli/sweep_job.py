@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from peft_lightning.cli.config_index import read_arguments
-from peft_lightning.cli.job_options import check_job_options, checked_name, processes_of
+from peft_lightning.cli.job_options import (
+    check_job_options,
+    checked_name,
+    name_of_folder,
+    processes_of,
+)
 from peft_lightning.experiments.sweep.slurm import (
     array_of,
     fit_words,
@@ -43,7 +48,9 @@ class Job:
     at_once: int | None
 
     def __post_init__(self) -> None:
-        check_job_options(self.flags["time"], self.sbatch)
+        check_job_options(
+            self.flags["time"], self.sbatch, self.flags.get("mem"), self.flags.get("cpus-per-task")
+        )
 
 
 def submit_points(
@@ -74,7 +81,7 @@ def submit_points(
         )
     nodes, processes = sizes.pop()
     flags = {
-        "job-name": checked_name(job.name or state.folder.name),
+        "job-name": checked_name(job.name or name_of_folder(state.folder.name)),
         "chdir": Path.cwd(),
         "output": log_pattern(state),
         "array": array_of(state, points, job.at_once),
@@ -86,6 +93,6 @@ def submit_points(
     words = [*fit_words(state), *extra]
     words += ["--trainer.num_nodes", str(nodes), "--trainer.devices", str(processes)]
     link_tasks(state, points)
-    number = submit_script(render(flags, job.sbatch, words), [])
+    number = submit_script(render(flags, job.sbatch, words), [], say)
     note_submitted(state, points, number)
     say(f"submitted job {number}, {len(points)} tasks; the same command shows how far they are")

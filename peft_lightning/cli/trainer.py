@@ -20,7 +20,12 @@ from peft_lightning.adapters import Adapter
 from peft_lightning.cli.class_lookup import find_class
 from peft_lightning.cli.config_errors import explain
 from peft_lightning.cli.config_index import ConfigIndex, default_root, repeated_options
-from peft_lightning.cli.defaults import fill_learning_rate, fill_loggers, take_back_defaults
+from peft_lightning.cli.defaults import (
+    fill_learning_rate,
+    fill_loggers,
+    take_back_defaults,
+    take_class_defaults,
+)
 from peft_lightning.cli.errors import innermost, one_line, reason_in_union
 from peft_lightning.cli.fit_defaults import (
     default_base_model,
@@ -36,18 +41,25 @@ from peft_lightning.cli.predict import (
     write_predictions,
 )
 from peft_lightning.cli.save_config import SaveConfig
-from peft_lightning.cli.start import checkpoint_to_start_from, take_init_from
+from peft_lightning.cli.start import (
+    checkpoint_to_start_from,
+    require_writable,
+    take_init_from,
+)
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.data.trained_prompts import common_format
 from peft_lightning.inference.load import named_folders
 from peft_lightning.inference.prompt_formats import formats_of
 from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
+from peft_lightning.process import slurm
 from peft_lightning.training.clipping import require_clip_val
+from peft_lightning.training.cluster.submission import changes_since
+from peft_lightning.training.finished_run import finished_step
 from peft_lightning.training.log_filters import filter_logs, print_one_line_warnings
 from peft_lightning.training.precision import settle_resources
 from peft_lightning.training.run_defaults import TRAINER_DEFAULTS, fill_epochs
-from peft_lightning.training.run_end import run_ended
+from peft_lightning.training.run_end import nothing_left, run_ended
 from peft_lightning.training.schedules import Schedule
 from peft_lightning.training.summary import Summary, rank_zero_print
 from peft_lightning.training.trainer import Trainer, precision_option
@@ -186,6 +198,7 @@ class PeftCLI(LightningCLI):
             config.trainer.default_root_dir = default_root(config.get("config") or [])
         root = Path(config.trainer.default_root_dir).expanduser()
         config.trainer.default_root_dir = str(root)
+        require_writable(root)
         fill_loggers(config.trainer.logger, root)
         data = config.data if self.own_data is None else config.data.get("init_args", Namespace())
         if self.command == "fit" and data.get("train", "its own") is None:
@@ -205,7 +218,7 @@ class PeftCLI(LightningCLI):
             given = self.chosen[self.command].get("model") or Namespace()
             given = given.get("init_args") if self.experiment else given
             take_init_from(section, given, config.ckpt_path)
-        self.fill_learning_rate(config)
+        self.fill_module_options(config)
 
     def _list_defaults(self, trainer: Namespace, epochs_filled: bool) -> list[str]:
         """Return one line about the default model, and one about defaults of the Trainer."""
@@ -213,14 +226,15 @@ class PeftCLI(LightningCLI):
         of_model = f"no --model.base_model: the quick start's model is used, {base}"
         return [line for line in (of_model if base else "", said) if line]
 
-    def fill_learning_rate(self, config: Namespace) -> None:
-        """Give an optimizer without ``lr`` the learning rate of the module or the adapter.
+    def fill_module_options(self, config: Namespace) -> None:
+        """Set what follows from other options of the module: defaults of classes, learning rate.
 
         Args:
             config: The command's configuration; changed in place.
         """
         section = "model.init_args" if self.experiment else "model"
         given = self.chosen[self.command].get(section) or Namespace()
+        take_class_defaults(config[section], given)
         if config.get(f"{section}.optimizer.init_args") is not None:
             fill_learning_rate(config[section], given)
 
@@ -246,23 +260,21 @@ class PeftCLI(LightningCLI):
     # ---- running -------------------------------------------------------------------------------
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the command; a folder that nothing can be written to is named with its option."""
-        try:
-            super()._run_subcommand(subcommand)
-        except OSError as error:
-            root = Path(self.trainer.default_root_dir)
-            near = Path(str(error.filename)), *Path(str(error.filename)).parents
-            is_root = root in near or error.filename in map(str, (root, *root.parents))
-            if is_root and (not root.is_dir() or isinstance(error, PermissionError)):
-                raise UserError(
-                    f"trainer.default_root_dir {root} cannot be written: {error.strerror}"
-                ) from error
-            raise
+        """Run the command, unless it is a ``fit`` that has nothing left to do."""
+        if subcommand == "fit":
+            checkpoint = self.config_init["fit"].ckpt_path
+            if (step := finished_step(self.trainer, checkpoint)) is not None:
+                rank_zero_print(nothing_left(self.trainer, step))
+                return
+        super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Print the defaults that are used. Not earlier, so that an error is the only line."""
         for line in self._defaults:
             rank_zero_info(line)
+        if slurm.current_job() is not None:
+            for line in changes_since(Path(self.trainer.default_root_dir)):
+                rank_zero_info(line)
 
     def after_fit(self) -> None:
         """Print the results, where they are, and what to do with them."""

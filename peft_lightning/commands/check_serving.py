@@ -32,7 +32,7 @@ def check_serving(
     """
     from peft_lightning.adapters.folder import read_adapter_config
     from peft_lightning.base_model.resolve import is_at_hand
-    from peft_lightning.export.loaded_serving import load_verdicts
+    from peft_lightning.export.loaded_serving import load_verdicts, too_large
     from peft_lightning.export.serving import judge_folder
     from peft_lightning.hub import adapter_folder
     from peft_lightning.messages import UserError
@@ -47,7 +47,10 @@ def check_serving(
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
     try:
         base = base_model or read_adapter_config(folder)[1]["base_model"]
-        if load and base_is_known and is_at_hand(base, revision):
+        here = load and base_is_known and is_at_hand(base, revision)
+        if here and (reason := too_large(base, options)):
+            why_not = f"it was not loaded: {reason}"
+        elif here:
             with_llama = found["llama.cpp"].accepted is True
             for name, verdict in load_verdicts(folder, base, options, with_llama).items():
                 notes = [*(found[name].notes if verdict.accepted is not False else [])]
@@ -55,6 +58,10 @@ def check_serving(
                 found[name] = replace(tried, notes=[*notes, *verdict.notes])
     except UserError as error:
         why_not = f"it was not loaded: {error}"
+        for name, verdict in found.items():
+            if verdict.accepted:  # rules that do not know what is wrong say nothing
+                reason = "it could not be loaded here"
+                found[name] = replace(verdict, accepted=None, notes=[], unknown=reason)
     if json:
         print(json_module.dumps({name: vars(verdict) for name, verdict in found.items()}, indent=2))
         return

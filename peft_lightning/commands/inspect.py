@@ -125,8 +125,8 @@ def _layer_table(layers: dict[str, Any], each: bool) -> list[str]:
     for name, facts in layers.items():
         kinds.setdefault(name if each else name.rpartition(".")[2], []).append(facts)
     width = max(map(len, kinds))
-    head = f"  {'layer':<{width}} {'count':>5} {'r':>4} {'scaling':>8} {'norm of the update':>26}"
-    lines = [head + f" {'effective rank':>15} {'first share':>12}"]
+    head = f"  {'layer':<{width}} {'count':>5} {'r':>4} {'scaling':>8} {'norm of the update':>20}"
+    lines = [head + f" {'eff. rank':>9} {'first share':>11}"]
     for name, facts in kinds.items():
         norms = sorted(f["norm"] for f in facts)
         spread = f"{norms[0]:.3f} {statistics.median(norms):.3f} {norms[-1]:.3f}"
@@ -135,12 +135,10 @@ def _layer_table(layers: dict[str, Any], each: bool) -> list[str]:
         ranks = "/".join(str(r) for r in sorted({f["r"] for f in facts}))
         scalings = "/".join(f"{s:g}" for s in sorted({f["scaling"] for f in facts}))
         lines.append(
-            f"  {name:<{width}} {len(facts):>5} {ranks:>4} {scalings:>8} {spread:>26} "
-            f"{rank:>15.2f} {first:>12.1%}"
+            f"  {name:<{width}} {len(facts):>5} {ranks:>4} {scalings:>8} {spread:>20} "
+            f"{rank:>9.2f} {first:>11.1%}"
         )
-    lines.append(
-        "  norm: smallest, median and largest layer; effective rank and first share: medians"
-    )
+    lines.append("  norm: smallest, median and largest layer; effective rank, first share: medians")
     return [*lines, "  first share: part of the squared norm in the largest singular value"]
 
 

@@ -120,7 +120,9 @@ def merge(
             (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
             prompts = prompts.beyond_template()
         left_out = complete_generation_config(folder, options)
-        write_merged_from(folder, {**of_adapter(Path(ckpt_path)), "base_model": base})
+        write_merged_from(
+            folder, {**of_adapter(Path(ckpt_path), saved.tensors), "base_model": base}
+        )
         if verify:
             (folder / UNVERIFIED).write_text(UNFINISHED)
     for what in left_out:

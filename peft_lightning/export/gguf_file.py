@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from peft_lightning.adapters.base_check import require_base
 from peft_lightning.adapters.folder import CONFIG_FILE, SavedAdapter, read_adapter
+from peft_lightning.adapters.lora.merge_extra_modules import has_extra_modules
 from peft_lightning.adapters.merge import require_lora
 from peft_lightning.base_model import base_fingerprint, load_base_model
 from peft_lightning.base_model.load_errors import explained
@@ -103,6 +104,8 @@ def write_adapter_file(
     adapter, tensors, facts = saved
     model: Any
     try:
+        if has_extra_modules(tensors):
+            raise NotStreamableError("what is saved whole is compared with the base's")
         weights = open_weights(base, **options)
         Layout((model := weights.model).config)  # before all of the base is read
         fingerprint = weights.fingerprint()

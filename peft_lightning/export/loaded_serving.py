@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from io import StringIO
@@ -17,18 +19,36 @@ from torch import Tensor
 
 from peft_lightning.adapters.folder import SavedAdapter, load_adapter, read_adapter
 from peft_lightning.adapters.lora.method import LoRA
+from peft_lightning.adapters.tensor_names import layer_of
 from peft_lightning.base_model import base_fingerprint, load_base_model
+from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.data import PromptFormat
 from peft_lightning.export import llama_cpp
 from peft_lightning.export.gguf_file import write_adapter_file
 from peft_lightning.export.gguf_model import ModelFile
-from peft_lightning.export.serving import Verdict
-from peft_lightning.messages import RunError, UserError
+from peft_lightning.export.serving import TENSORS, Verdict
+from peft_lightning.export.serving_rules import REWRITE
+from peft_lightning.messages import RunError, UserError, shortened
 from peft_lightning.process.progress import Progress
+from peft_lightning.process.resources import available_memory
 
 TOKENS = 12  # of each row
 OURS = 1e-3  # largest difference of a logit in deviations: float32, in another order
 LOST = ("missing", "unexpected", "not supported")  # in HF PEFT's warnings of tensors
+OPTIONS = "unexpected keyword arguments"  # in that of options, which may be of no matter
+
+
+def too_large(base: str, options: dict[str, Any]) -> str | None:
+    """Return what to say of a base that does not fit into memory in float32; None if it does."""
+    try:
+        stored = open_weights(base, **options).stored.values()
+    except NotStreamableError:
+        return None
+    needed, free = sum(4 * math.prod(t.shape) for t in stored), available_memory()
+    if free is None or needed < 0.9 * free:
+        return None
+    sizes = f"{needed / 2**30:.1f} GiB in float32, and {free / 2**30:.1f} GiB of memory are free"
+    return f"the base takes {sizes}"
 
 
 def load_verdicts(
@@ -56,6 +76,10 @@ def load_verdicts(
     plain = _logits(model, rows[:1])
     adapter = load_adapter(model, folder, base_fingerprint=known, saved=saved)
     new = model.config.get_text_config().vocab_size
+    strange = [name for name in map(layer_of, saved.tensors) if not _has(model, name)]
+    if strange and isinstance(adapter, LoRA):
+        names = f"the base has no {shortened(sorted(set(strange)), 2)}: {REWRITE}"
+        found["vllm"] = Verdict(False, [names], [])
     rows = _rows(size, new)
     ours = [
         model(**adapter.prepare_inputs(model, {"input_ids": torch.tensor([row])})).logits
@@ -64,13 +88,21 @@ def load_verdicts(
     ours = [logits[0, -len(row) :] for logits, row in zip(ours, rows, strict=True)]
     adapter.detach(model)
     effect = _difference(ours[0][:, :size], plain[0][:, :size])
-    if find_spec("peft"):
+    if find_spec("peft") and (folder / TENSORS).is_file():  # else it looks for it on the hub
         with Progress("loading it by HF PEFT"):
             found["transformers"] = _by_hf_peft(folder, model, rows, ours, effect, new)
     del model
     if with_llama and llama_cpp.is_installed() and isinstance(adapter, LoRA):
         found["llama.cpp"] = _by_llama_cpp(folder, base_model, saved, options, rows, ours, effect)
     return found
+
+
+def _has(model: Any, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 def _by_hf_peft(
@@ -89,11 +121,16 @@ def _by_hf_peft(
         except Exception as error:
             said = str(error).strip().splitlines() or [""]
             problem = f"{name} cannot load it: {type(error).__name__}: {said[0]:.200}"
-            return Verdict(False, [problem], [], "loaded")
+            return Verdict(False, [problem, REWRITE], [], "loaded")
     lines = [str(warning.message).splitlines()[0] for warning in caught]
-    lost = [line for line in lines if any(word in line.lower() for word in LOST)]
+    lines = [line for line in lines if any(word in line.lower() for word in LOST)]
+    ignored = [f"{name}: {line:.200}" for line in lines if OPTIONS in line.lower()]
+    lost = [f"{name}: {line:.200}" for line in lines if OPTIONS not in line.lower()]
     theirs = [logits[-len(o) :] for logits, o in zip(_logits(loaded, rows), ours, strict=True)]
-    return _compared(name, ours, theirs, effect, OURS, [f"{name}: {line:.200}" for line in lost])
+    found = _compared(name, ours, theirs, effect, OURS, lost)
+    if found.problems:
+        return replace(found, problems=[*found.problems, REWRITE])
+    return replace(found, notes=[*found.notes, *ignored])
 
 
 def _by_llama_cpp(

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from transformers import AutoConfig
 
 from peft_lightning.adapters.folder import CONFIG_FILE, read_adapter, read_facts, read_json
-from peft_lightning.adapters.folder_files import required
-from peft_lightning.adapters.lora.hf_parameters import layers_as_parameters, taken_for_experts
+from peft_lightning.adapters.folder_files import tensor_files
 from peft_lightning.adapters.lora.method import LoRA
-from peft_lightning.adapters.lora.name_matching import match_pattern
 from peft_lightning.adapters.mlx import is_mlx
 from peft_lightning.adapters.state_dict import PREFIX
+from peft_lightning.adapters.tensor_names import peft_names
 from peft_lightning.base_model.resolve import locate
-from peft_lightning.base_model.weights import stored_tensors
-from peft_lightning.export.gguf_layout import Layout
+from peft_lightning.base_model.weights import StoredTensor, stored_tensors
+from peft_lightning.export.serving_rules import (
+    MERGE,
+    REWRITE,
+    VLLM_RANKS,
+    beyond_lora,
+    hf_peft_problems,
+    llama_problems,
+    only_in_transformers_5,
+    scales_of,
+    uniform_scale,
+    vllm_problems,
+)
 from peft_lightning.messages import UserError, shortened
 
-# vllm/config/lora.py: MaxLoRARanks
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-# docs/models/supported_models.md of vLLM, August 2026: served, but without LoRA
-VLLM_WITHOUT_LORA = {"gpt2", "gpt_neox", "gptj", "bloom", "falcon", "mpt"}
-# peft/tuners/tuners_utils.py: mamba_model_types
-MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
-MERGE = "merge it: python -m peft_lightning merge CKPT OUT"
+TENSORS = "adapter_model.safetensors"
+_OF_BASE = ".base_layer.weight"
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,18 @@ class Verdict:
         problems: Why it does not, and what to change.
         notes: How to load the adapter with it; none if it does not.
         by: ``rules``, or ``loaded`` where it was tried.
+        unknown: Why it is not known, if it is not.
     """
 
     accepted: bool | None
     problems: list[str]
     notes: list[str]
     by: str = "rules"
+    unknown: str = "its rules find nothing against it and the base is not here"
 
     def __str__(self) -> str:
         if self.accepted is None:
-            return "not known, as its rules find nothing against it and the base is not here"
+            return f"not known, as {self.unknown}"
         tried = "loaded" if self.by == "loaded" else "by its rules"
         return f"{'yes' if self.accepted else 'no'}, {tried}"
 
@@ -79,31 +85,43 @@ def judge_folder(
         return None, False
     config = read_json(folder / CONFIG_FILE)
     if is_mlx(config):
-        raise UserError(
-            f"{folder} is MLX's, and these programs read HF PEFT's folders: write one in Python, "
-            "save_adapter(load_adapter(model, FOLDER), model, OUT)"
-        )
+        raise UserError(f"{folder} is MLX's, and these programs read HF PEFT's folders: {REWRITE}")
     if config.get("peft_type") == LoRA.peft_type:
         config = {**LoRA.hf_defaults, **config}
     base = _base_config(base_model or config.get("base_model_name_or_path"), trust_remote_code)
     new_tokens = read_facts(folder).get("new_tokens") or {}
-    return judge(config, _ranks(folder), base, _embeddings(folder), new_tokens), base is not None
+    parts = tensor_files(folder, TENSORS).parts
+    stored = {key: tensor for part in parts for key, tensor in stored_tensors(part).items()}
+    if any(0 in tensor.shape for tensor in stored.values()):
+        read_adapter(folder)  # raises with the reason
+    names = peft_names(stored)
+    found = judge(config, {names[key]: tensor for key, tensor in stored.items()}, base, new_tokens)
+    strange = [name for name, own in names.items() if name != own]
+    unread = []
+    if len(parts) > 1:
+        unread.append(f"it reads one {TENSORS}, and here are {len(parts)} parts: {REWRITE}")
+    if strange:
+        unread.append(
+            f"{len(strange)} tensors have other names than HF PEFT's, {strange[0]}: {REWRITE}"
+        )
+    for name in ("vllm", "transformers"):
+        if unread:
+            found[name] = Verdict(False, [*found[name].problems, *unread], [])
+    return found, base is not None
 
 
 def judge(
     config: Mapping[str, Any],
-    ranks: Mapping[str, int],
+    tensors: Mapping[str, StoredTensor],
     base: Any | None,
-    embeddings: Sequence[str] = (),
     new_tokens: Mapping[str, Any] | None = None,
 ) -> dict[str, Verdict]:
     """Return the verdict on each program.
 
     Args:
         config: Config of the adapter, as HF PEFT writes it.
-        ranks: Rank of each adapted layer, by name.
+        tensors: Those of its files, by HF PEFT's names.
         base: Config of the base model; None if unknown.
-        embeddings: Names of the adapted embeddings.
         new_tokens: Tokens that the adapter adds to the vocabulary, with their ids.
     """
     kind = config.get("peft_type")
@@ -116,20 +134,25 @@ def judge(
             "transformers": _verdict([], notes, base),
             "llama.cpp": Verdict(False, [only], []),
         }
-    scales = _scales(config, ranks)
-    shared = _beyond_lora(config)
-    if embeddings:
-        shared.append(f"LoRA on an embedding, {embeddings[0]}, is not taken: {MERGE}")
-    vllm, rank = [*shared, *_vllm(config, base)], max(ranks.values(), default=config["r"])
+    ranks = {name: tensors[key].shape[0] for name, key in _named(tensors, ".lora_A.weight")}
+    scales = scales_of(config, ranks)
+    shared = beyond_lora(config)
+    for name, _ in _named(tensors, ".lora_embedding_A")[:1]:
+        shared.append(f"LoRA on an embedding, {name}, is not taken: {MERGE}")
+    saved = [key for key in tensors if ".lora_" not in key and key.endswith(".weight")]
+    whole = [key.removeprefix(PREFIX) for key in saved if not key.endswith(_OF_BASE)]
+    if whole and not config.get("modules_to_save"):
+        shared.append(f"weights beside the LoRA, {shortened(whole, 2)}, are not read: {MERGE}")
+    vllm, rank = [*shared, *vllm_problems(base)], max(ranks.values(), default=config["r"])
     if rank > VLLM_RANKS[-1]:
         vllm.append(f"rank {rank} is above vLLM's largest, {VLLM_RANKS[-1]}: {MERGE}")
-    if any(not math.isclose(scale, _uniform(config)) for scale in scales.values()):
+    if any(not math.isclose(scale, uniform_scale(config)) for scale in scales.values()):
         vllm.append(
             "it ignores rank_pattern and alpha_pattern, and would scale every update by "
-            f"{_uniform(config):g}: {MERGE}"
+            f"{uniform_scale(config):g}: {MERGE}"
         )
     limit = next((r for r in VLLM_RANKS if r >= rank), VLLM_RANKS[-1])
-    llama = [*shared, *_llama(ranks, base)]
+    llama = [*shared, *llama_problems(ranks, base)]
     folded = config.get("use_rslora") or len(set(scales.values())) > 1
     own = "python -m peft_lightning export CKPT OUT.gguf --type adapter"
     llama_notes = [f"as a GGUF file: {own}"]
@@ -143,10 +166,11 @@ def judge(
             f"its {len(new_tokens or {})} new tokens; AutoPeftModelForCausalLM.from_pretrained("
             "CKPT) does that by itself"
         )
+    first += only_in_transformers_5(config, ranks, base)
     hf_notes = ["model.load_adapter(CKPT), or PeftModel.from_pretrained(base, CKPT)", *first]
     return {
         "vllm": _verdict(vllm, [f"--enable-lora --max-lora-rank {limit}"], base),
-        "transformers": _verdict(_hf_peft(config, ranks, base), hf_notes, base),
+        "transformers": _verdict(hf_peft_problems(config, ranks, base), hf_notes, base),
         "llama.cpp": _verdict(llama, llama_notes, base),
     }
 
@@ -158,104 +182,9 @@ def _verdict(problems: list[str], notes: list[str], base: Any | None) -> Verdict
     return Verdict(None if base is None else True, [], notes)
 
 
-def _hf_peft(config: Mapping[str, Any], ranks: Mapping[str, int], base: Any | None) -> list[str]:
-    """Return what HF PEFT reads otherwise than it was trained."""
-    if base is None:
-        return []
-    found = []
-    as_parameters = layers_as_parameters(config)
-    named = taken_for_experts(SimpleNamespace(config=base), ranks)
-    taken = [name for name in named if name not in as_parameters]
-    if taken:
-        found.append(
-            f"it takes {shortened(taken, 2)} of a {base.model_type} for experts, and loses their "
-            f"updates: load_adapter and save_adapter write them as it reads them, or {MERGE}"
-        )
-    if base.model_type in MAMBA and (out := [n for n in ranks if n.endswith("out_proj")]):
-        found.append(f"it refuses {out[0]} in a {base.model_type}: {MERGE}")
-    saved, rows = config.get("modules_to_save") or [], config.get("trainable_token_indices")
-    tied = getattr(base.get_text_config(), "tie_word_embeddings", False)
-    if tied and rows and any(name.endswith("lm_head") for name in saved):
-        found.append(
-            f"it cannot train rows of an embedding beside a head that is tied to it, {saved}: "
-            f"{MERGE}"
-        )
-    return found
-
-
-def _beyond_lora(config: Mapping[str, Any]) -> list[str]:
-    """Return the problems that vLLM and llama.cpp have in common."""
-    found = []
-    if config.get("use_dora"):
-        found.append(f"it does not know DoRA: {MERGE}")
-    if config.get("modules_to_save"):
-        found.append(f"modules_to_save {config['modules_to_save']} must be none: {MERGE}")
-    if config.get("bias", "none") != "none" or config.get("lora_bias"):
-        found.append(f"trained biases are not taken: train with bias none, or {MERGE}")
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.startswith(("pissa", "olora", "corda", "lora_ga", "loftq")):
-        found.append(
-            f"init_lora_weights {init}: it does not know that the base was changed for this "
-            "adapter; make it plain LoRA: load_adapter onto its base and save_adapter"
-        )
-    if config.get("trainable_token_indices"):
-        found.append(f"trained tokens are not taken: {MERGE}")
-    return found
-
-
-def _vllm(config: Mapping[str, Any], base: Any | None) -> list[str]:
-    if base is not None and base.model_type in VLLM_WITHOUT_LORA:
-        return [f"it serves {base.model_type} without LoRA: {MERGE}"]
-    return []
-
-
-def _llama(ranks: Mapping[str, int], base: Any | None) -> list[str]:
-    if base is None:
-        return []
-    try:
-        layout = Layout(base)
-        for name in ranks:
-            layout.tensor_name(f"{name}.weight")
-    except ValueError as error:
-        return [str(error)]
-    head = [name for name in ranks if name.rpartition(".")[2] == "lm_head"]
-    if head and base.get_text_config().tie_word_embeddings:
-        return [
-            "the output embedding is tied to the input embedding in this base, and no tensor of "
-            "its own: export CKPT OUT.gguf --type model"
-        ]
-    return []
-
-
-def _scales(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
-    """Return the factor on the update of each layer."""
-    alphas = config.get("alpha_pattern") or {}
-    root = math.sqrt if config.get("use_rslora") else float
-    default = config["lora_alpha"]
-    return {n: (match_pattern(alphas, n) or default) / root(rank) for n, rank in ranks.items()}
-
-
-def _uniform(config: Mapping[str, Any]) -> float:
-    """Return the factor on every update for a program that ignores patterns."""
-    rank = config["r"]
-    return float(config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank))
-
-
-def _ranks(folder: Path) -> dict[str, int]:
-    """Return the rank of each adapted layer from the shapes of the folder's tensors."""
-    file = required(folder, "adapter_model.safetensors")
-    end = ".lora_A.weight"
-    return {
-        key.removeprefix(PREFIX).removesuffix(end): stored.shape[0]
-        for key, stored in stored_tensors(file).items()
-        if key.endswith(end)
-    }
-
-
-def _embeddings(folder: Path) -> list[str]:
-    """Return the names of the adapted embeddings from the folder's tensors."""
-    keys, end = stored_tensors(folder / "adapter_model.safetensors"), ".lora_embedding_A"
-    return [k.removeprefix(PREFIX).removesuffix(end) for k in keys if k.endswith(end)]
+def _named(names: Iterable[str], end: str) -> list[tuple[str, str]]:
+    """Return the layers that have a tensor of a kind, with the name of that tensor."""
+    return [(n.removeprefix(PREFIX).removesuffix(end), n) for n in names if n.endswith(end)]
 
 
 def _base_config(name: str | None, trust_remote_code: bool) -> Any | None:

@@ -1,4 +1,4 @@
-"""The SLURM job that this process belongs to, and how it is put back into the queue."""
+"""The SLURM job that this process was submitted as, and how it is put back into the queue."""
 
 from __future__ import annotations
 
@@ -10,21 +10,37 @@ from collections.abc import Callable
 
 TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: to be started again
 PATIENCE = 60  # seconds for scontrol's answer: a busy controller takes several
+TOKEN = "PEFT_LIGHTNING_JOB"  # set by a job's script to the number of its job
 
 
 def current_job() -> str | None:
-    """Return the job's id as ``scontrol`` takes it, with the task of an array: 17 or 17_3."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    """Return the number of the job that this run was submitted as; None if there is none.
+
+    A run within a larger job, as in a notebook's or in another program's, is not that job: what
+    becomes of it is not for the run to say. ``TOKEN``, which the script of ``submit`` sets, tells
+    them apart, and the number tells the job from one that it was submitted in.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    return job if job and os.environ.get(TOKEN) == job else None
 
 
 def is_restarted() -> bool:
     """Whether the job was in the queue before: after a requeue, by us or after a node's crash."""
-    return _restarts() > 0
+    return restarts() > 0
 
 
-def _restarts() -> int:
+def restarts() -> int:
+    """Return how often the job was put back into the queue."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def refusal() -> str | None:
+    """Return why the job is not to go back into the queue; replaced where that is known."""
+    return None
+
+
+def note_failure(line: str) -> None:
+    """Take the error that a start of the job ends with; replaced where that is kept."""
 
 
 def stop_status(number: int, say: Callable[[str], object], is_alone: bool = False) -> int:
@@ -38,20 +54,17 @@ def stop_status(number: int, say: Callable[[str], object], is_alone: bool = Fals
             and a job that went back would fail again, without end.
 
     Returns:
-        128 plus the number outside of SLURM; else 0 if the job is in the queue, or 75.
+        128 plus the number outside of a job of ours; else 0 if the job is in the queue, or 75.
     """
     job = current_job()
     if job is None or number == signal.SIGINT:
         return 128 + number
     may_have_lost_one = is_alone and number == signal.SIGTERM and _tasks() > 1
-    problem = requeue(job, only_preempted=may_have_lost_one)
+    name, problem = requeue(job, only_preempted=may_have_lost_one)
     if problem is None:
-        say(f"job {job} is back in the queue")
+        say(f"job {name} is back in the queue")
         return 0
-    say(
-        f"job {job} is not back in the queue ({problem}): to continue, submit it again with "
-        "--ckpt_path last"
-    )
+    say(f"job {name} is not back in the queue ({problem}): to continue, submit it with --resume")
     return TEMPORARY_FAILURE
 
 
@@ -59,7 +72,7 @@ def _tasks() -> int:
     return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
 
 
-def requeue(job: str, only_preempted: bool = False) -> str | None:
+def requeue(job: str, only_preempted: bool = False) -> tuple[str, str | None]:
     """Put a running job or array task back into the queue.
 
     A job that ends already is left alone: SLURM would put one back that its user has cancelled.
@@ -70,22 +83,50 @@ def requeue(job: str, only_preempted: bool = False) -> str | None:
         only_preempted: Leave a job alone that SLURM does not take the nodes from.
 
     Returns:
-        None if that was done, else what was in the way.
+        The job as ``scontrol`` names it, with the task of an array; None if that was done, else
+        what was in the way.
     """
+    name = job
     try:
-        shown = _scontrol("show", "job", "--oneliner", job)
-        restarts = re.search(r"Restarts=(\d+)", shown)
-        if restarts is not None and int(restarts[1]) > _restarts():
-            return None  # another process of the job did it
+        shown = _shown(job)
+        name = _name(shown, job)
+        count = re.search(r"Restarts=(\d+)", shown)
+        if count is not None and int(count[1]) > restarts():
+            return name, None  # another process of the job did it
         state = re.search(r"JobState=(\w+)", shown)
         if state is None or state[1] != "RUNNING":
-            return f"it is {state[1] if state else 'unknown'}: cancelled, or out of time"
+            return name, f"it is {state[1] if state else 'unknown'}: cancelled, or out of time"
         if only_preempted and re.search(r"PreemptTime=\d", shown) is None:
-            return "it is not preempted: another of its processes has ended"
-        _scontrol("requeue", job)
+            return name, "it is not preempted: another of its processes has ended"
+        if (reason := refusal()) is not None:
+            return name, reason
+        _scontrol("requeue", name)
     except (OSError, subprocess.SubprocessError) as error:
-        return " ".join((getattr(error, "stderr", None) or str(error)).split())
-    return None
+        return name, " ".join((getattr(error, "stderr", None) or str(error)).split())
+    return name, None
+
+
+def state_of(job: str) -> str | None:
+    """Return the state of a job as ``scontrol`` names it, None if it does not say.
+
+    Raises:
+        OSError: If there is no ``scontrol``.
+        subprocess.SubprocessError: If it does not know the job.
+    """
+    state = re.search(r"JobState=(\w+)", _scontrol("show", "job", "--oneliner", job))
+    return state[1] if state else None
+
+
+def _shown(job: str) -> str:
+    """Return what SLURM shows of a job; the number of an array's is that of one of its tasks."""
+    lines = _scontrol("show", "job", "--oneliner", job).splitlines()
+    return next((line for line in lines if line.startswith(f"JobId={job} ")), "")
+
+
+def _name(shown: str, job: str) -> str:
+    """Return the name of a job, by which a task of an array is meant alone: 17 or 17_3."""
+    array = re.search(r"ArrayJobId=(\d+) ArrayTaskId=(\d+) ", shown)
+    return f"{array[1]}_{array[2]}" if array else job
 
 
 def _scontrol(*words: str) -> str:

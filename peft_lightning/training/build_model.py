@@ -21,6 +21,7 @@ from peft_lightning.kernels.patch import patch_model
 from peft_lightning.loss import CausalLMLoss
 from peft_lightning.messages import UserError
 from peft_lightning.training.module_state import tensors_of_model
+from peft_lightning.training.parameter_groups import check_groups
 from peft_lightning.training.precision import precision_of_run, say_if_emulated
 from peft_lightning.training.run_tokenizer import require_its_tokens, tokenizer_of
 from peft_lightning.training.warm_start import adapter_to_continue, attach_trained
@@ -44,14 +45,18 @@ def adapter_to_train(
     return folder, adapter, PromptFormat.of_folder(read_facts(folder), folder)
 
 
-def check_options(adapter: Adapter, learning_rate: float | None, checkpointing: bool) -> None:
+def check_options(
+    adapter: Adapter, learning_rate: float | None, checkpointing: bool, groups: Any = None
+) -> None:
     """Raise UserError for options of a ``CausalLMModule`` that cannot be.
 
     Args:
         adapter: What is trained.
         learning_rate: As given.
         checkpointing: Whether activations are recomputed.
+        groups: Options of the optimizer for some weights, by patterns.
     """
+    check_groups(groups)
     if learning_rate is not None and learning_rate < 0:
         raise UserError(f"learning_rate must not be negative, got {learning_rate}")
     if checkpointing and adapter.uses_kv_cache:

@@ -17,6 +17,7 @@ from peft_lightning.training.answer_metrics import AnswerMetrics
 from peft_lightning.training.averaging import AfterAveraging, BeforeAveraging
 from peft_lightning.training.checkpoint import AdapterCheckpoint
 from peft_lightning.training.cluster.preemption import StopOnSignal
+from peft_lightning.training.finished_run import FinishedRun
 from peft_lightning.training.forgetting import Forgetting
 from peft_lightning.training.generations import LogGenerations
 from peft_lightning.training.hidden_states import HiddenStates
@@ -60,7 +61,7 @@ def with_default_callbacks(
 
     # the loss, answers and general text: of averaged weights, where there are any
     first = new(BuildFirst, LossLog, AnswerMetrics, Forgetting, BeforeAveraging)
-    first += new(RunDir, RunIdentity, OutOfMemoryAdvice, RNGState)
+    first += new(RunDir, RunIdentity, FinishedRun, OutOfMemoryAdvice, RNGState)
     last = new(AfterAveraging, SanityChecks, Throughput, History, LogGenerations)
     last += new(OverfittingNotice, Summary, HiddenStates)
     last += new(LogHyperparameters, UploadCheckpoints, EndNotice)

@@ -22,6 +22,7 @@ from peft_lightning.training.step_progress import (
     at_step_boundary,
     validation_due,
     validation_follows,
+    within_epoch,
 )
 
 LESS_IS_BETTER = {"loss", "nll", "perplexity", "ppl", "error", "wer", "cer", "mse", "mae", "rmse"}
@@ -182,7 +183,8 @@ class AdapterCheckpoint(ModelCheckpoint):
             now = [fingerprint(p) for p in pl_module.trainable_parameters()]
             if not all(map(torch.equal, now, self._saved_weights)):
                 self._saved_step = -1
-        self.save_now(trainer)
+        with within_epoch(trainer):
+            self.save_now(trainer)
         if self.best_model_score is None:
             self._push(self.last_model_path, trainer)
         if self._upload is not None:

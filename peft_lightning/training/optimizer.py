@@ -12,6 +12,7 @@ from peft_lightning.messages import UserError
 from peft_lightning.training.clipping import has_own_clipping, require_clip_val
 from peft_lightning.training.learning_rate import optimizer_at_its_rate, requested_rate
 from peft_lightning.training.lr_schedule import make_schedule
+from peft_lightning.training.parameter_groups import check_same_groups, split_groups
 
 
 def configure_optimizers(module: Any, base: type) -> OptimizerLRSchedulerConfig:
@@ -28,6 +29,7 @@ def configure_optimizers(module: Any, base: type) -> OptimizerLRSchedulerConfig:
     configured: list[dict[str, Any]] = []
 
     def note(optimizer: Optimizer, state: Any) -> None:
+        check_same_groups(optimizer, state)
         configured[:] = _options(optimizer)  # also of groups that a subclass has added
 
     def restore(optimizer: Optimizer) -> None:
@@ -78,6 +80,7 @@ def build_optimizer(module: Any, own_clipping: bool = False) -> Optimizer:
             f"{module.trainer.precision}, whose loss scale it takes off after clipping: leave out "
             "fused: true or gradient_clip_val"
         )
+    split_groups(optimizer, module, module.parameter_groups)
     return optimizer
 
 

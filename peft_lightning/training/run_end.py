@@ -39,9 +39,21 @@ class EndNotice(Callback):
         if steps > 0 and trainer.enable_validation and sum(trainer.num_val_batches or [0]):
             rank_zero_info(
                 f"the last {steps:,} steps were not validated, so best.ckpt may not be the best: "
-                f"trainer.val_check_interval is {trainer.val_check_interval}, of "
-                f"{trainer.num_training_batches} batches an epoch"
+                f"trainer.val_check_interval is {_interval(trainer)}"
             )
+
+
+def nothing_left(trainer: L.Trainer, steps: int) -> str:
+    """Return what a ``fit`` says that continues a run which has made all its ``steps``."""
+    limit = "max_steps" if 0 < trainer.max_steps <= steps else "max_epochs"
+    return f"nothing left to do after step {steps:,}: raise trainer.{limit} to go on"
+
+
+def _interval(trainer: Any) -> str:
+    """Return after what a trainer validates; Lightning keeps a time elsewhere."""
+    if (seconds := trainer._val_check_time_interval) is not None:
+        return f"a time, {clock(seconds)}"
+    return f"{trainer.val_check_interval}, of {trainer.num_training_batches} batches an epoch"
 
 
 def run_ended(trainer: L.Trainer) -> str:
@@ -49,8 +61,7 @@ def run_ended(trainer: L.Trainer) -> str:
     summary = next(c for c in trainer.callbacks if isinstance(c, Summary))  # type: ignore[attr-defined]
     steps = trainer.global_step
     if steps == summary.first_step:
-        limit = "max_steps" if 0 < trainer.max_steps <= steps else "max_epochs"
-        return f"nothing was left to train after step {steps:,}: raise trainer.{limit} to go on"
+        return nothing_left(trainer, steps)
     seconds = summary.seconds()
     spent = clock(seconds["training"] + seconds["validation"])
     loss = trainer.callback_metrics.get("train/loss")

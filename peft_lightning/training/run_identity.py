@@ -14,6 +14,7 @@ from peft_lightning.adapters.folder import FACTS_FILE
 from peft_lightning.files import atomic_text
 from peft_lightning.messages import UserError
 from peft_lightning.process import slurm
+from peft_lightning.training.moved_run import follow_moved_folder
 
 RUN_FILE = "run.json"
 
@@ -43,6 +44,14 @@ class RunIdentity(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.name = state_dict["name"]
+
+    def on_load_checkpoint(
+        self, trainer: Any, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a run that goes on in its own folder keep its best, wherever that is now."""
+        saved = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        if saved.get("name") == run_of(Path(trainer.default_root_dir)):
+            follow_moved_folder(trainer, checkpoint)
 
     def on_train_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:

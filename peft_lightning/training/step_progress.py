@@ -37,6 +37,27 @@ def training_ends(trainer: Any) -> bool:
 
 
 @contextmanager
+def within_epoch(trainer: Any) -> Iterator[None]:
+    """Let the progress be within the epoch that training ended in, if that has batches left.
+
+    Lightning counts a cut epoch as a whole one: a run that went on would leave them out.
+    """
+    loop = trainer.fit_loop
+    progress = loop.epoch_progress
+    if loop.epoch_loop._num_ready_batches_reached() or not progress.current.processed:
+        yield
+        return
+    now = progress.state_dict()
+    for counts in (progress.current, progress.total):
+        counts.processed -= 1
+        counts.completed -= 1
+    try:
+        yield
+    finally:
+        progress.load_state_dict(now)
+
+
+@contextmanager
 def validation_due(trainer: Any) -> Iterator[None]:
     """Let the progress be that of a validation interrupted in its first batch, all to be done."""
     progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress

@@ -9,8 +9,11 @@ import torch
 
 from peft_lightning import UserError
 from peft_lightning.adapters import (
+    OFT,
     Full,
     LoRA,
+    MiSS,
+    Partial,
     PrefixTuning,
     PromptTuning,
     attached_adapter,
@@ -36,6 +39,9 @@ ADAPTERS = {
     "new tokens": LoRA(r=2, new_tokens={"<a>": {"id": 128, "pieces": [4, 5]}}),
     "prompt": PromptTuning(num_virtual_tokens=3),
     "IA3": IA3(),
+    "OFT": OFT(oft_block_size=8, module_dropout=0.2),
+    "partial": Partial(last_layers=1, norms=True, embeddings=True),
+    "MiSS": MiSS(r=4, miss_dropout=0.2),
 }
 
 

@@ -114,7 +114,9 @@ def test_inspect_shows_the_layers_and_that_it_is_read(name, folders, capsys):
 
 def test_check_serving_says_how_mlxs_becomes_hf_pefts(folders):
     base, made = folders
-    with pytest.raises(UserError, match=r"mlx is MLX's, and .* read HF PEFT's folders: write one"):
+    with pytest.raises(
+        UserError, match=r"mlx is MLX's, and .* read HF PEFT's folders: write it as HF"
+    ):
         check_serving(str(made["mlx"][0]), base_model=str(base))
 
 

@@ -1,5 +1,6 @@
 """Adapters' folders of other programs are read as HF PEFT reads them, or refused with a remedy."""
 
+import json
 import re
 import shutil
 import warnings
@@ -14,11 +15,17 @@ from foreign_situations import REFUSED, SAID, SITUATIONS
 from hf_situations import HF_SITUATIONS
 from parity import IDS, hf_folder, randomise
 from peft_lightning.adapters import attached_adapter, load_adapter
+from peft_lightning.base_model import resolve
+from peft_lightning.commands.check_serving import check_serving
+from peft_lightning.export import llama_cpp
+from peft_lightning.messages import UserError
 from rounding import assert_near
 from tiny import tiny_model
 
 LINEAR = {"gpt2": ["c_attn", "c_fc"], "phi3": ["qkv_proj", "down_proj"]}
 PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
+# what HF PEFT stumbles over or misses, and vLLM has no use for
+NOT_LOOKED_AT = ("`rank_pattern: null`", '`velora_config: {"num_groups": 4}`')
 CASES = [(s, a) for s in (*HF_SITUATIONS, *SITUATIONS) for a in s.models]
 
 
@@ -80,6 +87,40 @@ def test_a_folder_is_read_as_by_hf_peft_or_refused_with_the_remedy(
     assert_near(model(**inputs).logits[:, -IDS.shape[1] :], truth)
     adapter.detach(model)
     assert torch.equal(model(IDS).logits, before)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("situation", "architecture"), CASES, ids=lambda x: getattr(x, "what", x))
+def test_no_program_is_said_to_serve_a_folder_that_hf_peft_reads_otherwise_or_nobody_reads_here(
+    situation, architecture, written, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(resolve, "hub_answers", lambda: False)
+    monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
+    folder = shutil.copytree(written(situation, architecture)[0], tmp_path / "adapter")
+    situation.change(folder)
+    model = tiny_model(architecture)
+    if situation.onto is not None:
+        situation.onto(model)
+    model.save_pretrained(tmp_path / "base")
+    said = ""
+    try:
+        check_serving(str(folder), base_model=str(tmp_path / "base"), json=True)
+    except (UserError, FileNotFoundError) as error:  # such as MLX's, which is said in a line
+        said = str(error)
+    if said:
+        assert "\n" not in said
+        assert situation.answer == REFUSED or "write it as HF PEFT does" in said
+        return
+    found = json.loads(capsys.readouterr().out)
+    takes = {name: verdict["accepted"] for name, verdict in found.items()}
+    if situation.answer == REFUSED:
+        assert True not in takes.values()
+        return
+    assert takes["transformers"] is not None
+    assert not takes["transformers"] or found["transformers"]["by"] == "loaded"
+    assert takes["transformers"] or not takes["vllm"] or situation.what in NOT_LOOKED_AT
+    if not takes["transformers"]:
+        assert "write it as HF PEFT does" in found["transformers"]["problems"][-1]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])

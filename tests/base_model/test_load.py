@@ -256,6 +256,13 @@ def test_a_folder_without_a_tokenizer_is_an_error(tmp_path):
 # ---- fingerprint ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2"])
+def test_an_empty_tokenizer_that_transformers_makes_of_nothing_is_an_error(architecture, tmp_path):
+    tiny_model(architecture).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has no tokenizer: .*tokenizer.json\) is not there"):
+        load_tokenizer(str(tmp_path))
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("adapter", [LoRA(r=2), PromptTuning(num_virtual_tokens=3)])
 def test_an_adapter_does_not_change_the_fingerprint(architecture, adapter):

@@ -4,6 +4,7 @@ import contextlib
 import json
 
 import pytest
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoTokenizer,
@@ -19,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from peft_lightning.base_model.portable import make_portable, portable_config
+from peft_lightning.base_model.portable_tokenizer import portable_tokenizer_config
 from tiny_gguf import digit_tokenizer
 
 LLAMA3 = {
@@ -152,3 +154,39 @@ def test_a_tokenizer_is_saved_under_names_of_4x_and_read_as_it_was(tmp_path):
     read = AutoTokenizer.from_pretrained(tmp_path)
     assert read.extra_special_tokens == ["<tool>"]
     assert read("1 <tool>2")["input_ids"] == tokenizer("1 <tool>2")["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "GemmaTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize(("bos", "eos"), [(False, False), (True, False), (True, True)])
+def test_whether_bos_and_eos_are_added_is_in_the_config_of_classes_that_read_it_there_in_4x(
+    kind, bos, eos, tmp_path
+):
+    vocabulary = {t: i for i, t in enumerate(["<unk>", "<s>", "</s>", "<bos>", "<eos>", "▁", "a"])}
+    backend = {"tokenizer_object": digit_tokenizer().backend_tokenizer, "bos_token": "<pad>"}
+    given = backend if kind.startswith("Pre") else {"vocab": vocabulary, "merges": []}
+    tokenizer = getattr(transformers, kind)(**given, add_bos_token=bos, add_eos_token=eos)
+    tokenizer.save_pretrained(tmp_path)
+    make_portable(tmp_path)
+    content = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    keys = [content.get("add_bos_token"), content.get("add_eos_token")]
+    assert keys == ([None, None] if kind.startswith("Pre") else [bos, eos])
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(read).__name__ == kind or kind.startswith("Pre")
+    assert read("a a")["input_ids"] == tokenizer("a a")["input_ids"]
+
+
+def test_other_tokens_around_a_text_leave_the_tokenizers_config_alone(tmp_path):
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": {"content": "<s>"}}
+    step = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[CLS]"}}]}
+    steps = {"post_processor": {"type": "Sequence", "processors": [{"type": "ByteLevel"}, step]}}
+    assert portable_tokenizer_config(config, steps) == config
+    step["single"][0]["SpecialToken"]["id"] = "<s>"
+    found = portable_tokenizer_config(config, steps)
+    assert (found["add_bos_token"], found["add_eos_token"]) == (True, False)
+    assert (
+        portable_tokenizer_config({**config, "add_bos_token": False}, steps)["add_bos_token"]
+        is False
+    )
+    assert "add_bos_token" not in portable_tokenizer_config(
+        config, {"post_processor": {"type": "Bert"}}
+    )

@@ -24,6 +24,8 @@ WRONG = [  # option, value, in the message
     ("trainer.accelerator", "gpi", "did you mean gpu?"),
     ("trainer.accumulate_grad_batches", "0", "at least 1"),
     ("trainer.check_val_every_n_epoch", "0", "at least 1"),
+    ("trainer.default_root_dir", "ok.yaml", "cannot be written: Not a directory; give one"),
+    ("trainer.default_root_dir", "/proc/x", "cannot be written: No such file or directory; give"),
     ("trainer.devices", "0", "a number of devices"),
     ("trainer.devices", "-1", "a number of processes on a CPU"),
     ("trainer.devices", "[7]", "a number of processes on a CPU"),

@@ -10,8 +10,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from peft_lightning.adapters import Full, LoRA, PromptTuning, save_adapter
-from peft_lightning.base_model import load_base_model, resolve
+from peft_lightning.base_model import base_fingerprint, load_base_model, resolve
 from peft_lightning.commands.check_serving import check_serving
+from peft_lightning.export import loaded_serving
 from peft_lightning.export.serving import VLLM_RANKS
 from tiny import tiny_model
 from tiny_gguf import digit_tokenizer
@@ -197,6 +198,37 @@ def test_a_base_that_is_not_there_is_said_not_to_be_checked(base, tmp_path, caps
     assert "yes" not in said
 
 
+def test_what_cannot_be_loaded_here_is_not_said_to_be_served_by_others(base, tmp_path, capsys):
+    model, adapter, ckpt = load_base_model(str(base)), LoRA(r=8), tmp_path / "ckpt"
+    facts = {"base_fingerprint": base_fingerprint(model)}
+    adapter.attach(model)
+    save_adapter(adapter, model, ckpt, facts, byte_tokenizer())
+    check_serving(str(ckpt), base_model=str(write_base(tmp_path / "other", "qwen2")))
+    said = capsys.readouterr().out
+    assert said.count("not known, as it could not be loaded here") == 3
+    assert "it was not loaded: " in said
+    assert "--max-lora-rank" not in said
+
+
+def test_a_base_that_memory_does_not_hold_is_not_loaded_and_judged_by_the_rules(
+    base, tmp_path, capsys, monkeypatch
+):
+    verdicts(base, tmp_path, LoRA(r=8), capsys)
+    monkeypatch.setattr(loaded_serving, "available_memory", lambda: 1000)
+    check_serving(str(tmp_path))
+    said = capsys.readouterr().out
+    assert said.count("yes, by its rules") == 3
+    assert "it was not loaded: the base takes 0.0 GiB in float32, and 0.0 GiB of mem" in said
+
+
+def test_the_head_of_a_gpt_neox_is_said_to_be_for_transformers_5(tmp_path, capsys):
+    base = write_base(tmp_path / "base", "gpt_neox")
+    found = verdicts(base, tmp_path / "a", LoRA(target_modules=["lm_head"]), capsys)
+    assert "in 4.x the head of a gpt_neox is embed_out" in found["transformers"]["notes"][1]
+    found = verdicts(base, tmp_path / "b", LoRA(target_modules=["query_key_value"]), capsys)
+    assert "embed_out" not in str(found)
+
+
 def test_a_whole_model_is_said_to_be_one(base, tmp_path, capsys):
     model = load_base_model(str(base), frozen=False)
     Full().attach(model)
@@ -215,5 +247,9 @@ def test_options_that_the_file_leaves_out_have_hf_pefts_defaults(base, tmp_path,
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     del config["r"], config["lora_alpha"]
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    check_serving(str(tmp_path), json=True)
+    damaged = json.loads(capsys.readouterr().out)["vllm"]  # as its checksums say
+    assert damaged["accepted"] is None
+    (tmp_path / "SHA256SUMS").unlink()
     check_serving(str(tmp_path), json=True)
     assert json.loads(capsys.readouterr().out)["vllm"]["accepted"]

@@ -132,14 +132,14 @@ def test_a_head_that_is_trained_whole_is_the_adapters_own(tmp_path, capsys):
 
 
 def test_a_method_that_is_not_known_here_still_shows_its_tensors(tmp_path, capsys):
-    from peft import IA3Config, get_peft_model
+    from peft import VeraConfig, get_peft_model
 
-    config = IA3Config(target_modules=["k_proj"], feedforward_modules=[])
+    config = VeraConfig(r=2, target_modules=["k_proj"], projection_prng_key=0)
     get_peft_model(tiny_model("llama"), config).save_pretrained(tmp_path / "a")
     found = looked_at(capsys, tmp_path / "a")
-    assert found["method"] == "IA3"
-    assert found["not_read"].startswith("peft_type 'IA3' is not known here; there are")
-    assert found["tensors"]["count"] == 2
+    assert found["method"] == "VERA"
+    assert found["not_read"].startswith("peft_type 'VERA' is not known here; there are")
+    assert found["tensors"]["count"] == 6  # two vectors in each of two layers, and what they share
 
 
 def test_a_whole_model_and_what_is_no_adapter_are_told_apart(tmp_path, capsys):

@@ -194,6 +194,7 @@ def _serve(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     connection.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
     *streams, status = descriptors
     program = os.fork()
     if program:

@@ -214,7 +214,7 @@ def test_all_points_are_checked_before_the_first_one_runs(folder):
         *("--seeds", "0", "--ckpt_path", "last")
     )
     assert "--jobs must be at least 1" in errors("--seeds", "0", "--jobs", "0")
-    assert "max_steps=-7: `max_steps` must be a non-negative" in errors(
+    assert "--trainer.max_steps must be at least 1, or -1 for no limit, got -7" in errors(
         "--vary", "trainer.max_steps=-7"
     )
 

@@ -23,7 +23,9 @@ def points_of(text: str) -> str:
 def test_every_command_passes_the_check_of_its_points(line, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(ROOT)
     few = line.replace("--random 16", "--random 2").replace(" --seeds 0,1,2", "")
-    args = [*shlex.split(few), "--dry-run", "--dir", str(tmp_path / "sweep")]
+    words = shlex.split(few)
+    place = words.index("--dir")
+    args = [*words[:place], *words[place + 2 :], "--dry-run", "--dir", str(tmp_path / "sweep")]
     run_function(sweep, args, "sweep")
     assert re.search(r"\n\d points, \d to train\n$", capsys.readouterr().out)
     assert not (tmp_path / "sweep").exists()

@@ -400,10 +400,10 @@ def test_what_cannot_be_computed_is_refused(runs):
     _, _, results = runs
     status, _, errors = results["sixteen"]
     assert status == 2
-    assert "\nerror: trainer.precision 16-mixed needs a GPU" in f"\n{errors}"
+    assert "\nerror: --trainer.precision 16-mixed needs a GPU" in f"\n{errors}"
     status, _, errors = results["many"]
     assert status == 2
-    assert "\nerror: trainer.devices: 99 processes on " in f"\n{errors}"
+    assert "\nerror: --trainer.devices: 99 processes on " in f"\n{errors}"
 
 
 def test_an_accelerator_that_is_not_known_is_left_to_lightning():

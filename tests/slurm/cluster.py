@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,24 @@ class Cluster:
         command += ["--trainer.default_root_dir", str(root)]
         return Job(self, self.call(*command), root)
 
+    def submit(self, name: str, *options: str, **variables: str) -> subprocess.CompletedProcess:
+        """Run ``submit`` as a user would; the run's folder is called ``name``."""
+        command = [sys.executable, "-m", "peft_lightning", "submit", "--config", str(self.config)]
+        command += ["--trainer.default_root_dir", str(self.folder / name), *options]
+        environment = {**self.environment, "MASTER_PORT": str(_free_port()), **variables}
+        return subprocess.run(
+            command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=120
+        )
+
+    def script(self, name: str, text: str, *sbatch: str) -> "Job":
+        """Submit a script of a user's own; its log is in a folder of that name."""
+        root = self.folder / name
+        root.mkdir(exist_ok=True)
+        (root / "script.sh").write_text(f"#!/bin/bash\n{text}")
+        output = f"--output={root}/log"
+        command = ["sbatch", "--parsable", output, *sbatch, str(root / "script.sh")]
+        return Job(self, self.call(*command), root)
+
     def start(self, node: str) -> None:
         """Bring back a node that has crashed; it ends with the cluster."""
         process = subprocess.Popen(
@@ -128,7 +147,8 @@ class Job:
         return int(self.show("Restarts"))
 
     def log(self) -> str:
-        return "".join(file.read_text() for file in self.root.glob("*log*") if file.is_file())
+        files = [*self.root.glob("*log*"), *self.root.glob("slurm-*.out")]
+        return "".join(file.read_text() for file in files if file.is_file())
 
     def trace(self, rank: int = 0) -> list[dict[str, Any]]:
         file = self.root / f"trace.{rank}"

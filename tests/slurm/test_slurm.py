@@ -54,7 +54,7 @@ def submit_array(cluster):
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()[2].rstrip(";")
+    return done.stdout.split("submitted job ")[1].split(";")[0]
 
 
 def assert_equal(one, other):
@@ -169,4 +169,4 @@ def test_a_job_that_must_not_be_requeued_ends_with_75(cluster):
     job.wait("FAILED")
     assert job.show("ExitCode") == "75:0"
     assert "is saved" in job.log()
-    assert "submit it again with --ckpt_path last" in job.log()
+    assert "submit it with --resume" in job.log()

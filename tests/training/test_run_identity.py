@@ -60,6 +60,7 @@ def test_a_requeued_job_goes_on_from_its_own_last_whatever_it_began_with(
 ):
     root = tmp_path / "run"
     monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("PEFT_LIGHTNING_JOB", "17")
     fit(base, rows, root, callbacks=[AdapterCheckpoint()], max_steps=2)
     last = str(root / "checkpoints" / "last.ckpt")
     assert checkpoint_path("fit", None, root) is None
@@ -68,6 +69,7 @@ def test_a_requeued_job_goes_on_from_its_own_last_whatever_it_began_with(
     assert checkpoint_path("fit", "elsewhere/best.ckpt", root) == last
     assert checkpoint_path("test", None, root) is None
     monkeypatch.setenv("SLURM_JOB_ID", "18")
+    monkeypatch.setenv("PEFT_LIGHTNING_JOB", "18")
     assert checkpoint_path("fit", None, root) is None
 
 

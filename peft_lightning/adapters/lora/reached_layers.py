@@ -63,6 +63,11 @@ def note_unreached(model: nn.Module, layers: dict[str, nn.Module]) -> None:
                 found[name] = BY_ITS_WEIGHT if parent in outputs else NEVER_RUN
             elif (lacks := outputs[name]) is not None:
                 found[name] = lacks
+    remember_unreached(model, found)
+
+
+def remember_unreached(model: nn.Module, found: dict[str, str]) -> None:
+    """Have ``left_out`` return ``found``."""
     forget_unreached(model)
     if found:
         setattr(model, _LEFT_OUT, found)

@@ -7,11 +7,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from peft_lightning.messages import UserError
+from peft_lightning.process.slurm import TOKEN
+from peft_lightning.training.cluster.job_environment import environment_for_sbatch
 
 TASK = "%a"  # the number of an array's task, as in sbatch's own file names
 WARNING = 120  # seconds before the end of its time at which a run saves and is requeued
@@ -38,6 +41,7 @@ def render(flags: Mapping[str, Any], more: Iterable[str], fit: Iterable[str]) ->
         )
     if flags.get("cpus-per-task") is not None:  # since 22.05 srun does not take them from sbatch
         lines.append('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"')
+    lines.append(f'export {TOKEN}="$SLURM_JOB_ID"')  # what this run may put back into the queue
     words = [sys.executable, "-m", "peft_lightning", "fit", *fit]
     lines.append(f"exec srun --kill-on-bad-exit=1 {' '.join(map(_quoted, words))}")
     return "\n".join(lines) + "\n"
@@ -67,26 +71,47 @@ def array_tasks(array: str) -> list[int]:
     return found
 
 
-def submit_script(script: str, folders: Iterable[Path]) -> str:
+def submit_script(
+    script: str, folders: Iterable[Path], say: Callable[[str], object] = lambda line: None
+) -> str:
     """Submit a job and return its number.
 
     Args:
         script: The job's script.
         folders: Made before, since SLURM does not make the log's.
+        say: Is told which ``SBATCH_*`` variables are heeded and which are not.
 
     Raises:
         UserError: If there is no SLURM here, or it refuses the job; says what it says.
     """
+    require_sbatch()
+    environment, lines = environment_for_sbatch(re.findall(r"(?m)^#SBATCH --([\w-]+)", script))
+    for line in lines:
+        say(line)
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    command = ["sbatch", "--parsable"]
+    done = subprocess.run(
+        command, input=script, capture_output=True, text=True, check=False, env=environment
+    )
+    if done.returncode:
+        raise UserError(f"sbatch refuses the job: {' '.join(done.stderr.split())}")
+    return done.stdout.strip().partition(";")[0]
+
+
+def require_sbatch() -> None:
+    """Raise UserError if there is no SLURM here."""
     if shutil.which("sbatch") is None:
         raise UserError(
             "there is no sbatch here: submit on a login node of the cluster; --dry-run prints "
             "the script"
         )
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        ["sbatch", "--parsable"], input=script, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise UserError(f"sbatch refuses the job: {' '.join(done.stderr.split())}")
-    return done.stdout.strip().partition(";")[0]
+
+
+def partitions() -> list[list[str]]:
+    """Return the partitions as ``sinfo`` shows them: name, nodes, CPUs; none if it cannot say."""
+    command = ["sinfo", "--noheader", "--format=%P %D %c"]
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        return [line.split() for line in done.stdout.splitlines()]
+    return []

@@ -338,8 +338,9 @@ def test_a_folder_with_an_equals_sign_in_its_name_is_no_weight(tmp_path):
 def test_a_checkpoint_that_training_continues_from_is_not_replaced(tmp_path):
     adapter = LORAS[0]
     model, _ = trained(adapter, 0)
-    save_adapter(adapter, model, tmp_path / "last.ckpt")
+    for name in ("last.ckpt", "adapter"):
+        save_adapter(adapter, model, tmp_path / name)
     (tmp_path / "last.ckpt" / "trainer_state.pt").write_bytes(b"state")
     with pytest.raises(ValueError, match="is a checkpoint, which training continues from"):
-        resize(str(tmp_path / "last.ckpt"), str(tmp_path / "last.ckpt"), rank=1)
+        resize(str(tmp_path / "adapter"), str(tmp_path / "last.ckpt"), rank=1)
     assert (tmp_path / "last.ckpt" / "trainer_state.pt").read_bytes() == b"state"

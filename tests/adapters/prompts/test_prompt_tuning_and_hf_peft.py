@@ -118,7 +118,6 @@ def test_a_text_prompt_is_loaded_without_its_tokenizer(tmp_path):
     [
         ({"num_transformer_submodules": 2}, "sets num_transformer_submodules=2"),
         ({"modules_to_save": ["a"]}, r"sets modules_to_save=\['a'\], which PromptTuning does not"),
-        ({"task_type": "SEQ_CLS"}, "sets task_type='SEQ_CLS'"),
         ({"num_virtual_tokens": None}, "num_virtual_tokens must be a whole number"),
     ],
 )

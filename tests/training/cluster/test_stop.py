@@ -219,7 +219,7 @@ def test_ctrl_c_stops_an_answer_of_a_chat_and_sigterm_the_chat(folder, base):
     )
     assert stopped["status"] == 0
     assert stopped["seconds"] < SOON
-    assert "stopped\nthe conversation is forgotten" in stopped["errors"]
+    assert "stopped\nthe conversations are forgotten" in stopped["errors"]
     assert_stopped(ended, signal.SIGTERM, "")
     assert_stopped(loading, signal.SIGINT, "")
 
