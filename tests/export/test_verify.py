@@ -48,7 +48,7 @@ def test_a_wrong_merge_is_found_beside_them(lora, tossed, tmp_path, monkeypatch)
     def wrong(folder, *rest):
         write(folder, *rest)
         tensors = load_file(folder / "model.safetensors")
-        tensors["model.embed_tokens.weight"][40] *= 1.1  # of one token
+        tensors["model.embed_tokens.weight"][87] *= 1.1  # of a letter
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     monkeypatch.setattr(merged_folder, "write_streamed", wrong)
