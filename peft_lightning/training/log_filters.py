@@ -8,7 +8,7 @@ import warnings
 
 import transformers
 
-from peft_lightning.messages import warning_line
+from peft_lightning.messages import print_one_line_warnings
 
 INFO = "|".join(
     [
@@ -37,9 +37,9 @@ WARNINGS = (
 )
 
 
-def print_one_line_warnings() -> None:
-    """Print each warning as one line, and nothing of transformers' progress: for a program."""
-    warnings.formatwarning = warning_line
+def print_as_a_program() -> None:
+    """Print each warning as one line, and nothing of transformers' progress."""
+    print_one_line_warnings()
     transformers.utils.logging.disable_progress_bar()
 
 
