@@ -54,6 +54,7 @@ from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
 from peft_lightning.process import slurm
 from peft_lightning.training.clipping import require_clip_val
+from peft_lightning.training.cluster.partners import watch_partners
 from peft_lightning.training.cluster.submission import changes_since
 from peft_lightning.training.finished_run import finished_step
 from peft_lightning.training.log_filters import filter_logs, print_as_a_program
@@ -266,6 +267,8 @@ class PeftCLI(LightningCLI):
             if (step := finished_step(self.trainer, checkpoint)) is not None:
                 rank_zero_print(nothing_left(self.trainer, step))
                 return
+        if self.trainer.world_size > 1:
+            watch_partners()
         super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
