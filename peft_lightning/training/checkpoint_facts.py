@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from peft_lightning.adapters.base import as_json
-from peft_lightning.adapters.folder import Texts, adapter_files
+from peft_lightning.adapters.folder import Texts, adapter_texts
 from peft_lightning.base_model.generation_config import FILE as GENERATION_CONFIG
 from peft_lightning.base_model.weights_hash import weights_hash
 from peft_lightning.messages import UserError
@@ -47,10 +47,10 @@ def files_beside(
         **types_used(module),
         **prompt_facts(module),
     }
-    tensor_file, _, texts = adapter_files(module.adapter, module.model, facts)
+    texts = adapter_texts(module.adapter, module.model, facts)
     if generation := texts.get(GENERATION_CONFIG):
         texts[GENERATION_CONFIG] = as_json(tokenizer.with_its_ends(module, json.loads(generation)))
-    return tensor_file, {**texts, **tokenizer.files(module)}
+    return module.adapter.tensor_file, {**texts, **tokenizer.files(module)}
 
 
 def check_checkpoint(module: Any, checkpoint: dict[str, Any]) -> None:
