@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,6 +24,10 @@ class UserError(ValueError):
 
     The command line prints the message in one line and exits with status 2.
     """
+
+
+class SharedError(UserError):
+    """One that every process of a run raises: the first one alone prints it."""
 
 
 class RunError(RuntimeError):
@@ -144,6 +150,13 @@ def redacted(text: str) -> str:
     return _VALUE.sub("***", text)
 
 
-def warning_line(message: Any, category: Any, *args: Any, **kwargs: Any) -> str:
-    """Return a warning as a command prints it: one line, without a line of Python."""
-    return f"warning: {' '.join(str(message).split())}\n"
+def print_one_line_warnings() -> None:
+    """Print each warning as one line, without a line of Python, from here on.
+
+    Lightning sets ``warnings.formatwarning`` when it is imported, which may be later.
+    """
+
+    def show(message: Any, *where: Any) -> None:
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = show  # type: ignore[assignment]

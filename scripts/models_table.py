@@ -99,31 +99,36 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     """Return the page, with a table of each family and the counts over it."""
     from importlib.metadata import version
 
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
     from model_checks import CHECKS, RIGHT
 
     text, start, _ = PAGE.read_text("utf-8").partition(START)
     by_class: dict[str, dict[str, Any]] = {}
-    for result in results.values():  # types that share a class: the one that could be made
-        name = result.get("class", result["model_type"])
-        by_class.setdefault(name, result)
+    for result in sorted(results.values(), key=lambda r: "cannot be made" in r):
+        name = result.get("class") or CLASSES[result["model_type"]]
+        by_class.setdefault(name, result)  # of types that share a class: one that could be made
     made = [r for r in by_class.values() if "cannot be made" not in r]
     right = [r for r in made if all(r.get(name) == RIGHT for name in CHECKS)]
     refused = [r for r in made if str(r["losses"]).startswith("refused")]
-    wrong = [r for r in made if any("WRONG" in str(r.get(name)) for name in CHECKS)]
+    found = {result["class"]: " ".join(str(result.get(name)) for name in CHECKS) for result in made}
+    wrong = [name for name, text in found.items() if "WRONG" in text]
+    own = [name for name, text in found.items() if "fails in transformers" in text]
     versions = ", ".join(f"{n} {version(n)}" for n in ("transformers", "torch", "peft"))
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d}, {versions}: {len(by_class)} classes. "
         f"{len(right)} are right in every column, {len(refused)} are refused with the reason, "
-        f"{len(wrong)} have something wrong, {len(by_class) - len(made)} cannot be made by rule.",
+        f"{len(wrong)} have something wrong, {len(own)} have something that fails in transformers "
+        f"itself, {len(by_class) - len(made)} cannot be made by rule.",
         "",
     ]
     for family in sorted({r["family"] for r in made}):
         rows = sorted((r for r in made if r["family"] == family), key=lambda r: r["class"])
         lines += [f"### {family} ({len(rows)})", "", *table(rows), ""]
-    lines += ["### Not made", "", "| model type | reason |", "|---|---|"]
+    lines += ["### Not made", "", "| class | reason |", "|---|---|"]
     lines += [
-        f"| {r['model_type']} | {cell(r['cannot be made'])} |"
-        for r in by_class.values()
+        f"| {name} | {cell(r['cannot be made'])} |"
+        for name, r in by_class.items()
         if "cannot be made" in r
     ]
     return text + start + "\n" + "\n".join(lines) + "\n"

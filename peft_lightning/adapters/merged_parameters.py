@@ -61,7 +61,7 @@ def _checked(merged: dict[str, Tensor], model: nn.Module) -> dict[str, nn.Parame
         if tied := [n for n, p in every.items() if p is every[name] and n not in merged]:
             raise UserError(
                 f"cannot merge into {name}: its weight is also that of {tied[0]}, which the "
-                "adapter leaves alone; serve the adapter unmerged"
+                "adapter leaves alone or changes otherwise; serve the adapter unmerged"
             )
     return {name: every[name] for name in merged}
 

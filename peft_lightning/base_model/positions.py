@@ -29,6 +29,7 @@ def positions_of(model: Any) -> Positions:
     """Return the positions of ``model``, a causal LM of transformers."""
     config = model.config.get_text_config()
     number = next((n for name in _NUMBER if (n := getattr(config, name, None)) is not None), None)
+    number = None if number is not None and number < 1 else number  # -1: XLNet has no limit
     embeddings = [
         module
         for name, module in model.named_modules()
@@ -38,4 +39,6 @@ def positions_of(model: Any) -> Positions:
         if number is not None and embedding.padding_idx is not None:
             # as in RoBERTa, whose first position is the one after that of padding
             number = min(number, embedding.num_embeddings - embedding.padding_idx - 1)
+    if embeddings and number is not None:  # ProphetNet's predicting streams are ahead of its text
+        number -= getattr(config, "ngram", 1) - 1
     return Positions(number, bool(embeddings))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from jsonargparse import ArgumentError
 from peft_lightning.cli.config_errors import RecordingParser, explain
 from peft_lightning.cli.config_index import read_arguments, repeated_options
 from peft_lightning.cli.errors import one_line
-from peft_lightning.messages import UserError, warning_line
+from peft_lightning.messages import UserError, print_one_line_warnings
 
 FILES = (".json",)  # of a flag that may be followed by the name of a file
 
@@ -71,7 +70,7 @@ def run_function(function: Callable[..., Any], args: list[str], prog: str) -> No
         values = parser.instantiate(parser.parse_args(options))
     except ArgumentError as error:
         raise UserError(explain(error, parser, index) or one_line(error)) from error
-    warnings.formatwarning = warning_line
+    print_one_line_warnings()
     function(*words, **{k: v for k, v in vars(values).items() if k != "config"})
 
 

@@ -13,7 +13,7 @@ from peft_lightning.cli.config_index import read_arguments
 from peft_lightning.cli.save_config import without_resume
 from peft_lightning.cli.trainer import PeftCLI
 from peft_lightning.data.datamodule import SFTDataModule
-from peft_lightning.training.log_filters import filter_logs, print_one_line_warnings
+from peft_lightning.training.log_filters import filter_logs, print_as_a_program
 from peft_lightning.training.schedules import Schedule
 
 
@@ -53,7 +53,7 @@ def fit_parts(args: list[str]) -> tuple[Any, SFTDataModule]:
     """
     set_parsing_settings(subclasses_enabled=[Adapter, Schedule])
     filter_logs()
-    print_one_line_warnings()
+    print_as_a_program()
     built = _FitParts("fit", args, read_arguments(args))
     return built.model, built.datamodule
 

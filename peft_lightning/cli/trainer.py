@@ -54,9 +54,10 @@ from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
 from peft_lightning.process import slurm
 from peft_lightning.training.clipping import require_clip_val
+from peft_lightning.training.cluster.partners import watch_partners
 from peft_lightning.training.cluster.submission import changes_since
 from peft_lightning.training.finished_run import finished_step
-from peft_lightning.training.log_filters import filter_logs, print_one_line_warnings
+from peft_lightning.training.log_filters import filter_logs, print_as_a_program
 from peft_lightning.training.precision import settle_resources
 from peft_lightning.training.run_defaults import TRAINER_DEFAULTS, fill_epochs
 from peft_lightning.training.run_end import nothing_left, run_ended
@@ -82,7 +83,7 @@ def run_trainer(command: str, args: list[str], index: ConfigIndex) -> None:
         args = [re.sub(r"^--adapter(=|$)(?!\[)", r"--adapter+\1", a) for a in args]
     set_parsing_settings(subclasses_enabled=[Adapter, Schedule])
     filter_logs()
-    print_one_line_warnings()
+    print_as_a_program()
     for option, given in repeated_options(args):
         rank_zero_info(f"{option} is given several times: {given[-1]} is used, the last of them")
     try:
@@ -266,6 +267,8 @@ class PeftCLI(LightningCLI):
             if (step := finished_step(self.trainer, checkpoint)) is not None:
                 rank_zero_print(nothing_left(self.trainer, step))
                 return
+        if self.trainer.world_size > 1:
+            watch_partners()
         super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:

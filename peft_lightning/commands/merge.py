@@ -135,10 +135,9 @@ def merge(
         print(f"it was trained with prompts of another form, to be given where it answers: {said}")
     if not verify:
         return
-    found = compare(
-        out, base, ckpt_path, sample, device, options, quantization=quantization, saved=saved
-    )
     limit = max_logit_difference or max(THRESHOLDS[d] for d in _dtypes(files))
+    given: dict[str, Any] = {"quantization": quantization, "saved": saved, "threshold": limit}
+    found = compare(out, base, ckpt_path, sample, device, options, **given)
     settle(Path(out, UNVERIFIED), out, found, limit)
 
 

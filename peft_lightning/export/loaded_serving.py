@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from peft_lightning.adapters.folder import SavedAdapter, load_adapter, read_adapter
 from peft_lightning.adapters.lora.method import LoRA
@@ -90,8 +91,13 @@ def load_verdicts(
     effect = _difference(ours[0][:, :size], plain[0][:, :size])
     if find_spec("peft") and (folder / TENSORS).is_file():  # else it looks for it on the hub
         with Progress("loading it by HF PEFT"):
-            found["transformers"] = _by_hf_peft(folder, model, rows, ours, effect, new)
-    del model
+            verdict = _by_hf_peft(folder, model, rows, ours, effect, new)
+        del model
+        if verdict.accepted and isinstance(adapter, LoRA):
+            model = load_base_model(base_model, dtype="float32", **options)
+            verdict.notes.append(_by_load_adapter(folder, model, rows, ours, new))
+            del model
+        found["transformers"] = verdict
     if with_llama and llama_cpp.is_installed() and isinstance(adapter, LoRA):
         found["llama.cpp"] = _by_llama_cpp(folder, base_model, saved, options, rows, ours, effect)
     return found
@@ -131,6 +137,29 @@ def _by_hf_peft(
     if found.problems:
         return replace(found, problems=[*found.problems, REWRITE])
     return replace(found, notes=[*found.notes, *ignored])
+
+
+def _by_load_adapter(folder: Path, model: Any, rows: Any, ours: Sequence[Tensor], new: int) -> str:
+    """Return what transformers' own way to an adapter, without a PeftModel, makes of it."""
+    if new > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(new, mean_resizing=False)
+    way = "model.load_adapter(CKPT), and so AutoModelForCausalLM.from_pretrained(CKPT),"
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it prints a table
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.load_adapter(str(folder))
+            theirs = _logits(model.eval(), rows)
+    except Exception as error:
+        said = str(error).strip().splitlines() or [""]
+        return f"not by {way} which ends in {type(error).__name__}: {said[0]:.150}"
+    finally:
+        logging.set_verbosity(level)
+    gap = max(_difference(o, t) for o, t in zip(ours, theirs, strict=True))
+    if gap <= OURS * torch.cat(list(ours)).std().item():
+        return f"{way} too"
+    return f"not by {way} which computes something else: a logit differs by {gap:.3g}"
 
 
 def _by_llama_cpp(

@@ -150,7 +150,7 @@ class MergedTensors:
                 others = ", ".join(n for n in names[key] if n != weight)
                 raise UserError(
                     f"cannot merge into {name}: its weight is also that of {others}, which the "
-                    "adapter leaves alone; serve the adapter unmerged"
+                    "adapter leaves alone or changes otherwise; serve the adapter unmerged"
                 )
         own = {p.key for p in added}  # a tied head that the files hold all the same
         kept = [

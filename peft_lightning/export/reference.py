@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
 LONGEST_ROW, MOST_TOKENS = 512, 1024
+SHAKEN_BY = 1e-6  # of float32, which rounds by 6e-8 in each layer
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,23 @@ class Reference:
         rows: Token ids.
         plain: Logits of the base, (T, V) float32 for each row.
         adapted: Those of base and adapter.
+        shaken: Those again, several times, computed from embeddings that differ by rounding.
     """
 
     rows: list[list[int]]
     plain: list[Tensor]
     adapted: list[Tensor]
+    shaken: list[list[Tensor]] = field(default_factory=list)
+
+    def steady(self, tolerance: float) -> Tensor:
+        """Return for each token whether rounding moves its logits by no more than ``tolerance``.
+
+        Rounding moves those of a model that chooses, as experts for a token or keys to look at,
+        where two choices are equally good.
+        """
+        adapted = torch.cat(self.adapted)
+        moved = [(torch.cat(logits) - adapted).abs().amax(-1) for logits in self.shaken]
+        return torch.stack(moved).amax(0) <= tolerance
 
 
 def reference_of(
@@ -44,6 +57,7 @@ def reference_of(
     longest_row: int = LONGEST_ROW,
     quantization: str | None = None,
     saved: SavedAdapter | None = None,
+    shakes: int = 0,
 ) -> Reference:
     """Return what a base and its adapter compute for a text.
 
@@ -56,6 +70,7 @@ def reference_of(
         longest_row: Most tokens of a row, if the model has that many positions.
         quantization: Take the base's weights after quantising (4bit or 8bit) and dequantising them.
         saved: The content of ``ckpt_path`` if it has been read already.
+        shakes: How often base and adapter are computed again, for ``Reference.shaken``.
 
     Raises:
         UserError: If the text has less than two tokens.
@@ -76,7 +91,15 @@ def reference_of(
     if ckpt_path is not None:
         load_adapter(model, ckpt_path, allow_base_mismatch=True, saved=saved)
         adapted = _logits(model, rows)
-    return Reference(rows, plain, adapted)
+    generator = torch.Generator().manual_seed(0)
+
+    def shake(layer: Any, inputs: Any, output: Tensor) -> Tensor:
+        noise = torch.randn(output.shape, generator=generator).to(output)
+        return output * (1 + SHAKEN_BY * noise)
+
+    with model.get_input_embeddings().register_forward_hook(shake):
+        shaken = [_logits(model, rows) for _ in range(shakes)]
+    return Reference(rows, plain, adapted, shaken)
 
 
 def logits_of(

@@ -68,12 +68,12 @@ def judge_folder(
     """Judge an adapter's folder by its config and the shapes of its tensors.
 
     Args:
-        folder: The folder of an adapter or of a fully fine-tuned model.
+        folder: The folder of an adapter or of a whole model, fine-tuned or merged.
         base_model: The base model, if not the one that the adapter names.
         trust_remote_code: Whether code that comes with the model may run.
 
     Returns:
-        The verdict on each program, None for a fully fine-tuned model; and whether the config of
+        The verdict on each program, None for a whole model; and whether the config of
         the base model was found.
 
     Raises:
@@ -81,7 +81,8 @@ def judge_folder(
         UserError: If a file in it cannot be read.
     """
     if not (folder / CONFIG_FILE).is_file():
-        read_adapter(folder)  # raises unless it is a fully fine-tuned model
+        if not (folder / "config.json").is_file():
+            read_adapter(folder)  # raises unless it is a fully fine-tuned model
         return None, False
     config = read_json(folder / CONFIG_FILE)
     if is_mlx(config):
@@ -167,7 +168,14 @@ def judge(
             "CKPT) does that by itself"
         )
     first += only_in_transformers_5(config, ranks, base)
-    hf_notes = ["model.load_adapter(CKPT), or PeftModel.from_pretrained(base, CKPT)", *first]
+    way = "model.load_adapter(CKPT), or PeftModel.from_pretrained(base, CKPT)"
+    if config.get("use_dora"):
+        way = (
+            "PeftModel.from_pretrained(base, CKPT), or AutoPeftModelForCausalLM; not "
+            "model.load_adapter(CKPT), from_pretrained(CKPT) or a pipeline of it, in which "
+            "transformers 5 loses DoRA's lengths"
+        )
+    hf_notes = [way, *first]
     return {
         "vllm": _verdict(vllm, [f"--enable-lora --max-lora-rank {limit}"], base),
         "transformers": _verdict(hf_peft_problems(config, ranks, base), hf_notes, base),

@@ -44,6 +44,7 @@ class Search:
         self, model: Any, own: OwnForward, logits: Logits, rows: Sequence[Tensor], virtual: int
     ) -> None:
         self.model, self.own, self.logits, self.rows = model, own, logits, list(rows)
+        self.virtual = virtual
         self.name, self.rounding = type(model).__name__, Rounding(model)
         self.positions = (positions_of(model).number or 1 << 40) - virtual
         self.probes = short_probes(model, self.rows, self.positions)
@@ -73,6 +74,11 @@ class Search:
             if problem is None:
                 return way, reasons
             reasons.append(f"{way}: {problem}")
+        if way.layers and "fails" not in reasons[-1]:  # which is its own forward of a row
+            raise UserError(
+                f"{self.name} cannot be trained: its own forward gives other outputs each time "
+                f"that it computes a row ({problem})"
+            )
         raise UserError(
             f"{self.name} cannot be trained: no way to run it computes what its own forward "
             f"does for a row alone ({'; '.join(reasons)})"
@@ -109,13 +115,19 @@ class Search:
         except (UserError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a model makes of a row
-            raise UserError(f"{self.name} cannot compute a row: {_short(error)}") from error
+            what = f"{self.name} cannot compute a row"
+            if self.virtual:
+                what += (
+                    " with virtual tokens, which have no ids: train a LoRA, as it may ask for the "
+                    "ids of all tokens"
+                )
+            raise UserError(f"{what}: {_short(error)}") from error
         gap = self.rounding.gap(other[:kept], self.expected[1][:kept])
         if self.rounding.excess([gap], moved=True):
             raise UserError(
                 f"{self.name} cannot be trained to predict the next token: in its own forward a "
                 "token sees those after it, and with them the answer; if it is made for both, its "
-                "config says so (is_decoder: true)"
+                "config says so (is_decoder: true or attn_type: uni)"
             )
 
     def _problem(self, way: Way, long: list[tuple[Tensor, Tensor]]) -> str | None:

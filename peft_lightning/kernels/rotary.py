@@ -64,12 +64,13 @@ def _with(forward: Any, function: Callable[..., Any]) -> Any:
     return copy
 
 
-def _turned(
-    theirs: Callable[..., Any], query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, **how: Any
-) -> Any:
-    taken = not how and all(elementwise.takes_rotated(x, cos, sin) for x in (query, key))
-    if torch.compiler.is_compiling() or not taken:
-        return theirs(query, key, cos, sin, **how)
+def _turned(theirs: Callable[..., Any], *given: Any, **how: Any) -> Any:
+    usual = len(given) == 4 and not how and all(isinstance(x, Tensor) for x in given)
+    if not usual or torch.compiler.is_compiling():  # such as a query alone
+        return theirs(*given, **how)
+    query, key, cos, sin = given
+    if not all(elementwise.takes_rotated(x, cos, sin) for x in (query, key)):
+        return theirs(query, key, cos, sin)
     return _Rotary.apply(query, cos, sin), _Rotary.apply(key, cos, sin)
 
 

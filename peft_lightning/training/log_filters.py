@@ -8,13 +8,14 @@ import warnings
 
 import transformers
 
-from peft_lightning.messages import warning_line
+from peft_lightning.messages import print_one_line_warnings
 
 INFO = "|".join(
     [
         r"litlogger|litmodels",  # advertisements
         r"^(GPU|TPU|HPU) available",
-        r"^Seed set to",
+        r"^(\[rank: \d+\] )?Seed set to",
+        r"Child process with PID \d+ terminated",  # which has said why
         r"to estimate number of stepping batches",
         r"Automatic Mixed Precision \(AMP\)",  # the start of a run prints the precision
         r"^Restored all states|^Loaded model weights",  # "Restoring states from ..." comes before
@@ -33,13 +34,14 @@ WARNINGS = (
     "in eval mode at the start of training",  # the frozen base, on purpose
     r"It is recommended to use `self\.log\(.*sync_dist=True",  # metrics are reduced
     "callbacks used to create the checkpoint need to be provided",
+    "The `srun` command is available on your system but is not used",
     "Total length of .* across ranks is zero",  # a run without validation rows
 )
 
 
-def print_one_line_warnings() -> None:
-    """Print each warning as one line, and nothing of transformers' progress: for a program."""
-    warnings.formatwarning = warning_line
+def print_as_a_program() -> None:
+    """Print each warning as one line, and nothing of transformers' progress."""
+    print_one_line_warnings()
     transformers.utils.logging.disable_progress_bar()
 
 
@@ -49,6 +51,8 @@ def filter_logs() -> None:
         logging.getLogger(name).addFilter(_is_informative)
     for name in ("lightning.fabric.utilities.seed", "lightning.fabric.utilities.distributed"):
         logging.getLogger(name).addFilter(_is_informative)
+    launcher = "lightning.fabric.strategies.launchers.subprocess_script"
+    logging.getLogger(launcher).addFilter(_is_informative)
     for message in WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")
 

@@ -6,6 +6,8 @@ import pytest
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
+import warm_python
+from cli_driver import ENVIRONMENT
 from foreign_folders import as_mlx, edit, in_parts, rename, with_base
 from foreign_situations import of_images_too
 from parity import IDS, hf_folder
@@ -135,3 +137,21 @@ def test_inspect_and_loading_give_one_reason(change, reason, folders, tmp_path, 
     with pytest.raises(UserError, match=reason) as error:
         read_adapter(folder)
     assert f"NOT READ      {error.value}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["merge", "inspect", "generate"])
+def test_a_warning_is_one_line_whatever_is_imported_in_the_midst_of_a_command(
+    command, folders, tmp_path
+):
+    """Lightning sets a form of its own for all warnings when it is imported."""
+    base, made = folders
+    words = [command, str(made["parts"][0])]
+    if command == "merge":
+        words += [str(tmp_path / "out"), "--base_model", str(base)]
+    elif command == "generate":
+        words = [command, "--prompt", "a", "--ckpt_path", words[1], "--base_model", str(base)]
+    done = warm_python.run(["-m", "peft_lightning", *words], env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert ".py:" not in done.stderr
+    warned = [line for line in done.stderr.splitlines() if "has no fingerprint" in line]
+    assert [line.partition("warning: ")[0] for line in warned] == [""] * (command != "inspect")

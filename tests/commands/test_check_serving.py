@@ -179,6 +179,22 @@ def test_what_hf_peft_adds_to_lora_is_named(base, tmp_path, capsys):
     assert "--max-lora-rank" not in said  # no way to serve what is not served
 
 
+def test_what_transformers_own_load_adapter_loses_is_said(base, tmp_path, capsys):
+    found = verdicts(base, tmp_path / "a", LoRA(r=8, init_lora_weights=False), capsys)
+    assert found["transformers"]["notes"][-1].endswith("from_pretrained(CKPT), too")
+    dora = LoRA(r=8, init_lora_weights=False, use_dora=True)
+    model = load_base_model(str(base))
+    dora.attach(model)
+    for name, tensor in dora.state_dict(model).items():
+        tensor.mul_(1.5 if "magnitude" in name else 1)
+    save_adapter(dora, model, tmp_path / "b")
+    check_serving(str(tmp_path / "b"))
+    said = capsys.readouterr().out
+    assert "transformers: yes, loaded" in said
+    assert "PeftModel.from_pretrained(base, CKPT), or AutoPeft" in said
+    assert re.search(r"not by model.load_adapter.* computes something else: a logit differs", said)
+
+
 def test_a_folder_whose_base_hf_peft_has_changed_is_named(base, tmp_path, capsys):
     config = LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa")
     model = tiny_model("llama", torch.float32, vocab_size=len(byte_tokenizer()))
@@ -234,6 +250,8 @@ def test_a_whole_model_is_said_to_be_one(base, tmp_path, capsys):
     Full().attach(model)
     save_adapter(Full(), model, tmp_path, {}, byte_tokenizer())
     check_serving(str(tmp_path))
+    assert "is a whole model" in capsys.readouterr().out
+    check_serving(str(base))  # such as a merged one
     assert "is a whole model" in capsys.readouterr().out
 
 

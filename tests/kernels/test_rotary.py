@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
 from peft_lightning.kernels.rotary import fuse_rotary
 from tiny import ARCHITECTURES, tiny_model
+from tiny_configs import tiny_config
 
 ROTARY = {"llama", "qwen2", "gemma3", "gpt_neox", "phi3", "mistral"}  # the others have none
 
@@ -66,3 +68,12 @@ def test_a_function_that_turns_other_pairs_keeps_its_own_code(monkeypatch):
 
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", neighbours)
     assert fuse_rotary(tiny_model("llama")) == 0
+
+
+def test_a_layer_that_turns_a_query_alone_has_transformers_function():
+    model = AutoModelForCausalLM.from_config(tiny_config("qwen4_exp_text")).eval()
+    ids = torch.arange(8, 40)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        assert fuse_rotary(model) > 0
+        torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
+from transformers.conversion_mapping import (
+    _MODEL_TO_CONVERSION_PATTERN,
+    get_checkpoint_conversion_mapping,
+    get_model_conversion_mapping,
+)
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from peft_lightning.adapters.lora.name_matching import match_pattern
 from peft_lightning.messages import UserError, shortened
@@ -76,6 +81,25 @@ def layers_as_parameters(config: Mapping[str, Any]) -> set[str]:
     """Return the names of the layers that a config has as parameters."""
     parameters = config.get("target_parameters") or []
     return {str(p).removesuffix(_WEIGHT) for p in parameters if str(p).endswith(_WEIGHT)}
+
+
+def lost_by_renaming(model: Any, names: Collection[str]) -> list[str]:
+    """Return those of ``names``, of layers, whose tensors HF PEFT does not find in a folder.
+
+    It renames them as transformers does the weights of a base in its files. For some models that
+    changes names which the model has already.
+    """
+    config = getattr(model, "config", None)
+    if get_checkpoint_conversion_mapping(getattr(config, "model_type", None)) is None:
+        return []
+    rules = [r for r in get_model_conversion_mapping(model) if isinstance(r, WeightRenaming)]
+    found = []
+    for name in names:
+        key = f"{name}.lora_A.weight"
+        renamed, _ = rename_source_key(key, rules, [])
+        if not key.endswith(renamed):  # without a prefix, it is found
+            found.append(name)
+    return found
 
 
 def require_parameters(model: Any, options: Mapping[str, Any], linear: Collection[str]) -> None:

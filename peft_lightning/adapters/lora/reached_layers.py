@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_lightning.adapters.lora.hf_parameters import lost_by_renaming
 from peft_lightning.kernels.own_forward import own_forward
 from peft_lightning.messages import shortened
 
@@ -22,6 +23,9 @@ BY_ITS_WEIGHT = "its weight is used and its forward never called"
 NEVER_RUN = "no forward over text runs it"
 NO_TENSOR = "its output is not one tensor"
 NOT_LINEAR = "its output has not the shape of a linear layer's"
+RENAMED = (
+    "HF PEFT looks for it under another name, as transformers renames weights when it loads them"
+)
 
 _LEFT_OUT = "_layers_without_update"  # attribute of a model with a new LoRA: name -> reason
 _TOKENS = 8
@@ -41,13 +45,20 @@ def note_unreached(model: nn.Module, layers: dict[str, nn.Module]) -> None:
         for name in layers
         if any(name.rpartition(".")[2] in names for names in refused)
     }
+    found |= dict.fromkeys(lost_by_renaming(model, layers), RENAMED)
     outputs = _outputs(model, layers)
     if outputs is not None:
         seen = {_without_last_number(name) for name, lacks in outputs.items() if lacks is None}
+        called = {id(layers[name].weight) for name in outputs if name in layers}
+        several = {  # whose weight is not one that is called under another name
+            name
+            for name, layer in layers.items()
+            if _is_one_of_several_experts(name) and id(layer.weight) not in called
+        }
         for name in layers:
             if name not in outputs:
                 parent = name.rpartition(".")[0]
-                if _is_one_of_several_experts(name) and _without_last_number(name) in seen:
+                if name in several and _without_last_number(name) in seen:
                     continue  # an expert that none of these tokens was sent to
                 found[name] = BY_ITS_WEIGHT if parent in outputs else NEVER_RUN
             elif (lacks := outputs[name]) is not None:
@@ -145,7 +156,7 @@ def _outputs(model: Any, layers: Collection[str]) -> dict[str, str | None] | Non
     finally:
         for hook in hooks:
             hook.remove()
-    with suppress(RuntimeError):  # of a forward that no gradient goes through
+    with suppress(Exception):  # of a forward that no gradient goes through, or not in eval mode
         found = torch.autograd.grad(logits.sum(), list(added.values()), allow_unused=True)
         unused = [name for name, gradient in zip(added, found, strict=True) if gradient is None]
         outputs |= dict.fromkeys(unused, NO_GRADIENT)
@@ -159,7 +170,8 @@ def _note(
         outputs[name] = None if isinstance(output, Tensor) else NO_TENSOR
         if not is_layer or not isinstance(output, Tensor):
             return None
-        if isinstance(module, nn.Linear) and output.shape[:-1] != inputs[0].shape[:-1]:
+        shape = (*inputs[0].shape[:-1], getattr(module, "out_features", 0))
+        if isinstance(module, nn.Linear) and output.shape != shape:
             outputs[name] = NOT_LINEAR
         zero = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
         added[name] = zero

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from peft_lightning.adapters.prompts.base import PromptLearning
 from peft_lightning.adapters.prompts.encoders import virtual_tokens
 from peft_lightning.adapters.prompts.positions import PromptPositions
+from peft_lightning.messages import UserError
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,33 @@ class EmbeddingPrompt(PromptLearning):
     def _insert(self, model: Any, initialise: bool) -> None:
         embedding = model.get_input_embeddings()
         with torch.no_grad():
+            if initialise:
+                _require_known_to_hf(model, embedding)
             prompt = self._initial(model, embedding) if initialise else None
             if prompt is None:
                 zero = torch.zeros(1, dtype=torch.long, device=embedding.weight.device)
                 prompt = torch.zeros(self.num_virtual_tokens, embedding(zero).shape[-1])
         self._register(model, prompt)
+
+
+def _require_known_to_hf(model: Any, embedding: nn.Module) -> None:
+    """Raise UserError if HF PEFT would embed the text by another layer than the model does.
+
+    It takes a layer named so, or the first whose weight has as many rows as the vocabulary.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        return
+    with suppress(AttributeError):
+        if model.get_submodule("embeddings.word_embeddings") is embedding:
+            return
+    parts = [part for part in model.children() if isinstance(part, PreTrainedModel)]
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    backbone = parts[0] if parts else model
+    found = next((p for p in backbone.parameters() if p.shape[:1] == (rows,)), None)
+    if found is not embedding.weight:
+        raise UserError(
+            f"virtual tokens in {type(model).__name__} could be read by no other program: HF PEFT "
+            f"does not find its embedding by the {rows} rows of the config's vocab_size, train a "
+            "LoRA"
+        )

@@ -31,7 +31,10 @@ def leaves(adapter, model):
     return {name.rpartition(".")[2] for name in adapter.layers(model)}
 
 
-@pytest.mark.parametrize("model_type", ["mamba", "llama4_text", "phimoe", "rwkv", "big_bird"])
+@pytest.mark.parametrize(
+    "model_type",
+    ["mamba", "llama4_text", "phimoe", "rwkv", "big_bird", "deepseek_v4", "zamba2", "laguna"],
+)
 def test_every_update_of_all_linear_has_a_gradient(model_type):
     model = model_of(model_type)
     adapter = adapted(model)
@@ -49,6 +52,8 @@ def test_every_update_of_all_linear_has_a_gradient(model_type):
         ("phimoe", "router", "its output is not one tensor"),
         ("big_bird", "pooler", "the logits have no gradient through it"),
         ("blenderbot", "encoder_attn.k_proj", "no forward over text runs it"),
+        ("deepseek_v4", "o_a_proj", "its output has not the shape of a linear layer's"),
+        ("laguna", "shared_experts.up_proj", "HF PEFT looks for it under another name"),
     ],
 )
 def test_a_named_layer_that_its_update_would_not_reach_is_refused_with_the_reason(
@@ -83,6 +88,16 @@ def test_hf_peft_reads_all_linear_and_virtual_tokens_of_models_without_attention
         with torch.no_grad():
             ours = model(**adapter.prepare_inputs(model, given)).logits[:, -1]
             torch.testing.assert_close(ours, hf(**given).logits[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_only_its_twin_with_the_same_weight_runs_is_left_out():
+    model = model_of("zamba2")
+    of_lists = [name for name in adapted(model).layers(model) if "adapter_list" in name]
+    of_first, of_second = (
+        {name.partition("adapter_list.")[2] for name in of_lists if f"layers.{i}." in name}
+        for i in (1, 3)
+    )
+    assert (of_first, of_second) == ({"0.0", "0.1"}, {"1.0", "1.1"})
 
 
 def test_experts_that_no_token_was_sent_to_are_adapted():

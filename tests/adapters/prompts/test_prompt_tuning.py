@@ -2,11 +2,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from peft_lightning.adapters import PromptTuning, attached_adapter
 from rounding import assert_near
 from tiny import ARCHITECTURES, tiny_model
+from tiny_configs import tiny_config
 
 ROWS = [[5, 9, 23, 7], [11, 3], [30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40]]
 N = 3
@@ -269,3 +270,9 @@ def test_a_tokenizer_that_is_not_there_is_one_line():
     with pytest.raises(ValueError, match="TEXT cannot load the tokenizer /no/such: ") as error:
         adapter.attach(tiny_model("llama"))
     assert "\n" not in str(error.value)
+
+
+def test_a_model_whose_embedding_hf_peft_does_not_find_is_refused():
+    model = AutoModelForCausalLM.from_config(tiny_config("moshi"))
+    with pytest.raises(ValueError, match="MoshiForCausalLM could be read by no other program"):
+        PromptTuning(2).attach(model)
