@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -113,10 +112,7 @@ def write_files(
         own = tensor.detach().cpu().contiguous()
         taken = {t.untyped_storage().data_ptr() for t in plain.values()}
         plain[name] = own.clone() if own.untyped_storage().data_ptr() in taken else own
-    try:
-        save_file(plain, folder / tensor_file, metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk, for one
-        raise OSError(f"{tensor_file} cannot be written: {error}") from None
+    save_file(plain, folder / tensor_file, metadata={"format": "pt"})
     for name, text in texts.items():
         (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from peft_lightning.adapters.base import as_json
+from peft_lightning.adapters.base_check import differences
 from peft_lightning.adapters.folder import Texts, adapter_texts
 from peft_lightning.base_model.generation_config import FILE as GENERATION_CONFIG
 from peft_lightning.base_model.weights_hash import weights_hash
@@ -75,8 +76,10 @@ def check_base(module: Any, checkpoint: dict[str, Any]) -> None:
     """Raise UserError if a checkpoint was trained on another base model than that of ``module``."""
     if checkpoint["base_fingerprint"] != module.fingerprint:
         raise UserError(
-            f"the checkpoint belongs to another base model: {checkpoint['base_fingerprint']} "
-            f"there, {module.fingerprint} for {module.base_model_name}"
+            f"the checkpoint belongs to another base model than {module.base_model_name}: "
+            f"{differences(checkpoint['base_fingerprint'], module.fingerprint)}. Give the one that "
+            "it was trained on as model.base_model, or begin a new run with its adapter by "
+            "model.init_from"
         )
 
 

@@ -463,7 +463,7 @@ def runs(tmp_path_factory, base, rows):
         ],
         "predict_unnamed": [
             *["predict", "--config", "good.yaml", "--data.predict", "mixed.jsonl"],
-            *["--ckpt_path", "last"],
+            *["--ckpt_path", "last", "--overwrite"],
         ],
         "predict_both": [
             *["predict", "--config", "good.yaml", "--data.predict", "mixed.jsonl"],

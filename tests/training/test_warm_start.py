@@ -39,15 +39,15 @@ FIT += ["--trainer.enable_progress_bar", "false", "--trainer.max_steps", "1"]
 ERRORS = {
     "another adapter": (
         ["--model.adapter", "PromptTuning", "--model.init_from", "lora"],
-        r"model.adapter is PromptTuning, and model.init_from lora holds LoRA\(r=3",
+        r"model.adapter is PromptTuning, and model.init_from lora holds LoRA: leave",
     ),
     "other options": (
         ["--model.adapter", "LoRA", "--model.adapter.r", "4", "--model.init_from", "lora"],
-        r"model.adapter is LoRA\(r=4,.*, and model.init_from lora holds LoRA\(r=3,.*leave model.ad",
+        r"another LoRA than that of model.init_from \S*lora: r 3 there, 4 here, .*leave model.ad",
     ),
     "the default, given": (
         ["--model.adapter", "LoRA", "--model.init_from", "prompt"],
-        r"model.adapter is LoRA, and model.init_from prompt holds PromptTuning\(num_virtual_tok",
+        r"model.adapter is LoRA, and model.init_from prompt holds PromptTuning: leave",
     ),
     "another base": (
         ["--model.init_from", "run_lora/checkpoints/last.ckpt", "--model.base_model", "other"],
