@@ -48,6 +48,8 @@ LONG_FILES = [
     "tests/export/test_merged_folder.py",
     "tests/test_fuzz.py",
     "tests/training/test_answer_metrics.py",
+    "tests/export/test_gguf.py",  # where llama.cpp is installed, as the next
+    "tests/export/test_gguf_architectures.py",
 ]
 
 

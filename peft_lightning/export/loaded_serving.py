@@ -92,6 +92,8 @@ def load_verdicts(
     if find_spec("peft") and (folder / TENSORS).is_file():  # else it looks for it on the hub
         with Progress("loading it by HF PEFT"):
             verdict = _by_hf_peft(folder, model, rows, ours, effect, new)
+            if new > size and verdict.accepted and not saved.facts.get("new_tokens"):
+                verdict.notes.insert(0, f"before it, base.resize_token_embeddings({new})")
         del model
         if verdict.accepted and isinstance(adapter, LoRA):
             model = load_base_model(base_model, dtype="float32", **options)

@@ -119,6 +119,8 @@ def test_no_program_is_said_to_serve_a_folder_that_hf_peft_reads_otherwise_or_no
     assert takes["transformers"] is not None
     assert not takes["transformers"] or found["transformers"]["by"] == "loaded"
     assert takes["transformers"] or not takes["vllm"] or situation.what in NOT_LOOKED_AT
+    if situation.what.endswith("resized, onto the plain base"):
+        assert "before it, base.resize_token_embeddings(132)" in found["transformers"]["notes"]
     if not takes["transformers"]:
         assert "write it as HF PEFT does" in found["transformers"]["problems"][-1]
 
