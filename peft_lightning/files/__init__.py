@@ -25,6 +25,7 @@ from peft_lightning.files.checksums import (
 )
 from peft_lightning.files.lock import lock_folder
 from peft_lightning.files.outputs import require_no_input
+from peft_lightning.files.shared_cache import cannot_be_used, is_closed, is_denied, own_name
 from peft_lightning.files.sizes import size_in_bytes
 from peft_lightning.files.user_files import (
     read_text,
@@ -36,8 +37,12 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "atomic_text",
+    "cannot_be_used",
     "existing_folder",
+    "is_closed",
+    "is_denied",
     "lock_folder",
+    "own_name",
     "read_checksums",
     "read_text",
     "remove_folder",
