@@ -51,7 +51,7 @@ def submit_array(cluster):
         cwd=cluster.folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split("submitted job ")[1].split(";")[0]
