@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from peft import (
     IA3Config,
     MissConfig,
@@ -37,6 +38,14 @@ HF_SITUATIONS = [
         "full names; from 20 on the ends that tell them from the rest",
         ("llama", "gpt2"),
         target_modules="all-linear",
+    ),
+    Situation(
+        "a base in bfloat16",
+        READ,
+        "float32 all the same",
+        base=lambda model: model.to(torch.bfloat16),
+        onto=lambda model: model.to(torch.bfloat16),
+        models=("llama", "gpt2"),
     ),
     own("`target_modules`, an expression", "as given", target_modules=r".*\.1\..*_proj"),
     own("`target_modules: null`", "the default names", ("llama", "gpt2"), target_modules=None),
