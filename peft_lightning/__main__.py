@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peft_lightning.messages import UserError
+from peft_lightning.messages import SharedError, UserError
 from peft_lightning.process.signals import STOP, StopSignal, own_line
 
 if __name__ == "__main__":  # from here on, a signal ends the program with one line
@@ -21,6 +21,7 @@ from signal import Signals
 from peft_lightning.messages import did_you_mean
 from peft_lightning.process import slurm
 from peft_lightning.process.progress import STARTING, Progress
+from peft_lightning.process.progress_line import rank
 from peft_lightning.process.resources import limit_threads
 
 PROG = "python -m peft_lightning"
@@ -180,6 +181,9 @@ def stopped(command: str, number: int) -> int:
         The exit status.
     """
     STOP.answer()
+    if (lost := lost_partner(STOP.failure)) is not None:
+        end_children(number)
+        return lost
     if STOP.failure is not None:
         end_children(number)
         return failed(STOP.failure) or 1
@@ -228,17 +232,23 @@ def main(args: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:
+        if (lost := lost_partner(None)) is not None:
+            return lost
         if STOP.is_pending and not (isinstance(end, StopSignal) and end.is_answered):
             return stopped(command, STOP.received or 0)
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit(1)
             return 130
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
+        if not debug and (lost := lost_partner(error)) is not None:
+            return lost
         slurm.note_failure(" ".join(str(error).split()) or type(error).__name__)
         if STOP.is_pending and not debug and STOP.failure is None:  # a consequence of the signal
             return stopped(command, STOP.received or 0)
         status = None if debug else failed(error)
         if status is None:
+            if has_partners():  # its line comes before the traceback
+                tell_others(error, 1, is_bug=True)
             raise
         return status
     return 0
@@ -250,12 +260,39 @@ def failed(error: BaseException) -> int | None:
     Returns:
         The exit status; None for an unexpected error, which needs its traceback.
     """
-    from peft_lightning.cli.errors import exit_status, one_line
+    from peft_lightning.cli.errors import exit_status
 
     status = exit_status(error)
     if status is not None or STOP.is_pending:
-        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        tell_others(error, status or 1)
     return status
+
+
+def tell_others(error: BaseException, status: int, is_bug: bool = False) -> None:
+    """Print an error, with its process if there are several, and end the others by it."""
+    from peft_lightning.cli.errors import one_line
+
+    line, name = one_line(error), ""
+    if isinstance(error, SharedError) and rank() != 0:
+        return
+    if is_bug:
+        line = f"{type(error).__name__}: {line}"
+    if has_partners():
+        from peft_lightning.training.cluster.partners import name_of_process, tell_partners
+
+        name = "" if isinstance(error, SharedError) else name_of_process()
+    print(f"error: {name}{line}", file=sys.stderr, flush=True)
+    if has_partners():
+        tell_partners(line, status)
+
+
+def lost_partner(error: BaseException | None) -> int | None:
+    """Return the status of another process of the run that has failed; None if none has."""
+    if not has_partners():
+        return None
+    from peft_lightning.training.cluster.partners import partner_failure
+
+    return partner_failure(error)
 
 
 def has_partners() -> bool:
@@ -266,7 +303,7 @@ def has_partners() -> bool:
 
 if __name__ == "__main__":
     status = main()
-    if STOP.is_pending and not has_partners():
+    if (STOP.is_pending and not has_partners()) or lost_partner(None) is not None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)  # the usual exit takes a second with torch, and waits for threads

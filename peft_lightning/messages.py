@@ -26,6 +26,10 @@ class UserError(ValueError):
     """
 
 
+class SharedError(UserError):
+    """One that every process of a run raises: the first one alone prints it."""
+
+
 class RunError(RuntimeError):
     """What the user gave is right, and the result is not: a loss is not finite, for example.
 

@@ -30,8 +30,8 @@ class CausalLMModule(LoadsFromCheckpoint, AdapterModule):
 
     Args:
         base_model: Hub id, local folder or GGUF file of a causal LM.
-        adapter: What is trained: LoRA, OFT, MiSS, IA3, PromptTuning, Partial, Full; PTuning or
-            PrefixTuning, from a folder.
+        adapter: What is trained: LoRA, OFT, MiSS, IA3, PromptTuning, PTuning, PrefixTuning, Partial
+            or Full.
         learning_rate: Peak learning rate; by default that of the adapter.
         optimizer: A torch optimizer by class path; by default AdamW without weight decay.
         parameter_groups: Other optimizer options of some weights: {lora_B.weight: {lr_ratio: 16}}.

@@ -54,6 +54,7 @@ ALSO = {
     "data/loaders.py": {"lightning"},
     "data/resume.py": {"lightning"},
     "base_model/gguf_reading.py": {"gguf"},
+    "base_model/load_errors.py": {"huggingface_hub"},
     "base_model/resolve.py": {"huggingface_hub"},
     "forward_check/check.py": {"lightning"},
     "hidden_cache/cache.py": {"lightning"},

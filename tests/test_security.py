@@ -3,9 +3,11 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from peft_lightning.data import encode_prompt
 from peft_lightning.data.records import RowError
 from peft_lightning.data.rows.formats import messages
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
+from peft_lightning.data.tokens import templates
 from peft_lightning.data.tokens.tokenization import RowTokenizer
 from peft_lightning.data.tokens.tokenizer import load_tokenizer as load_other_tokenizer
 from peft_lightning.files import SUMS_FILE
@@ -49,6 +52,20 @@ def folder(tmp_path):
 
 def change(file, **values):
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+# the table
+
+
+def test_every_row_of_the_table_names_a_test_that_is_there():
+    page = Path(__file__).parents[1] / "docs/security.md"
+    rows = [r for r in page.read_text("utf-8").splitlines() if r.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"\[`(test_\w+)`\]\(([^)]+)\)", row.split(" | ")[3])
+        assert named, row
+        for name, file in named:
+            assert f"def {name}(" in (page.parent / file).read_text("utf-8"), row
 
 
 # paths
@@ -241,7 +258,10 @@ HOSTILE = {
     "range": "{% for i in range(10 ** 9) %}x{% endfor %}",
     "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
     "division": "{{ 1 // 0 }}",
-    "much": "{{ 'x' * 20000000 }}",
+    "much": "{% for i in range(100) %}{{ 'x' * 200000 }}{% endfor %}",
+    "product": "{{ 'x' * 10 ** 10 }}",
+    "list": "{% set x = [1] * 10 ** 10 %}",
+    "power": "{{ 10 ** 10 ** 10 }}",
 }
 
 
@@ -257,6 +277,40 @@ def test_a_hostile_chat_template_is_a_clear_error(name, tmp_path):
         tokenizer.chat_template = template
         assert "the chat template refuses" in refused(encode_prompt, tokenizer, "a")
     assert not mark.exists()
+
+
+def test_a_config_builds_no_class_of_another_kind_and_no_tag(base, rows, tmp_path):
+    mark = tmp_path / "mark"
+    (tmp_path / "trap.py").write_text(
+        f"class Trap:\n    def __init__(self, *args, **kwargs):\n        open({str(mark)!r}, 'w')\n"
+    )
+    (tmp_path / "tag.yaml").write_text(f"model: !!python/object/apply:os.mkdir [{mark}]\n")
+    fit = ["fit", "--model.base_model", str(base), "--data.train", str(rows)]
+    fit += ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", "run"]
+    lines = [["fit", "--config", "tag.yaml"]]
+    for option in ("model.adapter", "model.optimizer", "trainer.callbacks", "trainer.logger"):
+        lines += [[*fit, f"--{option}", name] for name in ("trap.Trap", "subprocess.Popen")]
+    for line, (status, _, errors) in zip(lines, drive(tmp_path, lines), strict=True):
+        assert status == 2, (line, errors)
+        assert errors.splitlines()[-1].startswith("error: "), line
+    assert not mark.exists()
+
+
+def test_a_chat_template_that_never_ends_is_given_up(monkeypatch):
+    monkeypatch.setattr(templates, "LIMIT_SECONDS", 0.5)
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ValueError, match=r"takes more than 0\.5 s for one conversation"):
+        RowTokenizer(byte_tokenizer(), loops)
+
+
+def test_a_file_of_options_that_is_too_large_is_not_read(folder):
+    for name in ("adapter_config.json", "peft_lightning.json"):
+        before = (folder / name).read_bytes()
+        with (folder / name).open("wb") as file:
+            file.truncate(2**36)  # bytes, none of them on the disk
+        (folder / "SHA256SUMS").unlink(missing_ok=True)
+        assert "bytes, and such a file at most" in refused(read_adapter, folder)
+        (folder / name).write_bytes(before)
 
 
 # secrets

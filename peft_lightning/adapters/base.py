@@ -160,6 +160,10 @@ class Adapter(ABC):
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the adapter's tensors in ``model`` by their names in the file."""
 
+    def tensor_names(self, model: nn.Module) -> set[str]:
+        """Return the names of ``tensors``; no other process has to call it."""
+        return set(self.tensors(model))
+
     def hf_config(self, model: nn.Module) -> dict[str, Any]:
         """Return the content of ``adapter_config.json``: HF PEFT's keys, all of them."""
         base = getattr(model, "name_or_path", None) or None

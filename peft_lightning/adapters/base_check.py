@@ -46,12 +46,13 @@ def require_base(
         return
     raise UserError(
         f"{folder} was trained on another base model, {facts['base_model']}: "
-        f"{_differences(expected, found)}. {remedy}"
+        f"{differences(expected, found)}. {remedy}"
     )
 
 
-def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def differences(expected: Mapping[str, Any] | None, found: Mapping[str, Any] | None) -> str:
     """Return what tells two bases apart, in words: of their hashes only whether they differ."""
+    expected, found = expected or {}, found or {}
     for key, text in (
         ("architecture", "it is a {}, and this is a {}"),
         ("parameters", "it has {} parameters, and this has {}"),

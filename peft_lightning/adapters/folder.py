@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -53,13 +52,13 @@ class SavedAdapter(NamedTuple):
     facts: dict[str, Any]
 
 
-def adapter_files(
+def adapter_texts(
     adapter: Adapter,
     model: nn.Module,
     facts: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
-) -> tuple[str, dict[str, Tensor], dict[str, str | bytes]]:
-    """Return the content of an adapter's folder, without writing it.
+) -> dict[str, str | bytes]:
+    """Return the content of the files of an adapter's folder beside its tensors, by name.
 
     Args:
         adapter: The adapter that is attached to ``model``.
@@ -68,9 +67,6 @@ def adapter_files(
             that JSON can hold.
         tokenizer: With which the adapter was trained, saved with it. Without, that of the base is
             taken wherever the folder is read.
-
-    Returns:
-        The tensor file's name, its tensors, and the other files by name.
     """
     own = {
         "format_version": FORMAT_VERSION,
@@ -84,7 +80,7 @@ def adapter_files(
     if tokenizer is not None:
         texts |= tokenizer_files(tokenizer)
     texts[FACTS_FILE] = as_json({**own, **(facts or {})})
-    return adapter.tensor_file, adapter.state_dict(model), texts
+    return texts
 
 
 def write_files(
@@ -116,10 +112,7 @@ def write_files(
         own = tensor.detach().cpu().contiguous()
         taken = {t.untyped_storage().data_ptr() for t in plain.values()}
         plain[name] = own.clone() if own.untyped_storage().data_ptr() in taken else own
-    try:
-        save_file(plain, folder / tensor_file, metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk, for one
-        raise OSError(f"{tensor_file} cannot be written: {error}") from None
+    save_file(plain, folder / tensor_file, metadata={"format": "pt"})
     for name, text in texts.items():
         (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
 
@@ -133,16 +126,16 @@ def save_adapter(
 ) -> None:
     """Save the adapter to ``folder``, which is replaced as a whole.
 
-    HF PEFT and every program that reads its files can load the folder. See ``adapter_files`` for
+    HF PEFT and every program that reads its files can load the folder. See ``adapter_texts`` for
     the arguments.
 
     Raises:
         UserError: If something else than an adapter is in ``folder``, or a checkpoint of a run.
     """
-    tensor_file, tensors, texts = adapter_files(adapter, model, facts, tokenizer)
-    require_replaceable(Path(folder), tensor_file, "adapter")
+    texts = adapter_texts(adapter, model, facts, tokenizer)
+    require_replaceable(Path(folder), adapter.tensor_file, "adapter")
     with sealed_folder(folder) as temporary:
-        write_files(temporary, tensor_file, tensors, texts)
+        write_files(temporary, adapter.tensor_file, adapter.state_dict(model), texts)
 
 
 def read_adapter(folder: str | Path, is_whole: bool = False) -> SavedAdapter:

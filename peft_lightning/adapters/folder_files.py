@@ -14,6 +14,7 @@ from peft_lightning.adapters.mlx import hf_tensors
 from peft_lightning.files import require_undamaged
 from peft_lightning.messages import UserError, shortened
 
+LARGEST_JSON = 2**26  # bytes; options of an adapter, or an index of its parts
 CONFIG_FILE = "adapter_config.json"
 _TO_SAFETENSORS = (
     "import torch; from safetensors.torch import save_file; "
@@ -74,6 +75,8 @@ def tensor_files(folder: Path, tensor_file: str) -> AdapterFiles:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in the file ``path``; raise UserError if it holds none."""
+    if (size := path.stat().st_size) > LARGEST_JSON:
+        raise UserError(f"{path} has {size:,} bytes, and such a file at most {LARGEST_JSON:,}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -125,7 +126,14 @@ def load_base_model(
     if device is not None:
         options["device_map"] = {"": device}
     loading = Progress(f"loading {short_name(name)}")
-    with explained("base model", name, options), _quiet(), reading(options), loading:
+    fitting = {"trust_remote_code": trust_remote_code, "revision": revision}
+    with (
+        explained("base model", name, options),
+        _naming_the_file(name, fitting),
+        _quiet(),
+        reading(options),
+        loading,
+    ):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype="auto" if dtype == AS_SAVED else getattr(torch, choice.dtype),
@@ -153,6 +161,21 @@ def load_base_model(
         how = {"trust_remote_code": trust_remote_code, "revision": revision}
         remember_fingerprint(model, _fingerprint_of_files(name, how))
     return model.requires_grad_(not frozen).eval()
+
+
+@contextmanager
+def _naming_the_file(name: str, options: dict[str, Any]) -> Iterator[None]:
+    """Have a base that cannot be loaded read tensor by tensor, which names what does not fit."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        is_misfit = "ignore_mismatched_sizes" in str(error)
+        if is_misfit or isinstance(error, SafetensorError):
+            with suppress(NotStreamableError):
+                open_weights(name, **options)
+        if is_misfit:
+            raise UserError(f"the weights of {name} do not fit its config.json") from error
+        raise
 
 
 def _fingerprint_of_files(name: str, options: dict[str, Any]) -> dict[str, Any]:

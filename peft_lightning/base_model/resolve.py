@@ -21,6 +21,7 @@ _TOKENIZER = re.compile(
     rf"{_VOCABULARY.pattern}|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
     r"|merges\.txt|chat_template\.(jinja|json)"
 )
+LARGEST_INDEX = 2**28  # bytes; some hundred of each tensor
 INDEX_FILE = "model.safetensors.index.json"
 _BY_PREFERENCE = (  # transformers loads the first that is there
     "model.safetensors",
@@ -75,6 +76,8 @@ def shard_files(index: Path) -> list[Path]:
     Raises:
         UserError: If it is no index, or one is not there or outside of its folder.
     """
+    if (size := index.stat().st_size) > LARGEST_INDEX:
+        raise UserError(f"{index} has {size:,} bytes, and an index at most {LARGEST_INDEX:,}")
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import sysconfig
+import traceback
 from pathlib import Path
 from types import TracebackType
 
 import jsonargparse
 
+from peft_lightning.files import REFUSED
 from peft_lightning.messages import RunError, UserError, printable, redacted
 
 # one of the reasons that jsonargparse lists, in one line
@@ -16,17 +19,55 @@ UNION_REASON = re.compile(r"(?<= - )(.+?)(?= - | Given value|$)")
 OF_TYPES = re.compile(
     r"Not a valid subclass|Does not validate|Expected a |Import path|a (class|dict)"
 )
+_LIBRARIES = ("stdlib", "platstdlib", "purelib", "platlib")
+_NOT_THE_USERS = (
+    *{sysconfig.get_path(name) for name in _LIBRARIES},
+    *(str(Path(__file__).parents[1]), "<"),  # this package; and what is no file
+)
 PARSER = str(Path(jsonargparse.__file__).parent)
 
 
 def one_line(error: BaseException | str) -> str:
     """Return the message in one line, with the notes that were added to it, without secrets."""
+    if isinstance(error, BaseException) and (place := users_place(error)):
+        said = f"{place} raised {type(error).__name__}: {error}; --debug shows the traceback"
+        return printable(redacted(" ".join(said.split())))
     if isinstance(error, KeyError) and error.args:
         error = str(error.args[0])
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, UserError):
+        error = _of_system(error)
     notes = getattr(error, "__notes__", [])
     if notes:  # torch's own advice is long, and for who writes programs
         error = ". ".join([str(error).partition(". ")[0] or type(error).__name__, *notes])
     return printable(redacted(" ".join(str(error).split())))
+
+
+def users_place(error: BaseException) -> str | None:
+    """Return where code of the user's has raised an error: its function, file and line.
+
+    None for an error of ours, and for one that was raised without any code of the user's.
+    """
+    if isinstance(error, (UserError, RunError)):
+        return None
+    steps = [
+        step
+        for step, _ in traceback.walk_tb(error.__traceback__)
+        if not step.f_code.co_filename.startswith(_NOT_THE_USERS)
+    ]
+    if not steps:
+        return None
+    lines = dict(traceback.walk_tb(error.__traceback__))
+    code = steps[-1].f_code
+    return f"{code.co_qualname} ({os.path.relpath(code.co_filename)}, line {lines[steps[-1]]})"
+
+
+def _of_system(error: OSError) -> str:
+    """Return what the system refuses, without its number."""
+    place = "a file" if error.filename is None else str(error.filename)
+    cannot = " cannot be written" if error.errno in REFUSED else ""
+    if not cannot and error.filename is None:
+        return str(error.strerror)
+    return f"{place}{cannot}: {error.strerror}"
 
 
 def reason_in_union(message: str) -> str:
@@ -47,11 +88,16 @@ def reason_in_union(message: str) -> str:
 def innermost(error: BaseException) -> BaseException:
     """Return the error that a parser's error is about: what the user's class itself raised."""
     found = waiting = error
-    while (cause := waiting.__cause__ or waiting.__context__) is not None:
+    while (cause := _reason(waiting)) is not None:
         waiting, last = cause, _last(cause.__traceback__)
         if last is not None and not last.tb_frame.f_code.co_filename.startswith(PARSER):
             found = waiting
     return found
+
+
+def _reason(error: BaseException) -> BaseException | None:
+    """Return the error that another was raised of; None if it was raised ``from None``."""
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _last(traceback: TracebackType | None) -> TracebackType | None:
@@ -85,5 +131,6 @@ def exit_status(error: BaseException) -> int | None:
     if isinstance(error, (MemoryError, RuntimeError)):
         from peft_lightning.training.out_of_memory import is_out_of_memory
 
-        return 1 if is_out_of_memory(error) else None
-    return None
+        if is_out_of_memory(error):
+            return 1
+    return 1 if users_place(error) else None

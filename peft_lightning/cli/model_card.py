@@ -16,9 +16,8 @@ from peft_lightning.adapters.inspect import folder_facts, tensors_in
 from peft_lightning.cli.config_excerpt import config_excerpt, public_values
 from peft_lightning.cli.usage_example import usage_example
 from peft_lightning.export.merged_from import read_merged_from
-from peft_lightning.messages import shortened
-
-CARD_FILE = "README.md"
+from peft_lightning.files import CARD_FILE
+from peft_lightning.messages import printable, shortened
 
 TEMPLATE = """\
 ---
@@ -92,7 +91,7 @@ def model_card(folder: Path, base_model: str | None, license: str | None, repo: 
         numbers=_table(_rows(found, license)),
         config=_yaml(found["config"]),
     )
-    return f"{content}\n"
+    return printable(f"{content}\n")
 
 
 def of_adapter(folder: Path, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from peft_lightning.cli.predictions import KeptPredictions
 from peft_lightning.cli.scored_predictions import ScoredPredictions
 from peft_lightning.data.datamodule import SFTDataModule
-from peft_lightning.files import require_no_input
+from peft_lightning.files import ANSWERS, require_output
 from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
 from peft_lightning.training.summary import rank_zero_print
@@ -46,7 +46,7 @@ def write_predictions(
     trainer: L.Trainer,
     module: CausalLMModule,
     datamodule: SFTDataModule,
-    output: str | None,
+    given: Any,
     options: dict[str, Any],
 ) -> None:
     """Answer the rows of ``data.predict``, and write them with answers and scores.
@@ -55,15 +55,17 @@ def write_predictions(
         trainer: Runs the batches.
         module: Answers.
         datamodule: Has the rows.
-        output: File to write; None for predictions.jsonl in the run's folder.
+        given: The command's configuration: ``output``, the file to write, None for
+            predictions.jsonl in the run's folder, and ``overwrite``.
         options: Other arguments of ``trainer.predict``, the module among them.
 
     Raises:
-        UserError: If the file is one of those that are read.
+        UserError: If the file is one of those that are read, or is there already.
     """
-    path = Path(output or f"{trainer.default_root_dir}/predictions.jsonl").expanduser()
+    path = Path(given.output or f"{trainer.default_root_dir}/predictions.jsonl").expanduser()
     rows = datamodule.paths["predict"]
-    require_no_input(path, [f for f in (rows if isinstance(rows, list) else [rows]) if f])
+    inputs = [row for row in (rows if isinstance(rows, list) else [rows]) if row]
+    require_output(path, ANSWERS, inputs, given.overwrite)
     kept = KeptPredictions(module, datamodule, path)
     batches: Any = trainer.predict(datamodule=datamodule, **options)
     answers = sorted((a for batch in batches for a in batch), key=lambda a: a["index"])

@@ -48,13 +48,16 @@ from peft_lightning.cli.start import (
 )
 from peft_lightning.data.datamodule import SFTDataModule
 from peft_lightning.data.trained_prompts import common_format
+from peft_lightning.files import REFUSED
 from peft_lightning.inference.load import named_folders
 from peft_lightning.inference.prompt_formats import formats_of
 from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
 from peft_lightning.process import slurm
 from peft_lightning.training.clipping import require_clip_val
+from peft_lightning.training.cluster.partners import watch_partners
 from peft_lightning.training.cluster.submission import changes_since
+from peft_lightning.training.early_checks import check_early
 from peft_lightning.training.finished_run import finished_step
 from peft_lightning.training.log_filters import filter_logs, print_as_a_program
 from peft_lightning.training.precision import settle_resources
@@ -67,7 +70,10 @@ from peft_lightning.training.trainer import Trainer, precision_option
 PROG = "python -m peft_lightning"
 
 VERBOSE_HELP = "Say how every part of a step is computed."
-OVERWRITE_HELP = "Replace the finished run in the folder of this one."
+OVERWRITE_HELP = {
+    "fit": "Replace the finished run in the folder of this one.",
+    "predict": "Replace the file of answers that is there.",
+}
 
 
 def run_trainer(command: str, args: list[str], index: ConfigIndex) -> None:
@@ -163,7 +169,8 @@ class PeftCLI(LightningCLI):
             parser.add_argument("--output", type=str | None, help=OUTPUT_HELP)
         if self.command == "fit":
             parser.add_argument("--verbose", action="store_true", help=VERBOSE_HELP)
-            parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
+        if said := OVERWRITE_HELP.get(self.command):
+            parser.add_argument("--overwrite", action="store_true", help=said)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; an error becomes one line with the place and what is wrong."""
@@ -246,6 +253,8 @@ class PeftCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, MisconfigurationException, ModuleNotFoundError) as error:
             raise UserError(reason_in_union(one_line(innermost(error)))) from error
+        if self.command == "fit":
+            check_early(self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer, in the precision that suits the dtype of the base."""
@@ -266,7 +275,15 @@ class PeftCLI(LightningCLI):
             if (step := finished_step(self.trainer, checkpoint)) is not None:
                 rank_zero_print(nothing_left(self.trainer, step))
                 return
-        super()._run_subcommand(subcommand)
+        if self.trainer.world_size > 1:
+            watch_partners()
+        try:
+            super()._run_subcommand(subcommand)
+        except OSError as error:
+            if error.filename is None and error.errno in REFUSED:  # by a library
+                root = self.trainer.default_root_dir
+                raise OSError(error.errno, error.strerror, root) from error
+            raise
 
     def before_fit(self) -> None:
         """Print the defaults that are used. Not earlier, so that an error is the only line."""
@@ -304,7 +321,7 @@ class PeftCLI(LightningCLI):
             self.model.answer_with(given.adapter) if given.adapter else None
         )
         self._use_trained_prompts()
-        write_predictions(self.trainer, self.model, datamodule, given.output, kwargs)
+        write_predictions(self.trainer, self.model, datamodule, given, kwargs)
 
     def _use_trained_prompts(self) -> None:
         """Take the tokenizer and the prompts of the adapters; options that are given win."""

@@ -10,6 +10,7 @@ def card(
     base_model: str | None = None,
     license: str | None = None,
     repo: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a model card, README.md, into the folder of an adapter, checkpoint or merged model.
 
@@ -23,10 +24,20 @@ def card(
         license: Identifier of the license, such as apache-2.0; without, that which the card of a
             base in a local folder names.
         repo: OWNER/NAME of the adapter on the hub, for the examples.
+        overwrite: Replace the card that this command wrote, unless it was edited.
     """
-    from peft_lightning.cli.model_card import CARD_FILE, model_card
-    from peft_lightning.files import atomic_text, existing_folder
+    from peft_lightning.cli.model_card import model_card
+    from peft_lightning.files import (
+        CARD,
+        CARD_FILE,
+        atomic_text,
+        existing_folder,
+        require_output,
+        sealed_card,
+    )
 
     folder = existing_folder(ckpt_path)
-    atomic_text(folder / CARD_FILE, model_card(folder, base_model, license, repo))
+    require_output(folder / CARD_FILE, CARD, overwrite=overwrite)
+    card = model_card(folder, base_model, license, repo)
+    atomic_text(folder / CARD_FILE, sealed_card(card))
     print(f"{folder / CARD_FILE}")

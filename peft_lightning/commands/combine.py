@@ -19,6 +19,7 @@ def combine(
     base_model: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Combine LoRA adapters of one base model, such as ``combine OUT a=0.7 b=0.3``.
 
@@ -38,11 +39,13 @@ def combine(
             is checked against its layers; needed where the folders name different ones.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
+        overwrite: Replace the adapter that is in the folder.
     """
     from peft_lightning.adapters.folder import read_adapter
     from peft_lightning.adapters.lora import arithmetic
     from peft_lightning.adapters.lora.same_base import require_base_of_all, require_one_base
     from peft_lightning.adapters.lora.updates_folder import (
+        ADAPTER,
         common_base,
         common_tokenizer,
         describe_updates,
@@ -51,13 +54,13 @@ def combine(
         write_updates,
     )
     from peft_lightning.base_model.resolve import brings_tokenizer
-    from peft_lightning.files import require_no_input
+    from peft_lightning.files import require_output
     from peft_lightning.hub import adapter_folder
 
     if rank is not None and rank < 1:
         raise UserError(f"rank must be at least 1, got {rank}")
     parts: list[tuple[str, float]] = [_weighted(text) for text in adapters]
-    require_no_input(out, [folder for folder, _ in parts])
+    require_output(out, ADAPTER, [base_model, *(folder for folder, _ in parts)], overwrite)
     folders = [adapter_folder(folder) for folder, _ in parts]
     read = [read_adapter(folder) for folder in folders]
     named = [folder for folder, _ in parts]

@@ -57,11 +57,15 @@ def compare(
 
     from peft_lightning.experiments.compare.compare import compare_runs
     from peft_lightning.experiments.compare.evaluated_model import EvaluationOptions
+    from peft_lightning.files import Kind, marked_file, require_output
     from peft_lightning.reports.comparison_files import write_comparison
     from peft_lightning.reports.comparison_text import as_json
 
     how = (precision, device, max_new_tokens, batch_size, trust_remote_code, forgetting)
     options = EvaluationOptions(*how)
+    folder = Path(out).expanduser() if out else _common(run)
+    page = Kind("comparison", marked_file("<!-- compare -->"))
+    require_output(folder / PAGE, page, overwrite=True)
     found = compare_runs(
         run,
         val=val,
@@ -71,7 +75,6 @@ def compare(
         metrics=metrics or [],
         options=options,
     )
-    folder = Path(out).expanduser() if out else _common(run)
     write_comparison(found, folder)
     if json:
         print(json_module.dumps(as_json(found), indent=2, default=str))

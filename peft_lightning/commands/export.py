@@ -28,6 +28,7 @@ def export(
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a GGUF file for llama.cpp, Ollama and others: a LoRA alone, or the merged model.
 
@@ -57,6 +58,7 @@ def export(
         allow_base_mismatch: Export even if the adapter was trained on another base model.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
+        overwrite: Replace the file if it is one that this command wrote.
     """
     check_choice("type", type, TYPES)
     check_choice("format", format, FORMATS)
@@ -69,15 +71,16 @@ def export(
     from peft_lightning.export import llama_cpp
     from peft_lightning.export.answering import Answering
     from peft_lightning.export.gguf_file import (
+        GGUF,
         read_checkpoint,
         require_supported,
         write_adapter_file,
     )
     from peft_lightning.export.gguf_model import ModelFile
-    from peft_lightning.export.ollama import write_modelfile
+    from peft_lightning.export.ollama import MODELFILE, modelfile_of, write_modelfile
     from peft_lightning.export.unverified import require_max_logit_difference
     from peft_lightning.export.verify import TEXT
-    from peft_lightning.files import read_text, require_no_input
+    from peft_lightning.files import read_text, require_no_input, require_output
 
     check_choice("dtype", dtype, (*DTYPES, *llama_cpp.KINDS))
     quantized = dtype if dtype in llama_cpp.KINDS else None
@@ -90,8 +93,11 @@ def export(
     sample = TEXT if text is None else read_text(text)
     wanted = None if dtype == "auto" or quantized else getattr(torch, dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
-    require_no_input(out, [ckpt_path, base_model, text])
+    inputs = [ckpt_path, base_model, text]
+    require_output(out, GGUF, inputs, overwrite)
+    require_output(modelfile_of(out), MODELFILE, inputs, overwrite=True)
     base, folder, saved = read_checkpoint(ckpt_path, base_model)
+    require_no_input(out, [base])
     prompts = PromptFormat() if saved is None else PromptFormat.of_folder(saved.facts, folder)
     held = replace(prompts.beyond_template(), system_prompt=None)  # the rest is in the files
     if said := str(held):

@@ -19,6 +19,7 @@ def extract(
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a LoRA adapter of the difference between a fine-tuned model and its base.
 
@@ -37,23 +38,26 @@ def extract(
         allow_base_mismatch: Extract even if the checkpoint was trained on another base model.
         trust_remote_code: Whether code that comes with the models may run.
         revision: Branch, tag or commit of the base's hub id.
+        overwrite: Replace the adapter that is in the folder.
     """
     from peft_lightning.adapters.base_check import require_base
     from peft_lightning.adapters.folder import read_facts
     from peft_lightning.adapters.lora.hf_parameters import taken_for_experts
     from peft_lightning.adapters.lora.updates_folder import (
+        ADAPTER,
         common_tokenizer,
         require_rank_or_share,
         write_updates,
     )
     from peft_lightning.export.extracted_lora import extract_updates, find_differences, open_model
-    from peft_lightning.files import require_no_input
+    from peft_lightning.files import require_no_input, require_output
 
     require_rank_or_share(rank, retain)
-    require_no_input(out, [tuned, base_model])
+    require_output(out, ADAPTER, [tuned, base_model], overwrite)
     facts = read_facts(tuned)
     if not (name := base_model or facts["base_model"]):
         raise UserError(f"{tuned} does not name its base model: give it with --base_model")
+    require_no_input(out, [name])
     base = open_model(name, trust_remote_code, revision)
     other = open_model(tuned, trust_remote_code, None)
     fingerprint = base.fingerprint()

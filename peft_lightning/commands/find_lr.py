@@ -32,15 +32,22 @@ def find_lr(
     from peft_lightning.cli.config_index import configs_first
     from peft_lightning.cli.planned_fit import PlannedFit
     from peft_lightning.experiments.rate_test import check_range, run_rate_test
-    from peft_lightning.files import atomic_text, user_cache
+    from peft_lightning.files import (
+        Kind,
+        atomic_text,
+        marked_file,
+        require_output,
+        user_cache,
+    )
 
     check_range(min_lr, max_lr, steps)
     parent = user_cache("plan")
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent) as folder:
         run = PlannedFit(configs_first(list(fit)), Path(folder))
-        found = run_rate_test(run.trainer, run.model, run.datamodule, min_lr, max_lr, steps)
         page = Path(out or run.root) / "find_lr.html"
+        require_output(page, Kind("page", marked_file("<!-- report -->")), overwrite=True)
+        found = run_rate_test(run.trainer, run.model, run.datamodule, min_lr, max_lr, steps)
     atomic_text(page, _page(found))
     if json:
         print(json_module.dumps({**_result(found), "page": str(page)}, indent=1))

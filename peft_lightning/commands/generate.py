@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft_lightning.messages import UserError
+from peft_lightning.messages import UserError, check_choice
 
 
 def generate(
@@ -38,6 +38,7 @@ def generate(
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Answer prompts with a base model, an adapter on it, or a fully fine-tuned model.
 
@@ -83,21 +84,34 @@ def generate(
         allow_base_mismatch: Use adapters even if they were trained on another base model.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
+        overwrite: Replace the file of answers that is there.
     """
     if (prompt is None) == (file is None):
         raise UserError("give either --prompt, a text, or --file, a file of prompts")
+    from peft_lightning.base_model.load import find_device, require_dtype
+    from peft_lightning.base_model.quantization import require_quantization
     from peft_lightning.data import RowOptions
-    from peft_lightning.files import require_no_input
+    from peft_lightning.files import ANSWERS, require_output
+    from peft_lightning.inference.answer_text import require_stop_strings
     from peft_lightning.inference.answers import answer_prompts
+    from peft_lightning.inference.limits import check_options
     from peft_lightning.inference.load import load_inference_model, named_folders
     from peft_lightning.inference.prompt_formats import formats_of, say_formats
     from peft_lightning.inference.prompts import read_prompts
+    from peft_lightning.inference.truncation import TRUNCATIONS
 
+    check_options(max_new_tokens, batch_size, temperature, top_p, seed)
+    check_choice("truncation", truncation, TRUNCATIONS)
+    require_stop_strings(stop or ())
+    require_dtype(dtype)
+    require_quantization(quantization)
+    device = find_device(device)
     if output is not None and Path(output).is_dir():
         raise UserError(f"output {output} is a folder: give the name of a JSONL file")
     folders = named_folders(adapter, ckpt_path)
     if output is not None:
-        require_no_input(output, [file, base_model, *folders.values()])
+        inputs = [file, base_model, tokenizer, chat_template, *folders.values()]
+        require_output(output, ANSWERS, inputs, overwrite)
     texts = [prompt] if isinstance(prompt, str) else prompt
     options = RowOptions(format, columns=columns or {}, roles=roles or {}, prompt=prompt_template)
     given = {

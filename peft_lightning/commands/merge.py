@@ -27,6 +27,7 @@ def merge(
     allow_base_mismatch: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Merge an adapter into its base model, and write the merged model as an HF folder.
 
@@ -37,7 +38,7 @@ def merge(
     Args:
         ckpt_path: Folder of an adapter or checkpoint, or OWNER/NAME@REVISION on the hub; it names
             its base model.
-        out: Folder to write; a model in it is replaced.
+        out: Folder to write.
         base_model: Base model, if not the one that the adapter names: hub id, folder or GGUF file.
         tokenizer: Hub id or folder of the tokenizer that the merged model gets; without, the one in
             the adapter's folder, else that of the base.
@@ -54,6 +55,7 @@ def merge(
         allow_base_mismatch: Merge even if the adapter was trained on another base model.
         trust_remote_code: Whether code that comes with the model may run.
         revision: Branch, tag or commit of a hub id.
+        overwrite: Replace the merged model that is in the folder.
     """
     import torch
 
@@ -65,7 +67,7 @@ def merge(
     from peft_lightning.data.tokens.template_sources import is_template_source
     from peft_lightning.export.generation_config import complete_generation_config
     from peft_lightning.export.merged_folder import write_merged
-    from peft_lightning.export.merged_from import write_merged_from
+    from peft_lightning.export.merged_from import MERGED, write_merged_from
     from peft_lightning.export.unverified import (
         UNFINISHED,
         UNVERIFIED,
@@ -73,13 +75,7 @@ def merge(
         settle,
     )
     from peft_lightning.export.verify import TEXT, THRESHOLDS, compare
-    from peft_lightning.files import (
-        atomic_folder,
-        read_text,
-        require_no_input,
-        require_replaceable,
-        size_in_bytes,
-    )
+    from peft_lightning.files import atomic_folder, read_text, require_output, size_in_bytes
     from peft_lightning.hub import adapter_folder
 
     require_dtype(dtype)
@@ -93,8 +89,7 @@ def merge(
     base = base_model or facts["base_model"]
     if not base:
         raise UserError(f"{ckpt_path} does not name its base model: give it with --base_model")
-    require_no_input(out, [ckpt_path, base])
-    require_replaceable(Path(out), "config.json", "model")
+    require_output(out, MERGED, [ckpt_path, base, text, tokenizer], overwrite)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     if (trained_over := facts.get("quantization")) and not quantization:

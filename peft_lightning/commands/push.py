@@ -41,10 +41,11 @@ def push(
     """
     import tempfile
 
-    from peft_lightning.cli.model_card import CARD_FILE, model_card
+    from peft_lightning.cli.model_card import model_card
     from peft_lightning.export.merged_from import FILE as MERGED_FROM
     from peft_lightning.export.unverified import UNVERIFIED
     from peft_lightning.files import (
+        CARD_FILE,
         SUMS_FILE,
         existing_folder,
         require_undamaged,

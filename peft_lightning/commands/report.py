@@ -18,7 +18,7 @@ def report(run: str, /, *, out: str | None = None, json: bool = False) -> None:
     """
     from pathlib import Path
 
-    from peft_lightning.files import atomic_text
+    from peft_lightning.files import Kind, atomic_text, marked_file, require_output
     from peft_lightning.messages import UserError
     from peft_lightning.reports.run_facts import read_facts
     from peft_lightning.reports.run_page import REPORT_FILE, Moment, run_page
@@ -28,6 +28,7 @@ def report(run: str, /, *, out: str | None = None, json: bool = False) -> None:
     file = record.folder / REPORT_FILE if out is None else Path(out)
     if file.suffix != ".html":
         raise UserError(f"--out {out}: the name of the file must end in .html")
+    require_output(file, Kind("page", marked_file("<!-- report -->")), overwrite=True)
     step = max((line["step"] for line in record.history), default=0)
     now = Moment(datetime.now(), record.status, step)
     atomic_text(file, run_page(record, read_facts(record.folder), now))

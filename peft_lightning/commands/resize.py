@@ -6,7 +6,13 @@ from pathlib import Path
 
 
 def resize(
-    ckpt_path: str, out: str, /, *, rank: int | None = None, retain: float | None = None
+    ckpt_path: str,
+    out: str,
+    /,
+    *,
+    rank: int | None = None,
+    retain: float | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Reduce the rank of a LoRA adapter by truncated SVD of its updates.
 
@@ -16,10 +22,12 @@ def resize(
         rank: Largest rank of a layer.
         retain: Instead of a rank, the share of each update's squared norm to retain, such as 0.95:
             each layer gets the lowest rank that retains it.
+        overwrite: Replace the adapter that is in the folder.
     """
     from peft_lightning.adapters.folder import read_adapter
     from peft_lightning.adapters.lora.arithmetic import reduce_rank, updates_of
     from peft_lightning.adapters.lora.updates_folder import (
+        ADAPTER,
         common_base,
         common_tokenizer,
         describe_updates,
@@ -28,11 +36,11 @@ def resize(
         require_rank_or_share,
         write_updates,
     )
-    from peft_lightning.files import require_no_input
+    from peft_lightning.files import require_output
     from peft_lightning.hub import adapter_folder
 
     require_rank_or_share(rank, retain)
-    require_no_input(out, [ckpt_path])
+    require_output(out, ADAPTER, [ckpt_path], overwrite)
     folder = adapter_folder(ckpt_path)
     adapter, tensors, facts = read_adapter(folder)
     reduced = {

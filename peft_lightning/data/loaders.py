@@ -1,6 +1,7 @@
 """The loaders of a rank: which batches of which rows it gets, and how they become tensors."""
 
 import functools
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from peft_lightning.data.options import BatchOptions
 from peft_lightning.data.per_source import batches_of_rank
 from peft_lightning.data.prompts import Prompt, prompt_batches
 from peft_lightning.data.split import Split
-from peft_lightning.messages import UserError
+from peft_lightning.messages import SharedError, UserError
 
 
 class Loaders:
@@ -128,10 +129,14 @@ def require_equal_data(data_hash: str) -> None:
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
-    hashes: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(hashes, data_hash)
-    if other := [rank for rank, found in enumerate(hashes) if found != hashes[0]]:
-        raise UserError(
-            f"process {other[0]} has other rows than the first one: a stream or a list must give "
-            "the same rows in the same order in every process, so seed what shuffles it"
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, (socket.gethostname(), data_hash))
+    (node, ours), *others = found
+    for rank, (other_node, theirs) in enumerate(others, start=1):
+        if theirs == ours:
+            continue
+        raise SharedError(
+            f"process {rank} on {other_node} has other rows than the first one on {node} (hash "
+            f"{theirs:.12}, not {ours:.12}): give all nodes the same files; a stream or a list "
+            "must give the same rows in the same order in every process, so seed what shuffles it"
         )

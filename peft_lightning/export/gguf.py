@@ -26,6 +26,8 @@ from peft_lightning.export.merged_weights import MergedTensors, Piece
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
+OWN_KEY = "peft_lightning.format_version"  # by which our own files are known
+
 
 def write_lora(
     file: Path, model: Any, adapter: LoRA, tensors: Mapping[str, Tensor], dtype: torch.dtype
@@ -179,6 +181,7 @@ def _values(
 @contextmanager
 def _open(file: Path, layout: Layout) -> Iterator[gguf.GGUFWriter]:
     writer = gguf.GGUFWriter(file, layout.name)
+    writer.add_uint32(OWN_KEY, 1)  # near the file's beginning
     try:
         yield writer
     finally:

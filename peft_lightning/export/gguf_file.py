@@ -18,12 +18,20 @@ from peft_lightning.base_model.resolve import locate
 from peft_lightning.base_model.tokenizer import adapter_tokenizer
 from peft_lightning.base_model.weights import NotStreamableError, open_weights
 from peft_lightning.data import PromptFormat
-from peft_lightning.export.gguf import write_lora
+from peft_lightning.export.gguf import OWN_KEY, write_lora
 from peft_lightning.export.gguf_layout import Layout
 from peft_lightning.export.gguf_tokenizer import require_known
-from peft_lightning.files import atomic_file
+from peft_lightning.export.unverified import UNVERIFIED
+from peft_lightning.files import Kind, atomic_file, marked_file
 from peft_lightning.hub import adapter_folder
 from peft_lightning.messages import UserError
+
+
+def _is_unverified(file: Path) -> bool:
+    return Path(f"{file}.{UNVERIFIED}").is_file()
+
+
+GGUF = Kind("GGUF file", marked_file(OWN_KEY), _is_unverified)
 
 
 def read_checkpoint(

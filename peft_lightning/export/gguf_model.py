@@ -30,7 +30,7 @@ from peft_lightning.export.ollama import write_modelfile
 from peft_lightning.export.reference import LONGEST_ROW, Reference, logits_of, reference_of
 from peft_lightning.export.unverified import UNFINISHED, UNVERIFIED, settle
 from peft_lightning.export.verify import THRESHOLDS, compare_logits
-from peft_lightning.files import atomic_file, atomic_text, scratch_folder
+from peft_lightning.files import atomic_file, atomic_text, scratch_folder, writing
 
 Q8_0 = "q8_0"  # the one type that is not left to llama.cpp
 
@@ -102,12 +102,15 @@ class ModelFile:
         """
         mark = Path(f"{out}.{UNVERIFIED}")
         mark.unlink(missing_ok=True)  # of another file of this name
+        if self.text is not None:  # before the file is there
+            atomic_text(mark, UNFINISHED)
         if quantized is None or (quantized == Q8_0 and self.text is None):
             layout, stored = self._merge(out, out.stem, dtype, quantized == Q8_0)
             self._say_written(out, layout)
             self._verify(out, str(out), mark, layout, THRESHOLDS[stored])
             return
-        with scratch_folder(out.with_name(f"{out.name}.unquantized")) as temporary:
+        plain_place = out.with_name(f"{out.name}.unquantized")
+        with writing(out), scratch_folder(plain_place) as temporary:
             plain = temporary / "model.gguf"
             layout, stored = self._merge(plain, out.stem, None, False)
             reference = self._verify(plain, str(out), mark, layout, THRESHOLDS[stored])
@@ -152,9 +155,9 @@ class ModelFile:
         unread = layout.unread_in(file)
         if unread and not llama_cpp.is_installed():
             print(f"not verified: {unread}; llama.cpp itself is asked after {llama_cpp.INSTALL}")
+            mark.unlink()
             return None
         length = min(LONGEST_ROW, layout.context_length)
-        atomic_text(mark, UNFINISHED)
         where = (self.text, self.device, self.options, length)
         reference = reference_of(self.base, self.folder, *where, saved=self.saved)
         limit = max(limit, llama_cpp.OWN_ROUNDING) if unread else limit
@@ -173,7 +176,7 @@ class ModelFile:
         if saved is not None:
             tensors, facts = saved.tensors, saved.facts
             adapter = require_lora(saved.adapter, "a GGUF file", folder)
-        with scratch_folder(out.with_name(f"{out.name}.merged")) as temporary:
+        with writing(out), scratch_folder(out.with_name(f"{out.name}.merged")) as temporary:
             try:
                 if has_extra_modules(tensors):
                     raise NotStreamableError("the adapter trains more than updates of its layers")

@@ -8,8 +8,16 @@ from pathlib import Path
 from peft_lightning.data import PromptFormat
 from peft_lightning.export.answering import Answering
 from peft_lightning.export.chat_turns import Turns, find_turns
-from peft_lightning.files import atomic_text
+from peft_lightning.files import Kind, atomic_text, marked_file
 from peft_lightning.messages import UserError
+
+_FIRST_LINE = "# ollama create NAME -f THIS_FILE"
+MODELFILE = Kind("Modelfile", marked_file(_FIRST_LINE))
+
+
+def modelfile_of(out: str | Path) -> Path:
+    """Return the path of the Modelfile of a GGUF file."""
+    return Path(out).with_suffix(".Modelfile")
 
 
 def modelfile(
@@ -30,7 +38,7 @@ def modelfile(
         prompts: Of the training rows.
         is_adapter: Whether the file is a LoRA, and not a whole model.
     """
-    lines = ["# ollama create NAME -f THIS_FILE", f"FROM ./{file}"]
+    lines = [_FIRST_LINE, f"FROM ./{file}"]
     if is_adapter:
         lines = [lines[0], "# the base as a GGUF file", "FROM ./BASE.gguf", f"ADAPTER ./{file}"]
     if reason is not None:
@@ -56,7 +64,7 @@ def write_modelfile(out: Path, answering: Answering, is_adapter: bool) -> str:
             raise UserError('it prints """, with which a Modelfile ends its templates')
     except UserError as error:
         turns, reason = None, " ".join(str(error).split())
-    target = out.with_suffix(".Modelfile")
+    target = modelfile_of(out)
     stops = answering.tokenizer.convert_ids_to_tokens(answering.ends)
     text = modelfile(out.name, turns, reason, stops, answering.prompts, is_adapter)
     atomic_text(target, text)

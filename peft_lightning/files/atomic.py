@@ -15,6 +15,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from peft_lightning.files.write_errors import writing
 from peft_lightning.messages import UserError, shortened
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -37,19 +38,20 @@ def atomic_folder(path: str | Path, previous: Path | None = None) -> Iterator[Pa
     Raises:
         FileExistsError: If ``path`` is a file.
     """
-    path = Path(os.path.realpath(path))  # a link stays, its target is replaced
+    given, path = path, Path(os.path.realpath(path))  # a link stays, its target is replaced
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file: a folder is to be written there")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    temporary.mkdir()
+    with writing(given, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        temporary.mkdir()
     try:
-        yield temporary
-        _sync_tree(temporary)
-        _replace(path, temporary, previous)
+        with writing(given, temporary):
+            yield temporary
+            _sync_tree(temporary)
+            _replace(path, temporary, previous)
     except BaseException:
-        if temporary.exists():
-            shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)  # what cannot be removed, the next one does
         raise
 
 
@@ -59,16 +61,19 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
     If the block raises, the new file is removed and ``path`` is as it was.
     """
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    given, path = path, Path(os.path.realpath(path))
+    with writing(given, path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with writing(given, temporary):
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -78,11 +83,13 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
     If the process is killed, the next one that asks for the same removes it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    temporary.mkdir()
+    with writing(path, path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        temporary.mkdir()
     try:
-        yield temporary
+        with writing(path, temporary):
+            yield temporary
     finally:
         shutil.rmtree(temporary)
 
@@ -201,7 +208,7 @@ def _runs(process: int) -> bool:
         return False
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # the latter for a number that none can have
         return False
     except PermissionError:
         pass

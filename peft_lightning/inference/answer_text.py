@@ -61,14 +61,19 @@ def is_cut(
     return len(ids) >= most and until_stop(text, stop) == text
 
 
+def require_stop_strings(given: Sequence[str]) -> None:
+    """Raise UserError if a stop string is empty."""
+    if "" in given:
+        raise UserError('a stop string is empty: give a text such as --stop "\\nQuestion:"')
+
+
 def stop_strings(tokenizer: PreTrainedTokenizerBase, given: Sequence[str]) -> tuple[str, ...]:
     """Return the stop strings that are looked for in texts: those that are no special token.
 
     Raises:
         UserError: If one is empty.
     """
-    if "" in given:
-        raise UserError('a stop string is empty: give a text such as --stop "\\nQuestion:"')
+    require_stop_strings(given)
     special = set(special_stops(tokenizer, given))
     return tuple(s for s in given if s not in special)
 

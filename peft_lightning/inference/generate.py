@@ -89,7 +89,7 @@ def generate_tokens(
         UserError: If an option is out of its range, a row is empty, or a row and
             ``max_new_tokens`` together exceed the model's positions.
     """
-    check_options(max_new_tokens, batch_size, temperature, top_p)
+    check_options(max_new_tokens, batch_size, temperature, top_p, seed)
     ends = sorted(stop_token_ids(model, tokenizer) if end_ids is None else end_ids)
     if stop:
         ends += special_stops(tokenizer, stop).values()

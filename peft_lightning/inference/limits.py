@@ -14,7 +14,9 @@ class UnknownTokenError(UserError):
     """A prompt has a token that the model has no embedding for."""
 
 
-def check_options(max_new_tokens: int, batch_size: int, temperature: float, top_p: float) -> None:
+def check_options(
+    max_new_tokens: int, batch_size: int, temperature: float, top_p: float, seed: int = 0
+) -> None:
     """Raise UserError if an option of generation is out of its range."""
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
@@ -23,6 +25,8 @@ def check_options(max_new_tokens: int, batch_size: int, temperature: float, top_
         raise UserError(f"temperature must be 0 or more, got {temperature}")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
+    if not -(2**63) <= seed < 2**64:  # what torch takes
+        raise UserError(f"seed must be a whole number of 64 bits, got {seed}")
 
 
 def most_prompt_tokens(

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from peft_lightning.files import atomic_text, sha256_of_json
+from peft_lightning.files import atomic_text, sha256_of_json, writing
 from peft_lightning.process.signals import STOP
 
 
@@ -99,8 +99,9 @@ class PartialAnswers:
         self.close()
 
     def _write(self, texts: dict[int, str], cut: Collection[int]) -> None:
-        self._file.write(_line(texts, cut))
-        self._file.flush()
+        with writing(self._part):
+            self._file.write(_line(texts, cut))
+            self._file.flush()
 
 
 def _line(texts: dict[int, str], cut: Collection[int]) -> str:

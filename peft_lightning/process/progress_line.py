@@ -152,8 +152,13 @@ class ProgressLine:
     def _is_silent(self) -> bool:
         if self._process != os.getpid():  # forked: the parent draws
             return True
-        rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
-        return rank not in ("", "0") or sys.stderr is None
+        return rank() != 0 or sys.stderr is None
+
+
+def rank() -> int:
+    """Return the number of this process among those of a run, as its launcher says it."""
+    found = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
+    return int(found) if found.isdigit() else 0
 
 
 class StreamBeside:

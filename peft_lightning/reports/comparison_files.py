@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from peft_lightning.files import atomic_text
@@ -36,7 +37,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("compare-*.svg"):
-            old.unlink()
+            if re.fullmatch(r"compare-\d+\.\d+\.svg", old.name):
+                old.unlink()
         for name, text in texts.items():
             atomic_text(folder / name, text)
     except OSError as error:

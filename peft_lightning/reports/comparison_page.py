@@ -22,7 +22,8 @@ ROWS_ALONE = "Here intervals contain the chance of the rows alone, as a seed is 
 def comparison_page(comparison: Comparison) -> str:
     """Return the HTML of a comparison."""
     first = comparison.sets[0]
-    page = Page(comparison.title, _about(first) if len(comparison.sets) == 1 else "")
+    about = _about(first) if len(comparison.sets) == 1 else ""
+    page = Page(comparison.title, about, kind="compare")
     for i, one in enumerate(comparison.sets, 1):
         page.top(*_told(one, "" if len(comparison.sets) == 1 else f"Set {i}: {_about(one)}"))
     for note in comparison.notes:

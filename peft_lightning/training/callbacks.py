@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.connectors.callback_connector import _CallbackCon
 from peft_lightning.training.answer_metrics import AnswerMetrics
 from peft_lightning.training.averaging import AfterAveraging, BeforeAveraging
 from peft_lightning.training.checkpoint import AdapterCheckpoint
+from peft_lightning.training.cluster.agreement import RanksAgree
 from peft_lightning.training.cluster.preemption import StopOnSignal
 from peft_lightning.training.finished_run import FinishedRun
 from peft_lightning.training.forgetting import Forgetting
@@ -60,7 +61,7 @@ def with_default_callbacks(
         return [kind() for kind in kinds if not any(isinstance(c, kind) for c in kept)]
 
     # the loss, answers and general text: of averaged weights, where there are any
-    first = new(BuildFirst, LossLog, AnswerMetrics, Forgetting, BeforeAveraging)
+    first = new(RanksAgree, BuildFirst, LossLog, AnswerMetrics, Forgetting, BeforeAveraging)
     first += new(RunDir, RunIdentity, FinishedRun, OutOfMemoryAdvice, RNGState)
     last = new(AfterAveraging, SanityChecks, Throughput, History, LogGenerations)
     last += new(OverfittingNotice, Summary, HiddenStates)

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from peft_lightning.adapters.base import as_json
-from peft_lightning.adapters.folder import Texts, adapter_files
+from peft_lightning.adapters.base_check import differences
+from peft_lightning.adapters.folder import Texts, adapter_texts
 from peft_lightning.base_model.generation_config import FILE as GENERATION_CONFIG
 from peft_lightning.base_model.weights_hash import weights_hash
 from peft_lightning.messages import UserError
@@ -47,10 +48,10 @@ def files_beside(
         **types_used(module),
         **prompt_facts(module),
     }
-    tensor_file, _, texts = adapter_files(module.adapter, module.model, facts)
+    texts = adapter_texts(module.adapter, module.model, facts)
     if generation := texts.get(GENERATION_CONFIG):
         texts[GENERATION_CONFIG] = as_json(tokenizer.with_its_ends(module, json.loads(generation)))
-    return tensor_file, {**texts, **tokenizer.files(module)}
+    return module.adapter.tensor_file, {**texts, **tokenizer.files(module)}
 
 
 def check_checkpoint(module: Any, checkpoint: dict[str, Any]) -> None:
@@ -75,8 +76,10 @@ def check_base(module: Any, checkpoint: dict[str, Any]) -> None:
     """Raise UserError if a checkpoint was trained on another base model than that of ``module``."""
     if checkpoint["base_fingerprint"] != module.fingerprint:
         raise UserError(
-            f"the checkpoint belongs to another base model: {checkpoint['base_fingerprint']} "
-            f"there, {module.fingerprint} for {module.base_model_name}"
+            f"the checkpoint belongs to another base model than {module.base_model_name}: "
+            f"{differences(checkpoint['base_fingerprint'], module.fingerprint)}. Give the one that "
+            "it was trained on as model.base_model, or begin a new run with its adapter by "
+            "model.init_from"
         )
 
 

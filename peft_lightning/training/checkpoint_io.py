@@ -23,7 +23,6 @@ from peft_lightning.training.checkpoint_facts import (
     files_beside,
 )
 from peft_lightning.training.lightning_parts import unfreeze_as_saved
-from peft_lightning.training.module_state import adapter_tensors
 from peft_lightning.training.run_tokenizer import RunTokenizer
 from peft_lightning.training.saved_state import read_state, write_state
 
@@ -49,7 +48,7 @@ class AdapterCheckpointIO(CheckpointIO):
     ) -> None:
         state = {**checkpoint, **checkpoint_facts(self.module)}
         tensors = state.pop("state_dict")
-        names = adapter_tensors(self.module)
+        names = self.module.adapter.tensor_names(self.module.model)
         added = {name: tensor for name, tensor in tensors.items() if name not in names}
         tensors = {name: tensor for name, tensor in tensors.items() if name in names}
         tensor_file, texts = files_beside(self.module, state, added, self._tokenizer)

@@ -31,7 +31,9 @@ class History(Callback):
     A resumed run drops the lines that it will write again: the file is the curve of one run.
 
     The loggers of the trainer get the last step too, which Lightning logs only if it is a multiple
-    of ``log_every_n_steps`` or a callback ends the run.
+    of ``log_every_n_steps`` or a callback ends the run. They also get a step that is due when a
+    signal ends the run before Lightning has logged it, and the numbers of the steps go on where
+    they ended: the curve of a run that was stopped is that of one that was not.
     """
 
     def __init__(self) -> None:
@@ -40,6 +42,8 @@ class History(Callback):
         self._step: tuple[dict[str, Any], int, dict[str, Any]] | None = None
         self._norms: Tensor | None = None  # of that step's virtual tokens
         self._is_logged = True  # by Lightning
+        self._is_due = False  # and not written by Lightning before this batch is completed
+        self._batch = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"written": {**self._written}}
@@ -54,18 +58,28 @@ class History(Callback):
         self._step, self._is_logged = None, True
         self._file.begin(lambda line: line["step"] <= self._written.get(line["kind"], -1))
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        """Number the loggers' lines as in a run that never stopped; checkpoints miss one."""
+        if pl_module.automatic_optimization:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         if trainer.barebones or not at_step_boundary(trainer):
             return
         self._step = _position(trainer), trainer.current_epoch, _logged(trainer)
         self._norms = pl_module.step_sums.virtual_token_norms
         every = trainer.log_every_n_steps
-        self._is_logged = bool(every) and trainer.global_step % every == 0
+        self._is_logged = self._is_due = bool(every) and trainer.global_step % every == 0
+        self._batch = trainer.fit_loop.epoch_loop.batch_progress.total.processed
         if self._is_logged or training_ends(trainer):
             self._write_step()
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
         self._is_logged |= trainer.should_stop
+        if pl_module.automatic_optimization and trainer.state.fn == "fit":
+            is_counted = trainer.sanity_checking or not at_step_boundary(trainer)
+            steps = trainer.global_step - (0 if is_counted else 1)
+            trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, steps)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._is_logged |= trainer.should_stop  # before what may end the run here
@@ -84,8 +98,11 @@ class History(Callback):
     def on_exception(
         self, trainer: Any, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        if trainer.state.fn == "fit":
-            self._write_last_step(trainer)
+        if trainer.state.fn != "fit":
+            return
+        completed = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+        self._is_logged = not self._is_due or completed >= self._batch
+        self._write_last_step(trainer)
 
     def warn(self, trainer: Any, text: str, **metrics: float) -> None:
         """Write a line of the kind ``warning``.

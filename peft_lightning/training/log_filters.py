@@ -14,7 +14,8 @@ INFO = "|".join(
     [
         r"litlogger|litmodels",  # advertisements
         r"^(GPU|TPU|HPU) available",
-        r"^Seed set to",
+        r"^(\[rank: \d+\] )?Seed set to",
+        r"Child process with PID \d+ terminated",  # which has said why
         r"to estimate number of stepping batches",
         r"Automatic Mixed Precision \(AMP\)",  # the start of a run prints the precision
         r"^Restored all states|^Loaded model weights",  # "Restoring states from ..." comes before
@@ -33,6 +34,7 @@ WARNINGS = (
     "in eval mode at the start of training",  # the frozen base, on purpose
     r"It is recommended to use `self\.log\(.*sync_dist=True",  # metrics are reduced
     "callbacks used to create the checkpoint need to be provided",
+    "The `srun` command is available on your system but is not used",
     "Total length of .* across ranks is zero",  # a run without validation rows
 )
 
@@ -49,6 +51,8 @@ def filter_logs() -> None:
         logging.getLogger(name).addFilter(_is_informative)
     for name in ("lightning.fabric.utilities.seed", "lightning.fabric.utilities.distributed"):
         logging.getLogger(name).addFilter(_is_informative)
+    launcher = "lightning.fabric.strategies.launchers.subprocess_script"
+    logging.getLogger(launcher).addFilter(_is_informative)
     for message in WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from lightning.pytorch.loggers import (
     TensorBoardLogger,
     WandbLogger,
 )
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 LOCAL = (CSVLogger, TensorBoardLogger)
 
@@ -33,6 +37,8 @@ def loggers_of_run(given: Any, root: str) -> Any:
     loggers = [given] if isinstance(given, Logger) else list(given)
     for logger in loggers:
         keep_below(logger, root)
+        if isinstance(logger, LOCAL):
+            _go_on_without(logger)
     if loggers and not any(isinstance(logger, LOCAL) for logger in loggers):
         loggers += default_loggers(root)
     return loggers
@@ -42,7 +48,55 @@ def default_loggers(root: str) -> list[Logger]:
     """Return a CSV and a TensorBoard logger that write to ``<root>/logs/version_<n>``."""
     csv = CSVLogger(root, name="logs")
     board = TensorBoardLogger(root, name="logs", version=csv.version, default_hp_metric=False)
+    _go_on_without(csv, board)
+    _hush_writers()
     return [csv, board]
+
+
+def _hush_writers() -> None:
+    """Keep the traceback of TensorBoard's writing thread from the screen; its logger says it."""
+    earlier = threading.excepthook
+
+    def hook(what: threading.ExceptHookArgs) -> None:
+        if not (isinstance(what.exc_value, OSError) and "tensorboard" in str(_last_file(what))):
+            earlier(what)
+
+    threading.excepthook = hook
+
+
+def _last_file(what: threading.ExceptHookArgs) -> str | None:
+    steps = traceback.extract_tb(what.exc_traceback)
+    return steps[-1].filename if steps else None
+
+
+def _go_on_without(*loggers: Any) -> None:
+    """Let training go on where files of loggers cannot be written; that is said once.
+
+    A folder that was removed is made again.
+    """
+    said: list[str] = []
+
+    def guarded(logger: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                try:
+                    return method(*args, **kwargs)
+                except FileNotFoundError:
+                    Path(logger.log_dir).mkdir(parents=True, exist_ok=True)
+                    return method(*args, **kwargs)
+            except OSError as error:
+                if not said:
+                    said.append(str(error.strerror or error))
+                    rank_zero_info(
+                        f"{logger.log_dir} cannot be written: {said[0]}; training goes on, and "
+                        "what is logged meanwhile is lost there"
+                    )
+
+        return call
+
+    for logger in loggers:
+        for name in ("log_hyperparams", "log_metrics", "save", "finalize"):
+            setattr(logger, name, guarded(logger, getattr(logger, name)))
 
 
 def keep_below(logger: Any, root: str) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.files import lock_folder
-from peft_lightning.messages import UserError
+from peft_lightning.messages import SharedError
 
 LOCK_FILE = "run.lock"
 
@@ -31,7 +31,7 @@ class RunDir(Callback):
         refusal = self._take(Path(trainer.default_root_dir)) if trainer.is_global_zero else None
         # to every rank, so that none waits for those that are gone
         if refusal := trainer.strategy.broadcast(refusal):
-            raise UserError(refusal)
+            raise SharedError(refusal)
 
     def _take(self, folder: Path) -> str | None:
         """Lock the folder and say in the file who has it; return why that cannot be."""

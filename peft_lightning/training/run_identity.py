@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from peft_lightning.adapters.folder import FACTS_FILE
 from peft_lightning.files import atomic_text
-from peft_lightning.messages import UserError
+from peft_lightning.messages import UserError, shortened
 from peft_lightning.process import slurm
 from peft_lightning.training.moved_run import follow_moved_folder
 
@@ -110,11 +110,14 @@ def check_same_run(saved: dict[str, Any], configured: dict[str, Any]) -> None:
         for k in {**saved, **configured}
         if k not in MAY_CHANGE and saved.get(k) != configured.get(k)
     ]
+    if "peft_type" in names:  # its options are all others
+        names = ["peft_type"]
     if names:
-        listed = ", ".join(
-            f"{k}: {saved.get(k)!r} in the checkpoint, {configured.get(k)!r} configured"
+        each = [
+            f"{k}: {saved.get(k)!r:.60} in the checkpoint, {configured.get(k)!r:.60} configured"
             for k in sorted(names)
-        )
+        ]
+        listed = shortened(each)
         raise UserError(
             f"the checkpoint was trained with another adapter ({listed}). Configure the same "
             "adapter to continue, or start a new run: --ckpt_path none, in another "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from peft_lightning.training.callbacks import with_default_callbacks
 from peft_lightning.training.checkpoint_io import AdapterCheckpointIO, WrappedCheckpointIO
+from peft_lightning.training.cluster.launch import find_launch, launched_options
 from peft_lightning.training.cluster.strategies import require_supported
 from peft_lightning.training.gradients import TokenWeightedOptimization
 from peft_lightning.training.lightning_parts import (
@@ -69,6 +71,7 @@ class Trainer(L.Trainer):
         is_bare = bool(kwargs.get("barebones"))  # for measuring Lightning's own overhead
         for name, value in ({} if is_bare else TRAINER_DEFAULTS).items():
             kwargs.setdefault(name, value)
+        kwargs |= launched_options(kwargs, find_launch(os.environ))
         options = SimpleNamespace(**{**LIGHTNINGS, **kwargs, "precision": precision})
         if fill_epochs(options):
             kwargs["max_epochs"] = options.max_epochs

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from peft_lightning.adapters.prompts.encoders import ENCODER
 from peft_lightning.training.cluster.fsdp2 import gather_full
 
 VECTOR = "virtual_token_grad_norms"  # in history.jsonl
@@ -21,9 +22,12 @@ def log_virtual_tokens(module: Any) -> Tensor | None:
 
     Returns:
         The norm of the gradient of each virtual token, (n,); None if the adapter has none. That of
-        prefix tuning is over the keys and values of all layers.
+        prefix tuning is over the keys and values of all layers; with an encoder it is that of the
+        row that the encoder makes the token of.
     """
     prompt = getattr(module.model, "prompt_embeddings", None)
+    if prompt is None and (encoder := getattr(module.model, ENCODER, None)) is not None:
+        prompt = encoder.embedding.weight
     if prompt is None or prompt.grad is None:
         return None
     norms: Tensor = gather_full(prompt.grad).detach().flatten(1).norm(dim=1)

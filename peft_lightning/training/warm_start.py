@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from peft_lightning.adapters.base_check import require_base
 from peft_lightning.adapters.folder import read_adapter_config
 from peft_lightning.adapters.full import Full
 from peft_lightning.hub import adapter_folder
-from peft_lightning.messages import UserError
+from peft_lightning.messages import UserError, shortened
 from peft_lightning.training.run_identity import MAY_CHANGE
 
 _HOW_IT_BEGAN = MAY_CHANGE - {"lora_dropout"}  # says nothing of trained weights
@@ -73,16 +74,35 @@ def attach_trained(
     if given not in (LoRA(), own):
         on_model = own.resolved_for(model, saved.tensors)[0]
         configured, held = (_in_model(adapter, model) for adapter in (given, on_model))
-        if any(configured.get(key) != held.get(key) for key in {*configured, *held}):
-            raise UserError(conflict(str(given), folder, own))
+        keys = {*configured, *held}
+        if differing := {key for key in keys if configured.get(key) != held.get(key)}:
+            raise UserError(conflict(given, folder, own, differing))
     return load_adapter(model, folder, trainable=True, saved=saved)
 
 
-def conflict(given: str, init_from: str | Path, own: Adapter) -> str:
-    """Return what to say where ``given`` is configured and ``init_from`` holds ``own``."""
+def conflict(
+    given: Adapter | str, init_from: str | Path, own: Adapter, keys: Collection[str] = ()
+) -> str:
+    """Return what to say where ``given`` is configured and ``init_from`` holds ``own``.
+
+    Args:
+        given: The adapter, or the name of its class.
+        init_from: The folder.
+        own: The adapter in it.
+        keys: The options in which they differ.
+    """
+    name = given if isinstance(given, str) else type(given).__name__
+    if isinstance(given, str) or type(given) is not type(own):
+        return (
+            f"model.adapter is {name}, and model.init_from {init_from} holds "
+            f"{type(own).__name__}: leave model.adapter out"
+        )
+    there, here = own.options(), given.options()
+    named = [k for k in here if k in keys] or [k for k in here if there[k] != here[k]]
+    differing = [f"{k} {there[k]!r:.60} there, {here[k]!r:.60} here" for k in named]
     return (
-        f"model.adapter is {given}, and model.init_from {init_from} holds {own}: leave "
-        "model.adapter out"
+        f"model.adapter is another {name} than that of model.init_from {init_from}: "
+        f"{shortened(differing)}; leave model.adapter out"
     )
 
 

@@ -70,7 +70,7 @@ READERS = {  # commands, and what each says of an IA3
     "export": ([CKPT, "x.gguf"], 2, "a GGUF file takes LoRA only, and .* is a IA3 adapter"),
     "combine": (["out", f"{CKPT}=1", f"{CKPT}=1"], 2, "only LoRA .* combined, and this is IA3"),
     "resize": ([CKPT, "out", "--rank", "1"], 2, "only LoRA .* this is IA3"),
-    "card": ([CKPT], 0, "README.md"),
+    "card": ([CKPT, "--overwrite"], 0, "README.md"),
     "push": ([CKPT, "me/x", "--base_model", "me/base", "--dry_run"], 0, "adapter_model"),
     "check-serving": ([CKPT], 0, "takes LoRA only, and this is IA3"),
     "validate": (["--config", "ia3.yaml", "--ckpt_path", CKPT], 0, "val/loss"),
@@ -142,6 +142,7 @@ def test_a_wrong_class_is_named(user, given, said):
 
 def test_submit_passes_the_class_on_to_the_job(user, monkeypatch, capsys):
     monkeypatch.chdir(user)
+    monkeypatch.syspath_prepend(user)
     submit("--config", "ia3.yaml", "--adapter_class=my_ia3.IA3", dry_run=True, resume=True)
     assert "--adapter_class=my_ia3.IA3" in capsys.readouterr().out
 

@@ -398,4 +398,4 @@ def test_processes_with_other_rows_are_refused_all_of_them(base, rows, tmp_path)
     in_processes(2, tmp_path, {"differing": options})
     for rank in range(2):
         said = outcome(tmp_path, "differing", rank)["error"]
-        assert "process 1 has other rows than the first one" in said
+        assert re.search(r"process 1 on \S+ has other rows than the first one on \S+ \(hash", said)

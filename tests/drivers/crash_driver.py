@@ -32,13 +32,15 @@ def command(out: str, old: str, new: str) -> tuple[str, Action, Action]:
 
 
 def cases(base: Path) -> dict[str, Callable[[], tuple[str, Action, Action]]]:
-    merge = "merge a out --verify false --dtype"
-    ask = "generate --ckpt_path a --file rows.jsonl --output out --batch_size 8 --max_new_tokens"
-    answer = "predict --config run.yaml --ckpt_path last --model.predict_max_new_tokens"
+    export = "export a a.gguf"
+    merge = "merge a out --overwrite --verify false --dtype"
+    ask = "generate --ckpt_path a --file rows.jsonl --output out --overwrite --batch_size 8"
+    ask += " --max_new_tokens"
+    answer = "predict --config run.yaml --overwrite --ckpt_path last --model.predict_max_new_tokens"
     return {
-        "combine": lambda: command("out", "combine out a", "combine out a=0.5"),
+        "combine": lambda: command("out", "combine out a", "combine out a=0.5 --overwrite"),
         "merge": lambda: command("out", f"{merge} float32", f"{merge} bfloat16"),
-        "export": lambda: command("a.gguf", "export a a.gguf", "export a a.gguf --dtype float16"),
+        "export": lambda: command("a.gguf", export, f"{export} --overwrite --dtype float16"),
         "generate": lambda: command("out", f"{ask} 1", f"{ask} 2"),
         "predict": lambda: predictions(f"{answer} 1", f"{answer} 2"),
         "checkpoint": lambda: saving(base),

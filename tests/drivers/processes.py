@@ -132,7 +132,7 @@ def run(folder: Path, options: dict[str, Any], world_size: int) -> None:
     rank = int(os.environ["LOCAL_RANK"]) if world_size > 1 else 0
     try:
         trainer = fit(
-            Path(options["base"]),
+            Path(options["base"] if isinstance(options["base"], str) else options["base"][rank]),
             options["rows"],
             folder / "run",
             adapter=named(kind)(**fields),

@@ -176,7 +176,7 @@ def test_a_base_of_several_files_is_merged(base, lora, tmp_path):
     same(logits(tmp_path / "out"), adapted_logits(base, lora))
     next(tiny.glob("*-00002-*")).unlink()
     with pytest.raises(ValueError, match=r"is not complete: model.safetensors.index.json names"):
-        merge(str(lora), str(tmp_path / "out"), base_model=str(tiny))
+        merge(str(lora), str(tmp_path / "out"), base_model=str(tiny), overwrite=True)
 
 
 def assert_read_by_transformers_4(folder):
@@ -360,7 +360,7 @@ def test_a_merge_that_is_wrong_leaves_a_file_that_says_so(lora, tmp_path, monkey
         merge(str(lora), str(out))
     assert "of their standard deviation" in (out / "UNVERIFIED").read_text()
     assert logits(out).isfinite().all()
-    merge(str(lora), str(out), verify=False)
+    merge(str(lora), str(out), verify=False, overwrite=True)
     assert not (out / "UNVERIFIED").exists()
 
 
@@ -368,14 +368,20 @@ def test_the_max_logit_difference_is_the_users(base, tmp_path):
     ckpt = write_adapter(base, tmp_path / "ckpt")
     merge(str(ckpt), str(tmp_path / "out"), dtype="bfloat16", max_logit_difference=1.0)
     with pytest.raises(RuntimeError, match="and 1e-05 is allowed"):
-        merge(str(ckpt), str(tmp_path / "out"), dtype="bfloat16", max_logit_difference=1e-5)
+        merge(
+            str(ckpt),
+            str(tmp_path / "out"),
+            dtype="bfloat16",
+            max_logit_difference=1e-5,
+            overwrite=True,
+        )
 
 
 def test_an_adapter_that_rounding_hides_is_noticed(base, tmp_path):
     ckpt = write_adapter(base, tmp_path / "ckpt", std=0.003)  # updates of 1e-4 on weights of 0.2
     with pytest.raises(RuntimeError, match="of what the adapter does: rounding the weights hides"):
         merge(str(ckpt), str(tmp_path / "out"), dtype="bfloat16")
-    merge(str(ckpt), str(tmp_path / "out"), dtype="float32")
+    merge(str(ckpt), str(tmp_path / "out"), dtype="float32", overwrite=True)
 
 
 def test_agreement_is_judged_by_spread_and_by_effect():
@@ -399,7 +405,7 @@ def test_a_text_of_the_users_is_compared(lora, tmp_path, capsys):
     assert "verified on 8 tokens" in capsys.readouterr().out
     (tmp_path / "own.txt").write_text("a")
     with pytest.raises(ValueError, match="less than two tokens"):
-        merge(str(lora), str(tmp_path / "out"), text=str(tmp_path / "own.txt"))
+        merge(str(lora), str(tmp_path / "out"), text=str(tmp_path / "own.txt"), overwrite=True)
 
 
 # ---- what is refused --------------------------------------------------------------------------
@@ -431,7 +437,13 @@ def test_an_adapter_of_another_base_is_refused_unless_it_is_allowed(lora, tmp_pa
     byte_tokenizer().save_pretrained(other)
     with pytest.raises(ValueError, match="was trained on another base model"):
         merge(str(lora), str(tmp_path / "out"), base_model=str(other))
-    merge(str(lora), str(tmp_path / "out"), base_model=str(other), allow_base_mismatch=True)
+    merge(
+        str(lora),
+        str(tmp_path / "out"),
+        base_model=str(other),
+        allow_base_mismatch=True,
+        overwrite=True,
+    )
     assert (tmp_path / "out" / "config.json").is_file()
 
 
@@ -488,7 +500,7 @@ def test_neither_the_base_nor_the_adapter_nor_a_strangers_folder_is_overwritten(
         with pytest.raises(ValueError, match=r"would take the place of .*, which is read"):
             merge(str(lora), str(place))
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(ValueError, match="is not empty, and holds no model"):
+    with pytest.raises(ValueError, match="is no merged model that was written here"):
         merge(str(lora), str(tmp_path))
     assert base.joinpath("config.json").is_file()
 
@@ -498,7 +510,7 @@ def test_the_command_line_merges_and_its_exit_status_tells_a_failed_verification
     good = warm_python.run(command)
     assert (good.returncode, "verified on" in good.stdout) == (0, True), good.stderr
     options = ["--dtype", "bfloat16", "--max_logit_difference", "1e-6"]
-    bad = warm_python.run([*command, *options])
+    bad = warm_python.run([*command, *options, "--overwrite"])
     assert bad.returncode == 1
     assert "error: " in bad.stderr
     assert (tmp_path / "out" / "UNVERIFIED").is_file()

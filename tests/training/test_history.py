@@ -4,6 +4,8 @@ import csv
 import errno
 import json
 import os
+import signal
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -32,6 +34,11 @@ def rows_of_csv(root):
     """Return the rows of the logger's newest file."""
     with max((root / "logs").glob("version_*/metrics.csv")).open() as file:
         return list(csv.DictReader(file))
+
+
+def rows_of(logger):
+    file = Path(logger.log_dir) / "metrics.csv"
+    return list(csv.DictReader(file.read_text().splitlines())) if file.exists() else []
 
 
 class Watch(Callback):
@@ -106,27 +113,54 @@ def without_times(values):
     return {name: value for name, value in values.items() if name not in own and value != ""}
 
 
+class Signal(StopAt):
+    """Sends this process a signal behind an optimizer step, which ends it in that batch's hook."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pass
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("stops", [[4], [7], [5, 8], [1, 2, 4, 5, 9]])
+@pytest.mark.parametrize("stop_at", [StopAt, Signal])
 def test_a_stopped_and_resumed_run_has_logged_what_an_undisturbed_one_has(
-    run, base, rows, tmp_path
+    run, base, rows, tmp_path, stops, stop_at
 ):
     _, _, whole = run
     root = tmp_path / "run"
-    options = {"data": DATA, "log_every_n_steps": 4, "logger": CSVLogger(root, name="logs")}
+    options = {"data": DATA, "log_every_n_steps": 4}
     saves = AdapterCheckpoint(every_n_steps=1)
-    stopped(base, rows, root, callbacks=[StopAt(7), saves], **options)
-    assert steps(root) == [4, 7]
-    before = rows_of_csv(root)
-    assert [int(row["step"]) for row in before if row["train/loss"]] == [3, 6]
+    last, curve = None, []
+    for stop in stops:
+        options["logger"] = CSVLogger(root, name="logs")
+        stopped(base, rows, root, callbacks=[stop_at(stop), saves], ckpt_path=last, **options)
+        curve += rows_of(options["logger"])
+        last = str(root / "checkpoints/last.ckpt")
+    assert steps(root)[-1] == stops[-1]
     options["logger"] = CSVLogger(root, name="logs")
-    last = str(root / "checkpoints/last.ckpt")  # in the middle of what is logged at step 8
     fit(base, rows, root, ckpt_path=last, callbacks=[saves], **options)
     found, expected = (
         [without_times({**line, **line["metrics"], "metrics": None}) for line in lines_of(folder)]
         for folder in (root, whole)
     )
-    assert found == expected
-    both = [row for row in [*before, *rows_of_csv(root)] if row["step"] != "6"]
-    assert [*map(without_times, both)] == [*map(without_times, rows_of_csv(whole))]
+    assert [line for line in found if line["step"] not in {*stops} - {4, 5, 8, 10}] == expected
+    curve += rows_of(options["logger"])
+    assert [*map(without_times, curve)] == [*map(without_times, rows_of_csv(whole))]
+
+
+def test_a_run_that_goes_on_behind_its_limit_numbers_its_lines_on(base, rows, tmp_path):
+    root = tmp_path / "run"
+    last, numbers = None, []
+    for limit in (2, 4, 5, 8):  # 5 is an epoch's end
+        options = {"logger": CSVLogger(root, name="logs"), "log_every_n_steps": 1}
+        options |= {"max_steps": limit, "max_epochs": -1}
+        fit(base, rows, root, data=DATA, callbacks=[AdapterCheckpoint()], ckpt_path=last, **options)
+        numbers += [int(row["step"]) for row in rows_of(options["logger"]) if row["train/loss"]]
+        last = str(root / "checkpoints/last.ckpt")
+    assert numbers == list(range(8))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

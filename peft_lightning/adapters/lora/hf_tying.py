@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from peft_lightning.adapters.lora.expressions import fullmatch
 from peft_lightning.adapters.lora.trainable_tokens import vocabulary_names
 from peft_lightning.messages import UserError
 
@@ -85,7 +85,7 @@ def _has_bias(model: nn.Module, name: str) -> bool:
 def _is_seen(names: Sequence[str] | str | None) -> bool:
     """Whether HF PEFT finds a name of an embedding in an option."""
     if isinstance(names, str):
-        return any(re.fullmatch(names, name) for name in EMBEDDINGS)
+        return any(fullmatch(names, name) for name in EMBEDDINGS)
     return any(_leaf(name) in EMBEDDINGS for name in names or [])
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
+from peft_lightning.adapters.lora.expressions import fullmatch, within_time
 from peft_lightning.messages import UserError, did_you_mean
 
 Value = TypeVar("Value")
@@ -18,7 +18,7 @@ def match_pattern(patterns: Mapping[str, Value], name: str) -> Value | None:
     ``^`` makes it the whole name.
     """
     for key, value in patterns.items():
-        if re.match(rf"(.*\.)?({key})$", name):
+        if within_time(rf"(.*\.)?({key})$", name):
             return value
     return None
 
@@ -57,5 +57,5 @@ def ends_with(name: str, endings: list[str]) -> bool:
 def matches(wanted: list[str] | str, name: str) -> bool:
     """Whether ``name`` ends with one of a list, or a regular expression matches the whole of it."""
     if isinstance(wanted, str):
-        return re.fullmatch(wanted, name) is not None
+        return fullmatch(wanted, name)
     return ends_with(name, wanted)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from peft_lightning.adapters.base import PEFT_VERSION
+from peft_lightning.adapters.lora.expressions import require_expression
 from peft_lightning.adapters.lora.init import INITS, is_decomposition, is_known
 from peft_lightning.adapters.lora.trainable_biases import BIAS_CHOICES
 from peft_lightning.adapters.new_tokens import read_new_tokens
@@ -150,6 +151,9 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     ranks_ok = all(map(_is_rank, ranks.values()))
     require(ranks_ok, "rank_pattern", "names with whole numbers of at least 1")
     require(all(map(_is_alpha, alphas.values())), "alpha_pattern", "names with numbers above 0")
+    for name in ("rank_pattern", "alpha_pattern"):
+        for key in options[name]:
+            require_expression(str(key), f"{name} key")
     init = options["init_lora_weights"]
     if not is_known(init):
         raise UserError(

@@ -10,6 +10,7 @@ from torch import nn
 
 from peft_lightning.adapters.lora.default_targets import default_targets
 from peft_lightning.adapters.lora.embedding import is_embedding
+from peft_lightning.adapters.lora.expressions import fullmatch, require_expression, within_time
 from peft_lightning.adapters.lora.layers import is_linear
 from peft_lightning.adapters.lora.name_matching import ends_with, matches, shortest_suffixes
 from peft_lightning.adapters.lora.reached_layers import left_out, of_stacked_experts
@@ -56,13 +57,9 @@ class Targets:
             if not is_known or value in ("", []) or (isinstance(value, list) and "" in value):
                 raise UserError(f"{field} must name layers, got {value!r}")
             if isinstance(value, str) and value not in SHORTHANDS:
-                try:
-                    re.compile(value)
-                except re.error as error:
-                    raise UserError(
-                        f"{field} {value!r} is neither one of {', '.join(SHORTHANDS)} nor a "
-                        f"regular expression ({error}); names go in a list"
-                    ) from None
+                require_expression(value, field, SHORTHANDS)
+        for pattern in self._patterns():
+            require_expression(pattern, "layers_pattern")
         if self.exclude_modules in SHORTHANDS:
             raise UserError(
                 f"exclude_modules takes names or a regular expression, not the shorthand "
@@ -136,7 +133,7 @@ class Targets:
         """Return the names or the expression in ``target_modules`` that match no layer."""
         wanted, layers = self._expanded(model), self._layers(model)
         if isinstance(wanted, str):
-            return [] if any(re.fullmatch(wanted, name) for name in layers) else [wanted]
+            return [] if any(fullmatch(wanted, name) for name in layers) else [wanted]
         return [w for w in wanted if not any(ends_with(name, [w]) for name in layers)]
 
     def unmatched_numbers(self, model: nn.Module) -> list[int]:
@@ -200,14 +197,17 @@ class Targets:
         given = self.layers_to_transform
         return [] if given is None else given if isinstance(given, list) else [given]
 
+    def _patterns(self) -> list[str]:
+        given = self.layers_pattern
+        return [given] if isinstance(given, str) else given or []
+
     def _number(self, name: str) -> int | None:
         """Return the number of the layer that ``name`` is in."""
         if not self.layers_pattern:
             match = re.match(r".*?\.[^.]*\.(\d+)\.", name)
             return int(match[1]) if match else None
-        given = self.layers_pattern
-        for pattern in [given] if isinstance(given, str) else given:
-            if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
+        for pattern in self._patterns():
+            if match := within_time(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
                 return int(match[1])
         return None
 

@@ -20,10 +20,20 @@ from peft_lightning.adapters.folder import (
 from peft_lightning.adapters.lora.arithmetic import as_lora
 from peft_lightning.adapters.lora.hf_parameters import layers_as_parameters, with_parameters
 from peft_lightning.base_model.resolve import tokenizer_files_in
-from peft_lightning.files import require_replaceable, sealed_folder
+from peft_lightning.files import Kind, require_replaceable, sealed_files, sealed_folder
 from peft_lightning.messages import UserError
 
 Updates = dict[str, tuple[Tensor, Tensor]]
+
+
+def _files(folder: Path) -> Collection[str] | None:
+    sealed = sealed_files(folder)
+    if sealed is None or FACTS_FILE not in sealed or "trainer_state.pt" in sealed:
+        return None  # of another program, or a checkpoint, from which training continues
+    return sealed
+
+
+ADAPTER = Kind("adapter", _files)
 
 
 def write_updates(

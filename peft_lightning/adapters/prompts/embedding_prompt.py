@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peft_lightning.adapters.prompts.base import PromptLearning
+from peft_lightning.adapters.prompts.encoders import virtual_tokens
 from peft_lightning.adapters.prompts.positions import PromptPositions
 from peft_lightning.messages import UserError
 
@@ -47,9 +48,7 @@ class EmbeddingPrompt(PromptLearning):
             prompt_positions = PromptPositions.before_text(
                 torch.ones_like(ids) if mask is None else mask, n
             )
-        inputs["inputs_embeds"] = prompt_positions.insert_embeddings(
-            embeds, model.prompt_embeddings
-        )
+        inputs["inputs_embeds"] = prompt_positions.insert_embeddings(embeds, virtual_tokens(model))
         for name, virtual in (("labels", -100), ("loss_weights", 0), ("attention_mask", 1)):
             if batch.get(name) is not None:
                 inputs[name] = prompt_positions.insert_values(batch[name], virtual)
@@ -65,7 +64,7 @@ class EmbeddingPrompt(PromptLearning):
         ids = inputs.pop("input_ids")
         embeds = model.get_input_embeddings()(ids)  # (1, T, dim)
         n = self.num_virtual_tokens
-        prompt = model.prompt_embeddings.to(embeds.dtype)[None]
+        prompt = virtual_tokens(model).to(embeds.dtype)[None]
         inputs["inputs_embeds"] = torch.cat([prompt, embeds], dim=1)
         places = torch.arange(n, device=ids.device)[None]
         inputs["position_ids"] = torch.cat([places, batch["position_ids"] + n], dim=1)

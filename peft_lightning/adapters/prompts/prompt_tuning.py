@@ -10,6 +10,7 @@ from torch import Tensor
 
 from peft_lightning.adapters.prompts.base import HF_DEFAULTS
 from peft_lightning.adapters.prompts.embedding_prompt import EmbeddingPrompt
+from peft_lightning.adapters.prompts.init_text import text_ids, tokenizer_path
 from peft_lightning.messages import UserError, check_choice
 
 _INITS = ("RANDOM", "SAMPLE_VOCAB", "TEXT")
@@ -91,35 +92,11 @@ class PromptTuning(EmbeddingPrompt):
         return torch.randn(n, found.shape[1]) * found.std().cpu()
 
     def _text_ids(self, model: Any) -> list[int]:
-        from transformers import AutoTokenizer  # only here: the rest needs torch alone
-
         options = dict(self.tokenizer_kwargs or {})
         if options.pop("trust_remote_code", False):
             raise UserError("tokenizer_kwargs cannot set trust_remote_code")
-        path = self._tokenizer_path(model)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            if "trust_remote_code" in str(error):
-                reason = "it brings code of its own, and trust_remote_code is never set here"
-            raise UserError(
-                f"prompt_tuning_init TEXT cannot load the tokenizer {path}: {reason}; give a hub "
-                "id or folder as tokenizer_name_or_path"
-            ) from error
-        ids = tokenizer(self.prompt_tuning_init_text)["input_ids"]
-        if not ids:
-            raise UserError(
-                f"prompt_tuning_init_text {self.prompt_tuning_init_text!r} has no tokens"
-            )
-        repeats = -(-self.num_virtual_tokens // len(ids))
-        return (ids * repeats)[: self.num_virtual_tokens]
+        path, text = self._tokenizer_path(model), str(self.prompt_tuning_init_text)
+        return text_ids(text, self.num_virtual_tokens, path, "prompt_tuning_init TEXT", **options)
 
     def _tokenizer_path(self, model: Any) -> str:
-        path = self.tokenizer_name_or_path or getattr(model.config, "name_or_path", None)
-        if not path:
-            raise UserError(
-                "prompt_tuning_init TEXT needs tokenizer_name_or_path: the base model was not "
-                "loaded from a place that has a tokenizer"
-            )
-        return path
+        return tokenizer_path(model, self.tokenizer_name_or_path, "prompt_tuning_init TEXT")

@@ -2,11 +2,14 @@
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from peft_lightning.data.records import MAX_ROW_SIZE, RowError
@@ -14,16 +17,46 @@ from peft_lightning.data.rows.conversations import Message
 from peft_lightning.data.tokens.marks import Span
 from peft_lightning.data.tokens.template_sources import ASKS_FOR_DATE, with_date
 from peft_lightning.messages import UserError
+from peft_lightning.process.time_limit import OutOfTimeError, time_limit
 
 GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 TELLS_NONE = re.compile(r"content['\"]?\]?\s+is\s+(not\s+)?none", re.IGNORECASE)
 QUESTION = "A question"
+LIMIT_SECONDS = 10.0  # for one conversation; a template takes a millisecond
+MAX_BASE, MAX_EXPONENT = 10**6, 100  # of a power in a template
 REFUSED = "the chat template refuses the messages"
 
 _TEMPLATE_ERRORS = (  # what a template can raise in jinja2's sandbox
     jinja2.TemplateError,  # also for what the sandbox forbids
     *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
 )
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """jinja2's sandbox, with products and powers that fit into memory."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        for one, other in ((left, right), (right, left)):
+            size = len(one) if isinstance(one, str | list | tuple) else 0
+            if operator == "*" and isinstance(other, int) and size * other > MAX_ROW_SIZE:
+                raise SecurityError(f"a product of {size * other:,} parts is too large")
+        if operator == "**" and not (abs(left) < MAX_BASE and abs(right) < MAX_EXPONENT):
+            raise SecurityError(f"the power {left!r:.20} ** {right!r:.20} is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+@contextmanager
+def _limited_products() -> Iterator[None]:
+    """Let transformers compile templates for our sandbox; what is compiled is kept."""
+    library: Any = chat_template_utils
+    theirs = library.ImmutableSandboxedEnvironment
+    library.ImmutableSandboxedEnvironment = _Sandbox
+    try:
+        yield
+    finally:
+        library.ImmutableSandboxedEnvironment = theirs
 
 
 class ChatTemplate:
@@ -144,13 +177,19 @@ class ChatTemplate:
                 for message in messages
             ]
         try:
-            texts, spans = render(
-                conversations=[list(messages)],
-                tools=tools or None,
-                chat_template=source,
-                **options,
-                **{**self.special_tokens, **(variables or {})},
-            )
+            with _limited_products(), time_limit(LIMIT_SECONDS):
+                texts, spans = render(
+                    conversations=[list(messages)],
+                    tools=tools or None,
+                    chat_template=source,
+                    **options,
+                    **{**self.special_tokens, **(variables or {})},
+                )
+        except OutOfTimeError:
+            raise UserError(
+                f"the chat template takes more than {LIMIT_SECONDS:g} s for one conversation: give "
+                "the path of another with chat_template"
+            ) from None
         except _TEMPLATE_ERRORS as error:
             raise RowError(REFUSED, str(error)) from error
         if len(texts[0]) > MAX_ROW_SIZE:

@@ -1,0 +1,1 @@
+"""The parts of ``storm.py``: what is disturbed, and how."""
