@@ -14,6 +14,7 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,7 @@ def main(args: list[str] | None = None) -> int:
         parser.error(
             f"--only {given.only}: there are {', '.join(OPERATIONS)} and {', '.join(KINDS)}"
         )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by the way of what is removed
     place = Path(tempfile.mkdtemp(prefix="storm-"))
     try:
         return storm(place, operations, kinds, given)

@@ -328,6 +328,11 @@ def test_what_cannot_be_is_refused_with_the_remedy(
         run(kind, bases, files, tmp_path / "run", module=module, data=data, max_steps=1)
 
 
+def test_dpo_refuses_tokens_that_the_base_does_not_know(bases):
+    with pytest.raises(UserError, match="new_tokens, which the base has no embeddings of"):
+        DPO(str(bases / "student"), LoRA(r=2, new_tokens=["<a>"]))
+
+
 def test_a_teacher_with_another_tokenizer_is_refused(bases, files, tmp_path):
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<other>"])

@@ -1,6 +1,7 @@
 import contextlib
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from peft_lightning.files import (
     atomic_folder,
     atomic_text,
     existing_folder,
+    writing,
 )
 
 CRASHED = 9
@@ -234,3 +236,27 @@ def test_a_file_that_only_its_owner_could_read_has_the_mode_of_other_files(tmp_p
         os.umask(before)
     for path in (tmp_path / "folder" / "x.safetensors", tmp_path / "file"):
         assert path.stat().st_mode & 0o777 == mode
+
+
+def test_what_is_left_with_an_odd_name_stops_nobody(tmp_path):
+    host = socket.gethostname()
+    for name in ("abc", "9" * 30, "", "-1", "\n", "1.2", str(2**63)):
+        (tmp_path / f".x.{name}.{host}.tmp").write_text("left")
+    with atomic_file(tmp_path / "x") as file:
+        file.write_text("new")
+    assert (tmp_path / "x").read_text() == "new"
+    assert not (tmp_path / f".x.{'9' * 30}.{host}.tmp").exists()  # no process has that number
+
+
+def test_a_refusal_of_the_system_names_what_is_written_and_not_a_temporary_file(tmp_path):
+    refusals = [
+        OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "other")),
+        OSError("1536 requested and 0 written"),  # numpy's
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 2"),
+    ]
+    for refusal in refusals:
+        with pytest.raises(OSError, match=r"device|Input/output") as caught, writing("mine"):
+            raise refusal
+        assert caught.value.filename == "mine"
+    with pytest.raises(FileNotFoundError, match="other"), writing("mine", tmp_path / ".mine.tmp"):
+        (tmp_path / "other").read_text()  # an error of reading stays as it is

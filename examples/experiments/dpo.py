@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from peft_lightning import CausalLMModule, SFTDataModule
+from peft_lightning import CausalLMModule, SFTDataModule, UserError
 
 SIDES = ("chosen", "rejected")
 
@@ -31,10 +31,18 @@ class DPO(CausalLMModule):
         *args: Those of ``CausalLMModule``.
         beta: How closely the adapter stays with the base; the larger, the closer.
         **kwargs: Those of ``CausalLMModule``.
+
+    Raises:
+        UserError: If the adapter adds tokens, which the base does not know.
     """
 
     def __init__(self, *args: Any, beta: float = 0.1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if getattr(self.adapter, "new_tokens", None):
+            raise UserError(
+                "model.adapter has new_tokens, which the base has no embeddings of, and DPO "
+                "compares with the base: leave them out"
+            )
         self.beta = beta
         self.preferred = MeanMetric()
 

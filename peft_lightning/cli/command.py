@@ -60,7 +60,8 @@ def run_function(function: Callable[..., Any], args: list[str], prog: str) -> No
         len(words) > len(names) and not more
     ):
         extra = words[len(names) :]
-        problem = f"unexpected {extra[0]!r}" if extra else "too few words"
+        lacking = [n.upper() for n in [*names, *([more] if more else [])][len(words) :]]
+        problem = f"unexpected {extra[0]!r}" if extra else f"{lacking[0]} is missing"
         raise UserError(f"{problem}; usage: {usage}")
     for option, given in repeated_options(options):
         raise UserError(f"{option} is given several times: {', '.join(given)}; leave one of them")

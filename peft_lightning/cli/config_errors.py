@@ -133,7 +133,7 @@ def _unknown(fault: _Fault, key: str) -> str:
     if fault.is_nested and "." in section:
         bases = class_bases(_hint(fault.command, fault.path))
         if fault.parser.target in bases and not fault.index.all(f"{section}.class_path"):
-            return f"{where}{section} needs a class_path"
+            return f"{where}{section} needs a class_path, as in --{section} CLASS"
         section = fault.parser.target.__name__
     elsewhere = [a.dest for a in fault.command._actions if a.dest.rpartition(".")[2] == name]
     if foreign := _foreign_name(fault, name, known):

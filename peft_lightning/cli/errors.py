@@ -11,6 +11,7 @@ from types import TracebackType
 
 import jsonargparse
 
+from peft_lightning.cli.lightning_words import in_our_words
 from peft_lightning.files import REFUSED
 from peft_lightning.messages import RunError, UserError, printable, redacted
 
@@ -39,7 +40,7 @@ def one_line(error: BaseException | str) -> str:
     notes = getattr(error, "__notes__", [])
     if notes:  # torch's own advice is long, and for who writes programs
         error = ". ".join([str(error).partition(". ")[0] or type(error).__name__, *notes])
-    return printable(redacted(" ".join(str(error).split())))
+    return printable(redacted(in_our_words(" ".join(str(error).split()))))
 
 
 def users_place(error: BaseException) -> str | None:

@@ -75,8 +75,9 @@ def checkpoint_path(command: str, name: str | None, root: Path) -> str | None:
         rank_zero_info(f"there is no {path} of this run yet: starting from the beginning{earlier}")
         return None
     there = sorted(str(p) for p in folder.glob("*.ckpt"))
+    is_file = f"{path} is a file, and a checkpoint is a folder"
     raise UserError(
-        f"--ckpt_path {name}: there is no {path}; "
+        f"--ckpt_path {name}: {is_file if path.is_file() else f'there is no {path}'}; "
         + (f"there are: {', '.join(there)}" if there else f"{folder} holds no checkpoint")
         + ("; none starts from the beginning" if command == "fit" else "")
     )

@@ -67,6 +67,12 @@ def one_target_more(folder: Path) -> None:
     edit(target_modules=[*targets, "wq"])(folder)
 
 
+def only_needed(folder: Path) -> None:
+    config = json.loads((folder / CONFIG).read_text())
+    kept = ("peft_type", "r", "lora_alpha", "target_modules", "fan_in_fan_out")
+    (folder / CONFIG).write_text(json.dumps({name: config[name] for name in kept}))
+
+
 def other_values(model: Any) -> None:
     for parameter in model.parameters():
         parameter.data *= 1.1
@@ -168,6 +174,27 @@ SITUATIONS = [
         "the weight in the file is what PiSSA leaves of the base's",
         config={"init_lora_weights": "pissa", "target_modules": ["lm_head"]},
         models=("llama", "phi3"),
+    ),
+    Situation(
+        "OLoRA of HF PEFT",
+        READ,
+        "the part that it subtracts follows from the base",
+        config={"init_lora_weights": "olora"},
+        models=("llama", "phi3"),
+    ),
+    Situation(
+        "DoRA on an embedding",
+        REFUSED,
+        "not implemented: merge it with HF PEFT and give the merged model as the base",
+        config={"use_dora": True, "target_modules": ["embed_tokens", "q_proj"]},
+        said="use_dora takes linear layers only.*merged there: merge_and_unload",
+        models=("llama",),
+    ),
+    Situation(
+        "a config of `peft_type`, `r`, `lora_alpha` and `target_modules` alone",
+        READ,
+        "HF PEFT's defaults for all else",
+        only_needed,
     ),
     option("task_type", "SEQ_CLS", "the tensors decide"),
     Situation(

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+import torch
+from peft import (
+    IA3Config,
+    MissConfig,
+    OFTConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+)
 
 from foreign_situations import READ, Situation
 
@@ -30,6 +38,14 @@ HF_SITUATIONS = [
         "full names; from 20 on the ends that tell them from the rest",
         ("llama", "gpt2"),
         target_modules="all-linear",
+    ),
+    Situation(
+        "a base in bfloat16",
+        READ,
+        "float32 all the same",
+        base=lambda model: model.to(torch.bfloat16),
+        onto=lambda model: model.to(torch.bfloat16),
+        models=("llama", "gpt2"),
     ),
     own("`target_modules`, an expression", "as given", target_modules=r".*\.1\..*_proj"),
     own("`target_modules: null`", "the default names", ("llama", "gpt2"), target_modules=None),
@@ -85,6 +101,21 @@ HF_SITUATIONS = [
         "the rows of each; a tied output embedding has none of its own",
         ("llama", "qwen2"),
         trainable_token_indices={EMBEDDING: [5, 3], HEAD: [5, 3]},
+    ),
+    own(
+        "OFT",
+        "`oft_R.weight` (blocks, b (b - 1) / 2) for blocks of b inputs",
+        ("llama", "qwen2"),
+        method=OFTConfig,
+        oft_block_size=8,
+    ),
+    own("MiSS", "`miss_block` (r, out)", ("llama", "qwen2"), method=MissConfig, r=4),
+    own(
+        "IA3",
+        "`ia3_l` (out, 1), or (1, in) for `feedforward_modules`",
+        ("llama", "gpt2"),
+        method=IA3Config,
+        target_modules=None,
     ),
     own(
         "prompt tuning",

@@ -35,7 +35,7 @@ def test_words_and_options_come_in_any_order(args):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["o"], "too few words; usage: x combine OUT PARTS ..."),
+        (["o"], "PARTS is missing; usage: x combine OUT PARTS ..."),
         (["o", "a=1", "--rnk", "3"], "did you mean '--rank'"),
         (["o", "a=1", "--rank", "x"], "--rank must be int or null, got 'x'"),
         (["o", "a=1", "--rank", "3", "--rank=4"], "--rank is given several times: 3, 4; leave one"),

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from peft_lightning import hub
-from peft_lightning.adapters import Full, LoRA, PromptTuning, read_adapter, save_adapter
+from peft_lightning.adapters import IA3, Full, LoRA, PromptTuning, read_adapter, save_adapter
+from peft_lightning.base_model import load_base_model
 from peft_lightning.cli.config_excerpt import public_values
 from peft_lightning.cli.model_card import model_card
 from peft_lightning.commands.card import card
@@ -143,6 +144,30 @@ def test_the_code_of_the_card_runs(system, run, base, tmp_path, monkeypatch, cap
     assert type(space["model"]).__name__ == "PeftModelForCausalLM"
     start = "<|im_start|>system\nBe kind." if system else "<|im_start|>user\nHello<|im_end|>"
     assert space["prompt"].startswith(start)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LoRA(r=2, use_dora=True),
+        LoRA(r=2, new_tokens=["<call>"]),
+        LoRA(r=2, modules_to_save=["lm_head"]),
+        LoRA(r=2, init_lora_weights="pissa"),
+        PromptTuning(num_virtual_tokens=3),
+        IA3(),
+        Full(),
+    ],
+    ids=lambda adapter: str(adapter)[:40],
+)
+def test_the_code_of_the_card_runs_for_every_kind_of_adapter(adapter, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(base, ID)
+    model, tokenizer = load_base_model(ID, frozen=False), byte_tokenizer()
+    adapter = adapter.with_tokenizer(tokenizer)
+    adapter.attach(model)
+    save_adapter(adapter, model, tmp_path / "me" / "it", {"base_model": ID}, tokenizer)
+    space = run_code(front_of(model_card(tmp_path / "me" / "it", ID, None, "me/it"))[1])
+    assert space["prompt"].startswith("<|im_start|>user\nHello")
 
 
 def test_the_card_has_rank_alpha_targets_and_data_also_at_their_defaults(run):

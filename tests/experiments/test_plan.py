@@ -183,7 +183,7 @@ def test_a_named_gpu_is_planned_for_without_running_a_step(base, rows, tmp_path)
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "too few words; usage: python -m peft_lightning plan FIT ..."),
+        ([], "FIT is missing; usage: python -m peft_lightning plan FIT ..."),
         (["--steps", "1"], "--steps must be at least 2, as the first batch warms up, got 1"),
         (["--fit_memory", "8 apples"], "write a size such as 8GiB, 24GiB or 900MiB"),
         (["--ckpt_path", "last"], "plan counts a run from its first step; give --ckpt_path none"),

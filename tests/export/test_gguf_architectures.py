@@ -207,3 +207,23 @@ def test_q4_k_m_is_verified_before_and_its_difference_is_said(tmp_path, capsys):
     fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
     assert fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q4_K_M
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "ckpt", "m.Modelfile", "m.gguf"]
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize(("kind", "alike"), [("q8_0", 0.998), ("q4_k_m", 0.95)])
+@pytest.mark.parametrize("name", ["gemma3", "phi3-longrope", "starcoder2", "gpt_neox"])
+def test_llama_computes_nearly_the_same_from_a_quantised_merged_file(name, kind, alike, tmp_path):
+    """The rest is the error of 8 or 4 bits, large for weights that are random."""
+    needs_llama()
+    base = write_base(tmp_path / "base", CONFIGS[name])
+    ckpt = write_adapter(base, tmp_path / "ckpt", LoRA(4, 3))
+    export(str(ckpt), str(tmp_path / "m.gguf"), type="model", dtype=kind)
+    _, found = answer_of_llama(4, model_path=str(tmp_path / "m.gguf"))
+    model = load_base_model(str(base))
+    with torch.no_grad():
+        plain = model(torch.tensor([ROW])).logits[0, -1]
+        load_adapter(model, ckpt)
+        logits = model(torch.tensor([ROW])).logits[0, -1]
+    correlation = torch.corrcoef(torch.stack([found, logits, plain]))
+    assert correlation[0, 1] > alike
+    assert correlation[0, 1] > correlation[0, 2]  # the adapter is in it

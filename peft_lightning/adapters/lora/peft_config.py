@@ -188,7 +188,8 @@ def check_embedding_targets(options: Mapping[str, Any], embeddings: Collection[s
     if embeddings and (names := [name for name, is_set in given.items() if is_set]):
         raise UserError(
             f"{' and '.join(names)} takes linear layers only, and target_modules choose the "
-            f"embedding {next(iter(embeddings))}: leave it out, or train it with modules_to_save"
+            f"embedding {next(iter(embeddings))}: leave it out, or train it with modules_to_save. "
+            "A folder of HF PEFT that has it is merged there: merge_and_unload()"
         )
 
 

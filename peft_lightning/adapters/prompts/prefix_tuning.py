@@ -44,7 +44,7 @@ class PrefixTuning(PromptLearning):
     """
 
     peft_type: ClassVar[str] = "PREFIX_TUNING"
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 5e-3
     uses_kv_cache: ClassVar[bool] = True
     hf_defaults: ClassVar[dict[str, Any]] = {
         **HF_DEFAULTS,

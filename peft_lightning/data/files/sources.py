@@ -60,7 +60,8 @@ class Source:
                 yield row
         if is_empty:
             files = ", ".join(str(file.path) for file in self.files)
-            raise UserError(f"{self.name}: no rows; {files or 'the data set'} empty")
+            where = f" in {files}" if files and files != self.name else ""
+            raise UserError(f"{self.name}: no rows{where}")
 
     def fingerprint(self) -> list[str]:
         """Return a hash of each file and what is read of it, or of the hub data set's splits."""

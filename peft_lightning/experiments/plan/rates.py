@@ -36,6 +36,7 @@ RATES = {  # peft_type: for bases of at least SMALL parameters, and for smaller 
         RateRange(1e-3, 0.3, "HF PEFT's comparison 1e-3, Lester et al. 2021 0.3 by Adafactor"),
     ),
     "P_TUNING": (RateRange(1e-3, 3e-2, "TRL takes 1e-2 to 3e-2 for prompts"),),
+    "IA3": (RateRange(3e-3, 5e-3, "Liu et al. 2022 took 3e-3, HF PEFT's comparison 5e-3"),),
     "PREFIX_TUNING": (RateRange(1e-3, 3e-2, "HF PEFT's comparison takes 5e-3"),),
 }
 
