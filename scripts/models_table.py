@@ -116,10 +116,11 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     own = [name for name, text in found.items() if "fails in transformers" in text]
     versions = ", ".join(f"{n} {version(n)}" for n in ("transformers", "torch", "peft"))
     lines = [
-        f"{datetime.now(UTC):%Y-%m-%d}, {versions}: {len(by_class)} classes. "
-        f"{len(right)} are right in every column, {len(refused)} are refused with the reason, "
-        f"{len(wrong)} have something wrong, {len(own)} have something that fails in transformers "
-        f"itself, {len(by_class) - len(made)} cannot be made by rule.",
+        f"{datetime.now(UTC):%Y-%m-%d}, {versions}. {len(by_class)} classes: {len(right)} right in "
+        f"every column, {len(made) - len(right) - len(refused) - len(wrong) - len(own)} but for "
+        f"something that is refused, {len(own)} but for something that fails in transformers "
+        f"itself, {len(wrong)} with something wrong, {len(refused)} refused with the reason, "
+        f"{len(by_class) - len(made)} not made by rule.",
         "",
     ]
     for family in sorted({r["family"] for r in made}):
@@ -156,7 +157,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 def cell(text: str) -> str:
     """Return a text that a table takes, without folders of this machine."""
-    return re.sub(r"/tmp/\S+", "FOLDER", text).replace("|", "\\|")[:220]
+    text = re.sub(r"/tmp/\S+", "FOLDER", text)
+    text = re.sub(r"Unrecognized .*\.(\w+)'> for.*", r"AutoModelForCausalLM takes no \1", text)
+    return text.replace("|", "\\|")[:220]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ LONG = 45  # seconds, above which a file is to be in the list
 
 LONG_FILES = [
     "tests/slurm/test_slurm.py",
+    "tests/slurm/test_submission.py",
     "tests/slurm/test_sweep_array.py",
     "tests/kernels/test_compiled_layers.py",
     "tests/kernels/test_machine.py",

@@ -5,8 +5,9 @@ import shutil
 import pytest
 
 from cli_driver import drive
-from peft_lightning.export.unverified import UNFINISHED
+from peft_lightning.export.unverified import UNFINISHED, tell_if_stopped
 from peft_lightning.files import require_no_input
+from peft_lightning.process.signals import STOP
 
 
 def test_an_output_is_no_input_and_lies_in_none_and_holds_none(tmp_path, monkeypatch):
@@ -133,6 +134,17 @@ def test_a_model_whose_verification_was_cut_off_is_replaced_without_a_word(user)
     [(status, _, errors)] = drive(user, [line])
     assert status == 0, errors
     assert not (user / "cut/UNVERIFIED").exists()
+
+
+def test_a_stopped_command_says_what_there_is_of_its_output(tmp_path, monkeypatch):
+    monkeypatch.setattr(STOP, "kept", STOP.kept)
+    out, mark = tmp_path / "m", tmp_path / "m.UNVERIFIED"
+    tell_if_stopped(str(out), mark)
+    assert STOP.kept().endswith("m is left: the same command makes it anew")
+    out.write_text("model")
+    assert STOP.kept().endswith("m is whole")
+    mark.write_text(UNFINISHED)
+    assert STOP.kept().endswith("m is written and not verified: the same command makes it anew")
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(user):

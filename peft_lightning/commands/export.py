@@ -78,7 +78,11 @@ def export(
     )
     from peft_lightning.export.gguf_model import ModelFile
     from peft_lightning.export.ollama import MODELFILE, modelfile_of, write_modelfile
-    from peft_lightning.export.unverified import require_max_logit_difference
+    from peft_lightning.export.unverified import (
+        UNVERIFIED,
+        require_max_logit_difference,
+        tell_if_stopped,
+    )
     from peft_lightning.export.verify import TEXT
     from peft_lightning.files import read_text, require_no_input, require_output
 
@@ -96,6 +100,7 @@ def export(
     inputs = [ckpt_path, base_model, text]
     require_output(out, GGUF, inputs, overwrite)
     require_output(modelfile_of(out), MODELFILE, inputs, overwrite=True)
+    tell_if_stopped(out, Path(f"{out}.{UNVERIFIED}"))
     base, folder, saved = read_checkpoint(ckpt_path, base_model)
     require_no_input(out, [base])
     prompts = PromptFormat() if saved is None else PromptFormat.of_folder(saved.facts, folder)

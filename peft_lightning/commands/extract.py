@@ -50,6 +50,7 @@ def extract(
         write_updates,
     )
     from peft_lightning.export.extracted_lora import extract_updates, find_differences, open_model
+    from peft_lightning.export.unverified import tell_if_stopped
     from peft_lightning.files import require_no_input, require_output
 
     require_rank_or_share(rank, retain)
@@ -58,6 +59,7 @@ def extract(
     if not (name := base_model or facts["base_model"]):
         raise UserError(f"{tuned} does not name its base model: give it with --base_model")
     require_no_input(out, [name])
+    tell_if_stopped(out)
     base = open_model(name, trust_remote_code, revision)
     other = open_model(tuned, trust_remote_code, None)
     fingerprint = base.fingerprint()

@@ -73,6 +73,7 @@ def merge(
         UNVERIFIED,
         require_max_logit_difference,
         settle,
+        tell_if_stopped,
     )
     from peft_lightning.export.verify import TEXT, THRESHOLDS, compare
     from peft_lightning.files import atomic_folder, read_text, require_output, size_in_bytes
@@ -97,6 +98,7 @@ def merge(
             f"{ckpt_path} was trained over {trained_over} weights of {base}, and is merged into "
             f"the original ones; --quantization {trained_over} merges into the former, dequantised"
         )
+    tell_if_stopped(out, Path(out, UNVERIFIED))
     with atomic_folder(out) as folder:
         write_merged(
             folder,

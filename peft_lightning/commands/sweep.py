@@ -117,9 +117,7 @@ def sweep(
     with lock:
         state = SweepState.open(folder, base, asked)
         settle_queued(state)
-        for name, config in point_configs(state, args, stop_early, is_here=not slurm).items():
-            state.write_config(state.points[name], config)
-        state.save()
+        state.write_configs(point_configs(state, args, stop_early, is_here=not slurm))
         STOP.kept = lambda: _kept(state.asked_points(), state.folder)
         STOP.hold("the running points save and end")
         try:

@@ -2,14 +2,16 @@
 
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import transformers
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from peft_lightning.data.files.sources import Source
 from peft_lightning.data.options import RowOptions
@@ -25,10 +27,20 @@ from peft_lightning.data.token_writer import TokenWriter
 from peft_lightning.data.tokenized_dataset import TokenizedDataset
 from peft_lightning.data.tokens.tokenization import RowTokenizer, TokenizedRow
 from peft_lightning.data.tokens.tokenizer import tokenizer_fingerprint
-from peft_lightning.files import sealed_folder, sha256_of_json, user_cache
+from peft_lightning.files import (
+    cannot_be_used,
+    is_closed,
+    is_denied,
+    own_name,
+    sealed_folder,
+    sha256_of_json,
+    user_cache,
+)
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
+from peft_lightning.process.progress_line import rank
 
+HEAD_START = 0.3  # seconds in which the first process of a run takes the lock before the others
 VERSION = 3  # increase it when the same rows would give other tokens or findings
 
 
@@ -42,7 +54,8 @@ def load_or_tokenize(
     """Load the tokenized rows of ``source`` from the cache, or tokenize them and write the cache.
 
     If several processes call this for the same source, one tokenizes and the others wait. A cache
-    that is damaged is made anew, which is said.
+    that is damaged is made anew, which is said. Where the folder is shared and another user's entry
+    or lock is in the way, the rows go beside it.
 
     Args:
         source: The records.
@@ -67,21 +80,61 @@ def load_or_tokenize(
         fingerprint["format"] = sha256_of_json(format_cache_key(options.format))
     versions = [VERSION, transformers.__version__, tokenizers.__version__]
     folder = cache_dir / sha256_of_json([fingerprint, versions])[:32]
-    dataset, damage = _load_complete(folder)
-    if damage:
-        log(f"{source.name}: its rows are tokenized anew, as their cache is damaged: {damage}")
+    places = [folder, folder.with_name(own_name(folder.name))]
+    found = [_load_complete(place) for place in places]
+    dataset = next((loaded for loaded, _ in found if loaded is not None), None)
     if dataset is None:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            dataset, _ = _load_complete(folder)  # another process may have written it
-            if dataset is None:
-                _tokenize_into(folder, fingerprint, source, row_tokenizer, options)
-                dataset = TokenizedDataset(folder)
+        closed = is_closed(folder)
+        if damage := "" if closed else next((why for _, why in found if why), ""):
+            log(f"{source.name}: its rows are tokenized anew, as their cache is damaged: {damage}")
+
+        def tokenize(place: Path) -> None:
+            _tokenize_into(place, fingerprint, source, row_tokenizer, options)
+
+        dataset = _made_once(places[closed:], Path(source.name).name, tokenize)
     log(f"{source.name}: format {dataset.meta['format']}")
     log(f"{source.name}: {dataset.meta['counts']}")
     if dataset.meta["read"] == options.max_rows:
         log(f"{source.name}: the first {options.max_rows:,} rows are read, as data.max_rows says")
     return dataset
+
+
+def _made_once(places: list[Path], name: str, tokenize: Callable[[Path], None]) -> TokenizedDataset:
+    """Return the rows of the first place that can be written, by whichever process is the first.
+
+    Args:
+        places: Where the cache may be: for all users, and for this one where others are in the way.
+        name: Of the source.
+        tokenize: Writes the cache to a place.
+
+    Raises:
+        UserError: If no place can be written.
+    """
+    if rank() != 0:  # the first process shows the progress
+        time.sleep(HEAD_START)
+    problem = None
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(f"{place}.lock")
+            with suppress(Timeout):
+                lock.acquire(timeout=0)
+            if not lock.is_locked:
+                with Progress(f"waiting for the process that is tokenizing {name}"):
+                    lock.acquire()
+            with lock:
+                dataset, _ = _load_complete(place)  # another process may have written it
+                if dataset is None:
+                    tokenize(place)
+                    dataset = TokenizedDataset(place)
+                lock.release()
+                return dataset
+        except OSError as error:
+            if not is_denied(error):
+                raise
+            problem = error
+    assert problem is not None
+    raise cannot_be_used(places[0].parent, problem) from problem
 
 
 def default_cache_dir() -> Path:

@@ -37,6 +37,7 @@ from peft_lightning.files.outputs import (
     sealed_files,
     unedited_card,
 )
+from peft_lightning.files.shared_cache import cannot_be_used, is_closed, is_denied, own_name
 from peft_lightning.files.sizes import size_in_bytes
 from peft_lightning.files.user_files import (
     read_text,
@@ -54,9 +55,13 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "atomic_text",
+    "cannot_be_used",
     "existing_folder",
+    "is_closed",
+    "is_denied",
     "lock_folder",
     "marked_file",
+    "own_name",
     "read_checksums",
     "read_text",
     "remove_folder",

@@ -27,7 +27,13 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from peft_lightning.files import atomic_folder, sha256_of_json
+from peft_lightning.files import (
+    atomic_folder,
+    cannot_be_used,
+    is_denied,
+    own_name,
+    sha256_of_json,
+)
 from peft_lightning.messages import UserError
 from peft_lightning.process.progress import Progress
 
@@ -100,6 +106,26 @@ class HiddenStates:
         return torch.from_numpy(values).view(self._dtype).view(len(ids), self._width)
 
 
+def _writable(root: Path) -> Path:
+    """Return the folder of the states: ``root``, or one beside it if that is another user's.
+
+    Raises:
+        UserError: If neither can be written.
+    """
+    problem = None
+    for place in (root, root.with_name(own_name(root.name))):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            (place / ".lock").open("a").close()
+            return place
+        except OSError as error:
+            if not is_denied(error):
+                raise
+            problem = error
+    assert problem is not None
+    raise cannot_be_used(root.parent, problem) from problem
+
+
 def frozen_states(
     run: Callable[[Batch], Tensor],
     sources: Sequence[TokenRows],
@@ -129,7 +155,7 @@ def frozen_states(
     facts = {**facts, **form, "flat": flat, "versions": versions}
     token_bytes = sample.shape[-1] * sample.dtype.itemsize
     root = sources[0].folder.parent / "frozen"
-    root.mkdir(parents=True, exist_ok=True)
+    root = _writable(root)
     folders = {_name({**facts, "tokens": source.folder.name}): source for source in sources}
     needed = sum(int(source.lengths.sum()) for source in sources) * token_bytes
     if needed > limit:

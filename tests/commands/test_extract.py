@@ -66,7 +66,13 @@ def test_rank_and_energy_decide_what_is_retained_and_each_layer_tells(base, tmp_
     names = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"]
     tuned(base, tmp_path / "tuned", [f"{name}.weight" for name in names])
     for options, rank, kept in (({"rank": 1}, 1, "90.00%"), ({"retain": 0.95}, 2, "100.00%")):
-        extract(str(tmp_path / "tuned"), str(tmp_path / "a"), base_model=str(base), **options)
+        extract(
+            str(tmp_path / "tuned"),
+            str(tmp_path / "a"),
+            base_model=str(base),
+            overwrite=True,
+            **options,
+        )
         lines = capsys.readouterr().out.splitlines()
         for name, line in zip(names, lines[1:3], strict=True):
             words = line.split()

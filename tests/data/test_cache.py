@@ -1,6 +1,8 @@
 import json
 import multiprocessing
+import os
 import pickle
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -238,6 +240,67 @@ def test_one_process_tokenizes_and_the_others_wait(jsonl, tmp_path):
         process.join(timeout=30)
         assert process.exitcode == 0
     assert sorted(outcomes, key=str) == [7, 7, 7, "made"]
+
+
+def _as_nobody(work, results):
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    try:
+        results.put(work())
+    except Exception as error:
+        results.put(f"{type(error).__name__}: {error}")
+
+
+def as_nobody(work):
+    """Return what a function returns to another user, or its error."""
+    forking = multiprocessing.get_context("fork")
+    results = forking.SimpleQueue()
+    process = forking.Process(target=_as_nobody, args=(work, results))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    return results.get()
+
+
+@pytest.fixture
+def shared(make, jsonl, tmp_path):
+    """A sticky cache folder in which this user has made an entry; rows that all can read."""
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user needs root")
+    file = jsonl("x.jsonl", ROWS)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o1777)
+    make(file)
+    [entry] = (f for f in (tmp_path / "cache").iterdir() if f.is_dir())
+    return entry, lambda: len(make(file))
+
+
+@pytest.mark.parametrize("way", ["readable", "closed", "damaged", "locked"])
+def test_users_of_one_cache_folder_are_not_in_each_others_way(shared, way):
+    entry, work = shared
+    if way == "closed":  # made under umask 077
+        entry.chmod(0o700)
+    elif way == "damaged":
+        (entry / "meta.json").unlink()
+    elif way == "locked":
+        shutil.rmtree(entry)  # its lock is left
+        Path(f"{entry}.lock").touch(0o644)
+    assert as_nobody(work) == len(ROWS)
+    own = [f for f in entry.parent.iterdir() if f.is_dir() and f.name.endswith("-65534")]
+    assert len(own) == (way != "readable")
+
+
+def test_a_cache_folder_that_cannot_be_written_is_one_line_with_its_option(shared):
+    entry, work = shared
+    entry.parent.chmod(0o755)
+    assert as_nobody(work) == len(ROWS)  # it is there
+    shutil.rmtree(entry)
+    said = as_nobody(work)
+    assert said.startswith(f"UserError: the cache folder {entry.parent} cannot be written: ")
+    assert said.endswith("give data.cache_dir a folder of your own")
 
 
 def test_a_worker_maps_the_files_itself(make, jsonl):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from peft_lightning.cli.fit_options import given_options
+from peft_lightning.experiments.sweep import state as state_module
 from peft_lightning.experiments.sweep.progress import time_left
 from peft_lightning.experiments.sweep.slurm import array_of, link_tasks, to_submit
 from peft_lightning.experiments.sweep.state import PointState, SweepState
@@ -78,8 +79,29 @@ def test_a_secret_is_not_written_into_a_points_config(tmp_path):
     state = opened(tmp_path / "s")
     config = {"trainer": {"logger": {"init_args": {"api_key": "0123456789"}}}}
     with pytest.raises(UserError, match=r"trainer.logger.init_args.api_key is a secret"):
-        state.write_config(state.points["r=2-seed=0"], config)
+        state.write_configs({"r=2-seed=0": config})
     assert not (tmp_path / "s").exists()
+
+
+def test_a_sweep_that_a_full_disk_has_stopped_at_its_start_goes_on(tmp_path, monkeypatch):
+    write, left = state_module.atomic_text, 0
+
+    def limited(path, text):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, text)
+
+    for allowed in range(3):  # writes before the disk is full
+        folder, left = tmp_path / str(allowed), allowed
+        state = opened(folder)
+        folder.mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(state_module, "atomic_text", limited)
+            with pytest.raises(OSError, match="No space"):
+                state.write_configs({name: {"model": name} for name in state.asked})
+        assert len(opened(folder).asked_points()) == 4
 
 
 def test_the_time_left_follows_from_the_finished_points():
@@ -102,8 +124,7 @@ def test_what_is_left_to_submit_keeps_its_number_and_finds_its_config_and_log(tm
     assert [point.name for point in points] == ["r=2-seed=1", "r=4-seed=1"]
     assert array_of(state, points, None) == "1,3"
     assert array_of(state, points, 2) == "1,3%2"
-    for point in points:
-        state.write_config(point, {"model": point.name})
+    state.write_configs({point.name: {"model": point.name} for point in points})
     link_tasks(state, points)
     assert "r=4-seed=1" in (state.folder / "tasks" / "3.yaml").read_text()
     (state.folder / "tasks" / "1.log").write_text("said")

@@ -146,6 +146,19 @@ def test_virtual_tokens_reach_a_model_whose_generate_takes_token_ids_alone(kind)
     assert generate_tokens(model, adapter, Ends(), ROWS, 6) != want
 
 
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_they_reach_it_in_chat_too_which_prints_the_answer_as_it_comes(kind):
+    adapter, tokenizer = PromptTuning(num_virtual_tokens=3), byte_tokenizer()
+    model, pieces = recurrent(kind, adapter), []
+    want = by_hand(model, adapter, ROWS[2], 6)
+    found = generate_tokens(
+        model, adapter, tokenizer, ROWS[2:3], 6, end_ids=(), stop=["never"], on_text=pieces.append
+    )
+    assert found == [want]
+    expected = tokenizer.decode(want, skip_special_tokens=True)
+    assert "".join(pieces).strip() == expected.strip()
+
+
 def test_an_answer_ends_before_its_end_token():
     model = adapted("llama", None)
     free = generate_tokens(model, None, Ends(), ROWS, 8)

@@ -82,7 +82,7 @@ class Cluster:
         command += ["--trainer.default_root_dir", str(self.folder / name), *options]
         environment = {**self.environment, "MASTER_PORT": str(_free_port()), **variables}
         return subprocess.run(
-            command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=120
+            command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=180
         )
 
     def script(self, name: str, text: str, *sbatch: str) -> "Job":

@@ -16,12 +16,13 @@ from cluster import Job, wait_until
 pytestmark = pytest.mark.slurm
 
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--nodelist=n1,n2")
-SLOW = {"STEP_DELAY": 0.12, "VALIDATION_DELAY": 0.05}  # the second rank takes twice as long
+SLOW = {"STEP_DELAY": 0.25, "VALIDATION_DELAY": 0.05}  # the second rank takes twice as long
 
 
 @pytest.fixture(scope="session")
 def jobs(cluster):
     """Jobs that train at the same time, each disturbed in its way."""
+    number = submit_array(cluster)  # which takes as long as the imports
     found = {
         "undisturbed": cluster.train("undisturbed", *TWO_NODES),
         "signalled": cluster.train("signalled", *TWO_NODES, **SLOW),
@@ -29,7 +30,6 @@ def jobs(cluster):
     os.kill(found["signalled"].wait_for_ranks(2)[1], signal.SIGUSR1)  # as it begins to import
 
     found["crashed"] = cluster.train("crashed", "--nodelist=n3", STEP_DELAY=0.2)
-    number = submit_array(cluster)
     for task in "01":
         job = Job(cluster, f"{number}_{task}", cluster.folder / "array" / task)
         found[f"task {task}"] = job
@@ -47,11 +47,11 @@ def submit_array(cluster):
     command += ["--trainer.default_root_dir", f"{cluster.folder}/array/%a"]
     done = subprocess.run(
         [sys.executable, "-m", "peft_lightning", *command, "--seed_everything", "%a"],
-        env={**cluster.environment, "STEP_DELAY": "0.1"},
+        env={**cluster.environment, "STEP_DELAY": "0.4"},
         cwd=cluster.folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split("submitted job ")[1].split(";")[0]

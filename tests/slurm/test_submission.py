@@ -19,12 +19,10 @@ def job_of(cluster, name):
 
 
 def test_a_job_that_starts_again_trains_by_the_config_that_was_submitted(cluster):
-    done = cluster.submit("copied", "--trainer.max_epochs", "3", STEP_DELAY="0.3")
+    done = cluster.submit("copied", "--trainer.max_epochs", "2", STEP_DELAY="0.5")
     assert done.returncode == 0, done.stderr
     job = job_of(cluster, "copied")
     assert f"its log is {job.root}/slurm-{job.number}.out" in done.stdout
-    again = cluster.submit("copied", "--model.learning_rate", "1e-4")
-    assert again.returncode == 2
     text = cluster.config.read_text()
     job.wait_for_steps(2)
     cluster.config.write_text(text.replace("1.0e-2", "1.0e-5"))
@@ -36,7 +34,7 @@ def test_a_job_that_starts_again_trains_by_the_config_that_was_submitted(cluster
         cluster.config.write_text(text)
     config = yaml.safe_load((job.root / "config.yaml").read_text())
     assert config["model"]["learning_rate"] == 1e-2
-    assert [row["step"] for row in job.trace() if "ids" in row] == list(range(1, 37))
+    assert [row["step"] for row in job.trace() if "ids" in row] == list(range(1, 25))
 
 
 NESTED = """
@@ -83,7 +81,7 @@ def test_a_run_within_a_larger_job_saves_and_leaves_the_job_alone(cluster):
 
 
 def test_a_job_that_fails_whenever_it_starts_is_not_started_a_third_time(cluster):
-    assert cluster.submit("loop", STEP_DELAY="0.5").returncode == 0
+    assert cluster.submit("loop", STEP_DELAY="100").returncode == 0
     job = job_of(cluster, "loop")
     for restart in (0, 1):
         job.wait_for_start(restart)

@@ -25,7 +25,7 @@ def sweep(cluster, *options):
     command += ["--dir", "array-sweep", *options]
     return subprocess.run(
         [sys.executable, "-m", "peft_lightning", *command],
-        env={**cluster.environment, "STEP_DELAY": "0.1"},
+        env={**cluster.environment, "STEP_DELAY": "1"},
         cwd=cluster.folder,
         capture_output=True,
         text=True,

@@ -114,6 +114,19 @@ def count_kinds(
     return f"{those}; not: {shortened(missing, limit=8)}" if missing else None
 
 
+def of_stacked_experts(model: nn.Module, names: Collection[str]) -> str | None:
+    """Return why ``names`` of ``target_modules`` match nothing, if experts have those weights."""
+    experts = _stacked_experts(model)
+    if not experts or not any(name == "mlp" or name in experts for name in names):
+        return None
+    stacked = ", ".join(f"{name} {n}" for name, n in experts.items())
+    return (
+        f"target_modules {', '.join(names)}: {type(model).__name__} has no such linear layer, its "
+        f"experts have their weights in one parameter a layer ({stacked}), which a LoRA does not "
+        "act on; give attention or all-linear"
+    )
+
+
 def _stacked_experts(model: nn.Module) -> dict[str, int]:
     """Return the kinds of weights that many experts have in one parameter, and how many they are.
 

@@ -13,7 +13,7 @@ from peft_lightning.adapters.lora.embedding import is_embedding
 from peft_lightning.adapters.lora.expressions import fullmatch, require_expression, within_time
 from peft_lightning.adapters.lora.layers import is_linear
 from peft_lightning.adapters.lora.name_matching import ends_with, matches, shortest_suffixes
-from peft_lightning.adapters.lora.reached_layers import left_out
+from peft_lightning.adapters.lora.reached_layers import left_out, of_stacked_experts
 from peft_lightning.messages import UserError, did_you_mean, shortened
 
 SHORTHANDS = ("all-linear", "attention", "mlp")
@@ -97,7 +97,8 @@ class Targets:
         wanted = self._expanded(model)
         unmatched = self.unmatched_names(model)
         if unmatched or not wanted:
-            raise UserError(self._unmatched(unmatched or [str(self.target_modules)], layers))
+            names = unmatched or [str(self.target_modules)]
+            raise UserError(of_stacked_experts(model, names) or self._unmatched(names, layers))
         if unknown := self.unmatched_numbers(model):
             numbers = {n for n in map(self._number, layers) if n is not None}
             there = f"0 to {max(numbers)}" if numbers else "none"

@@ -123,22 +123,31 @@ class SweepState:
         """Return the file with the output of a point."""
         return self.path(point) / LOG
 
-    def write_config(self, point: PointState, config: dict[str, Any]) -> None:
-        """Write the config that the ``fit`` of a point is started with.
+    def write_configs(self, configs: Mapping[str, dict[str, Any]]) -> None:
+        """Write ``sweep.json``, and the configs that the ``fit`` of the points are started with.
+
+        The former is first: a folder with points alone is none of a sweep.
+
+        Args:
+            configs: By the names of the points.
 
         Raises:
-            UserError: If a secret would be in the file.
+            UserError: If a secret would be in a file.
         """
-        removed: list[str] = []
-        without_secrets(config, removed)
-        if removed:
-            raise UserError(
-                f"{removed[0]} is a secret, and a sweep keeps the config of each point in a file: "
-                "give it in the environment"
-            )
-        self.path(point).mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        atomic_text(self.path(point) / CONFIG, text)
+        for config in configs.values():
+            removed: list[str] = []
+            without_secrets(config, removed)
+            if removed:
+                raise UserError(
+                    f"{removed[0]} is a secret, and a sweep keeps the config of each point in a "
+                    "file: give it in the environment"
+                )
+        self.save()
+        for name, config in configs.items():
+            folder = self.path(self.points[name])
+            folder.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+            atomic_text(folder / CONFIG, text)
 
     def refresh(self, point: PointState) -> None:
         """Read what the run's own ``summary.json`` says of a point."""

@@ -61,9 +61,13 @@ def difference_of(facts: list[dict[str, Any]]) -> str | None:
         if what == "node":
             continue
         for rank, other in enumerate(facts):
-            if other[what] == facts[0][what]:
+            first, second = facts[0][what], other[what]
+            if what == "code":  # a module may be loaded by the first process alone
+                first = {name: first[name] for name in first if name in second}
+                second = {name: second[name] for name in first}
+            if first == second:
                 continue
-            ours, theirs = _differing(facts[0][what], other[what])
+            ours, theirs = _differing(first, second)
             mend = MEND.get(what, "start all of them with the same command and config")
             return (
                 f"the processes differ in their {what}: process 0 on {facts[0]['node']} has "

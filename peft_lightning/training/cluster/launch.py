@@ -60,6 +60,25 @@ def find_launch(environment: Mapping[str, str]) -> Launch:
     return Launch("srun", max(1, tasks // nodes), nodes, True)
 
 
+def status_of_stop(number: int, is_first: bool, environment: Mapping[str, str]) -> int:
+    """Return the exit status of one of several processes that a signal has stopped cleanly.
+
+    Args:
+        number: Of the signal.
+        is_first: Whether the process is the first of its node. Lightning's launcher kills that one
+            when another that it has started fails.
+        environment: Variables of the process. torchrun takes any status but 0 for a failure: it
+            starts all processes again if it may, and else prints a report of its own.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        starts, most = (
+            int(environment.get(f"TORCHELASTIC_{name}") or 0)
+            for name in ("RESTART_COUNT", "MAX_RESTARTS")
+        )
+        return 128 + number if starts < most else 0
+    return 128 + number if is_first else 0
+
+
 class SlurmTasks(SLURMEnvironment):
     """The tasks that srun has started, whatever the job is called and was allocated."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from signal import SIGINT, Signals
 from typing import Any
 
@@ -17,6 +18,7 @@ from peft_lightning.process import slurm
 from peft_lightning.process.signals import STOP, STOP_SIGNALS, StopSignal, own_line
 from peft_lightning.training.averaging import swap_back
 from peft_lightning.training.checkpoint import AdapterCheckpoint
+from peft_lightning.training.cluster.launch import status_of_stop
 from peft_lightning.training.cluster.step_boundary import step_boundary
 from peft_lightning.training.step_progress import (
     at_step_boundary,
@@ -127,8 +129,7 @@ class StopOnSignal(Callback):
             return
         self._save(trainer, received)
         stop = StopSignal(received)
-        # Lightning's launcher kills the first process of a node when one that it started fails
-        stop.code = 128 + received if trainer.local_rank == 0 else 0
+        stop.code = status_of_stop(received, trainer.local_rank == 0, os.environ)
         if slurm.current_job() is not None and received != SIGINT:
             own = slurm.stop_status(received, rank_zero_info) if trainer.is_global_zero else None
             stop.code = trainer.strategy.broadcast(own)

@@ -123,6 +123,13 @@ def test_a_mixture_of_experts_says_how_many_layers_of_each_kind_have_an_update()
     assert adapted(tiny_model("llama")).count_layers(tiny_model("llama")) is None
 
 
+@pytest.mark.parametrize("names", ["mlp", ["gate_up_proj"]])
+def test_experts_in_one_parameter_are_named_where_they_are_asked_for(names):
+    with pytest.raises(UserError, match=r"MixtralForCausalLM has no .* a layer \(gate_up_proj 8"):
+        adapted(model_of("mixtral"), target_modules=names)
+    assert "down_proj 8 (of experts" in adapted(model := model_of("mixtral")).count_layers(model)
+
+
 def test_an_output_may_be_changed_in_place():
     layer = adapted_linear = nn.Sequential(nn.Linear(4, 4, bias=False)).requires_grad_(False)
     LoRA(r=1, target_modules=["0"], init_lora_weights=False).attach(layer)

@@ -20,6 +20,9 @@ FACTS = {
 
 def test_equal_processes_have_no_difference():
     assert difference_of([FACTS, {**copy.deepcopy(FACTS), "node": "n2"}]) is None
+    more = {**FACTS["code"], "plots.py": "e" * 64}  # that one of them has loaded
+    assert difference_of([{**FACTS, "code": more}, FACTS]) is None
+    assert difference_of([FACTS, {**FACTS, "code": more}]) is None
 
 
 OTHER_RATE = {"options": {**FACTS["options"], "model.learning_rate": 0.2}}

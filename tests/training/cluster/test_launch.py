@@ -8,6 +8,7 @@ from peft_lightning.training.cluster.launch import (
     SlurmTasks,
     find_launch,
     launched_options,
+    status_of_stop,
 )
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
@@ -70,3 +71,11 @@ def test_without_srun_a_run_in_a_job_is_an_ordinary_one():
 def test_other_numbers_are_one_line_with_both_and_the_right_command(options, launch, message):
     with pytest.raises(ValueError, match=message):
         launched_options(options, launch)
+
+
+def test_torchrun_starts_a_stopped_run_again_if_it_may_and_else_takes_it_for_no_failure():
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "1"}
+    for first in (True, False):
+        assert status_of_stop(15, first, {**torchrun, "TORCHELASTIC_MAX_RESTARTS": "2"}) == 143
+        assert status_of_stop(15, first, {**torchrun, "TORCHELASTIC_MAX_RESTARTS": "1"}) == 0
+    assert (status_of_stop(15, True, {}), status_of_stop(15, False, {})) == (143, 0)
