@@ -18,7 +18,7 @@ def test_an_output_is_no_input_and_lies_in_none_and_holds_none(tmp_path, monkeyp
         with pytest.raises(ValueError, match="which is read: give another place to write to"):
             require_no_input(out, ["owner/model", None, "in"])
     for out in ("other", "inn", "other/in", "in.gguf"):
-        require_no_input(out, ["owner/model", None, "in"])
+        require_no_input(out, ["owner/model", None, "", "in"])
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def require_no_input(out: str | Path, inputs: Iterable[str | Path | None]) -> No
     """
     target = Path(out).expanduser().resolve()
     for given in inputs:
-        source = Path(given).expanduser() if given is not None else None
+        source = Path(given).expanduser() if given else None
         if source is None or not source.exists():
             continue
         source = source.resolve()
