@@ -41,7 +41,9 @@ def take_class_defaults(model: Namespace, given: Namespace) -> None:
         known = inspect.signature(kind).parameters if kind else {}
         own = getattr(chosen, "init_args", None) or Namespace()
         for key in vars(arguments).keys() - vars(own).keys() & known.keys():
-            arguments[key] = _default_of(kind, key, known[key].default)
+            default = _default_of(kind, key, known[key].default)
+            if arguments[key] != default:  # 32.0, as it is parsed, stays 32.0
+                arguments[key] = default
 
 
 def _default_of(kind: Any, name: str, default: Any) -> Any:
