@@ -20,7 +20,7 @@ def test_from_command_to_loss_there_are_five_frames_of_ours(base, rows, tmp_path
     options = {"model": "raising.Raises", "model.base_model": base, "data.train": rows}
     options |= {"data.val_fraction": 0, "trainer.max_steps": 1, "trainer.accelerator": "cpu"}
     args = [f"--{name}={value}" for name, value in options.items()]
-    ((status, _, error),) = drive(tmp_path, [["fit", *args]])
+    ((status, _, error),) = drive(tmp_path, [["fit", *args, "--debug"]])
     assert status == "traceback"
     assert 'raise RuntimeError("here")' in error
     frames = re.findall(FRAME, error)

@@ -54,6 +54,22 @@ def what_is_missing(index: ConfigIndex, fault: str) -> str:
     )
 
 
+def defaults_used(
+    index: ConfigIndex, trainer: Any, epochs_filled: bool, base: str | None
+) -> list[str]:
+    """Return one line about the default model, and one about defaults of the Trainer.
+
+    Args:
+        index: What the user gave.
+        trainer: The Trainer's arguments.
+        epochs_filled: Whether the epochs are the default.
+        base: The default model, if it is used.
+    """
+    of_model = f"no --model.base_model: the quick start's model is used, {base}"
+    said = what_is_default(index, trainer, epochs_filled)
+    return [line for line in (of_model if base else "", said) if line]
+
+
 def what_is_default(index: ConfigIndex, trainer: Any, epochs_filled: bool) -> str | None:
     """Return one line about the defaults of the trainer that are used, None if there are none."""
     found = []

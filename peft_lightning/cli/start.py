@@ -5,13 +5,22 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from peft_lightning.cli.defaults import fill_adapter
+from peft_lightning.data.datamodule import SFTDataModule
+from peft_lightning.data.trained_prompts import common_format
+from peft_lightning.inference.load import named_folders
+from peft_lightning.inference.prompt_formats import formats_of
 from peft_lightning.messages import UserError
 from peft_lightning.training.checkpoint_path import NO_CHECKPOINT, checkpoint_path, require_free
+
+
+class NothingLeftError(Exception):
+    """A run that is finished is asked to go on; says so."""
 
 
 @rank_zero_only
@@ -75,3 +84,21 @@ def take_init_from(section: Namespace, given: Namespace, ckpt_path: str | None) 
         rank_zero_info(
             f"model.init_from {section.init_from} is not read: the weights are those of {ckpt_path}"
         )
+
+
+def use_trained_prompts(
+    model: Any, datamodule: Any, config: Namespace, given: Namespace | None
+) -> None:
+    """Take the tokenizer and the prompts of the adapters; options that are given win.
+
+    Args:
+        model: The ``CausalLMModule`` that answers.
+        datamodule: Of the rows; one of the user's is left alone.
+        config: The command's configuration, which names the adapters.
+        given: The options of the data that the user gave.
+    """
+    folders = named_folders(config.get("adapter"), config.ckpt_path)
+    model.tokenizer_folder = next(map(Path, folders.values()), None)
+    if isinstance(datamodule, SFTDataModule):
+        names = [name for name, value in vars(given or Namespace()).items() if value is not None]
+        datamodule.use_prompt_format(common_format(formats_of(folders)), names)

@@ -29,7 +29,7 @@ from peft_lightning.cli.defaults import (
 from peft_lightning.cli.errors import innermost, one_line, reason_in_union
 from peft_lightning.cli.fit_defaults import (
     default_base_model,
-    what_is_default,
+    defaults_used,
     what_is_missing,
 )
 from peft_lightning.cli.option_bounds import check_bounds, located
@@ -42,15 +42,14 @@ from peft_lightning.cli.predict import (
 )
 from peft_lightning.cli.save_config import SaveConfig
 from peft_lightning.cli.start import (
+    NothingLeftError,
     checkpoint_to_start_from,
     require_writable,
     take_init_from,
+    use_trained_prompts,
 )
 from peft_lightning.data.datamodule import SFTDataModule
-from peft_lightning.data.trained_prompts import common_format
 from peft_lightning.files import REFUSED
-from peft_lightning.inference.load import named_folders
-from peft_lightning.inference.prompt_formats import formats_of
 from peft_lightning.messages import UserError
 from peft_lightning.module import CausalLMModule
 from peft_lightning.process import slurm
@@ -118,20 +117,28 @@ class PeftCLI(LightningCLI):
             self.default_base = default_base_model(index, self.module_class)
         if self.default_base is not None:
             args = [*args, "--model.base_model", self.default_base]
-        super().__init__(
-            CausalLMModule,
-            SFTDataModule if self.own_data is None else L.LightningDataModule,
-            trainer_class=Trainer,
-            parser_class=Parser,
-            args=[command, *args],
-            subclass_mode_model=self.experiment is not None,
-            subclass_mode_data=self.own_data is not None,
-            save_config_callback=SaveConfig,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        try:
+            super().__init__(
+                CausalLMModule,
+                SFTDataModule if self.own_data is None else L.LightningDataModule,
+                trainer_class=Trainer,
+                parser_class=Parser,
+                args=[command, *args],
+                subclass_mode_model=self.experiment is not None,
+                subclass_mode_data=self.own_data is not None,
+                save_config_callback=SaveConfig,
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+        except NothingLeftError as end:
+            rank_zero_print(str(end))
+        except OSError as error:
+            if error.filename is None and error.errno in REFUSED:  # by a library
+                root = self.trainer.default_root_dir
+                raise OSError(error.errno, error.strerror, root) from error
+            raise
 
     def _class_of(self, section: str, base: type) -> tuple[str | None, type]:
         """Return the class path of a section that names a class of the user's, and the class."""
@@ -217,7 +224,8 @@ class PeftCLI(LightningCLI):
         if config.trainer.barebones:
             take_back_defaults(config.trainer, self.chosen[self.command].get("trainer"))
         if self.command == "fit":
-            self._defaults = self._list_defaults(config.trainer, fill_epochs(config.trainer))
+            filled = fill_epochs(config.trainer)
+            self._defaults = defaults_used(self.index, config.trainer, filled, self.default_base)
         config.ckpt_path = checkpoint_to_start_from(self.command, config, root)
         section = config.model.init_args if self.experiment else config.model
         if section.get("init_from") is not None:
@@ -226,12 +234,6 @@ class PeftCLI(LightningCLI):
             given = given.get("init_args") if self.experiment else given
             take_init_from(section, given, config.ckpt_path)
         self.fill_module_options(config)
-
-    def _list_defaults(self, trainer: Namespace, epochs_filled: bool) -> list[str]:
-        """Return one line about the default model, and one about defaults of the Trainer."""
-        base, said = self.default_base, what_is_default(self.index, trainer, epochs_filled)
-        of_model = f"no --model.base_model: the quick start's model is used, {base}"
-        return [line for line in (of_model if base else "", said) if line]
 
     def fill_module_options(self, config: Namespace) -> None:
         """Set what follows from other options of the module: defaults of classes, learning rate.
@@ -264,29 +266,21 @@ class PeftCLI(LightningCLI):
         if self.config_init[self.command].get("verbose"):
             built.callbacks.append(Summary(verbose=True))  # type: ignore[attr-defined]
         settle_resources(built)  # before it starts the other processes
+        if built.world_size > 1:
+            watch_partners()
         return built
 
     # ---- running -------------------------------------------------------------------------------
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run the command, unless it is a ``fit`` that has nothing left to do."""
-        if subcommand == "fit":
-            checkpoint = self.config_init["fit"].ckpt_path
-            if (step := finished_step(self.trainer, checkpoint)) is not None:
-                rank_zero_print(nothing_left(self.trainer, step))
-                return
-        if self.trainer.world_size > 1:
-            watch_partners()
-        try:
-            super()._run_subcommand(subcommand)
-        except OSError as error:
-            if error.filename is None and error.errno in REFUSED:  # by a library
-                root = self.trainer.default_root_dir
-                raise OSError(error.errno, error.strerror, root) from error
-            raise
-
     def before_fit(self) -> None:
-        """Print the defaults that are used. Not earlier, so that an error is the only line."""
+        """Print the defaults that are used. Not earlier, so that an error is the only line.
+
+        Raises:
+            NothingLeftError: If the run is finished.
+        """
+        step = finished_step(self.trainer, self.config_init["fit"].ckpt_path)
+        if step is not None:
+            raise NothingLeftError(nothing_left(self.trainer, step))
         for line in self._defaults:
             rank_zero_info(line)
         if slurm.current_job() is not None:
@@ -324,11 +318,5 @@ class PeftCLI(LightningCLI):
         write_predictions(self.trainer, self.model, datamodule, given, kwargs)
 
     def _use_trained_prompts(self) -> None:
-        """Take the tokenizer and the prompts of the adapters; options that are given win."""
-        config = self.config_init[self.command]
-        folders = named_folders(config.get("adapter"), config.ckpt_path)
-        self.model.tokenizer_folder = next(map(Path, folders.values()), None)
-        if isinstance(self.datamodule, SFTDataModule):
-            chosen = self.chosen[self.command].get("data") or Namespace()
-            given = [name for name, value in vars(chosen).items() if value is not None]
-            self.datamodule.use_prompt_format(common_format(formats_of(folders)), given)
+        config, chosen = (c[self.command] for c in (self.config_init, self.chosen))
+        use_trained_prompts(self.model, self.datamodule, config, chosen.get("data"))

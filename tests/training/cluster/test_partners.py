@@ -37,7 +37,12 @@ class Fail(Callback):
     ("failure", "strategy", "status", "message"),
     [
         ("refused", "ddp", 2, "error: process 1 on {host}: no such row"),
-        ("broken", "fsdp2", 1, "error: process 1 on {host}: KeyError: no such row"),
+        (
+            "broken",
+            "fsdp2",
+            1,
+            "error: process 1 on {host}: Fail.on_train_batch_end (failing.py, line 12) raised",
+        ),
         ("killed", "fsdp2", 1, "error: another process of this run has ended without a word"),
     ],
 )
@@ -52,5 +57,5 @@ def test_the_reason_of_the_process_that_failed_is_the_one_that_is_told(
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 1, done.stderr
     assert told[0].startswith(message.format(host=os.uname().nodename))
-    assert done.stderr.count("Traceback") == (failure == "broken")
+    assert "Traceback" not in done.stderr
     assert done.returncode in (status, -signal.SIGKILL)  # Lightning's observer, on a busy machine
