@@ -21,6 +21,7 @@ from peft_lightning.cli.config_index import read_arguments, repeated_options
 from peft_lightning.cli.errors import one_line
 from peft_lightning.messages import UserError, print_one_line_warnings
 
+MAY_BE_EMPTY = ("--prompt", "--system", "--stop")  # text
 FILES = (".json",)  # of a flag that may be followed by the name of a file
 
 
@@ -113,6 +114,8 @@ def _split(
             equals, value = "=", waiting.pop(0) if is_given else "true"
         elif not equals and waiting and not _is_option(waiting[0]):
             equals, value = "=", waiting.pop(0)
+        if equals and not value and name not in MAY_BE_EMPTY:
+            raise UserError(f"{name} is empty: give it a value, or leave it out")
         if f"{name}+" in known and not value.startswith("["):
             name += "+"
         options.append(f"{name}={value}" if equals else name)
