@@ -31,7 +31,7 @@ def done(base, rows, tmp_path_factory):
         "whole": [*fit, both, steps, "6", root, "whole"],
         "part": [*fit, both, steps, "3", root, "part"],
         "resumed": ["fit", *part, steps, "6"],
-        "others": ["fit", *part, "--model.adapter.new_tokens", '["ok", "sag "]'],
+        "others": ["fit", *part, "--model.adapter.new_tokens", '["ok", "sag "]', steps, "7"],
         "file": [*fit, "tokens.txt", steps, "1", root, "file"],
         "validate": ["validate", *part],
         "predict": ["predict", *part, "--data.predict", str(rows)],
@@ -45,7 +45,7 @@ def done(base, rows, tmp_path_factory):
         "bank": ["predict", *part[:2], "--ckpt_path", "null", "--adapter", f"a={ckpt}"],
     }
     lines["alone"] = [*lines["bank"], "--data.predict", str(rows)]
-    lines["alone"] += ["--model.predict_max_new_tokens", "4"]
+    lines["alone"] += ["--model.predict_max_new_tokens", "4", "--overwrite"]
     lines["bank"] += ["--adapter", "b=file/checkpoints/last.ckpt"]
     lines["several"] += ["--adapter", "b=file/checkpoints/last.ckpt"]
     lines["bank"] += ["--data.predict", str(rows)]

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from peft_lightning.messages import UserError
 from peft_lightning.training.checkpoint_io import STATE_FILE
 from peft_lightning.training.run_identity import read_facts
 from peft_lightning.training.saved_state import read_state
@@ -48,7 +49,10 @@ def finished_step(trainer: Any, checkpoint: str | None) -> int | None:
     """
     if checkpoint is None or not (Path(checkpoint) / STATE_FILE).is_file():
         return None
-    state = read_state(Path(checkpoint) / STATE_FILE)
+    try:
+        state = read_state(Path(checkpoint) / STATE_FILE)
+    except UserError:  # which the run itself will meet, unless it is told to trust the file
+        return None
     return int(state["global_step"]) if is_finished(trainer, state) else None
 
 

@@ -31,6 +31,7 @@ from peft_lightning import (
     save_adapter,
 )
 from peft_lightning.adapters import lookup
+from peft_lightning.adapters.base import is_ours
 from peft_lightning.adapters.merge import merged, require_mergeable
 from peft_lightning.commands.submit import submit
 from peft_lightning.kernels.patch import patch_model
@@ -147,7 +148,15 @@ def test_submit_passes_the_class_on_to_the_job(user, monkeypatch, capsys):
     assert "--adapter_class=my_ia3.IA3" in capsys.readouterr().out
 
 
-def test_a_module_that_has_moved_is_found_by_the_name_of_its_class(tmp_path):
+@pytest.fixture
+def registry(monkeypatch):
+    """The known classes, as they were before the test afterwards."""
+    monkeypatch.setattr(Adapter, "by_peft_type", dict(Adapter.by_peft_type))
+    own = [kind for kind in Adapter.imported if is_ours(kind) or kind is IA3]  # no second copy
+    monkeypatch.setattr(Adapter, "imported", own)
+
+
+def test_a_module_that_has_moved_is_found_by_the_name_of_its_class(registry, tmp_path):
     our_folder(IA3(), tiny_model("llama"), tmp_path / "x")
     (tmp_path / "x/SHA256SUMS").unlink()
     facts = json.loads((tmp_path / "x/peft_lightning.json").read_text())
@@ -168,13 +177,6 @@ def test_what_is_no_dotted_path_is_refused(tmp_path, path):
 
 
 # ---- which class is whose ---------------------------------------------------------------------
-
-
-@pytest.fixture
-def registry(monkeypatch):
-    """The known classes, as they were before the test afterwards."""
-    monkeypatch.setattr(Adapter, "by_peft_type", dict(Adapter.by_peft_type))
-    monkeypatch.setattr(Adapter, "imported", list(Adapter.imported))
 
 
 def test_a_class_of_a_user_takes_no_type_of_ours(registry, tmp_path):

@@ -311,7 +311,7 @@ def test_a_mistake_is_named_without_the_heavy_imports(user, args, error):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_bug_keeps_its_traceback_and_debug_shows_that_of_a_mistake(user):
+def test_debug_shows_the_traceback_of_a_users_class_and_of_a_mistake(user):
     (user / "buggy.py").write_text(
         "from peft_lightning import CausalLMModule\n\n\n"
         "class Buggy(CausalLMModule):\n"
@@ -319,7 +319,11 @@ def test_a_bug_keeps_its_traceback_and_debug_shows_that_of_a_mistake(user):
     )
     fit = ["fit", "--config", "good.yaml"]
     bug, mistake = drive(
-        user, [[*fit, "--model", "buggy.Buggy"], [*fit, "--model.adapter.rr", "1", "--debug"]]
+        user,
+        [
+            [*fit, "--model", "buggy.Buggy", "--debug"],
+            [*fit, "--model.adapter.rr", "1", "--debug"],
+        ],
     )
     assert bug[0] == "traceback"
     assert "invalid literal for int" in bug[2]

@@ -109,7 +109,7 @@ def test_prompts_of_a_file_that_are_too_long_are_refused_left_out_or_cut(base, t
     dropped = [json.loads(line)["prediction"] for line in out.read_text().splitlines()]
     assert dropped[1] is None
     assert None not in (dropped[0], dropped[2])
-    generate(**options, output=str(out), truncation="truncate")
+    generate(**options, output=str(out), truncation="truncate", overwrite=True)
     said = capsys.readouterr().err
     assert "of 1 of 3 prompts the beginning is cut off: prompt 2 has" in said
     assert "3 of 3 answers were cut at max_new_tokens 4" in said

@@ -343,9 +343,8 @@ def test_a_system_message_changes_the_prompt_of_those_that_have_none(base, tmp_p
         file = tmp_path / f"{name}.jsonl"
         file.write_text(json.dumps({"messages": messages}) + "\n")
         out = tmp_path / f"{name}.out"
-        generate(
-            base_model=str(base), file=str(file), output=str(out), max_new_tokens=12, **options
-        )
+        places = {"file": str(file), "output": str(out), "overwrite": True}
+        generate(base_model=str(base), max_new_tokens=12, **places, **options)
         return answers(out)
 
     user = {"role": "user", "content": "hello"}
@@ -480,7 +479,7 @@ def test_a_killed_run_goes_on_where_it_stopped(base, rows, tmp_path, capsys, mon
     assert (tmp_path / "cut").read_text() == (tmp_path / "whole").read_text()
     assert not part.exists()
     part.write_text("another run\n")
-    generate(**options, output=str(tmp_path / "cut"))
+    generate(**options, output=str(tmp_path / "cut"), overwrite=True)
     assert "already" not in capsys.readouterr().err
 
 

@@ -195,7 +195,7 @@ def test_predict_of_the_command_line_asks_as_in_training(trained, dated, tmp_pat
     options += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
     options += ["--model.adapter.r", "2", "--model.predict_max_new_tokens", "6"]
     for more in ([], ["--data.system_prompt", "T", "--data.prompt", "{question}"]):
-        command = ["-m", "peft_lightning", "predict", *options, *more]
+        command = ["-m", "peft_lightning", "predict", "--overwrite", *options, *more]
         done = warm_python.run(command, env=ENVIRONMENT)
         assert done.returncode == 0, done.stderr
         [line] = (tmp_path / "predictions.jsonl").read_text().splitlines()

@@ -125,7 +125,10 @@ TRAINER: dict[str, Row] = {
 ACCELERATORS: dict[str, Row] = {
     "cpu, CPUAccelerator": Case({"accelerator": "cpu"}),
     "cuda, gpu, CUDAAccelerator": Case(
-        {"accelerator": "gpu"}, REFUSED, error="No supported gpu backend", needs="a GPU"
+        {"accelerator": "gpu"},
+        REFUSED,
+        error="No supported gpu backend|there is none here",
+        needs="a GPU",
     ),
     "mps, MPSAccelerator": Case(
         {"accelerator": "mps"}, REFUSED, error="MPSAccelerator. can not run", needs="a Mac"

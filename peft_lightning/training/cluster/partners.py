@@ -109,7 +109,7 @@ def _distributed() -> Any:
 
 def _store() -> Any:
     distributed = _distributed()
-    if distributed is None:
+    if distributed is None or distributed.get_world_size() == 1:
         return None
     with suppress(Exception):
         return distributed.distributed_c10d._get_default_store()

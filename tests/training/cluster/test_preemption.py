@@ -203,7 +203,7 @@ def test_a_run_that_fails_has_failed_even_if_a_signal_meets_its_end(user, base):
     fails = ["--trainer.callbacks+", "slow.Fails"]
     done = warm_python.run(command(user, base, "fails", *fails), cwd=user, env=ENVIRONMENT)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.endswith("error: an odd error\n")
+    assert "raised RuntimeError: an odd error; --debug" in done.stderr.splitlines()[-1]
     assert "stopped" not in done.stderr
 
 

@@ -259,7 +259,7 @@ def test_frozen_layers_cannot_be_skipped_where_they_are_sharded(folder):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_folder_that_another_run_trains_in_is_refused_in_every_process(folder, rank):
     error = outcome(folder, "two/locked", rank)["error"]
-    assert error.startswith("UserError: another run is training in")
+    assert error.startswith("SharedError: another run is training in")
 
 
 def test_sharded_tensors_are_not_written(tmp_path):
