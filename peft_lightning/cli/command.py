@@ -21,7 +21,7 @@ from peft_lightning.cli.config_index import read_arguments, repeated_options
 from peft_lightning.cli.errors import one_line
 from peft_lightning.messages import UserError, print_one_line_warnings
 
-MAY_BE_EMPTY = ("--prompt", "--system", "--stop")  # text
+MAY_BE_EMPTY = ("--prompt", "--prompt_template", "--system", "--stop")  # text
 FILES = (".json",)  # of a flag that may be followed by the name of a file
 
 
