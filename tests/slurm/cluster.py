@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 ENDS = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
-PATIENCE = 180  # seconds for anything: imports alone may take 30 s on a busy machine
+PATIENCE = 300  # seconds for anything: imports alone may take 30 s on a busy machine
 
 CONFIG = """
 model:

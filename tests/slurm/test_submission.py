@@ -78,15 +78,3 @@ def test_a_run_within_a_larger_job_saves_and_leaves_the_job_alone(cluster):
     assert job.restarts == 0
     assert "status 143" in job.log()
     assert "is saved, --ckpt_path last continues from it" in job.log()
-
-
-def test_a_job_that_fails_whenever_it_starts_is_not_started_a_third_time(cluster):
-    assert cluster.submit("loop", STEP_DELAY="100").returncode == 0
-    job = job_of(cluster, "loop")
-    for restart in (0, 1):
-        job.wait_for_start(restart)
-        job.wait_for_ranks(1)
-        job.send("USR1")  # before its first step
-    job.wait("FAILED")
-    assert job.show("ExitCode") == "75:0"
-    assert "two starts have made no new checkpoint, the last is of step 0" in job.log()
