@@ -54,8 +54,11 @@ def test_the_reason_of_the_process_that_failed_is_the_one_that_is_told(
     command = ["-m", "peft_lightning", "fit", "--config", "run.yaml", "--trainer.strategy"]
     environment = {**ENVIRONMENT, "FAILURE": failure}
     done = warm_python.run([*command, strategy], cwd=tmp_path, env=environment)
+    if done.returncode == -signal.SIGKILL:  # Lightning's observer was first, on a busy machine
+        assert failure == "killed"
+        return
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 1, done.stderr
     assert told[0].startswith(message.format(host=os.uname().nodename))
     assert "Traceback" not in done.stderr
-    assert done.returncode in (status, -signal.SIGKILL)  # Lightning's observer, on a busy machine
+    assert done.returncode == status
