@@ -33,10 +33,12 @@ class HookedAdapter(Adapter):
     """
 
     key: ClassVar[str]
+    takes_conv1d: ClassVar[bool] = False  # whether HF PEFT has it for GPT-2's Conv1D
 
-    @abstractmethod
     def targets(self, model: nn.Module) -> Targets:
-        """Return the choice of layers of ``model``."""
+        """Return the choice of layers of ``model``, by the adapter's fields of these names."""
+        names = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+        return Targets(*(getattr(self, name) for name in names))
 
     @abstractmethod
     def new_tensor(self, model: nn.Module, name: str, dtype: torch.dtype) -> Tensor:
@@ -96,6 +98,11 @@ class HookedAdapter(Adapter):
             raise UserError(
                 f"target_modules: {name} is no linear layer, and {type(self).__name__} acts on "
                 "linear layers alone; a LoRA acts on embeddings too"
+            )
+        if is_conv1d(layer) and not self.takes_conv1d:
+            raise UserError(
+                f"target_modules: {name} is a Conv1D, for which HF PEFT has no "
+                f"{type(self).__name__}: train a LoRA"
             )
         weight: Any = layer.weight
         tensor = self.new_tensor(model, name, adapter_dtype(weight.dtype))

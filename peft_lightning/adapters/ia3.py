@@ -52,6 +52,7 @@ class IA3(HookedAdapter):
 
     peft_type: ClassVar[str] = "IA3"
     key: ClassVar[str] = "ia3_l"
+    takes_conv1d: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 5e-3
     hf_defaults: ClassVar[dict[str, Any]] = {
         **dict.fromkeys(["exclude_modules", "feedforward_modules", "modules_to_save"]),

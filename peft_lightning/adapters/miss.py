@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_lightning.adapters.hooked_layers import HookedAdapter
-from peft_lightning.adapters.lora.layers import features, is_conv1d
-from peft_lightning.adapters.lora.targets import Targets
+from peft_lightning.adapters.lora.layers import features
 from peft_lightning.messages import UserError
 
 VARIANTS = ("bat", "mini")
@@ -67,21 +66,8 @@ class MiSS(HookedAdapter):
         self._require(known, "init_weights", "true, false, mini or bat")
         self.targets(nn.Module())
 
-    def targets(self, model: nn.Module) -> Targets:
-        return Targets(
-            self.target_modules,
-            self.exclude_modules,
-            self.layers_to_transform,
-            self.layers_pattern,
-        )
-
     def new_tensor(self, model: nn.Module, name: str, dtype: torch.dtype) -> Tensor:
-        layer = model.get_submodule(name)
-        if is_conv1d(layer):
-            raise UserError(
-                f"target_modules: {name} is a Conv1D, for which HF PEFT has no MiSS: train a LoRA"
-            )
-        inputs, outputs = features(layer)
+        inputs, outputs = features(model.get_submodule(name))
         if self.r > inputs:
             raise UserError(f"r {self.r}: {name} has {inputs} inputs, and r is at most that")
         if self.init_weights == "bat":

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_lightning.adapters.hooked_layers import HookedAdapter
-from peft_lightning.adapters.lora.layers import features, is_conv1d
-from peft_lightning.adapters.lora.targets import Targets
+from peft_lightning.adapters.lora.layers import features
 from peft_lightning.messages import UserError
 
 
@@ -77,14 +76,6 @@ class OFT(HookedAdapter):
         self._require(self.num_cayley_neumann_terms >= 2, "num_cayley_neumann_terms", "at least 2")
         self.targets(nn.Module())
 
-    def targets(self, model: nn.Module) -> Targets:
-        return Targets(
-            self.target_modules,
-            self.exclude_modules,
-            self.layers_to_transform,
-            self.layers_pattern,
-        )
-
     def block_size(self, width: int) -> int:
         """Return the width of a block in a layer of ``width`` inputs."""
         if self.r:
@@ -92,12 +83,7 @@ class OFT(HookedAdapter):
         return _nearest_divisor(width, self.oft_block_size)
 
     def new_tensor(self, model: nn.Module, name: str, dtype: torch.dtype) -> Tensor:
-        layer = model.get_submodule(name)
-        if is_conv1d(layer):
-            raise UserError(
-                f"target_modules: {name} is a Conv1D, for which HF PEFT has no OFT: train a LoRA"
-            )
-        width = features(layer)[0]
+        width = features(model.get_submodule(name))[0]
         size = self.block_size(width)
         if size < 2:
             raise UserError(

@@ -21,7 +21,7 @@ from peft_lightning import (
 from peft_lightning.adapters.merge import merged
 from peft_lightning.hidden_cache.frozen_layers import frozen_depth
 from peft_lightning.kernels.patch import patch_model
-from processes import in_processes, outcome, run
+from processes import in_processes, outcome, resumed_and_whole, run
 from rounding import BACKWARD, assert_near
 from tiny import ARCHITECTURES, tiny_model
 from tiny_run import write_base, write_rows
@@ -182,14 +182,8 @@ OPTIONS = {"last_layers": 1, "norms": True}
 
 
 def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(tmp_path, base, rows):
-    options = {"base": str(base), "rows": str(rows), "adapter": ["Partial", OPTIONS]}
-    options |= {"module": {"sgd": False}, "trainer": {"precision": "32-true"}, "every": 1}
-    run(tmp_path / "whole", options, 1)
-    run(tmp_path / "stopped", {**options, "stop_after": 3}, 1)
-    last = str(tmp_path / "stopped/run/checkpoints/last.ckpt")
-    run(tmp_path / "again", {**options, "ckpt_path": last}, 1)
-    assert len(outcome(tmp_path, "again")["rows"]) < len(outcome(tmp_path, "whole")["rows"])
-    ours, expected = (load_file(tmp_path / n / "weights.safetensors") for n in ("again", "whole"))
+    files = resumed_and_whole(tmp_path, base, rows, ["Partial", OPTIONS])
+    ours, expected = map(load_file, files)
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 

@@ -54,6 +54,18 @@ def outcome(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
     return json.loads((folder / name / f"rank{rank}.json").read_text())
 
 
+def resumed_and_whole(folder: Path, base: Path, rows: Path, adapter: list[Any]) -> list[Path]:
+    """Return the final weights of a run that stopped and went on, and of one that did neither."""
+    options = {"base": str(base), "rows": str(rows), "adapter": adapter}
+    options |= {"module": {"sgd": False}, "trainer": {"precision": "32-true"}, "every": 1}
+    run(folder / "whole", options, 1)
+    run(folder / "stopped", {**options, "stop_after": 3}, 1)
+    last = str(folder / "stopped/run/checkpoints/last.ckpt")
+    run(folder / "again", {**options, "ckpt_path": last}, 1)
+    assert len(outcome(folder, "again")["rows"]) < len(outcome(folder, "whole")["rows"])
+    return [folder / name / "weights.safetensors" for name in ("again", "whole")]
+
+
 def named(kind: str) -> Any:
     """Return a class of ours, or one of a dotted path."""
     module, _, name = kind.rpartition(".")

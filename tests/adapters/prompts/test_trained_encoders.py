@@ -12,7 +12,7 @@ from parity import IDS, hf_reads
 from peft_lightning import PrefixTuning, PTuning, UserError, load_adapter, save_adapter
 from peft_lightning.adapters.disable import disable_adapter
 from peft_lightning.adapters.prompts.encoders import virtual_tokens
-from processes import in_processes, outcome, run
+from processes import in_processes, outcome, resumed_and_whole, run
 from rounding import BACKWARD, assert_near
 from tiny import ARCHITECTURES, tiny_model
 from tiny_run import byte_tokenizer, write_base, write_rows
@@ -101,6 +101,15 @@ def test_hf_peft_reads_what_was_trained_and_ours_goes_on_with_the_encoder(method
     loaded.detach(fresh)
     assert not hasattr(fresh, "prompt_encoder")
     assert torch.equal(fresh(IDS).logits, tiny_model("llama")(IDS).logits)
+
+
+def test_without_its_encoder_p_tuning_trains_what_one_has_made():
+    adapter, model = PTuning(N, trains_encoder=False), tiny_model("llama")
+    adapter.attach(model)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {"prompt_embeddings"}
+    assert model.prompt_embeddings.any()
+    loss_of(text_logits(adapter, model)).backward()
+    assert model.prompt_embeddings.grad.any()
 
 
 def test_what_is_saved_has_no_dropout(tmp_path):
@@ -215,14 +224,8 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(tmp_path, base, rows, name):
-    options = {"base": str(base), "rows": str(rows), "adapter": RUNS[name]}
-    options |= {"module": {"sgd": False}, "trainer": {"precision": "32-true"}, "every": 1}
-    run(tmp_path / "whole", options, 1)
-    run(tmp_path / "stopped", {**options, "stop_after": 3}, 1)
-    last = str(tmp_path / "stopped/run/checkpoints/last.ckpt")
-    run(tmp_path / "again", {**options, "ckpt_path": last}, 1)
-    assert len(outcome(tmp_path, "again")["rows"]) < len(outcome(tmp_path, "whole")["rows"])
-    ours, expected = (load_file(tmp_path / n / "weights.safetensors") for n in ("again", "whole"))
+    files = resumed_and_whole(tmp_path, base, rows, RUNS[name])
+    ours, expected = map(load_file, files)
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[key], expected[key]) for key in expected)
 
