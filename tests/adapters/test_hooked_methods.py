@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import IA3Config, MissConfig, OFTConfig
+from peft import IA3Config, MissConfig, OFTConfig, PeftModel
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from parity import (
     IDS,
@@ -339,3 +340,24 @@ def test_every_architecture_has_layers_for_oft(tmp_path):
         model = trained(OFT(8), architecture)
         save_adapter(OFT(8), model, tmp_path / architecture)
         assert_near(hf_reads(tmp_path / architecture, architecture)(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("adapter", [OFT(8), MiSS(4), IA3(["k_proj", "v_proj"])], ids=type)
+def test_mixtures_of_experts_with_dense_layers_are_read_by_hf_peft_too(kind, adapter, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 128}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    sizes |= {"num_experts_per_tok": 2, "num_local_experts": 4}
+    if kind == "qwen3_moe":
+        sizes |= {"num_experts": 4, "moe_intermediate_size": 16, "mlp_only_layers": [0]}
+
+    def base():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).eval()
+
+    model = base()
+    our_folder(adapter, model, tmp_path)
+    expected = model(IDS).logits
+    assert_near(PeftModel.from_pretrained(base(), tmp_path)(IDS).logits, expected)
+    with merged(model):
+        assert_near(model(IDS).logits, expected)
